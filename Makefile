@@ -1,0 +1,33 @@
+# Every target does its own set-up: a fresh machine needs Python, pip and venv only.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench-fisher clean
+
+demo: .venv/.core
+	$(BIN)/python examples/digits.py --methods none ewc
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-fisher: .venv/.core
+	$(BIN)/python benchmarks/fisher.py
+
+# The stamps follow pyproject.toml: a changed dependency is installed before the next run.
+.venv/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs wandb lightning_logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+r"""Quadratic anchoring of synapses: a memory that pulls each weight back with its own stiffness.
+
+All consolidation rules share one penalty, :math:`\frac k2 \sum_i \Omega_i (\theta_i - \theta^*_i)^2`,
+its gradient, and two ways to remember more than one task in constant memory. Everything works on
+lists of tensors in a few ``torch._foreach_*`` calls; importance and anchor may have a wider dtype than
+the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def quadratic_penalty(
+    parameters: Sequence[Tensor],
+    importance: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    stiffness: float,
+    offset: Tensor | float = 0.0,
+) -> Tensor:
+    r"""Penalty :math:`\frac k2 \bigl(\sum_i \Omega_i (\theta_i - \theta^*_i)^2 + b\bigr)`, a scalar.
+
+    Args:
+        parameters: current weights :math:`\theta`.
+        importance: :math:`\Omega`, one tensor of the same shape per weight.
+        anchor: :math:`\theta^*`, likewise.
+        stiffness: :math:`k`; EWC's :math:`\lambda`.
+        offset: :math:`b`, the part of the penalty that no weight can change (:func:`merge_each`).
+
+    Example:
+        >>> quadratic_penalty([torch.tensor([3.0])], [torch.tensor([2.0])], [torch.tensor([1.0])], 10.0)
+        tensor(40.)
+    """
+    distance = torch._foreach_sub(list(parameters), list(anchor))
+    terms = torch._foreach_mul(torch._foreach_mul(distance, distance), list(importance))
+    total = torch.stack([term.sum() for term in terms]).sum()
+    return 0.5 * stiffness * (total + offset)
+
+
+def add_quadratic_pull_(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    importance: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    stiffness: float,
+) -> None:
+    r"""Adds the gradient of :func:`quadratic_penalty`, :math:`k\,\Omega(\theta - \theta^*)`, in place.
+
+    Args:
+        gradients: tensors that are added to, usually the ``.grad`` of the parameters.
+        parameters: current weights :math:`\theta`.
+        importance: :math:`\Omega`.
+        anchor: :math:`\theta^*`.
+        stiffness: :math:`k`.
+
+    Example:
+        >>> g = [torch.zeros(1)]
+        >>> add_quadratic_pull_(g, [torch.tensor([3.0])], [torch.tensor([2.0])], [torch.ones(1)], 10.0)
+        >>> g
+        [tensor([40.])]
+    """
+    distance = torch._foreach_sub(list(parameters), list(anchor))
+    torch._foreach_addcmul_(list(gradients), list(importance), distance, value=stiffness)
+
+
+def merge_latest_(
+    importance: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    new_importance: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    decay: float = 1.0,
+) -> None:
+    r"""One anchor at the latest weights, in place: :math:`\Omega \leftarrow \gamma\Omega + \Omega_k`,
+    :math:`\theta^* \leftarrow \theta_k`.
+
+    The Laplace approximation of the posterior over all tasks so far: on quadratic losses with
+    :math:`\gamma = 1` it ends at the minimum of their sum. Sources: Huszár 2018 (arXiv 1712.03847);
+    Schwarz et al. 2018, online EWC (arXiv 1805.06370).
+
+    Example:
+        >>> F, a = [torch.tensor([1.0])], [torch.tensor([0.0])]
+        >>> merge_latest_(F, a, [torch.tensor([2.0])], [torch.tensor([0.5])], decay=0.5)
+        >>> F, a
+        ([tensor([2.5000])], [tensor([0.5000])])
+    """  # noqa: D205
+    torch._foreach_mul_(list(importance), decay)
+    torch._foreach_add_(list(importance), list(new_importance))
+    torch._foreach_copy_(list(anchor), list(parameters))
+
+
+def merge_each_(
+    importance: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    new_importance: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    decay: float = 1.0,
+) -> Tensor:
+    r"""One anchor per task, folded into a single quadratic, in place.
+
+    :math:`\sum_k \Omega_k (\theta - \theta_k)^2` is one parabola per synapse, so two tensors hold it
+    exactly for any number of tasks: the summed importance and the importance-weighted mean anchor,
+
+    .. math:: \bar\theta \leftarrow \frac{\gamma\Omega\,\bar\theta + \Omega_k\theta_k}
+              {\gamma\Omega + \Omega_k}, \qquad \Omega \leftarrow \gamma\Omega + \Omega_k .
+
+    A synapse that has no importance yet is anchored where it is. Source: Kirkpatrick et al. 2017
+    (arXiv 1612.00796); the identity is completing the square.
+
+    Returns:
+        :math:`\sum_i \frac{\gamma\Omega\,\Omega_k}{\gamma\Omega+\Omega_k}(\bar\theta-\theta_k)^2`, a
+        scalar: by how much the part of the penalty that no weight can change has grown.
+
+    Example:
+        >>> F, a = [torch.tensor([1.0])], [torch.tensor([0.0])]
+        >>> merge_each_(F, a, [torch.tensor([3.0])], [torch.tensor([4.0])])
+        tensor(12.)
+        >>> F, a
+        ([tensor([4.])], [tensor([3.])])
+    """
+    growth = []
+    for old, mean, new, theta in zip(importance, anchor, new_importance, parameters, strict=True):
+        old.mul_(decay)
+        total = old + new
+        # The share of the new task; 1 where nothing is known, so that the anchor is finite.
+        share = torch.where(total > 0, new / total, torch.ones_like(total))
+        distance = theta.to(mean.dtype) - mean
+        growth.append((old * share * distance * distance).sum())
+        mean.add_(share * distance)
+        old.copy_(total)
+    return torch.stack(growth).sum()

@@ -1,0 +1,72 @@
+"""Batches as trees of tensors: cut samples out of them, whatever their nesting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """The batch with ``function`` applied to each tensor; containers become dicts, lists, tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        items = [map_tensors(function, item) for item in batch]
+        return items if isinstance(batch, list) else tuple(items)
+    return batch
+
+
+def count_samples(batch: Any) -> int:
+    """Length of the first dimension of the batch's first tensor that has one; 0 without tensors.
+
+    Example:
+        >>> count_samples({"x": torch.zeros(4, 2), "y": torch.zeros(4)})
+        4
+    """
+    sizes: list[int] = []
+    map_tensors(lambda t: sizes.append(t.shape[0]) if t.ndim else None, batch)
+    return sizes[0] if sizes else 0
+
+
+def take_samples(batch: Any, which: slice | Tensor) -> Any:
+    """The chosen samples of every tensor whose first dimension counts the samples.
+
+    Example:
+        >>> take_samples((torch.arange(3), torch.tensor(7)), slice(0, 1))
+        (tensor([0]), tensor(7))
+    """
+    n = count_samples(batch)
+    return map_tensors(lambda t: t[which] if t.ndim and t.shape[0] == n else t, batch)
+
+
+def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
+    """Tensors that hold one entry per sample, and how to put such tensors back into a batch.
+
+    Example:
+        >>> tensors, rebuild = split_samples({"x": torch.zeros(2, 3), "name": "a"})
+        >>> rebuild([t + 1 for t in tensors])["x"].sum()
+        tensor(6.)
+    """
+    n = count_samples(batch)
+    tensors: list[Tensor] = []
+
+    def is_sample(t: Tensor) -> bool:
+        return t.ndim > 0 and t.shape[0] == n
+
+    map_tensors(lambda t: tensors.append(t) if is_sample(t) else None, batch)
+
+    def rebuild(new: list[Tensor]) -> Any:
+        remaining = iter(new)
+        return map_tensors(lambda t: next(remaining) if is_sample(t) else t, batch)
+
+    return tensors, rebuild
+
+
+def finite_samples(outputs: Tensor) -> Tensor:
+    """Mask of shape ``(N,)``: samples whose outputs are all finite."""
+    return torch.isfinite(outputs).flatten(1).all(1)

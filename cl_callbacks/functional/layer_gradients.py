@@ -1,0 +1,236 @@
+r"""Per-sample weight gradients of single layers, in closed form.
+
+A layer that saw inputs :math:`a_n` and whose outputs receive the cotangents :math:`\delta_n` knows the
+gradient of every sample: for a linear map at :math:`T` positions,
+:math:`g_n = \sum_t \delta_{nt} a_{nt}^\top`. :func:`layer_gradients` returns these gradients as
+:class:`PerSample` objects, which can be squared and summed without ever holding all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PerSample(ABC):
+    """The gradients of one parameter, one for each of ``samples`` samples."""
+
+    samples: int
+    shape: torch.Size
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
+
+    def square_sum(self, max_bytes: int) -> Tensor:
+        r"""Sum of squares :math:`\sum_n g_n^2`, of the parameter's shape."""
+        return chunked_square_sum([self], max_bytes)
+
+
+def chunked_square_sum(parts: list[PerSample], max_bytes: int) -> Tensor:
+    r"""Squares :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
+
+    Args:
+        parts: the same samples' gradients from each use of one parameter.
+        max_bytes: bound on the per-sample gradients held at a time; at least one sample is.
+    """
+    samples, total = parts[0].samples, None
+    size = parts[0].shape.numel() * 4
+    step = max(1, min(samples, max_bytes // size))
+    for start in range(0, samples, step):
+        stop = min(start + step, samples)
+        rows = parts[0].rows(start, stop)
+        for part in parts[1:]:
+            rows = rows + part.rows(start, stop)
+        squares = rows.square_() if rows.shape[0] == 1 else rows.square_().sum(0, keepdim=True)
+        total = squares if total is None else total.add_(squares)
+    assert total is not None
+    return total.squeeze(0)
+
+
+@dataclass
+class Dense(PerSample):
+    """Gradients that are small enough to be held: biases and affine scales."""
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        self.samples, self.shape = self.values.shape[0], self.values.shape[1:]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.values[start:stop].clone()
+
+    def square_sum(self, max_bytes: int) -> Tensor:
+        return self.values.square().sum(0)
+
+
+@dataclass
+class Outer(PerSample):
+    r"""Gradients :math:`\sum_t \delta_{nt} a_{nt}^\top` in ``G`` groups of channels.
+
+    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, T, I)`` and the parameter holds
+    ``(G * O, I)`` values in whatever ``shape``.
+    """
+
+    delta: Tensor
+    inputs: Tensor
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        self.samples = self.delta.shape[0]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        g = self.delta[start:stop].transpose(-1, -2) @ self.inputs[start:stop]
+        return g.reshape(stop - start, *self.shape)
+
+    def square_sum(self, max_bytes: int) -> Tensor:
+        if self.delta.shape[2] > 1:
+            return chunked_square_sum([self], max_bytes)
+        # One position: the square of a product is the product of the squares, one matmul for all n.
+        delta, inputs = self.delta.squeeze(2).square(), self.inputs.squeeze(2).square()
+        return torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape)
+
+
+@dataclass
+class Lookup(PerSample):
+    r"""Gradients of an embedding table: :math:`\delta_{nt}` added to row ``index[n, t]``.
+
+    ``delta`` is ``(N, T, D)``; positions that hold the padding index carry a zero.
+    """
+
+    delta: Tensor
+    index: Tensor
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        self.samples = self.delta.shape[0]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        n = stop - start
+        flat = self.delta.new_zeros(n * self.shape[0], self.shape[1])
+        offset = torch.arange(n, device=self.index.device).unsqueeze(1) * self.shape[0]
+        where = (self.index[start:stop] + offset).flatten()
+        return flat.index_add_(0, where, self.delta[start:stop].flatten(0, 1)).view(n, *self.shape)
+
+    def square_sum(self, max_bytes: int) -> Tensor:
+        # Only rows that a sample looked up are non-zero: sum within each (sample, row), then square.
+        offset = torch.arange(self.samples, device=self.index.device).unsqueeze(1) * self.shape[0]
+        key, slot = torch.unique((self.index + offset).flatten(), return_inverse=True)
+        rows = self.delta.new_zeros(len(key), self.shape[1])
+        rows.index_add_(0, slot, self.delta.flatten(0, 1))
+        total = self.delta.new_zeros(self.shape)
+        return total.index_add_(0, key % self.shape[0], rows.square_())
+
+
+Gradients = dict[str, PerSample]
+
+
+def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Gradients:
+    n = x.shape[0]
+    x, delta = x.reshape(n, 1, -1, x.shape[-1]), delta.reshape(n, 1, -1, delta.shape[-1])
+    return {"weight": Outer(delta, x, layer.weight.shape), "bias": Dense(delta.sum((1, 2)))}
+
+
+def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
+    """A convolution is a linear map of its unfolded patches, one position for each output pixel."""
+    n, groups = x.shape[0], layer.groups
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    # (last dimension first) what the layer pads, whether given as numbers, "same" or another mode.
+    padding = layer._reversed_padding_repeated_twice
+    x = F.pad(x, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    if isinstance(layer, nn.Conv1d):
+        x, delta = x.unsqueeze(2), delta.unsqueeze(2)
+        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
+    inputs = patches.view(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
+    by_group = delta.reshape(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
+    return {
+        "weight": Outer(by_group, inputs, layer.weight.shape),
+        "bias": Dense(delta.flatten(2).sum(2)),
+    }
+
+
+def _embedding(layer: nn.Embedding, index: Tensor, delta: Tensor) -> Gradients:
+    index, delta = index.flatten(1), delta.reshape(index.shape[0], -1, delta.shape[-1])
+    if layer.padding_idx is not None:
+        delta = delta.masked_fill((index == layer.padding_idx).unsqueeze(-1), 0.0)
+    return {"weight": Lookup(delta, index, layer.weight.shape)}
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> Gradients:
+    unit = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    shape = (x.shape[0], -1, *layer.normalized_shape)
+    return {
+        "weight": Dense((delta * unit).reshape(shape).sum(1)),
+        "bias": Dense(delta.reshape(shape).sum(1)),
+    }
+
+
+def _channel_affine(delta: Tensor, unit: Tensor) -> Gradients:
+    shape = (delta.shape[0], delta.shape[1], -1)
+    return {
+        "weight": Dense((delta * unit).reshape(shape).sum(2)),
+        "bias": Dense(delta.reshape(shape).sum(2)),
+    }
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> Gradients:
+    return _channel_affine(delta, F.group_norm(x, layer.num_groups, eps=layer.eps))
+
+
+def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
+    unit = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    return _channel_affine(delta, unit)
+
+
+_RULES: dict[type[nn.Module], Callable[..., Gradients]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+}
+
+
+def has_rule(layer: nn.Module) -> bool:
+    """Whether the layer's per-sample gradients are known in closed form.
+
+    A subclass counts only while it keeps the forward of the layer it derives from.
+    """
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+        return False
+    return any(type(layer).forward is kind.forward for kind in _RULES)
+
+
+def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradients:
+    """Per-sample gradients of a layer's own parameters, by their name within the layer.
+
+    Args:
+        layer: a layer for which :func:`has_rule` holds.
+        inputs: what it was called with; the first dimension counts the samples, ``N``.
+        delta: the cotangents of its outputs, first dimension ``N`` too.
+
+    Returns:
+        :class:`PerSample` gradients; computed in at least float32.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> g = layer_gradients(layer, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> g["weight"].square_sum(max_bytes=1024)
+        tensor([[37.]])
+    """
+    dtype = torch.promote_types(delta.dtype, torch.float32)
+    rule = next(rule for kind, rule in _RULES.items() if type(layer).forward is kind.forward)
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    return rule(layer, inputs, delta.to(dtype))

@@ -1,0 +1,140 @@
+"""Small networks with one difficulty each for per-sample gradients; all take a batch of ``N``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+N, CLASSES = 6, 4
+
+
+class TransformerBlock(nn.Module):
+    """Packed attention projections are used outside any Linear's forward."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, batch_first=batch_first)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block(x) if self.batch_first else self.block(x.transpose(0, 1)).transpose(0, 1)
+        return self.head(h.mean(1))
+
+
+class TiedLanguageModel(nn.Module):
+    """One matrix is both the embedding and the output projection."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(CLASSES, 5, padding_idx=0)
+        self.inner = nn.Linear(5, 5)
+        self.functional = functional
+        self.project = nn.Linear(5, CLASSES)
+        self.project.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(self.embed(tokens)))
+        return F.linear(h, self.embed.weight) if self.functional else self.project(h)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, batch_first=True)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Positions(nn.Module):
+    """A position table is looked up once and broadcast over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.table(torch.arange(x.shape[1]))).tanh().mean(1))
+
+
+class Shared(nn.Module):
+    """One layer called twice: its per-sample gradients add before they are squared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).relu_())
+
+
+class Branching(nn.Module):
+    """Python control flow on values: vmap cannot follow it. The scale has no layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        return self.head(x) if x.sum().item() > -1e9 else -self.head(x)
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, stride=2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, (3, 2), groups=2, dilation=(1, 2), padding="same", padding_mode="circular"),
+        nn.GroupNorm(3, 6),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(6 * 9, CLASSES),
+    )
+
+
+def one_dimensional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(3, 4, 3, stride=2),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.LayerNorm(8),
+        nn.Linear(8, CLASSES),
+    )
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, CLASSES))
+
+
+def sequence_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.LayerNorm((5, 4)), nn.Flatten(), nn.Linear(20, CLASSES)
+    )
+
+
+def tokens() -> Tensor:
+    return torch.randint(CLASSES, (N, 5))
+
+
+NETWORKS = {
+    "mlp": (mlp, lambda: torch.randn(N, 5)),
+    "cnn": (convolutional, lambda: torch.randn(N, 2, 6, 6)),
+    "cnn1d": (one_dimensional, lambda: torch.randn(N, 3, 5)),
+    "sequence norm": (sequence_norm, lambda: torch.randn(N, 5, 3)),
+    "transformer": (TransformerBlock, lambda: torch.randn(N, 5, 8)),
+    # As many positions as samples: a mix-up of the two would not show in any shape.
+    "transformer, time first": (lambda: TransformerBlock(False), lambda: torch.randn(N, N, 8)),
+    "lstm": (Recurrent, lambda: torch.randn(N, 5, 3)),
+    "positions": (Positions, lambda: torch.randn(N, 5, 3)),
+    "shared layer": (Shared, lambda: torch.randn(N, 4)),
+    "branching": (Branching, lambda: torch.randn(N, 4)),
+    "tied embedding": (lambda: TiedLanguageModel(False), tokens),
+    "tied, functional": (lambda: TiedLanguageModel(True), tokens),
+}

@@ -1,0 +1,104 @@
+"""Closed forms of the Fisher information, to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
+from tests.references import fisher as reference
+
+
+def weight_fisher(net: nn.Linear, x: Tensor, labels: Tensor | None = None, **how: str) -> Tensor:
+    per_sample = PerSampleGradients(net, {"weight": net.weight}, lambda x: (net(x), labels))
+    sums, n = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y, **how))
+    return sums[0] / n
+
+
+@pytest.fixture
+def linear() -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(5, 3).double(), torch.randn(40, 5).double()
+
+
+def test_softmax_linear(linear: tuple[nn.Linear, Tensor]) -> None:
+    net, x = linear
+    p = net(x).softmax(1)
+    expected = ((p * (1 - p)).unsqueeze(2) * x.square().unsqueeze(1)).mean(0)
+    torch.testing.assert_close(weight_fisher(net, x), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_gaussian_linear(linear: tuple[nn.Linear, Tensor]) -> None:
+    net, x = linear
+    expected = x.square().mean(0).expand(3, 5)
+    found = weight_fisher(net, x, likelihood="gaussian")
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_sampled_converges_to_exact(linear: tuple[nn.Linear, Tensor]) -> None:
+    net, x = linear
+    many = x.repeat(500, 1)
+    for likelihood in ("categorical", "gaussian"):
+        exact = weight_fisher(net, x, likelihood=likelihood)
+        sampled = weight_fisher(net, many, estimator="sampled", likelihood=likelihood)
+        torch.testing.assert_close(sampled, exact, rtol=0.1, atol=0.0)
+
+
+def test_labelled_estimators_against_the_loop(linear: tuple[nn.Linear, Tensor]) -> None:
+    net, x = linear
+    y = torch.randint(3, (40,))
+    targets = torch.randn(40, 3).double()
+    cases = {
+        "empirical": (y, "categorical", reference.labelled_fisher),
+        "logits_reversal": (y, "categorical", reference.reversed_fisher),
+        "empirical ": (targets, "gaussian", reference.gaussian_labelled_fisher),
+    }
+    for name, (labels, likelihood, slow) in cases.items():
+        found = weight_fisher(net, x, labels, estimator=name.strip(), likelihood=likelihood)
+        torch.testing.assert_close(found, slow(net, x, labels)["weight"], rtol=1e-10, atol=1e-14)
+
+
+def test_logits_reversal_does_not_vanish_with_confidence() -> None:
+    # What the estimator is for: a sure network has no empirical Fisher left.
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 3).double(), torch.randn(40, 5).double()
+    labels = net(x).argmax(1)
+    before = {
+        e: weight_fisher(net, x, labels, estimator=e).sum()
+        for e in ("empirical", "logits_reversal")
+    }
+    with torch.no_grad():
+        net.weight.mul_(16)
+        net.bias.mul_(16)
+    after = {e: weight_fisher(net, x, labels, estimator=e).sum() for e in before}
+    assert after["empirical"] < 0.2 * before["empirical"]
+    assert after["logits_reversal"] > before["logits_reversal"]
+
+
+def test_a_drawn_sequence_keeps_its_ignored_positions() -> None:
+    logits = torch.randn(2, 3, 5)
+    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
+    (v,) = fisher_cotangents(logits, labels, estimator="sampled")
+    assert (v[labels == -100] == 0).all()
+    assert (v[labels != -100].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "how", "said"),
+    [
+        (torch.zeros(3, 1), None, {}, "at least two classes"),
+        (torch.zeros(3), None, {}, "at least two classes"),
+        (torch.zeros(2, 3, 5), None, {}, "use estimator='sampled'"),
+        (torch.zeros(3, 4), None, {"estimator": "empirical"}, "the batch has none"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), {"estimator": "empirical"}, "integers of shape"),
+        (torch.zeros(3, 4), None, {"estimator": "logits_reversal"}, "needs labels"),
+        (torch.zeros(3, 4), None, {"estimator": "empirical", "likelihood": "gaussian"}, "targets"),
+        (torch.zeros(3, 4), None, {"estimator": "logits_reversal", "likelihood": "gaussian"}, "only"),
+    ],
+)  # fmt: skip
+def test_unreadable_outputs_are_named(
+    outputs: Tensor, labels: Tensor, how: dict, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        list(fisher_cotangents(outputs, labels, **how))

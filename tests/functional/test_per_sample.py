@@ -1,0 +1,139 @@
+"""Every way to a per-sample gradient against a loop over samples."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
+from tests.functional.networks import NETWORKS, Branching
+from tests.references.fisher import batched_fisher, exact_fisher, labelled_fisher
+
+# What the layer rules cannot explain and must leave to vmap.
+FALLBACK = {
+    "transformer": {"block.self_attn.in_proj_weight", "block.self_attn.in_proj_bias",
+                    "block.self_attn.out_proj.weight", "block.self_attn.out_proj.bias"},
+    "lstm": {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0"},
+    "positions": {"table.weight"},
+    "branching": {"scale"},
+    "tied, functional": {"embed.weight"},
+}  # fmt: skip
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(seed)
+    make, inputs = NETWORKS[name]
+    net = make().double()
+    x = inputs()
+    x = x.double() if x.is_floating_point() else x
+    with torch.no_grad():
+        net.train()(x)  # BatchNorm statistics that are not the identity
+    return net.eval(), x
+
+
+def fisher(net: nn.Module, batch: Tensor, labels: Tensor | None = None, **how: str) -> dict:
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), labels))
+    sums, n = per_sample.square_sums(batch, lambda z, y: fisher_cotangents(z, y, **how))
+    return dict(zip(per_sample.parameters, [s / n for s in sums], strict=True)) | {"": per_sample}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:torch.func.vmap cannot follow")
+def test_equals_the_loop(name: str) -> None:
+    net, x = build(name)
+    sequence = name.startswith("tied")
+    if sequence:
+        labels = torch.randint(net(x).shape[-1], x.shape)
+        labels[0, 1:3] = -100
+        found = fisher(net, x, labels, estimator="empirical")
+        expected = labelled_fisher(net, x, labels)
+    else:
+        found, expected = fisher(net, x, estimator="exact"), exact_fisher(net, x)
+    per_sample = found.pop("")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-14, msg=f"{name}: {key}")
+    if name in FALLBACK:
+        assert set(per_sample.fallback) == FALLBACK[name]
+    elif name != "transformer, time first":
+        assert per_sample.fallback == []
+
+
+def test_chunks_of_one_sample_change_nothing() -> None:
+    net, x = build("cnn")
+    expected = exact_fisher(net, x)
+    per_sample = PerSampleGradients(
+        net, dict(net.named_parameters()), lambda x: (net(x), None), max_bytes=1
+    )
+    sums, n = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+    for total, value in zip(sums, expected.values(), strict=True):
+        torch.testing.assert_close(total / n, value, rtol=1e-10, atol=1e-14)
+
+
+def test_the_loop_says_once_that_it_is_slow() -> None:
+    net, x = build("branching")
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+    assert len([w for w in caught if "one sample at a time" in str(w.message)]) == 1
+
+
+def test_square_of_the_batch_mean_is_caught() -> None:
+    net, x = build("mlp")
+    labels = net(x).argmax(1)
+    found = fisher(net, x, labels, estimator="empirical")
+    wrong = batched_fisher(net, x, labels, batch_size=len(x))
+    right = labelled_fisher(net, x, labels)
+    assert sum(w.sum() for w in wrong.values()) < 0.7 * sum(r.sum() for r in right.values())
+    torch.testing.assert_close(found["0.weight"], right["0.weight"])
+
+
+def test_touches_no_grad_and_leaves_no_hook() -> None:
+    net, x = build("cnn")
+    before = [p.detach().clone() for p in net.parameters()]
+    buffers = [b.clone() for b in net.buffers()]
+    fisher(net, x)
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(net.buffers(), buffers, strict=True))
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_leaves_out_samples_that_are_not_finite() -> None:
+    net, x = build("mlp")
+    poisoned = x.clone()
+    poisoned[2] = float("nan")
+    keep = [0, 1, 3, 4, 5]
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    sums, n = per_sample.square_sums(poisoned, lambda z, y: fisher_cotangents(z, y))
+    assert n == 5
+    for total, value in zip(sums, exact_fisher(net, x[keep]).values(), strict=True):
+        torch.testing.assert_close(total / n, value)
+    sums, n = per_sample.square_sums(torch.full_like(x, torch.nan), lambda z, y: [z])
+    assert n == 0
+    assert all((s == 0).all() for s in sums)
+
+
+def test_unused_parameters_have_no_importance() -> None:
+    torch.manual_seed(0)
+    net = Branching()
+    net.spare = nn.Linear(4, 2)
+    per_sample = PerSampleGradients(
+        net, dict(net.spare.named_parameters(prefix="spare")), lambda x: (net(x), None)
+    )
+    sums, _ = per_sample.square_sums(torch.randn(3, 4), lambda z, y: fisher_cotangents(z, y))
+    assert all((s == 0).all() for s in sums)
+
+
+def test_half_precision_is_squared_in_float32() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2).bfloat16()
+    x = torch.randn(4, 3).bfloat16() * 1e-25  # the squares underflow in bfloat16's eight bits less
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    sums, _ = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+    assert all(s.dtype is torch.float32 for s in sums)
