@@ -160,9 +160,7 @@ class PerSampleGradients:
             for handle in handles:
                 handle.remove()
 
-    def _parts(
-        self, outputs: Tensor, calls: list[_Call], vector: Tensor
-    ) -> dict[str, list[PerSample]]:
+    def _parts(self, outputs: Tensor, calls: list[_Call], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter that a layer rule knows."""
         parts: dict[str, list[PerSample]] = {}
         edges = [call.edge for call in calls]
@@ -182,18 +180,14 @@ class PerSampleGradients:
         """Parameters whose first-sample gradient by layer rules is not that sample's gradient."""
         # A random cotangent, drawn apart from the user's random numbers, hides no direction.
         generator = torch.Generator(outputs.device).manual_seed(0)
-        vector = torch.randn(
-            outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype
-        )
+        vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
         weights = list(self.parameters.values())
         in_batch = torch.autograd.grad(outputs, weights, vector, True, allow_unused=True)
         alone = self.forward(take_samples(batch, slice(0, 1)))[0]
         of_first = torch.autograd.grad(alone, weights, vector[:1], allow_unused=True)
         parts = self._parts(outputs, calls, vector)
         wrong = []
-        for (name, p), used, expected in zip(
-            self.parameters.items(), in_batch, of_first, strict=True
-        ):
+        for (name, p), used, expected in zip(self.parameters.items(), in_batch, of_first, strict=True):
             found = sum((part.rows(0, 1)[0] for part in parts.get(name, [])), torch.zeros_like(p))
             expected = torch.zeros_like(p) if expected is None else expected
             # Generous against rounding in the model's own dtype, far below any missing term.
@@ -223,9 +217,7 @@ class PerSampleGradients:
                 )
         return self._by_loop(parameters, batch, vectors)
 
-    def _by_vmap(
-        self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _by_vmap(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
         tensors, rebuild = split_samples(batch)
         within = _Within(self.module, lambda b: self.forward(b)[0])
 
@@ -234,11 +226,9 @@ class PerSampleGradients:
                 inner = {f"module.{name}": weight for name, weight in weights.items()}
                 return functional_call(within, inner, (rebuild([t[None] for t in sample]),))
 
-            _, pull_back = vjp(outputs, {n: p.detach() for n, p in parameters.items()})
+            pull_back = vjp(outputs, {n: p.detach() for n, p in parameters.items()})[1]
             gradients = [pull_back(v[k, None])[0] for k in range(len(vectors))]
-            return {
-                n: sum(g[n].to(_wide(p)) ** 2 for g in gradients) for n, p in parameters.items()
-            }
+            return {n: sum(g[n].to(_wide(p)) ** 2 for g in gradients) for n, p in parameters.items()}
 
         size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
         chunk = max(1, 16 * self.max_bytes // size)
@@ -249,9 +239,7 @@ class PerSampleGradients:
             )
         return {name: value.sum(0) for name, value in sums.items()}
 
-    def _by_loop(
-        self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _by_loop(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
         totals = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in parameters.items()}
         for i in range(len(vectors[0])):
             outputs, _ = self.forward(take_samples(batch, slice(i, i + 1)))

@@ -114,9 +114,7 @@ def mlp() -> nn.Module:
 
 
 def sequence_norm() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(3, 4), nn.LayerNorm((5, 4)), nn.Flatten(), nn.Linear(20, CLASSES)
-    )
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm((5, 4)), nn.Flatten(), nn.Linear(20, CLASSES))
 
 
 def tokens() -> Tensor:

@@ -64,10 +64,7 @@ def test_logits_reversal_does_not_vanish_with_confidence() -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(5, 3).double(), torch.randn(40, 5).double()
     labels = net(x).argmax(1)
-    before = {
-        e: weight_fisher(net, x, labels, estimator=e).sum()
-        for e in ("empirical", "logits_reversal")
-    }
+    before = {e: weight_fisher(net, x, labels, estimator=e).sum() for e in ("empirical", "logits_reversal")}
     with torch.no_grad():
         net.weight.mul_(16)
         net.bias.mul_(16)
@@ -97,8 +94,6 @@ def test_a_drawn_sequence_keeps_its_ignored_positions() -> None:
         (torch.zeros(3, 4), None, {"estimator": "logits_reversal", "likelihood": "gaussian"}, "only"),
     ],
 )  # fmt: skip
-def test_unreadable_outputs_are_named(
-    outputs: Tensor, labels: Tensor, how: dict, said: str
-) -> None:
+def test_unreadable_outputs_are_named(outputs: Tensor, labels: Tensor, how: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         list(fisher_cotangents(outputs, labels, **how))

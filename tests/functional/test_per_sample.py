@@ -65,9 +65,7 @@ def test_equals_the_loop(name: str) -> None:
 def test_chunks_of_one_sample_change_nothing() -> None:
     net, x = build("cnn")
     expected = exact_fisher(net, x)
-    per_sample = PerSampleGradients(
-        net, dict(net.named_parameters()), lambda x: (net(x), None), max_bytes=1
-    )
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None), max_bytes=1)
     sums, n = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
     for total, value in zip(sums, expected.values(), strict=True):
         torch.testing.assert_close(total / n, value, rtol=1e-10, atol=1e-14)

@@ -28,9 +28,7 @@ def gradient(scalar: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]
     if not scalar.requires_grad:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
     # The graph is kept because the exact Fisher differentiates one forward once per class.
-    grads = torch.autograd.grad(
-        scalar, list(parameters.values()), retain_graph=True, allow_unused=True
-    )
+    grads = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=True, allow_unused=True)
     result = {}
     for (name, p), g in zip(parameters.items(), grads, strict=True):
         result[name] = torch.zeros_like(p) if g is None else g.detach()

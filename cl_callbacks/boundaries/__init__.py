@@ -1,0 +1,7 @@
+"""Who says that a task has ended."""
+
+from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
+from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
+from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries
+
+__all__ = ["BatchBoundaries", "EpochBoundaries", "FitBoundaries", "TaskBoundaries"]

@@ -1,0 +1,114 @@
+"""Tasks named by the batches themselves."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.functional.batches import count_samples, map_tensors
+
+
+class RecentBatches:
+    """The most recent batches that together hold so many samples.
+
+    Args:
+        samples: how many samples to keep at least, once that many were seen.
+
+    Example:
+        >>> recent = RecentBatches(samples=2)
+        >>> for i in range(4):
+        ...     recent.append(torch.tensor([i]))
+        >>> list(recent)
+        [tensor([2]), tensor([3])]
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.batches: deque[Any] = deque()
+
+    def append(self, batch: Any) -> None:
+        """Takes a batch in and lets the oldest go that are not needed any more."""
+        # A copy: the training step may work on its batch in place.
+        self.batches.append(map_tensors(Tensor.clone, batch))
+        held = sum(map(count_samples, self.batches))
+        while held - count_samples(self.batches[0]) >= self.samples:
+            held -= count_samples(self.batches.popleft())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+class BatchBoundaries(TaskBoundaries):
+    """A task lasts as long as the batches carry its number.
+
+    A new number ends the task before the batch that carries it is learned, and the end of the fit ends
+    the last one. The task of the events is that number. Since a stream tells its tasks apart only as it
+    passes, the most recent samples of the task are kept for the rules that read data at its end.
+
+    Args:
+        key: where in the batch the number is: a mapping's key or a tuple's position. It holds one integer
+            or one for each sample, all equal.
+        recent_samples: how many recent samples of the task to keep, on the device they arrive on; use at
+            least the ``samples`` of the rules.
+
+    Raises:
+        ValueError: no sample to keep; in training, a batch that mixes tasks.
+
+    Example:
+        >>> BatchBoundaries(key="domain").key
+        'domain'
+    """
+
+    def __init__(self, key: str | int, recent_samples: int = 500) -> None:
+        super().__init__()
+        if recent_samples < 1:
+            raise ValueError(f"recent_samples must be at least 1; got {recent_samples}")
+        self.key = key
+        self.recent_batches = RecentBatches(recent_samples)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares the batch's task with the current one."""
+        task = self._task_of(batch)
+        if self.task_is_open and task != self.task:
+            self.end(trainer)
+        if not self.task_is_open:
+            self.task = task
+            self.recent_batches.batches.clear()
+            self.begin(trainer)
+        self.recent_batches.append(batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the last task."""
+        if self.task_is_open:
+            self.end(trainer)
+
+    def _task_of(self, batch: Any) -> int:
+        try:
+            value = batch[self.key]
+        except (KeyError, IndexError, TypeError) as error:
+            has = list(batch) if isinstance(batch, dict) else f"a {type(batch).__name__}"
+            raise ValueError(f"the batch has no task number at key={self.key!r}; it has {has}") from error
+        numbers = torch.as_tensor(value).unique().tolist()
+        if len(numbers) != 1 or int(numbers[0]) != numbers[0]:
+            raise ValueError(
+                f"a batch must come from one task, and batch[{self.key!r}] holds {numbers}: sort or group "
+                f"the training data by task, or use a batch sampler that never mixes tasks"
+            )
+        return int(numbers[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the recent batches, so that a resumed task ends as the uninterrupted one."""
+        return super().state_dict() | {"recent_batches": list(self.recent_batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the task in which the checkpoint was written."""
+        super().load_state_dict(state_dict)
+        self.recent_batches.batches = deque(state_dict["recent_batches"])

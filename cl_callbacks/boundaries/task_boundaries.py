@@ -1,0 +1,184 @@
+"""Who says that a task begins and ends, and how everybody hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+def dispatch(trainer: Trainer, event: str, task: int) -> None:
+    """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
+
+    On the callbacks in list order, then the LightningModule, then the LightningDataModule.
+    """
+    pl_module = trainer.lightning_module
+    for listener in (*trainer.callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+        hook = getattr(listener, event, None)
+        if callable(hook):
+            hook(trainer, pl_module, task)
+
+
+class TaskBoundaries(Callback):
+    """Base of the callbacks that declare tasks; a Trainer has one.
+
+    Attributes:
+        task: the current task, or the next one between tasks; counted from 0.
+        task_is_open: whether a task has begun and not ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task = 0
+        self.task_is_open = False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Declares that the task begins."""
+        self.task_is_open = True
+        dispatch(trainer, "on_task_start", self.task)
+
+    def end(self, trainer: Trainer) -> None:
+        """Declares that the task ends; what it leaves behind is in the checkpoints of this step."""
+        dispatch(trainer, "on_task_end", self.task)
+        self.task_is_open = False
+        self.task += 1
+        _rewrite_last_checkpoints(trainer)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second boundary callback."""
+        boundaries = [type(c).__name__ for c in trainer.callbacks if isinstance(c, TaskBoundaries)]  # type: ignore[attr-defined]
+        if len(boundaries) > 1:
+            raise MisconfigurationException(
+                f"One callback must say when a task ends, and this Trainer has {len(boundaries)}: "
+                f"{', '.join(boundaries)}. Keep one of them."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notices a ``fit`` that would return at once and learn nothing."""
+        if trainer.ckpt_path is not None:
+            return  # the progress comes from the checkpoint; a finished run may be resumed in vain
+        done, limit = _epochs_done(trainer), trainer.max_epochs
+        if limit is not None and 0 <= limit <= done and done > 0:
+            raise MisconfigurationException(
+                f"This `trainer.fit` would return at once: max_epochs={limit} was reached by an earlier "
+                f"fit, and Lightning counts on. Before each further fit, raise the limit: "
+                f"`trainer.fit_loop.max_epochs += n` — or train all tasks in one fit with EpochBoundaries."
+            )
+        if 0 <= trainer.max_steps <= trainer.global_step and trainer.global_step > 0:
+            raise MisconfigurationException(
+                f"This `trainer.fit` would return at once: max_steps={trainer.max_steps} was reached by an "
+                f"earlier fit. Before each further fit, raise `trainer.fit_loop.epoch_loop.max_steps`."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {"task": self.task, "task_is_open": self.task_is_open}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the task in which the checkpoint was written."""
+        self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
+
+
+class FitBoundaries(TaskBoundaries):
+    """Each ``trainer.fit`` is one task; what a Trainer without a boundary callback gets.
+
+    Lightning builds the optimizers anew for each fit, and losing Adam's moments at each boundary is a
+    source of forgetting of its own.
+
+    Args:
+        carry_optimizer: whether the optimizers of a fit take over the state of the previous fit's, for
+            the parameters that both train. Learning rates and schedules start anew all the same.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(max_epochs=5, callbacks=[FitBoundaries(carry_optimizer=True)],
+        ...     logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, carry_optimizer: bool = False) -> None:
+        super().__init__()
+        self.carry_optimizer = carry_optimizer
+        self._previous: list[Any] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hands the previous fit's moments to the new optimizers."""
+        if trainer.ckpt_path is None:  # a checkpoint brings the optimizers' state itself
+            for old, new in zip(self._previous, trainer.optimizers, strict=False):
+                _carry_state(old, new)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins the task, after every ``on_train_start``."""
+        if not self.task_is_open:
+            self.begin(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the task in the last epoch, before the checkpoint of that epoch is written."""
+        if self.task_is_open and _is_last_epoch(trainer):
+            self.end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the task if the last epoch was not known to be the last, as under early stopping."""
+        if self.task_is_open:
+            self.end(trainer)
+        self._previous = list(trainer.optimizers) if self.carry_optimizer else []
+
+
+def ensure_boundaries(trainer: Trainer) -> None:
+    """Gives a Trainer without a boundary callback the default, each fit a task."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
+        return
+    first_checkpoint = next(
+        (i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)),
+        len(callbacks),
+    )
+    # A new list: Lightning is iterating over the old one.
+    trainer.callbacks = [  # type: ignore[attr-defined]
+        *callbacks[:first_checkpoint],
+        FitBoundaries(),
+        *callbacks[first_checkpoint:],
+    ]
+
+
+def _epochs_done(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    """What ``fit_loop.done`` will say, without its messages and side effects."""
+    loop = trainer.fit_loop
+    limit = trainer.max_epochs
+    epochs = limit is not None and 0 <= limit <= _epochs_done(trainer)
+    steps = 0 <= trainer.max_steps <= trainer.global_step
+    return epochs or steps or (trainer.should_stop and loop._can_stop_early)
+
+
+def _rewrite_last_checkpoints(trainer: Trainer) -> None:
+    """Writes again what was written at this very step, before the task's state was consolidated.
+
+    A checkpoint callback that saves at the end of validation or every n steps saves once per step, and
+    so would leave the consolidated state out of ``last.ckpt``.
+    """
+    for checkpoint in trainer.checkpoint_callbacks:
+        if (
+            isinstance(checkpoint, ModelCheckpoint)
+            and checkpoint.save_last
+            and checkpoint.last_model_path
+            and checkpoint._last_global_step_saved == trainer.global_step
+        ):
+            trainer.save_checkpoint(checkpoint.last_model_path, checkpoint.save_weights_only)
+
+
+def _carry_state(old: Any, new: Any) -> None:
+    """Gives ``new`` the state that ``old`` holds for the very same parameters."""
+    if type(old) is not type(new):
+        return
+    state = new.state_dict()
+    parameters = [p for group in new.param_groups for p in group["params"]]
+    indices = [i for group in state["param_groups"] for i in group["params"]]
+    for index, parameter in zip(indices, parameters, strict=True):
+        if parameter in old.state:
+            state["state"][index] = old.state[parameter]
+    new.load_state_dict(state)

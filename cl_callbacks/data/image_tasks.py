@@ -1,0 +1,140 @@
+"""Image classification data as tensors, and the transforms that make tasks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def image_tensors(
+    data: Any, image_column: str = "image", label_column: str = "label"
+) -> tuple[Tensor, Tensor]:
+    """Images ``(N, C, H, W)``, float32 from 0 to 1, and integer labels ``(N,)``.
+
+    Args:
+        data: an ``(images, labels)`` pair of tensors or arrays, or a Hugging Face ``Dataset`` whose image
+            column holds pictures or nested lists. Integer images are divided by 255; ``(N, H, W)`` gets
+            a channel, and ``(N, D)`` with square ``D`` becomes square images.
+        image_column: name of the column with the images.
+        label_column: name of the column with the labels.
+
+    Raises:
+        ValueError: no such column, or values that are no images.
+
+    Example:
+        >>> images, labels = image_tensors((torch.zeros(2, 8, 8), torch.tensor([0, 1])))
+        >>> images.shape
+        torch.Size([2, 1, 8, 8])
+    """
+    if isinstance(data, tuple | list) and len(data) == 2:
+        images, labels = (torch.as_tensor(values) for values in data)
+    elif hasattr(data, "column_names"):
+        for column in (image_column, label_column):
+            if column not in data.column_names:
+                raise ValueError(f"the data set has no column {column!r}; it has {data.column_names}")
+        rows = data.with_format("numpy")
+        images = torch.from_numpy(np.stack([np.asarray(i) for i in rows[image_column][:]]))
+        labels = torch.from_numpy(np.asarray(rows[label_column][:]))
+    else:
+        raise ValueError(
+            f"expected an (images, labels) pair or a Hugging Face Dataset, got {type(data).__name__}"
+        )
+    scale = 1.0 if images.is_floating_point() else 1 / 255
+    images = images.to(torch.float32) * scale
+    if images.ndim == 2:
+        side = round(images.shape[1] ** 0.5)
+        images = images.view(-1, side, side)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)  # pictures keep their channels last
+    if images.ndim != 4 or len(images) != len(labels):
+        raise ValueError(f"cannot read {tuple(images.shape)} as images of {len(labels)} labels")
+    return images.contiguous(), labels.long()
+
+
+def pad_images(images: Tensor, pad: int) -> Tensor:
+    """Images with ``pad`` empty pixels added on each of the four sides."""
+    return F.pad(images, (pad, pad, pad, pad))
+
+
+class ImageTask(Dataset[tuple[Tensor, Tensor]]):
+    """Images under one transform, applied to whole batches as they are fetched.
+
+    Args:
+        images: shared by all tasks, ``(N, C, H, W)``.
+        labels: ``(N,)``.
+        transform: of a batch of images; the identity for ``None``.
+
+    Example:
+        >>> task = ImageTask(torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 2]), lambda x: 2 * x)
+        >>> task[1][0].sum(), task[1][1]
+        (tensor(8.), tensor(1))
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None = None) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        images = self.images[indices]
+        return images if self.transform is None else self.transform(images), self.labels[indices]
+
+
+def as_is(batch: Any) -> Any:
+    """Collate function of :class:`ImageTask`, whose fetched batch is one already."""
+    return batch
+
+
+class Permute:
+    """One fixed permutation of all pixels, drawn from ``seed``."""
+
+    def __init__(self, seed: int, pixels: int) -> None:
+        self.order = torch.randperm(pixels, generator=torch.Generator().manual_seed(seed))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images with their pixels rearranged, in the same shape."""
+        return images.flatten(1)[:, self.order].view_as(images)
+
+
+class Rotate:
+    """A rotation by a fixed angle in degrees, counter-clockwise, bilinear."""
+
+    def __init__(self, degrees: float) -> None:
+        angle = torch.tensor(degrees).deg2rad()
+        cos, sin = angle.cos(), angle.sin()
+        self.matrix = torch.stack([torch.stack([cos, -sin, cos * 0]), torch.stack([sin, cos, cos * 0])])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The rotated images, empty where nothing was."""
+        theta = self.matrix.to(images).expand(len(images), 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
+
+
+def splits_of(dataset: Any, seed: int) -> Mapping[str, Any]:
+    """The splits of a data set; a single one is divided, four fifths to train and one to test."""
+    if isinstance(dataset, Mapping):
+        if "train" not in dataset:
+            raise ValueError(f"the data have no split 'train'; they have {list(dataset)}")
+        return dataset
+    if hasattr(dataset, "train_test_split"):
+        return dataset.train_test_split(test_size=0.2, seed=seed)
+    images, labels = image_tensors(dataset)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    test, train = order[: len(order) // 5], order[len(order) // 5 :]
+    return {name: (images[i], labels[i]) for name, i in (("train", train), ("test", test))}

@@ -1,0 +1,224 @@
+"""A sequence of tasks as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from cl_callbacks.data.image_tasks import (
+    ImageTask,
+    Permute,
+    Rotate,
+    Transform,
+    as_is,
+    image_tensors,
+    pad_images,
+    splits_of,
+)
+
+_EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
+
+
+class TaskSequence(LightningDataModule):
+    """Tasks one after the other: training data of the current task, evaluation data of all.
+
+    The current task moves on when a boundary callback says that a task has ended, and the training stops
+    after the last one. Within one ``fit`` that needs a Trainer with
+    ``reload_dataloaders_every_n_epochs``. ``val_dataloader`` and ``test_dataloader`` give one loader per
+    task; without a validation split, validation shows the test split.
+
+    Args:
+        tasks: one mapping per task with the data sets ``"train"``, and ``"validation"`` or ``"test"`` or
+            both; a Hugging Face ``DatasetDict`` is one.
+        batch_size: of training, per process.
+        eval_batch_size: of validation and test.
+        num_workers: of each loader.
+        collate_fn: how samples become a batch; torch's default for ``None``.
+
+    Attributes:
+        current_task: index of the task that ``train_dataloader`` serves; may be set.
+
+    Raises:
+        ValueError: no task, or a task without training data.
+
+    Example:
+        >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+        >>> data = TaskSequence.permuted((images, labels), tasks=3, seed=0, pad=4, batch_size=8)
+        >>> x, y = next(iter(data.train_dataloader()))
+        >>> x.shape, len(data.val_dataloader())
+        (torch.Size([8, 1, 16, 16]), 3)
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int = 512,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not tasks:
+            raise ValueError("a sequence has at least one task")
+        for index, task in enumerate(tasks):
+            if "train" not in task:
+                raise ValueError(f"task {index} has no data set 'train'; it has {list(task)}")
+        self.tasks = list(tasks)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.collate_fn = num_workers, collate_fn
+        self.current_task = 0
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    # -- sequences of image tasks ------------------------------------------------------------------
+
+    @classmethod
+    def permuted(
+        cls, dataset: Any, *, tasks: int, seed: int = 0, pad: int = 0, **loaders: Any
+    ) -> TaskSequence:
+        """Every task shows the same images with its own fixed permutation of all pixels.
+
+        Args:
+            dataset: splits of images (see :func:`~cl_callbacks.data.image_tasks.image_tensors`), or one
+                data set, of which a fifth becomes the test split.
+            tasks: how many.
+            seed: of the permutations.
+            pad: empty pixels added on each side before permuting.
+            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+        """
+        splits = _image_splits(dataset, seed, pad)
+        pixels = splits["train"][0][0].numel()
+        generator = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (tasks,), generator=generator).tolist()
+        return cls._transformed(splits, [Permute(s, pixels) for s in seeds], loaders)
+
+    @classmethod
+    def rotated(
+        cls, dataset: Any, *, degrees: Sequence[float], seed: int = 0, pad: int = 0, **loaders: Any
+    ) -> TaskSequence:
+        """Every task shows the same images rotated by its own angle.
+
+        Args:
+            dataset: as for :meth:`permuted`.
+            degrees: one angle per task, counter-clockwise.
+            seed: of the split, if the data have none.
+            pad: empty pixels added on each side before rotating.
+            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+        """
+        splits = _image_splits(dataset, seed, pad)
+        return cls._transformed(splits, [Rotate(angle) for angle in degrees], loaders)
+
+    @classmethod
+    def split_by_label(
+        cls,
+        dataset: Any,
+        *,
+        groups: Sequence[Sequence[int]],
+        relabel: bool = False,
+        seed: int = 0,
+        pad: int = 0,
+        **loaders: Any,
+    ) -> TaskSequence:
+        """Every task has the images of its own group of labels.
+
+        Args:
+            dataset: as for :meth:`permuted`.
+            groups: the labels of each task, such as ``[(0, 1), (2, 3)]``.
+            relabel: number the labels within each group from 0 (one output layer for all tasks) instead
+                of keeping them.
+            seed: of the split, if the data have none.
+            pad: empty pixels added on each side.
+            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+
+        Raises:
+            ValueError: a group of which the data have no image.
+        """
+        tasks = []
+        for group in groups:
+            task = {}
+            for split, (images, labels) in _image_splits(dataset, seed, pad).items():
+                wanted = torch.tensor(list(group))
+                rows = torch.isin(labels, wanted)
+                if not rows.any():
+                    raise ValueError(f"split {split!r} has no image with a label of {list(group)}")
+                kept = labels[rows]
+                if relabel:
+                    kept = (kept[:, None] == wanted).long().argmax(1)
+                task[split] = ImageTask(images[rows], kept)
+            tasks.append(task)
+        return cls(tasks, collate_fn=as_is, **loaders)
+
+    @classmethod
+    def _transformed(
+        cls, splits: Mapping[str, Any], transforms: Sequence[Transform], loaders: Mapping[str, Any]
+    ) -> TaskSequence:
+        tasks = [
+            {split: ImageTask(images, labels, transform) for split, (images, labels) in splits.items()}
+            for transform in transforms
+        ]
+        return cls(tasks, collate_fn=as_is, **loaders)
+
+    # -- following the tasks -----------------------------------------------------------------------
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Moves on to the next task; after the last, ends the training."""
+        self.current_task += 1
+        if self.current_task == len(self.tasks):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which task is current."""
+        return {"current_task": self.current_task}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the task in which the checkpoint was written."""
+        self.current_task = state_dict["current_task"]
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled training data of the current task."""
+        if not 0 <= self.current_task < len(self.tasks):
+            raise ValueError(
+                f"all {len(self.tasks)} tasks of the sequence have been trained; set `current_task` to go "
+                f"back to one"
+            )
+        return self._loader(self.tasks[self.current_task]["train"], self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader per task, of the validation split or else the test split."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """One loader per task, of the test split."""
+        return self._evaluation("test")
+
+    def _evaluation(self, stage: str) -> list[DataLoader]:
+        loaders = []
+        for index, task in enumerate(self.tasks):
+            split = next((name for name in _EVALUATION[stage] if name in task), None)
+            if split is None:
+                raise ValueError(f"task {index} has no split of {_EVALUATION[stage]}: {list(task)}")
+            loaders.append(self._loader(task[split], self.eval_batch_size, shuffle=False))
+        return loaders
+
+    def _loader(self, dataset: Any, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+        )
+
+
+def _image_splits(dataset: Any, seed: int, pad: int) -> dict[str, Any]:
+    splits = {}
+    for name, data in splits_of(dataset, seed).items():
+        images, labels = image_tensors(data)
+        splits[name] = (pad_images(images, pad), labels)
+    return splits

@@ -1,0 +1,219 @@
+"""A quiet pass over the training data, from inside a hook, that training does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
+
+from cl_callbacks.functional.batches import count_samples, take_samples
+from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+
+
+@contextmanager
+def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterator[None]:
+    """Evaluation mode in which nothing that happens is remembered.
+
+    Restores bit for bit, also after an exception: every submodule's train/eval mode, all buffers, the
+    random numbers of torch, NumPy and Python. Within, ``log`` and ``log_dict`` do nothing, gradients
+    are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
+    """
+    modes = {module: module.training for module in pl_module.modules()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+    attributes = vars(pl_module)
+    silent = {"log": _ignore, "log_dict": _ignore}
+    own = {name: attributes[name] for name in silent if name in attributes}
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_precision(trainer))
+        if hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(module, nn.RNNBase) for module in modes):
+            # cuDNN's recurrent layers cannot run backward in evaluation mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.manual_seed(seed + trainer.global_rank)
+        pl_module.eval()
+        attributes.update(silent)
+        try:
+            yield
+        finally:
+            for name in silent:
+                del attributes[name]
+            attributes.update(own)
+            for module, training in modes.items():
+                module.training = training
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict``."""
+
+
+def _precision(trainer: Trainer) -> Any:
+    # Mixed precision keeps float32 weights, and float16 gradients without a scaler underflow: measure
+    # in full precision. True half and double precision have no wider weights to use.
+    plugin = trainer.precision_plugin
+    return nullcontext() if isinstance(plugin, MixedPrecision) else plugin.forward_context()
+
+
+def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterator[Any]:
+    """Batches of the current task's training data, on the device: ``samples`` in all, over all ranks.
+
+    The data come from the boundary callback if it keeps recent batches (a stream tells tasks apart only
+    as it passes), else from a fresh loader over the dataset of ``trainer.train_dataloader``, so that
+    the loader in use is not disturbed: a random choice of samples without replacement, the same for
+    the same seed, each on one rank.
+
+    Args:
+        trainer: a trainer that is fitting.
+        samples: how many to use; all for ``None``.
+        seed: of the choice.
+    """
+    remaining = None if samples is None else _share(samples, trainer)
+    recent = _recent_batches(trainer)
+    for batch in _fresh_batches(trainer, samples, seed) if recent is None else recent:
+        if remaining is not None:
+            if remaining <= 0:
+                return
+            batch = take_samples(batch, slice(0, remaining))
+            remaining -= count_samples(batch)
+        if recent is None:
+            batch = trainer.precision_plugin.convert_input(batch)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        else:  # has been through the transfer hooks once
+            yield move_data_to_device(batch, trainer.strategy.root_device)
+
+
+def _share(samples: int, trainer: Trainer) -> int:
+    """This rank's share of so many samples."""
+    return len(range(trainer.global_rank, samples, trainer.world_size))
+
+
+def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
+    kept = (getattr(callback, "recent_batches", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return next((recent for recent in kept if recent is not None), None)
+
+
+def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
+    loaders = trainer.train_dataloader
+    if isinstance(loaders, list | tuple | dict):
+        combined = trainer.fit_loop._combined_loader
+        assert combined is not None
+        fresh: Any = (
+            {key: _fresh(loader, trainer, samples, seed) for key, loader in loaders.items()}
+            if isinstance(loaders, dict)
+            else type(loaders)(_fresh(loader, trainer, samples, seed) for loader in loaders)
+        )
+        return (batch for batch, _, _ in iter(CombinedLoader(fresh, combined._mode)))
+    return _fresh(loaders, trainer, samples, seed)
+
+
+def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
+    """A loader of its own over the same data, without worker processes."""
+    if not isinstance(loader, DataLoader):
+        if iter(loader) is loader:
+            raise TypeError(
+                f"The training data is an iterator ({type(loader).__name__}) that can be read only once, "
+                f"so its importance cannot be measured: pass a DataLoader or another re-iterable object."
+            )
+        return loader
+
+    def load(dataset: Any, batch_size: int | None) -> DataLoader:
+        return DataLoader(dataset, batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
+
+    if isinstance(loader.dataset, IterableDataset):
+        return load(loader.dataset, loader.batch_size)
+    chosen = Subset(loader.dataset, _choose(loader, trainer, samples, seed))
+    if loader.batch_sampler is None:  # the dataset gives whole batches, one for each index
+        return load(chosen, None)
+    return load(chosen, getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 32)
+
+
+def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int) -> list[int]:
+    """Indices of this rank's share of a random choice from what the loader would visit."""
+    sampler: Any = loader.sampler
+    generator = torch.Generator().manual_seed(seed)
+    custom = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    if not custom and type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler):
+        order = torch.randperm(len(loader.dataset), generator=generator)  # type: ignore[arg-type]
+        return order[:samples][trainer.global_rank :: trainer.world_size].tolist()
+    # A sampler of the user's says what the task is; its own generator must not move.
+    own = getattr(sampler, "generator", None)
+    state = own.get_state() if own is not None else None
+    visited = [i for b in loader.batch_sampler for i in b] if custom else list(sampler)  # type: ignore[union-attr]
+    if own is not None:
+        own.set_state(state)
+    order = torch.randperm(len(visited), generator=generator)
+    share = None if samples is None else _share(samples, trainer)
+    return [visited[i] for i in order[:share]]
+
+
+def mean_of_squares(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    parameters: Sequence[Tensor],
+    forward: Forward,
+    cotangents: Cotangents,
+    *,
+    samples: int | None,
+    seed: int = 0,
+) -> tuple[list[Tensor], int] | None:
+    r"""Mean of squared per-sample gradients over the current task: :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
+
+    Averaged over all ranks after the square. What is not finite is left out and said.
+
+    Args:
+        trainer: a trainer that is fitting.
+        pl_module: its module, not wrapped.
+        parameters: of ``pl_module``.
+        forward: ``batch -> (outputs, labels)``.
+        cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
+        samples: how many samples of the task to use; all for ``None``.
+        seed: of the choice of samples and of random labels.
+
+    Returns:
+        The means, one for each parameter, and the number of samples; ``None`` if no sample is finite.
+    """
+    names = {id(p): name for name, p in pl_module.named_parameters()}
+    named = {names[id(p)]: p for p in parameters}
+    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    used = seen = 0
+    with quiet(trainer, pl_module, seed):
+        per_sample = PerSampleGradients(pl_module, named, forward)
+        for batch in task_batches(trainer, samples, seed):
+            sums, n = per_sample.square_sums(batch, cotangents)
+            seen += count_samples(batch)
+            if all(torch.stack([s.isfinite().all() for s in sums])):
+                totals = [total.to(s.dtype).add_(s) for total, s in zip(totals, sums, strict=True)]
+                used += n
+    counts = torch.tensor([used, seen], device=pl_module.device)
+    used, seen = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    totals = [trainer.strategy.reduce(total, reduce_op="sum") for total in totals]
+    if used < seen:
+        rank_zero_warn(
+            f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
+            f"out of the importance."
+        )
+    return None if used == 0 else ([total / used for total in totals], used)

@@ -1,0 +1,169 @@
+"""One optimizer step, seen once by all rules.
+
+Just before the optimizer steps, the gradients are those of the task alone: unscaled, averaged over
+processes, not yet clipped. There every snapshot that some rule needs is taken, once, and then the rules
+pull. When the optimizer has really stepped, the rules observe what happened. A step that is skipped (an
+overflow under mixed precision) leaves no trace, because torch calls the hook of a step only if there is
+one; accumulated, manual and alternating steps come out right for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks.synapses import Synapses, SynapseView
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did to the synapses of one rule.
+
+    Attributes:
+        synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
+        gradients: the task's gradient at the weights before, without any pull or clipping (given to
+            rules that need ``"gradient"``, else empty).
+        before: the weights before the step (``"before"``, else empty).
+    """
+
+    synapses: SynapseView
+    gradients: list[Tensor]
+    before: list[Tensor]
+
+    def updates(self) -> list[Tensor]:
+        """The realised update: weights after minus weights before, whatever the optimizer."""
+        return list(torch._foreach_sub(self.synapses.parameters, self.before))
+
+
+class Rule(Protocol):
+    """What a step asks of a rule."""
+
+    needs: frozenset[str]
+    synapses: Synapses
+
+    def observe(self, step: Step) -> None:
+        """Reads a step that was really taken."""
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds the rule's gradient to the task's, in place."""
+
+
+class _Plan:
+    """Which rule meets which of the parameters that step together; reused while these stay the same."""
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        parameters: list[Tensor],
+        buffers: dict[str, dict[Tensor, Tensor]],
+    ) -> None:
+        self.parameters = parameters  # held, so that no other parameter can take one's identity
+        self.members: list[tuple[Rule, Step]] = []
+        self._sources: dict[str, dict[Tensor, Tensor]] = {"gradient": {}, "before": {}}
+        for rule in rules:
+            view = rule.synapses.view.among(parameters)
+            if not len(view):
+                continue
+            snapshots: dict[str, list[Tensor]] = {"gradient": [], "before": []}
+            for kind in rule.needs:
+                for p in view.parameters:
+                    if p not in buffers[kind]:
+                        buffers[kind][p] = torch.empty_like(p.detach())
+                    self._sources[kind][p] = buffers[kind][p]
+                    snapshots[kind].append(buffers[kind][p])
+            self.members.append((rule, Step(view, snapshots["gradient"], snapshots["before"])))
+
+    def capture(self) -> None:
+        gradients, before = self._sources["gradient"], self._sources["before"]
+        if gradients:
+            torch._foreach_copy_(list(gradients.values()), _gradients(gradients))
+        if before:
+            torch._foreach_copy_(list(before.values()), list(before))
+
+    def pull(self) -> None:
+        for rule, step in self.members:
+            rule.pull(step.synapses, _gradients(step.synapses.parameters))
+
+    def observe(self) -> None:
+        for rule, step in self.members:
+            rule.observe(step)
+
+
+class SynapticStep:
+    """The one view of the optimizers' steps that all rules of a Trainer share.
+
+    Args:
+        rules: in the order in which they pull and observe.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
+        >>> _ = synapses.place({"weight": weight}, ["weight"])
+        >>> decay = SimpleNamespace(synapses=synapses, needs=frozenset(), observe=print,
+        ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
+        >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
+        >>> weight.grad = torch.zeros(1)
+        >>> step.about_to_step(optimizer); weight.grad
+        tensor([1.])
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = rules
+        self._handles: list[Any] = []
+        self._pending: dict[Optimizer, _Plan] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forgets how rules and parameters meet, after either has changed."""
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._buffers: dict[str, dict[Tensor, Tensor]] = {"gradient": {}, "before": {}}
+
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
+        """Asks the optimizers to tell when they have stepped."""
+        self._handles = [o.register_step_post_hook(self._stepped) for o in optimizers]
+
+    def detach(self) -> None:
+        """Leaves the optimizers as they were."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._pending.clear()
+        self.refresh()
+
+    def about_to_step(self, optimizer: Optimizer) -> None:
+        """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        key = tuple(map(id, stepping))
+        plan = self._plans.get(key)
+        if plan is None:
+            _refuse_sparse(stepping)
+            if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
+                self._plans.clear()
+            plan = self._plans[key] = _Plan(self.rules, stepping, self._buffers)
+        with torch.no_grad():
+            plan.capture()
+            plan.pull()
+        self._pending[optimizer] = plan
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        plan = self._pending.pop(optimizer, None)
+        if plan is not None:
+            with torch.no_grad():
+                plan.observe()
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]  # a plan holds no parameter without one
+
+
+def _refuse_sparse(parameters: list[Tensor]) -> None:
+    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        raise ValueError(
+            "A parameter has a sparse gradient, which the synaptic rules cannot read: build its "
+            "nn.Embedding with sparse=False, or keep it out of the optimizer."
+        )

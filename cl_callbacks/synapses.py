@@ -1,0 +1,154 @@
+"""State of the synapses: fields of named tensors beside the trainable parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Fill = Literal["zeros", "parameter"]
+"""What a field holds for a synapse that it does not know yet."""
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what ``torch.compile``, DDP and FSDP put into it.
+
+    Example:
+        >>> plain_name("net._orig_mod.0.weight")
+        'net.0.weight'
+    """
+    for wrapper in _WRAPPERS[:2]:
+        name = name.replace(wrapper, "")
+    # "module." may be a user's own attribute further down; only DDP puts it in front.
+    return name.removeprefix(_WRAPPERS[2])
+
+
+@dataclass(frozen=True)
+class SynapseView:
+    """Some synapses as aligned lists: their names, live parameters and fields.
+
+    A rule changes fields in place; the tensors belong to :class:`Synapses`.
+    """
+
+    names: list[str]
+    parameters: list[Tensor]
+    fields: dict[str, list[Tensor]]
+
+    def __getitem__(self, field: str) -> list[Tensor]:
+        return self.fields[field]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def among(self, parameters: Iterable[Tensor]) -> SynapseView:
+        """The synapses of this view that are among ``parameters``, in this view's order."""
+        wanted = {id(p) for p in parameters}
+        keep = [i for i, p in enumerate(self.parameters) if id(p) in wanted]
+        return SynapseView(
+            [self.names[i] for i in keep],
+            [self.parameters[i] for i in keep],
+            {field: [tensors[i] for i in keep] for field, tensors in self.fields.items()},
+        )
+
+
+class Synapses:
+    """Fields of per-synapse state, held by parameter name and laid out beside the parameters.
+
+    Args:
+        fields: names of the fields and what each holds for a new synapse: zeros, or a copy of the
+            parameter.
+        dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
+        strict: whether state of a parameter that the model no longer has is an error.
+
+    Example:
+        >>> synapses = Synapses({"importance": "zeros"})
+        >>> view = synapses.place({"weight": torch.ones(2)}, ["weight"])
+        >>> view["importance"]
+        [tensor([0., 0.])]
+    """
+
+    def __init__(
+        self, fields: Mapping[str, Fill], dtype: torch.dtype | None = None, strict: bool = True
+    ) -> None:
+        self.dtype, self.strict = dtype, strict
+        self._fill = dict(fields)
+        self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
+        self.view = SynapseView([], [], {field: [] for field in fields})
+
+    def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
+        """Lays the state out beside the selected parameters of a model; safe to repeat.
+
+        State is moved to each parameter's device. A parameter without state gets the field's fill. One
+        that has grown along its first dimension (an output layer with new classes) keeps its state, and
+        its new rows get the fill. State of parameters that are not selected is kept as it is.
+
+        Args:
+            model: all parameters of the model, by plain name.
+            selected: names of those whose synapses are wanted.
+
+        Raises:
+            ValueError: restored state does not fit the model; lists every misfit.
+        """
+        self._refuse_misfits(model)
+        for field, state in self._state.items():
+            for name in selected:
+                state[name] = self._beside(state.get(name), model[name], self._fill[field])
+        self.view = SynapseView(
+            list(selected),
+            [model[name] for name in selected],
+            {field: [state[name] for name in selected] for field, state in self._state.items()},
+        )
+        return self.view
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The live state: ``{field: {name: tensor}}``."""
+        return {field: dict(state) for field, state in self._state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes copies of saved state, to be laid out by the next :meth:`place`."""
+        for field in self._state:
+            self._state[field] = {name: t.detach().clone() for name, t in state[field].items()}
+
+    def _beside(self, old: Tensor | None, parameter: Tensor, fill: Fill) -> Tensor:
+        dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
+        if old is not None and old.shape == parameter.shape:
+            return old.to(parameter.device, dtype)
+        source = parameter.detach()
+        new = torch.zeros_like(source, dtype=dtype) if fill == "zeros" else source.to(dtype, copy=True)
+        if old is not None:
+            new[: len(old)].copy_(old)
+        return new
+
+    def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
+        held = {name: t for state in self._state.values() for name, t in state.items()}
+        vanished = [name for name in held if name not in model]
+        misshaped = [
+            f"{name}: state {tuple(t.shape)}, parameter {tuple(model[name].shape)}"
+            for name, t in held.items()
+            if name in model and not _fits(t, model[name])
+        ]
+        if misshaped or (vanished and self.strict):
+            missing = [name for name in model if name not in held]
+            raise ValueError(
+                "The synaptic state does not fit this model.\n"
+                f"  of another shape: {misshaped or 'none'}\n"
+                f"  not in the model: {vanished or 'none'}\n"
+                f"  in the model, without state: {missing or 'none'}\n"
+                "Load a checkpoint of this architecture. New parameters and output layers with new rows "
+                "are fine; state of parameters that were removed is dropped with strict=False."
+            )
+        for state in self._state.values():
+            for name in vanished:
+                state.pop(name, None)
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    if state.shape == parameter.shape:
+        return True
+    grown = state.ndim == parameter.ndim > 0 and len(state) < len(parameter)
+    return grown and state.shape[1:] == parameter.shape[1:]

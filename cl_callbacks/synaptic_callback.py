@@ -1,0 +1,237 @@
+"""The Lightning side of every rule, written once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.step import Step, SynapticStep
+from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
+
+Patterns = str | Sequence[str] | None
+
+
+class SynapticCallback(Callback):
+    """Base of every rule: hooks, parameter selection, checkpoints and logging.
+
+    A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step
+    (``"gradient"``, ``"before"``), and overrides any of :meth:`pull`, :meth:`observe`,
+    :meth:`consolidate` and :meth:`penalty`.
+
+    Args:
+        parameters: regular expressions, searched in parameter names, of those to include; default: all
+            that require a gradient.
+        exclude: regular expressions of those to leave out.
+        state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
+            own dtype where that is wider.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance, in log keys and checkpoints; default: the class name in lower case.
+            Two rules of one class on the same parameters need different names.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> class WeightDecay(SynapticCallback):
+        ...     def pull(self, synapses, gradients):
+        ...         torch._foreach_add_(gradients, synapses.parameters, alpha=0.01)
+        >>> WeightDecay(exclude="bias").state_key
+        "WeightDecay{'name': 'weightdecay', 'parameters': (), 'exclude': ('bias',)}"
+    """
+
+    fields: ClassVar[Mapping[str, Fill]] = {}
+    needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.parameters, self.exclude = _patterns(parameters), _patterns(exclude)
+        self.name = type(self).__name__.lower() if name is None else name
+        self.synapses = Synapses(self.fields, _dtype(state_dtype), strict)
+        self.tasks = 0
+        """How many tasks the rule has consolidated."""
+        self._step: SynapticStep | None = None
+
+    # -- what a rule overrides ---------------------------------------------------------------------
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds to the gradients of the synapses that are about to step, in place."""
+
+    def observe(self, step: Step) -> None:
+        """Reads an optimizer step that was really taken."""
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Updates the state at the end of a task; returns whether there was anything to remember."""
+        return False
+
+    def penalty(self, synapses: SynapseView) -> Tensor | None:
+        """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
+        return None
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes sure that somebody says when a task ends."""
+        if stage == "fit":
+            _refuse_strategy(self, trainer)
+            ensure_boundaries(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lays the state out; the first rule of the list watches the optimizers for all."""
+        self._place(pl_module)
+        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        if rules[0] is self:
+            _refuse_optimizers(trainer.optimizers)
+            step = SynapticStep(rules)
+            step.attach(trainer.optimizers)
+            for rule in rules:
+                rule._step = step
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """One step of one optimizer, on behalf of all rules."""
+        if self._step is not None and self._step.rules[0] is self:
+            plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+            self._step.about_to_step(plain)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Logs the penalty, on steps that log."""
+        if not trainer.loggers or not trainer._logger_connector.should_update_logs:
+            return
+        penalty = self.penalty(self.synapses.view)
+        if penalty is not None:
+            # The x axis of Lightning's own metrics, so that both share one panel.
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            for logger in trainer.loggers:
+                logger.log_metrics({f"cl/penalty/{self.name}": penalty.item()}, step=step)
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Takes up parameters that have appeared with the task: unfrozen ones, a grown head."""
+        self._place(pl_module)
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Lets the rule remember the task."""
+        self._place(pl_module)
+        view = self.synapses.view
+        if not all(torch.stack([p.isfinite().all() for p in view.parameters])):
+            rank_zero_warn(
+                f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
+                f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
+            )
+        elif self.consolidate(trainer, pl_module, view, task):
+            self.tasks += 1
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of the optimizers."""
+        if self._step is not None:
+            self._step.detach()
+        self._step = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets go of the optimizers also when training breaks off."""
+        self.teardown(trainer, pl_module, "fit")
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """What tells this instance's state from others in a checkpoint."""
+        return self._generate_state_key(name=self.name, parameters=self.parameters, exclude=self.exclude)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only: loads with ``weights_only=True``."""
+        return {"synapses": self.synapses.state_dict(), "tasks": self.tasks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there to lay it out beside, in ``on_train_start``."""
+        self.synapses.load_state_dict(state_dict["synapses"])
+        self.tasks = state_dict["tasks"]
+
+    # -- parameters --------------------------------------------------------------------------------
+
+    def _place(self, pl_module: LightningModule) -> None:
+        model = {plain_name(name): p for name, p in pl_module.named_parameters()}
+        trainable = [name for name, p in model.items() if p.requires_grad]
+        if not trainable:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient, "
+                f"so there is no synapse to consolidate; unfreeze some before training."
+            )
+        for pattern in self.parameters + self.exclude:
+            if not any(re.search(pattern, name) for name in model):
+                raise MisconfigurationException(
+                    f"{type(self).__name__}: the pattern {pattern!r} matches no parameter of "
+                    f"{type(pl_module).__name__}; its parameters are {_few(list(model))}"
+                )
+        selected = [name for name in trainable if self._selects(name)]
+        if not selected:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
+                f"nothing of the trainable parameters {_few(trainable)}"
+            )
+        self.synapses.place(model, selected)
+        if self._step is not None:
+            self._step.refresh()
+
+    def _selects(self, name: str) -> bool:
+        included = not self.parameters or any(re.search(p, name) for p in self.parameters)
+        return included and not any(re.search(p, name) for p in self.exclude)
+
+
+def _patterns(patterns: Patterns) -> tuple[str, ...]:
+    given = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    for pattern in given:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return given
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"state_dtype={dtype!r} is not a floating-point dtype such as 'float32'")
+    return found
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+
+
+def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:
+    refused = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+    if isinstance(trainer.strategy, refused):
+        raise MisconfigurationException(
+            f"{type(rule).__name__} needs whole parameters on every process, and "
+            f"{type(trainer.strategy).__name__} shards them: use strategy='ddp' or a single device."
+        )
+
+
+def _refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise MisconfigurationException(
+            "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
+            "the gradient cannot follow: use a first-order optimizer."
+        )

@@ -1,0 +1,214 @@
+"""Ten tasks in sequence, with and without a memory: permuted handwritten digits.
+
+    python examples/digits.py                              # without a callback, then with EWC
+    python examples/digits.py --methods ewc --strength 30 --tasks 5 --seed 1
+    python examples/digits.py --json results.json
+
+The data are scikit-learn's digits, padded to 16 by 16 pixels; each task shows them under another fixed
+permutation of the pixels. An ordinary LightningModule is trained by one Trainer in one ``fit``; all that
+differs between the methods is the list of callbacks. Writes the accuracy matrices as a picture and a W&B
+run for each method, offline unless you are logged in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from netrc import netrc
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cl_callbacks import EWC, EpochBoundaries, TaskSequence
+from cl_callbacks.data import digits
+
+EPOCHS = 10  # per task
+
+
+class Classifier(LightningModule):
+    """What you already have: nothing in it knows of tasks or callbacks."""
+
+    def __init__(self, inputs: int, classes: int = 10, hidden: int = 256) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(inputs, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        x, y = batch
+        self.log("val_acc", (self(x).argmax(1) == y).float().mean(), batch_size=len(y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class AccuracyMatrix(Callback):
+    """At the end of each task, the accuracy on every task: the Trainer's own validation."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[float]] = []
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        found = trainer.callback_metrics
+        tasks = len(trainer.val_dataloaders)
+        self.rows.append([found[f"val_acc/dataloader_idx_{k}"].item() for k in range(tasks)])
+        seen = self.rows[-1][: len(self.rows)]
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {"cl_task/index": task, "cl_task/average_accuracy": sum(seen) / len(seen)},
+                step=trainer.global_step,
+            )
+
+
+# What each method adds to the Trainer. The strength was found on seeds 10 to 12, see `--strength`.
+METHODS: dict[str, Callable[[argparse.Namespace], list[Callback]]] = {
+    "none": lambda args: [],
+    "ewc": lambda args: [EWC(strength=args.strength or 100.0)],
+}
+
+
+def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
+    seed_everything(args.seed, verbose=False)
+    data = TaskSequence.permuted(digits(), tasks=args.tasks, seed=args.seed, pad=4, batch_size=32)
+    model = Classifier(inputs=16 * 16)
+    matrix = AccuracyMatrix()
+    logger = WandbLogger(
+        name=f"{method}-seed{args.seed}",
+        project="cl_callbacks-digits",
+        save_dir=args.out,
+        offline=not logged_in_to_wandb(),
+        config={"method": method} | vars(args),
+    )
+    trainer = Trainer(
+        max_epochs=EPOCHS * args.tasks,
+        reload_dataloaders_every_n_epochs=EPOCHS,
+        check_val_every_n_epoch=EPOCHS,
+        num_sanity_val_steps=0,
+        callbacks=[*METHODS[method](args), EpochBoundaries(every_n_epochs=EPOCHS), matrix],
+        logger=logger,
+        accelerator=args.accelerator,
+        devices=1,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=not args.quiet,
+    )
+    start = time.perf_counter()
+    trainer.fit(model, data)
+    seconds = time.perf_counter() - start
+    average = sum(matrix.rows[-1]) / args.tasks
+    logger.experiment.summary["average_accuracy"] = average
+    wandb.finish()
+    return {"average_accuracy": average, "matrix": matrix.rows, "seconds": seconds}
+
+
+def logged_in_to_wandb() -> bool:
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    known = file.is_file() and any("wandb" in host for host in netrc(str(file)).hosts)
+    return known or bool(os.environ.get("WANDB_API_KEY"))
+
+
+def show_table(console: Console, method: str, result: dict[str, Any]) -> None:
+    matrix = result["matrix"]
+    table = Table(title=f"{method}: accuracy in % on each task (column) after learning each (row)")
+    table.add_column("after")
+    for task in range(len(matrix)):
+        table.add_column(str(task + 1), justify="right")
+    for task, row in enumerate(matrix):
+        seen = [f"{100 * accuracy:.0f}" for accuracy in row[: task + 1]]
+        table.add_row(str(task + 1), *seen)
+    console.print(table)
+    console.print(
+        f"{method}: average accuracy {result['average_accuracy']:.3f} over all {len(matrix)} tasks "
+        f"after the last, {result['seconds']:.0f} s\n"
+    )
+
+
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5 * len(results), 4.8), squeeze=False, layout="constrained"
+    )
+    for axis, (method, result) in zip(axes[0], results.items(), strict=True):
+        matrix = torch.tensor(result["matrix"])
+        # Tasks that were not learned yet are left blank.
+        seen = matrix.masked_fill(torch.ones_like(matrix).triu(1).bool(), torch.nan)
+        image = axis.imshow(100 * seen, vmin=0, vmax=100, cmap="viridis")
+        axis.set_title(f"{method}: average {result['average_accuracy']:.3f}")
+        axis.set_xlabel("tested on task")
+        axis.set_ylabel("after learning task")
+        ticks = range(0, len(matrix), max(1, len(matrix) // 10))
+        axis.set_xticks(ticks, [str(t + 1) for t in ticks])
+        axis.set_yticks(ticks, [str(t + 1) for t in ticks])
+    figure.colorbar(image, ax=axes[0], label="accuracy in %", shrink=0.8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
+    parser.add_argument("--tasks", type=int, default=10, help="how many permutations (at least 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strength", type=float, help="of the method; default: found as said above")
+    parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs and picture")
+    parser.add_argument("--accelerator", default="cpu", help="a network this small is fastest there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args()
+    if args.tasks < 2:
+        parser.error("a sequence to forget in has at least 2 tasks")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    results = {method: run(method, args) for method in args.methods}
+    for method, result in results.items():
+        show_table(console, method, result)
+    picture = args.out / "digits.png"
+    draw(results, picture)
+    console.print(f"picture: {picture}; W&B runs: {args.out / 'wandb'}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
