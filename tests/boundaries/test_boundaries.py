@@ -1,0 +1,286 @@
+"""Who hears of a task, when, and what the checkpoints of that moment hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, TaskSequence
+from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, task, weights
+
+
+class Diary(Callback):
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def on_train_start(self, *args: Any) -> None:
+        self.events.append("train starts")
+
+    def on_task_start(self, trainer: Any, pl_module: Any, task: int) -> None:
+        self.events.append(("start", task, trainer.current_epoch))
+
+    def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
+        self.events.append(("end", task, trainer.current_epoch))
+
+
+class Listening(Net):
+    """A LightningModule hears of tasks too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, int]] = []
+
+    def on_task_start(self, trainer: Any, pl_module: Any, task: int) -> None:
+        assert pl_module is self
+        self.heard.append(("start", task))
+
+    def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
+        self.heard.append(("end", task))
+
+
+@pytest.mark.parametrize("given", ["first", "last", "none"])
+def test_each_fit_is_a_task(given: str) -> None:
+    diary, model = Diary(), Listening()
+    callbacks = [EWC(1.0), diary]
+    if given != "none":
+        callbacks.insert(0 if given == "first" else 2, FitBoundaries())
+    fit_tasks(model, *callbacks, tasks=2, max_epochs=2)
+    assert diary.events == [
+        "train starts", ("start", 0, 0), ("end", 0, 1),
+        "train starts", ("start", 1, 2), ("end", 1, 3),
+    ]  # fmt: skip
+    assert model.heard == [("start", 0), ("end", 0), ("start", 1), ("end", 1)]
+
+
+def test_without_rules_and_boundaries_nobody_speaks_of_tasks() -> None:
+    diary = Diary()
+    fit_tasks(Net(), diary)
+    assert diary.events == ["train starts", "train starts"]
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 5}, {"max_epochs": 3}, {"limit_train_batches": 2}])
+def test_a_fit_ends_its_task_whatever_ends_the_fit(limit: dict[str, int]) -> None:
+    diary = Diary()
+    options = {"max_epochs": -1 if "max_steps" in limit else 2} | limit
+    make_trainer(diary, FitBoundaries(), **options).fit(Net(), loader(*task(0)))
+    assert [e[0] for e in diary.events[1:]] == ["start", "end"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_early_stopping_ends_the_task(order: int) -> None:
+    diary = Diary()
+    stopping = EarlyStopping("train_loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+    model = Net()
+    callbacks = [stopping, FitBoundaries(), diary][::order]
+    make_trainer(*callbacks, max_epochs=9).fit(model, loader(*task(0)))
+    assert [e[:2] for e in diary.events[1:]] == [("start", 0), ("end", 0)]
+
+
+def test_epochs_make_tasks_and_an_incomplete_one_goes_on() -> None:
+    diary, boundaries = Diary(), EpochBoundaries(2)
+    trainer = make_trainer(diary, boundaries, max_epochs=5)
+    model, data = Net(), loader(*task(0))
+    trainer.fit(model, data)
+    assert diary.events[1:] == [
+        ("start", 0, 0), ("end", 0, 1), ("start", 1, 2), ("end", 1, 3), ("start", 2, 4),
+    ]  # fmt: skip
+    assert boundaries.task_is_open
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(model, data)
+    assert diary.events[-2:] == ["train starts", ("end", 2, 5)]
+
+
+def tagged(*ids: int) -> DataLoader:
+    rows = [{"x": torch.randn(FEATURES), "y": torch.tensor(i % 3), "domain": i} for i in ids]
+    return DataLoader(rows, batch_size=2)
+
+
+class Tagged(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+
+def test_batches_name_their_tasks() -> None:
+    diary = Diary()
+    seen: dict[int, int] = {}
+
+    class Counting(EWC):
+        def estimate(self, trainer: Any, pl_module: Any, synapses: Any, task: int) -> Any:
+            means, seen[task] = super().estimate(trainer, pl_module, synapses, task)
+            return means, seen[task]
+
+    ewc, boundaries = Counting(1.0), BatchBoundaries(key="domain", recent_samples=5)
+    trainer = make_trainer(ewc, boundaries, diary)
+    trainer.fit(Tagged(), tagged(*[7] * 10, *[3] * 4, *[7] * 2))
+    assert [e[:2] for e in diary.events[1:]] == [
+        ("start", 7), ("end", 7), ("start", 3), ("end", 3), ("start", 7), ("end", 7),
+    ]  # fmt: skip
+    assert ewc.tasks == 3
+    # Five recent samples in batches of two are six; the Fisher reads this task's alone.
+    assert seen[3] == 4
+    assert seen[7] == 2
+
+
+def test_batches_of_two_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"holds \[1, 2\]"):
+        make_trainer(BatchBoundaries(key="domain")).fit(Tagged(), tagged(1, 2))
+    with pytest.raises(ValueError, match=r"no task number at key='task'; it has \['x', 'y', 'domain'\]"):
+        make_trainer(BatchBoundaries(key="task")).fit(Tagged(), tagged(1, 1))
+    with pytest.raises(ValueError, match="a list"):
+        make_trainer(BatchBoundaries(key=5)).fit(Net(), loader(*task(0)))
+
+
+def test_tuple_batches_name_their_task_by_position() -> None:
+    x, y = task(0)
+    boundaries = BatchBoundaries(key=2)
+    make_trainer(boundaries).fit(Net(), loader(x, y, torch.full((len(x),), 4)))
+    assert boundaries.task == 5
+
+
+def test_two_boundary_callbacks_are_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="FitBoundaries, EpochBoundaries"):
+        make_trainer(FitBoundaries(), EpochBoundaries(1)).fit(Net(), loader(*task(0)))
+    with pytest.raises(ValueError, match="at least one epoch"):
+        EpochBoundaries(0)
+    with pytest.raises(ValueError, match="at least 1"):
+        BatchBoundaries(key="x", recent_samples=0)
+
+
+def test_a_fit_that_would_do_nothing_says_so() -> None:
+    for options, remedy in [
+        ({"max_epochs": 2}, r"trainer.fit_loop.max_epochs \+= n"),
+        ({"max_epochs": -1, "max_steps": 2}, "epoch_loop.max_steps"),
+    ]:
+        trainer, model = make_trainer(EWC(1.0), **options), Net()
+        trainer.fit(model, loader(*task(0)))
+        with pytest.raises(MisconfigurationException, match=remedy):
+            trainer.fit(model, loader(*task(1)))
+
+
+def test_a_finished_run_may_be_resumed_in_vain(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    make_trainer(EWC(1.0), saving, enable_checkpointing=True).fit(Net(), loader(*task(0)))
+    ewc = EWC(1.0)
+    again = make_trainer(ewc, max_epochs=1)
+    again.fit(Net(), loader(*task(0)), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert ewc.tasks == 1
+
+
+@pytest.mark.parametrize(
+    "saving",
+    [
+        {},
+        {"every_n_train_steps": 1},
+        {"save_on_train_epoch_end": False},
+        {"monitor": "train_loss"},
+        {"save_last": "link"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stopped_early", [False, True])
+def test_last_checkpoint_of_a_task_holds_its_consolidated_state(
+    tmp_path: Path, saving: dict[str, Any], stopped_early: bool
+) -> None:
+    class Validated(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    ewc, model = EWC(1.0), Validated()
+    checkpoint = ModelCheckpoint(tmp_path, **({"save_last": True} | saving))
+    callbacks: list[Callback] = [ewc, checkpoint]
+    if stopped_early:
+        callbacks.append(
+            EarlyStopping("train_loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+        )
+    trainer = make_trainer(*callbacks, enable_checkpointing=True, max_epochs=4)
+    trainer.fit(model, loader(*task(0)), loader(*task(1)))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][ewc.state_key]
+    assert saved["tasks"] == 1
+    for name, value in zip(ewc.synapses.view.names, ewc.synapses.view["importance"], strict=True):
+        assert torch.equal(saved["synapses"]["importance"][name], value)
+
+
+def test_carried_optimizer_keeps_its_moments() -> None:
+    found = {}
+    for carry in (False, True):
+        steps: list[float] = []
+
+        class Watching(Net):
+            def on_train_batch_start(self, *args: Any, steps: list[float] = steps) -> None:
+                (optimizer,) = self.trainer.optimizers
+                state = optimizer.state.get(self.net[0].weight)
+                steps.append(float(state["step"]) if state else 0.0)
+
+        fit_tasks(Watching(), FitBoundaries(carry_optimizer=carry), tasks=2)
+        found[carry] = steps
+    assert found[False] == [0, 1, 2, 0, 1, 2]
+    assert found[True] == [0, 1, 2, 3, 4, 5]
+
+
+def test_carrying_the_optimizer_equals_one_fit() -> None:
+    torch.manual_seed(0)
+    start = Net().state_dict()
+    found = []
+    for one_fit in (True, False):
+        model = Net()
+        model.load_state_dict(start)
+        model.net[3].p = 0.0
+        data = loader(*task(0))
+        if one_fit:
+            make_trainer(max_epochs=2).fit(model, data)
+        else:
+            trainer = make_trainer(FitBoundaries(carry_optimizer=True))
+            trainer.fit(model, data)
+            trainer.fit_loop.max_epochs += 1
+            trainer.fit(model, data)
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_data_that_would_not_follow_the_tasks_are_refused() -> None:
+    data = TaskSequence([{"train": [0], "test": [0]}] * 2)
+    for reload in (0, 3):
+        trainer = make_trainer(EpochBoundaries(2), reload_dataloaders_every_n_epochs=reload)
+        with pytest.raises(MisconfigurationException, match="reload_dataloaders_every_n_epochs=2"):
+            trainer.fit(Net(), data)
+    assert isinstance(data, LightningDataModule)
+
+
+class ByEpoch(LightningDataModule):
+    """The first epoch is task 0, the second is task 1."""
+
+    def train_dataloader(self) -> DataLoader:
+        torch.manual_seed(self.trainer.current_epoch)
+        return tagged(*[self.trainer.current_epoch] * 6)
+
+
+def test_recent_batches_survive_a_resume(tmp_path: Path) -> None:
+    """Stopped between two tasks that only the batches tell apart: the first one's data are not lost."""
+
+    def run(ckpt: Path | None = None) -> EWC:
+        torch.manual_seed(0)
+        model, ewc = Tagged(torch.nn.Linear(FEATURES, 3)), EWC(1.0)
+        saving = ModelCheckpoint(tmp_path / str(ckpt is None), filename="{epoch}", save_top_k=-1)
+        trainer = make_trainer(
+            ewc, BatchBoundaries("domain"), saving, enable_checkpointing=True,
+            max_epochs=2, reload_dataloaders_every_n_epochs=1,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=ByEpoch(), ckpt_path=ckpt, weights_only=True)
+        return ewc
+
+    whole, resumed = run(), run(tmp_path / "True" / "epoch=0.ckpt")
+    assert whole.tasks == resumed.tasks == 2
+    for a, b in zip(
+        whole.synapses.view["importance"], resumed.synapses.view["importance"], strict=True
+    ):
+        assert torch.equal(a, b)

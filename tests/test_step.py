@@ -1,0 +1,168 @@
+"""The shared view of a step, with plain torch optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.step import Step, SynapticStep
+from cl_callbacks.synapses import Synapses, SynapseView
+
+
+class Recorder:
+    """A rule that pulls by a constant and writes down what it sees."""
+
+    def __init__(self, model: nn.Module, needs: set[str], pull: float = 0.0) -> None:
+        self.needs, self.amount = frozenset(needs), pull
+        self.synapses = Synapses({})
+        named = dict(model.named_parameters())
+        self.synapses.place(named, list(named))
+        self.seen: list[dict[str, list[Tensor]]] = []
+        self.pulls = 0
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        self.pulls += 1
+        torch._foreach_add_(gradients, self.amount)
+
+    def observe(self, step: Step) -> None:
+        self.seen.append(
+            {
+                "names": step.synapses.names,
+                "gradients": [g.clone() for g in step.gradients],
+                "before": [b.clone() for b in step.before],
+                "updates": step.updates() if step.before else [],
+            }
+        )
+
+
+def backward(model: nn.Module, seed: int = 0) -> list[Tensor]:
+    torch.manual_seed(seed)
+    model.zero_grad()
+    model(torch.randn(5, 3)).square().mean().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adam(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    ],
+)
+@pytest.mark.parametrize("first", ["pulls", "observes"])
+def test_observes_the_task_gradient_and_the_realised_update(make: Callable, first: str) -> None:
+    model = nn.Linear(3, 2)
+    observer, puller = Recorder(model, {"gradient", "before"}), Recorder(model, set(), pull=0.5)
+    rules = [puller, observer] if first == "pulls" else [observer, puller]
+    optimizer, step = make(model.parameters()), SynapticStep(rules)
+    step.attach([optimizer])
+    for k in range(3):
+        gradients = backward(model, k)
+        before = [p.detach().clone() for p in model.parameters()]
+        step.about_to_step(optimizer)
+        assert all(torch.equal(p.grad, g + 0.5) for p, g in zip(model.parameters(), gradients, strict=True))
+        optimizer.step()
+        seen = observer.seen[k]
+        assert all(map(torch.equal, seen["gradients"], gradients))
+        assert all(map(torch.equal, seen["before"], before))
+        moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(map(torch.equal, seen["updates"], moved))
+    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["before"]
+
+
+def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
+    model = nn.Linear(3, 2)
+    a, b = Recorder(model, {"gradient"}), Recorder(model, {"gradient"})
+    idle = SynapticStep([Recorder(model, set())])
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([a, b])
+    backward(model)
+    idle.about_to_step(optimizer)
+    assert idle._buffers == {"gradient": {}, "before": {}}
+    step.about_to_step(optimizer)
+    assert len(step._buffers["gradient"]) == 2
+    assert step._buffers["before"] == {}
+    (plan,) = step._plans.values()
+    (_, first), (_, second) = plan.members
+    assert all(x is y for x, y in zip(first.gradients, second.gradients, strict=True))
+
+
+def test_a_skipped_step_leaves_no_trace() -> None:
+    """As a GradScaler does after an overflow: the optimizer is never called."""
+    model = nn.Linear(3, 2)
+    rule = Recorder(model, {"gradient", "before"})
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
+    step.attach([optimizer])
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.inf)
+    step.about_to_step(optimizer)  # … and no step
+    gradients = backward(model)
+    step.about_to_step(optimizer)
+    optimizer.step()
+    assert len(rule.seen) == 1
+    assert all(map(torch.equal, rule.seen[0]["gradients"], gradients))
+
+
+def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
+    model = nn.Linear(3, 2)
+    rule = Recorder(model, {"before"})
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
+    step.attach([optimizer])
+    backward(model)
+    optimizer.step()
+    assert rule.seen == []
+    step.detach()
+    step.about_to_step(optimizer)
+    optimizer.step()
+    assert rule.seen == []
+
+
+def test_two_optimizers_show_each_its_own_synapses() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    rule = Recorder(model, {"before"})
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
+    step = SynapticStep([rule])
+    step.attach(optimizers)
+    backward(model)
+    for optimizer in reversed(optimizers):
+        step.about_to_step(optimizer)
+        optimizer.step()
+    assert [seen["names"] for seen in rule.seen] == [["1.weight", "1.bias"], ["0.weight", "0.bias"]]
+
+
+def test_parameters_without_a_gradient_do_not_step() -> None:
+    model = nn.Linear(3, 2)
+    rule = Recorder(model, {"gradient"}, pull=1.0)
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
+    step.attach([optimizer])
+    for absent in ("bias", "weight", None, "bias"):
+        backward(model)
+        if absent:
+            getattr(model, absent).grad = None
+        step.about_to_step(optimizer)
+        optimizer.step()
+    assert [seen["names"] for seen in rule.seen] == [["weight"], ["bias"], ["weight", "bias"], ["weight"]]
+    assert len(step._buffers["gradient"]) == 2
+
+
+def test_plans_stay_bounded_when_heads_come_and_go() -> None:
+    model = nn.ModuleList(nn.Linear(1, 1) for _ in range(100))
+    rule = Recorder(model, {"gradient"})
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
+    for head in model:
+        model.zero_grad()
+        head(torch.ones(1)).sum().backward()
+        step.about_to_step(optimizer)
+    assert len(step._plans) <= 32
+    assert rule.pulls == 100
+
+
+def test_sparse_gradients_are_refused() -> None:
+    model = nn.Embedding(4, 2, sparse=True)
+    step = SynapticStep([Recorder(model, set())])
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        step.about_to_step(torch.optim.SparseAdam(model.parameters()))
