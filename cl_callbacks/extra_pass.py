@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -42,7 +43,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     silent = {"log": _ignore, "log_dict": _ignore}
     own = {name: attributes[name] for name in silent if name in attributes}
     with ExitStack() as stack:
-        stack.enter_context(isolate_rng())
+        stack.enter_context(_isolated_rng(trainer.strategy.root_device))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_precision(trainer))
@@ -65,6 +66,18 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+@contextmanager
+def _isolated_rng(device: torch.device) -> Iterator[None]:
+    """Like Lightning's ``isolate_rng``, which does not restore after an exception."""
+    python, from_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(from_numpy)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
@@ -117,17 +130,12 @@ def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
 
 
 def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
-    loaders = trainer.train_dataloader
-    if isinstance(loaders, list | tuple | dict):
-        combined = trainer.fit_loop._combined_loader
-        assert combined is not None
-        fresh: Any = (
-            {key: _fresh(loader, trainer, samples, seed) for key, loader in loaders.items()}
-            if isinstance(loaders, dict)
-            else type(loaders)(_fresh(loader, trainer, samples, seed) for loader in loaders)
-        )
-        return (batch for batch, _, _ in iter(CombinedLoader(fresh, combined._mode)))
-    return _fresh(loaders, trainer, samples, seed)
+    in_use = trainer.fit_loop._combined_loader
+    assert in_use is not None
+    # The user's loaders may be nested in any collection: keep its shape and mode, replace the leaves.
+    fresh = CombinedLoader(in_use.iterables, in_use._mode)
+    fresh.flattened = [_fresh(loader, trainer, samples, seed) for loader in fresh.flattened]
+    return (batch for batch, _, _ in iter(fresh))
 
 
 def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:

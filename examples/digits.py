@@ -64,9 +64,7 @@ class Classifier(LightningModule):
         self.log("train_loss", loss)
         return loss
 
-    def validation_step(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         x, y = batch
         self.log("val_acc", (self(x).argmax(1) == y).float().mean(), batch_size=len(y))
 

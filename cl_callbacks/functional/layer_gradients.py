@@ -184,7 +184,8 @@ def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> Gradients:
 
 
 def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
-    unit = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    assert layer.running_mean is not None and layer.running_var is not None  # see has_rule
+    unit = F.batch_norm(x, layer.running_mean.to(x), layer.running_var.to(x), eps=layer.eps)
     return _channel_affine(delta, unit)
 
 

@@ -280,7 +280,5 @@ def test_recent_batches_survive_a_resume(tmp_path: Path) -> None:
 
     whole, resumed = run(), run(tmp_path / "True" / "epoch=0.ckpt")
     assert whole.tasks == resumed.tasks == 2
-    for a, b in zip(
-        whole.synapses.view["importance"], resumed.synapses.view["importance"], strict=True
-    ):
+    for a, b in zip(whole.synapses.view["importance"], resumed.synapses.view["importance"], strict=True):
         assert torch.equal(a, b)

@@ -66,9 +66,7 @@ def test_each_anchor_equals_two_hundred_stored_tasks() -> None:
     assert len(stored) == ewc.tasks == 200
     view = ewc.synapses.view
     theta = [p.detach().double() + 0.1 for p in view.parameters]
-    slow_pull = [
-        2.0 * sum(f[i] * (t - anchor[i]) for f, anchor in stored) for i, t in enumerate(theta)
-    ]
+    slow_pull = [2.0 * sum(f[i] * (t - anchor[i]) for f, anchor in stored) for i, t in enumerate(theta)]
     slow_penalty = sum(
         (f[i] * (t - anchor[i]) ** 2).sum() for f, anchor in stored for i, t in enumerate(theta)
     )
@@ -277,9 +275,7 @@ def test_resume_is_bit_identical(tmp_path: Path, stop_after: int) -> None:
         torch.manual_seed(0)
         model, ewc = Net(plain_net()), EWC(20.0, anchors="each", decay=0.9, estimator="sampled")
         saving = ModelCheckpoint(tmp_path / str(epochs), save_last=True, save_top_k=0)
-        trainer = make_trainer(
-            ewc, EpochBoundaries(2), saving, max_epochs=epochs, enable_checkpointing=True
-        )
+        trainer = make_trainer(ewc, EpochBoundaries(2), saving, max_epochs=epochs, enable_checkpointing=True)
         trainer.fit(model, loader(*task(0)), ckpt_path=resumed, weights_only=True)
         return model, ewc
 

@@ -1,0 +1,82 @@
+"""Two gloo processes against one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from cl_callbacks import EWC, EpochBoundaries
+from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
+
+
+class Report(Callback):
+    """What each rank has at the end, and on how many samples it measured."""
+
+    def __init__(self, rules: list[EWC], folder: Path) -> None:
+        self.rules, self.folder = rules, folder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        states = [rule.state_dict() for rule in self.rules]
+        torch.save(
+            {"states": states, "weights": pl_module.state_dict()}, self.folder / f"{trainer.global_rank}.pt"
+        )
+
+
+def train(folder: Path, lr: float, **options: Any) -> list[dict[str, Any]]:
+    folder.mkdir()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(FEATURES, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
+    model = Net(net, partial(torch.optim.SGD, lr=lr))
+    rules = [
+        EWC(1.0, samples=None, name="all"),
+        EWC(1.0, samples=7, anchors="each", name="some"),
+        EWC(1.0, estimator="sampled", samples=6, name="sampled"),
+    ]
+    trainer = make_trainer(
+        *rules,
+        EpochBoundaries(1),
+        Report(rules, folder),
+        max_epochs=2,
+        use_distributed_sampler=True,
+        **options,
+    )
+    trainer.fit(model, loader(*task(0, samples=25), batch_size=4, shuffle=True))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(options["devices"])]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    options = {"strategy": "ddp_spawn", "devices": 2}
+    return {lr: train(folder / str(lr), lr, **options) for lr in (0.0, 0.1)}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, Any]]]) -> None:
+    first, second = two[0.1]
+    assert [state["tasks"] for state in first["states"]] == [2, 2, 2]
+    assert same(first["states"], second["states"])
+    assert same(dict(first["weights"]), dict(second["weights"]))
+
+
+def test_two_processes_measure_what_one_does(two: dict[float, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """With weights at rest; neither 25 nor 7 samples divide by two."""
+    (one,) = train(tmp_path / "one", 0.0, devices=1)
+    for rule in (0, 1):
+        found, expected = (run["states"][rule]["synapses"]["importance"] for run in (two[0.0][0], one))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-8)

@@ -1,0 +1,90 @@
+"""The arrows of the design: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cl_callbacks
+
+PACKAGE = Path(cl_callbacks.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each part may import itself and the parts before it.
+LAYERS = [
+    {"functional", "drift"},
+    {"synapses", "step", "extra_pass"},
+    {"synaptic_callback", "model_outputs", "boundaries"},
+    {"consolidation", "metaplasticity", "renewal"},
+    {"observation", "metrics", "data"},
+    {"cli", "__main__"},
+]
+RULES = LAYERS[3]
+
+
+def level(part: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+def imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_arrows_point_one_way(file: Path) -> None:
+    part = part_of(file)
+    if part == "__init__":
+        return
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] == "cl_callbacks":
+            assert len(parts) > 1, f"{file} imports the package itself"
+            assert level(parts[1]) <= level(part), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "functional"], ids=lambda f: f.name)
+def test_the_equations_know_only_torch(file: Path) -> None:
+    known = {"torch", "cl_callbacks", "__future__"} | sys.stdlib_module_names
+    assert {name.split(".")[0] for name in imports(file)} <= known
+
+
+def test_no_rule_imports_another() -> None:
+    shared = {"anchored_rule"}
+    for file in FILES:
+        if part_of(file) not in RULES or file.name == "__init__.py":
+            continue
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[:1] == ["cl_callbacks"] and parts[1] in RULES:
+                assert parts[2] in shared, f"{file} imports {name}"
+
+
+def test_data_and_plots_are_imported_where_they_are_used() -> None:
+    heavy = ("datasets", "sklearn", "matplotlib", "wandb", "transformers")
+    script = f"import sys, cl_callbacks; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    # Lightning itself imports some of these; what counts is that this package adds none.
+    base = (
+        f"import sys, lightning.pytorch, safetensors.torch; print([m for m in {heavy} if m in sys.modules])"
+    )
+    alone = subprocess.run([sys.executable, "-c", base], capture_output=True, text=True, check=True)
+    assert run.stdout == alone.stdout
+
+
+def test_everything_public_is_importable_and_documented() -> None:
+    for name in cl_callbacks.__all__:
+        assert (getattr(cl_callbacks, name).__doc__ or "").strip(), name
