@@ -234,4 +234,4 @@ def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradient
     dtype = torch.promote_types(delta.dtype, torch.float32)
     rule = next(rule for kind, rule in _RULES.items() if type(layer).forward is kind.forward)
     inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
-    return rule(layer, inputs, delta.to(dtype))
+    return {n: g for n, g in rule(layer, inputs, delta.to(dtype)).items() if getattr(layer, n) is not None}

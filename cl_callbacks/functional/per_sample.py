@@ -1,18 +1,21 @@
 r"""Squared per-sample gradients of a whole network at about the price of a batch.
 
 Wanted is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
-over samples, of squared gradients. One backward to the *outputs of the layers* gives every layer its
-cotangents, from which :mod:`~cl_callbacks.functional.layer_gradients` forms the squares; no weight
-gradient and no ``.grad`` is touched. Parameters that no layer rule explains (attention's packed
-projections, recurrent layers, weights used outside their layer) go through ``torch.func.vmap``, and
-where vmap cannot follow the model, through a loop over samples.
+over samples, of squared gradients. One backward to the *outputs of the modules* gives every module its
+cotangents, without a weight gradient and without touching ``.grad``. From these follow the gradients
 
-Which parameters the layer rules explain is not guessed but measured: on the first batch the first
-sample's gradients are compared with what autograd finds for that sample alone.
+1. of common layers in closed form (:mod:`~cl_callbacks.functional.layer_gradients`),
+2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.functional.module_gradients`),
+3. of parameters that are used outside their module by vmap of the whole network,
+4. and where vmap cannot follow the network, by a loop over samples.
+
+Which parameters 1 and 2 explain is not guessed but measured: on the first batch the first sample's
+gradients are compared with what autograd finds for that sample alone.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,22 +27,36 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cl_callbacks.functional.batches import finite_samples, split_samples, take_samples
+from cl_callbacks.functional.batches import (
+    finite_samples,
+    map_tensors,
+    split_samples,
+    take_samples,
+)
 from cl_callbacks.functional.layer_gradients import (
     PerSample,
     chunked_square_sum,
     has_rule,
     layer_gradients,
 )
+from cl_callbacks.functional.module_gradients import (
+    ModuleCall,
+    Pulled,
+    batch_dimension,
+    flat_tensors,
+)
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[Any], tuple[Tensor, Tensor | None]]
 Cotangents = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
 
 
 class _Call(NamedTuple):
-    layer: nn.Module
-    inputs: Tensor
-    edge: GradientEdge  # the output as it was then: in-place activations may overwrite the tensor
+    module: nn.Module
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    # The outputs as they were then: in-place activations may overwrite the tensors.
+    edges: list[GradientEdge | None]
 
 
 class _Within(nn.Module):
@@ -57,6 +74,23 @@ def _wide(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
+def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
+    """Parameters that a call of the module used itself.
+
+    Its own, and those of submodules that were never called: attention reads its output projection so.
+    A module around others that were called would run them all again, which the network's vmap does
+    once for all.
+    """
+    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if not has_rule(module):
+        for path, inner in module.named_modules():
+            if inner is not module and id(inner) in called:
+                return {}
+            for name, p in inner.named_parameters(path, recurse=False):
+                found[name] = p
+    return found
+
+
 class PerSampleGradients:
     """Sums of squared per-sample gradients, batch after batch.
 
@@ -67,7 +101,7 @@ class PerSampleGradients:
         max_bytes: bound on the per-sample gradients of one parameter that are held at a time.
 
     Attributes:
-        fallback: names of parameters that no layer rule explains (known after the first batch).
+        fallback: names of parameters that no module explains (known after the first batch).
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -90,6 +124,7 @@ class PerSampleGradients:
         self.parameters = dict(parameters)
         self.fallback: list[str] | None = None
         self._names = {id(p): name for name, p in self.parameters.items()}
+        self._without_vmap: set[nn.Module] = set()
         self._vmap_works = True
 
     def square_sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
@@ -116,9 +151,12 @@ class PerSampleGradients:
             self.fallback = self._unexplained(batch, outputs, calls)
         totals = dict(zip(self.parameters, self._zeros(), strict=True))
         for vector in vectors:
-            for name, parts in self._parts(outputs, calls, vector).items():
+            parts = self._parts(outputs, calls, vector)
+            for name in list(parts):
+                # Taken out one by one, so that no two modules' gradients are held at a time.
+                uses = parts.pop(name)
                 if name not in self.fallback:
-                    totals[name] += self._square_sum(parts)
+                    totals[name] += self._square_sum(uses)
         for name, total in self._fallback_sums(batch, vectors).items():
             totals[name] += total
         return list(totals.values()), len(outputs)
@@ -131,29 +169,27 @@ class PerSampleGradients:
             return parts[0].square_sum(self.max_bytes)
         return chunked_square_sum(parts, self.max_bytes)
 
-    # -- layers ------------------------------------------------------------------------------------
+    # -- modules -----------------------------------------------------------------------------------
 
     def _run(self, batch: Any) -> tuple[Tensor, Tensor | None, list[_Call]]:
         with self._recorded() as calls:
             outputs, labels = self.forward(batch)
-        n = outputs.shape[0]
-        # A call whose first dimension is not the samples' cannot be told apart by sample.
-        return outputs, labels, [c for c in calls if c.inputs.ndim and c.inputs.shape[0] == n]
+        return outputs, labels, calls
 
     @contextmanager
     def _recorded(self) -> Iterator[list[_Call]]:
         calls: list[_Call] = []
 
-        def record(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if args and output.requires_grad:
-                calls.append(_Call(layer, args[0].detach(), get_gradient_edge(output)))
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
+            if any(edges):
+                calls.append(_Call(module, map_tensors(Tensor.detach, (args, kwargs)), edges))
 
-        wanted = [
-            layer
-            for layer in self.module.modules()
-            if has_rule(layer) and any(id(p) in self._names for p in layer.parameters(False))
+        handles = [
+            module.register_forward_hook(record, with_kwargs=True)
+            for module in self.module.modules()
+            if module is not self.module and any(True for _ in module.parameters(recurse=False))
         ]
-        handles = [layer.register_forward_hook(record) for layer in wanted]
         try:
             yield calls
         finally:
@@ -161,23 +197,40 @@ class PerSampleGradients:
                 handle.remove()
 
     def _parts(self, outputs: Tensor, calls: list[_Call], vector: Tensor) -> dict[str, list[PerSample]]:
-        """Per-sample gradients of every use of every parameter that a layer rule knows."""
+        """Per-sample gradients of every use of every parameter by the module that owns it."""
         parts: dict[str, list[PerSample]] = {}
-        edges = [call.edge for call in calls]
+        edges = [edge for call in calls for edge in call.edges if edge is not None]
         if not edges:
             return parts
-        deltas = torch.autograd.grad(outputs, edges, vector, retain_graph=True, allow_unused=True)
-        for call, delta in zip(calls, deltas, strict=True):
-            if delta is None or delta.shape[0] != outputs.shape[0]:
-                continue
-            gradients = layer_gradients(call.layer, call.inputs, delta)
-            for own_name, parameter in call.layer.named_parameters(recurse=False):
-                if id(parameter) in self._names:
-                    parts.setdefault(self._names[id(parameter)], []).append(gradients[own_name])
+        found = torch.autograd.grad(outputs, edges, vector, retain_graph=True, allow_unused=True)
+        remaining = iter(found)
+        called = {id(call.module) for call in calls}
+        for call in calls:
+            deltas = [None if edge is None else next(remaining) for edge in call.edges]
+            weights = {name: p for name, p in _own(call.module, called).items() if id(p) in self._names}
+            if weights and any(delta is not None for delta in deltas):
+                for name, part in self._of_call(call, weights, deltas, len(outputs)).items():
+                    parts.setdefault(self._names[id(weights[name])], []).append(part)
         return parts
 
+    def _of_call(
+        self, call: _Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
+    ) -> Mapping[str, PerSample]:
+        args, kwargs = call.inputs
+        if has_rule(call.module) and len(args) == 1 and not kwargs:
+            # A call whose first dimension is not the samples' cannot be told apart by sample.
+            if deltas[0] is None or not len(args[0]) == len(deltas[0]) == samples:
+                return {}
+            gradients = layer_gradients(call.module, args[0], deltas[0])
+            return {name: gradients[name] for name in weights}
+        dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
+        if None in dimensions or call.module in self._without_vmap:
+            return {}
+        pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
+        return {name: Pulled(pulled, name) for name in weights}
+
     def _unexplained(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> list[str]:
-        """Parameters whose first-sample gradient by layer rules is not that sample's gradient."""
+        """Parameters whose first-sample gradient by modules is not that sample's gradient."""
         # A random cotangent, drawn apart from the user's random numbers, hides no direction.
         generator = torch.Generator(outputs.device).manual_seed(0)
         vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
@@ -188,13 +241,26 @@ class PerSampleGradients:
         parts = self._parts(outputs, calls, vector)
         wrong = []
         for (name, p), used, expected in zip(self.parameters.items(), in_batch, of_first, strict=True):
-            found = sum((part.rows(0, 1)[0] for part in parts.get(name, [])), torch.zeros_like(p))
+            found = self._first_row(parts.get(name, []), p)
             expected = torch.zeros_like(p) if expected is None else expected
             # Generous against rounding in the model's own dtype, far below any missing term.
             differs = (found - expected).norm() > 1e-2 * expected.norm()
             if differs or (used is not None and name not in parts):
                 wrong.append(name)
         return wrong
+
+    def _first_row(self, parts: list[PerSample], parameter: Tensor) -> Tensor:
+        total = torch.zeros_like(parameter)
+        for part in parts:
+            try:
+                total = total + part.rows(0, 1)[0]
+            except Exception as error:  # vmap cannot follow this module: the network's fallback will
+                if not isinstance(part, Pulled):
+                    raise
+                logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
+                self._without_vmap.add(part.call.module)
+                return torch.full_like(parameter, torch.inf)
+        return total
 
     # -- everything else ---------------------------------------------------------------------------
 

@@ -85,6 +85,42 @@ class Branching(nn.Module):
         return self.head(x) if x.sum().item() > -1e9 else -self.head(x)
 
 
+class Scaled(nn.Module):
+    """A module of the user's own, with a keyword."""
+
+    def __init__(self, branching: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.branching = branching
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+        if self.branching and x.sum().item() > 1e9:
+            return x
+        return (x * self.scale + shift).sin()
+
+
+class Custom(nn.Module):
+    def __init__(self, branching: bool = False) -> None:
+        super().__init__()
+        self.inner = Scaled(branching)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.inner(x, shift=x), shift=torch.ones(4, dtype=x.dtype)))
+
+
+class TimeFirst(nn.Module):
+    """As many steps as samples, time first, and the final state is what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 5, num_layers=2)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.transpose(0, 1))[1][-1])
+
+
 def convolutional() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, stride=2, bias=False),
@@ -130,6 +166,10 @@ NETWORKS = {
     # As many positions as samples: a mix-up of the two would not show in any shape.
     "transformer, time first": (lambda: TransformerBlock(False), lambda: torch.randn(N, N, 8)),
     "lstm": (Recurrent, lambda: torch.randn(N, 5, 3)),
+    "gru, time first": (TimeFirst, lambda: torch.randn(N, 5, 3)),
+    "gru, square": (TimeFirst, lambda: torch.randn(N, N, 3)),
+    "custom": (Custom, lambda: torch.randn(N, 4)),
+    "branching submodule": (lambda: Custom(True), lambda: torch.randn(N, 4)),
     "positions": (Positions, lambda: torch.randn(N, 5, 3)),
     "shared layer": (Shared, lambda: torch.randn(N, 4)),
     "branching": (Branching, lambda: torch.randn(N, 4)),
