@@ -49,9 +49,7 @@ class Case(NamedTuple):
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    )
+    return nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
 CASES = [

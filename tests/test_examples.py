@@ -1,0 +1,44 @@
+"""The example as a user runs it, on three tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    # Nobody is logged in, whatever the machine that runs the tests.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(folder / "no")}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits.py"), *arguments],
+        capture_output=True, text=True, env=env, cwd=folder, timeout=240,
+    )  # fmt: skip
+
+
+def test_digits(tmp_path: Path) -> None:
+    done = run("--tasks", "3", "--seed", "0", "--json", "results.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"none", "ewc"}
+    for result in results.values():
+        matrix = result["matrix"]
+        assert [len(row) for row in matrix] == [3, 3, 3]
+        assert result["average_accuracy"] == sum(matrix[-1]) / 3
+        assert matrix[0][0] > 0.9  # learned
+        assert matrix[2][2] > 0.9
+    # Forgotten without a callback, kept with one.
+    assert results["ewc"]["matrix"][2][0] > results["none"]["matrix"][2][0] + 0.1
+    assert (tmp_path / "runs" / "digits.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 2
+    assert "average accuracy" in done.stdout
+
+
+def test_help_and_bad_arguments(tmp_path: Path) -> None:
+    assert "--methods" in run("--help", folder=tmp_path).stdout
+    assert "at least 2 tasks" in run("--tasks", "1", folder=tmp_path).stderr
+    assert "invalid choice" in run("--methods", "magic", folder=tmp_path).stderr
