@@ -84,7 +84,13 @@ class ReadsOutputs(Callback):
         if not self._outputs_checked:
             with quiet(trainer, pl_module):
                 few = take_samples(batch, slice(0, 2))
-                self.check_outputs(*self.outputs_and_labels(pl_module, few))
+                outputs, labels = self.outputs_and_labels(pl_module, few)
+                if not outputs.requires_grad:
+                    raise ValueError(
+                        f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
+                        f"be measured: let its forward run without no_grad and detach, or {_REMEDY}"
+                    )
+                self.check_outputs(outputs, labels)
             self._outputs_checked = True
 
 

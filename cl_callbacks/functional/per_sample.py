@@ -9,8 +9,8 @@ cotangents, without a weight gradient and without touching ``.grad``. From these
 3. of parameters that are used outside their module by vmap of the whole network,
 4. and where vmap cannot follow the network, by a loop over samples.
 
-Which parameters 1 and 2 explain is not guessed but measured: on the first batch the first sample's
-gradients are compared with what autograd finds for that sample alone.
+Which parameters 1 and 2 explain is not guessed but measured: when a parameter is first used, the gradients
+of a few samples are compared with what autograd finds for each of these samples alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class PerSampleGradients:
         max_bytes: bound on the per-sample gradients of one parameter that are held at a time.
 
     Attributes:
-        fallback: names of parameters that no module explains (known after the first batch).
+        fallback: names of parameters that no module explains, as far as batches have used them.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -122,7 +122,8 @@ class PerSampleGradients:
     ) -> None:
         self.module, self.forward, self.max_bytes = module, forward, max_bytes
         self.parameters = dict(parameters)
-        self.fallback: list[str] | None = None
+        self.fallback: set[str] = set()
+        self._checked: set[str] = set()
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
         self._vmap_works = True
@@ -146,17 +147,18 @@ class PerSampleGradients:
             if not finite.any():
                 return self._zeros(), 0
             outputs, labels, calls = self._run(batch)
-        vectors = list(cotangents(outputs.detach(), labels))
-        if self.fallback is None:
-            self.fallback = self._unexplained(batch, outputs, calls)
+        self._check_new_parameters(batch, outputs, calls)
         totals = dict(zip(self.parameters, self._zeros(), strict=True))
-        for vector in vectors:
+        vectors = []
+        for vector in cotangents(outputs.detach(), labels):
             parts = self._parts(outputs, calls, vector)
             for name in list(parts):
                 # Taken out one by one, so that no two modules' gradients are held at a time.
                 uses = parts.pop(name)
                 if name not in self.fallback:
                     totals[name] += self._square_sum(uses)
+            if self.fallback:
+                vectors.append(vector)
         for name, total in self._fallback_sums(batch, vectors).items():
             totals[name] += total
         return list(totals.values()), len(outputs)
@@ -188,7 +190,7 @@ class PerSampleGradients:
         handles = [
             module.register_forward_hook(record, with_kwargs=True)
             for module in self.module.modules()
-            if module is not self.module and any(True for _ in module.parameters(recurse=False))
+            if any(True for _ in module.parameters(recurse=False))
         ]
         try:
             yield calls
@@ -229,32 +231,48 @@ class PerSampleGradients:
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 
-    def _unexplained(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> list[str]:
-        """Parameters whose first-sample gradient by modules is not that sample's gradient."""
+    def _check_new_parameters(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> None:
+        """Finds out, for parameters that are used for the first time, whether modules explain them."""
+        new = self._used_by(outputs) - self._checked
+        if not new:
+            return
+        self._checked |= new
         # A random cotangent, drawn apart from the user's random numbers, hides no direction.
         generator = torch.Generator(outputs.device).manual_seed(0)
         vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
-        weights = list(self.parameters.values())
-        in_batch = torch.autograd.grad(outputs, weights, vector, True, allow_unused=True)
-        alone = self.forward(take_samples(batch, slice(0, 1)))[0]
-        of_first = torch.autograd.grad(alone, weights, vector[:1], allow_unused=True)
         parts = self._parts(outputs, calls, vector)
-        wrong = []
-        for (name, p), used, expected in zip(self.parameters.items(), in_batch, of_first, strict=True):
-            found = self._first_row(parts.get(name, []), p)
-            expected = torch.zeros_like(p) if expected is None else expected
-            # Generous against rounding in the model's own dtype, far below any missing term.
-            differs = (found - expected).norm() > 1e-2 * expected.norm()
-            if differs or (used is not None and name not in parts):
-                wrong.append(name)
-        return wrong
+        weights = [self.parameters[name] for name in new]
+        for i in {0, len(outputs) // 2, len(outputs) - 1}:
+            alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
+            truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            for name, p, expected in zip(new, weights, truth, strict=True):
+                found = self._row(i, parts.get(name, []), p)
+                expected = torch.zeros_like(p) if expected is None else expected
+                # Generous against rounding in the model's own dtype, far below any missing term.
+                if name not in parts or (found - expected).norm() > 1e-2 * expected.norm():
+                    self.fallback.add(name)
 
-    def _first_row(self, parts: list[PerSample], parameter: Tensor) -> Tensor:
+    def _used_by(self, outputs: Tensor) -> set[str]:
+        """Names of the parameters that the outputs depend on."""
+        found, seen, waiting = set(), set(), [outputs.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            parameter = getattr(node, "variable", None)  # of the nodes that accumulate into .grad
+            if parameter is not None and id(parameter) in self._names:
+                found.add(self._names[id(parameter)])
+            waiting.extend(source for source, _ in node.next_functions)
+        return found
+
+    def _row(self, i: int, parts: list[PerSample], parameter: Tensor) -> Tensor:
+        """The gradient of sample ``i``, over all uses; infinite where vmap cannot follow a module."""
         total = torch.zeros_like(parameter)
         for part in parts:
             try:
-                total = total + part.rows(0, 1)[0]
-            except Exception as error:  # vmap cannot follow this module: the network's fallback will
+                total = total + part.rows(i, i + 1)[0]
+            except Exception as error:
                 if not isinstance(part, Pulled):
                     raise
                 logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
@@ -265,8 +283,7 @@ class PerSampleGradients:
     # -- everything else ---------------------------------------------------------------------------
 
     def _fallback_sums(self, batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        assert self.fallback is not None
-        parameters = {name: self.parameters[name] for name in self.fallback}
+        parameters = {name: p for name, p in self.parameters.items() if name in self.fallback}
         if not parameters:
             return {}
         if self._vmap_works:

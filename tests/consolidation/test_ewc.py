@@ -216,6 +216,15 @@ def test_batches_without_labels_are_refused_before_the_first_step() -> None:
             make_trainer(EWC(1.0, estimator="empirical")).fit(Unlabelled(), data)
 
 
+def test_outputs_without_a_gradient_are_refused() -> None:
+    class Detached(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).detach()
+
+    with pytest.raises(ValueError, match="outputs of Detached carry no gradient"):
+        make_trainer(EWC(1.0)).fit(Detached(), loader(*task(0)))
+
+
 def test_a_task_that_ends_with_broken_weights_is_not_remembered() -> None:
     class Exploding(Net):
         def on_train_batch_end(self, *args: Any) -> None:
