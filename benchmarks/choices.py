@@ -16,8 +16,12 @@ import statistics
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -27,7 +31,7 @@ from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, TaskSequence
 from cl_callbacks.data import digits
 from cl_callbacks.functional.fisher import ESTIMATORS
 
-STRENGTHS = (10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (10.0, 30.0, 50.0, 70.0, 100.0, 300.0, 1000.0)
 
 
 def train(rules: list[Callback], boundaries: Callback, seed: int, tasks: int = 10) -> float:
@@ -79,20 +83,30 @@ def optimizer(seed: int) -> Iterator[tuple[str, float]]:
         yield f"{name:5} one fit over all tasks", train(make(), EpochBoundaries(EPOCHS), seed)
 
 
+STUDIES = {study.__name__: study for study in (anchors, estimators, optimizer)}
+
+
+def measure(study: str, seed: int) -> list[tuple[str, float]]:
+    """One seed of a study, in a process of its own."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    return list(STUDIES[study](seed))
+
+
 def main() -> None:
-    studies = {study.__name__: study for study in (anchors, estimators, optimizer)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=studies)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)))
+    parser.add_argument("--jobs", type=int, default=2, help="seeds measured at a time, a core each")
     args = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     found: dict[str, list[float]] = {}
-    for seed in args.seeds:
-        for setting, accuracy in studies[args.study](seed):
-            found.setdefault(setting, []).append(accuracy)
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as processes:
+        for settings in processes.map(partial(measure, args.study), args.seeds):
+            for setting, accuracy in settings:
+                found.setdefault(setting, []).append(accuracy)
     for setting, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{setting}: {statistics.mean(values):.3f} ± {spread:.3f}  ({len(values)} seeds)")

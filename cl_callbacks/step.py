@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -94,7 +94,10 @@ class _Plan:
             rule.observe(step)
 
 
-class SynapticStep:
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+class SynapticStep(Generic[AnyRule]):
     """The one view of the optimizers' steps that all rules of a Trainer share.
 
     Args:
@@ -112,7 +115,7 @@ class SynapticStep:
         tensor([1.])
     """
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[AnyRule]) -> None:
         self.rules = rules
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, _Plan] = {}

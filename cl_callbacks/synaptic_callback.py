@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -68,7 +67,8 @@ class SynapticCallback(Callback):
         self.synapses = Synapses(self.fields, _dtype(state_dtype), strict)
         self.tasks = 0
         """How many tasks the rule has consolidated."""
-        self._step: SynapticStep | None = None
+        self._step: SynapticStep[SynapticCallback] | None = None
+        self._placed = False
 
     # -- what a rule overrides ---------------------------------------------------------------------
 
@@ -111,9 +111,12 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """One step of one optimizer, on behalf of all rules."""
-        if self._step is not None and self._step.rules[0] is self:
-            plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-            self._step.about_to_step(plain)
+        if self._step is None or self._step.rules[0] is not self:
+            return
+        for rule in self._step.rules:
+            if not rule._placed:
+                rule._place(pl_module)
+        self._step.about_to_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
@@ -127,8 +130,11 @@ class SynapticCallback(Callback):
                 logger.log_metrics({f"cl/penalty/{self.name}": penalty.item()}, step=step)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Takes up parameters that have appeared with the task: unfrozen ones, a grown head."""
-        self._place(pl_module)
+        """Has the state laid out again before the next step.
+
+        By then everybody has heard of the task, and parameters may have been unfrozen or heads grown.
+        """
+        self._placed = False
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Lets the rule remember the task."""
@@ -191,6 +197,7 @@ class SynapticCallback(Callback):
                 f"nothing of the trainable parameters {_few(trainable)}"
             )
         self.synapses.place(model, selected)
+        self._placed = True
         if self._step is not None:
             self._step.refresh()
 

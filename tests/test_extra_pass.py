@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from cl_callbacks import EWC, EpochBoundaries
+from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
 from cl_callbacks.extra_pass import quiet, task_batches
-from tests.training import Net, loader, make_trainer, task, weights
+from tests.references.fisher import exact_fisher
+from tests.training import FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
 class AtBatch(Callback):
@@ -61,12 +63,14 @@ def test_everything_is_restored() -> None:
         modes = [m.training for m in pl_module.modules()]
         buffers = [b.clone() for b in pl_module.buffers()]
         torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-        with pytest.raises(KeyError), quiet(trainer, pl_module):
+        python_state = random.getstate()
+        with pytest.raises(KeyError), torch.inference_mode(), quiet(trainer, pl_module):
+            assert not torch.is_inference_mode_enabled()
             assert not any(m.training for m in pl_module.modules())
             assert torch.is_grad_enabled()
             pl_module.log("nothing", 1.0)
             pl_module.log_dict({"nothing": 1.0})
-            torch.rand(3), np.random.rand(3)
+            torch.rand(3), np.random.rand(3), random.random()
             for buffer in pl_module.buffers():
                 buffer.add_(1)
             raise KeyError
@@ -74,6 +78,7 @@ def test_everything_is_restored() -> None:
         assert all(map(torch.equal, pl_module.buffers(), buffers))
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert (np.random.get_state()[1] == numpy_state).all()
+        assert random.getstate() == python_state
         assert pl_module.log is own
         assert "log_dict" not in vars(pl_module)
         states.append(True)
@@ -190,6 +195,44 @@ def test_persistent_workers_still_see_the_whole_epoch() -> None:
     data = loader(*task(0), num_workers=1, persistent_workers=True)
     make_trainer(AtBatch(lambda t, m: list(task_batches(t, None))), max_epochs=2).fit(Counting(), data)
     assert sum(seen) == 48
+
+
+@pytest.mark.parametrize("source", ["loader", "recent batches"])
+def test_batches_go_through_the_transfer_hooks_once(source: str) -> None:
+    class Shifting(Net):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] + 100, *batch[1:]]
+
+    found: list[float] = []
+
+    def action(trainer: Any, pl_module: Any) -> None:
+        for batch in task_batches(trainer, None):
+            found.extend(batch[0].flatten().tolist())
+
+    x, y = numbers()
+    boundaries = [BatchBoundaries(key=2)] if source == "recent batches" else []
+    data = loader(x, y, torch.zeros(12), batch_size=4)
+    make_trainer(*boundaries, AtBatch(action)).fit(Shifting(nn.Linear(1, 3)), data)
+    expected = range(100, 112) if source == "loader" else range(100, 108)  # two batches have passed
+    assert sorted(found) == list(expected)
+
+
+def test_mixed_precision_is_measured_in_full() -> None:
+    ewc, model = EWC(1.0, samples=None), Net(plain_net())
+    make_trainer(ewc, precision="bf16-mixed").fit(model, loader(*task(0)))
+    expected = exact_fisher(model.net, task(0)[0])
+    for found, value in zip(ewc.synapses.view["importance"], expected.values(), strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_tensors_made_in_forward_have_the_precision_of_the_trainer() -> None:
+    class Biased(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) + self.net(torch.ones(len(x), FEATURES))
+
+    ewc = EWC(1.0)
+    make_trainer(ewc, precision="64-true").fit(Biased(), loader(*task(0)))
+    assert ewc.tasks == 1
 
 
 def test_data_that_can_be_read_only_once_are_refused() -> None:

@@ -114,10 +114,16 @@ def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
     backward(model)
     optimizer.step()
     assert rule.seen == []
-    step.detach()
     step.about_to_step(optimizer)
     optimizer.step()
-    assert rule.seen == []
+    optimizer.step()
+    assert len(rule.seen) == 1
+    step.about_to_step(optimizer)
+    step.detach()
+    optimizer.step()
+    step.attach([optimizer])
+    optimizer.step()
+    assert len(rule.seen) == 1
 
 
 def test_two_optimizers_show_each_its_own_synapses() -> None:

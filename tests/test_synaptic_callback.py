@@ -40,7 +40,7 @@ class Recorder(SynapticCallback):
         self.updates.append(torch.cat([u.flatten() for u in step.updates()]))
 
 
-def record(model: Net, *rules: Recorder, data: Any = None, **options: Any) -> Recorder:
+def record(model: Net, *rules: Any, data: Any = None, **options: Any) -> Recorder:
     make_trainer(*rules, **options).fit(model, data or loader(*task(0)))
     return rules[0]
 
@@ -197,6 +197,19 @@ def test_parameters_unfrozen_later_join_at_the_next_task() -> None:
     assert trained is not None
     assert ewc.synapses.view.names == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
     assert ewc.synapses.view["importance"][0].sum() > 0
+
+
+def test_what_a_task_unfreezes_is_observed_from_its_first_step() -> None:
+    class Thawing(Net):
+        def on_task_start(self, trainer: Any, pl_module: Any, task: int) -> None:
+            self.net[0].requires_grad_(task == 1)
+
+    rules = [Recorder(), Recorder(name="second")]
+    model = Thawing(plain_net())
+    record(model, *rules, EpochBoundaries(1), max_epochs=2)
+    head, whole = sum(p.numel() for p in model.net[2].parameters()), weights(model).numel()
+    for rule in rules:
+        assert [len(g) for g in rule.gradients] == [head] * 3 + [whole] * 3
 
 
 def test_checkpoints_hold_tensors_and_numbers_only(tmp_path: Path) -> None:

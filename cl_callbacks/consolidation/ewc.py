@@ -73,7 +73,7 @@ class EWC(ReadsOutputs, AnchoredRule):
         *,
         estimator: Estimator = "exact",
         samples: int | None = 500,
-        anchors: Anchors = "latest",
+        anchors: Anchors = "each",
         decay: float = 1.0,
         likelihood: Likelihood = "categorical",
         importance: str | PathLike[str] | None = None,
