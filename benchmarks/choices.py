@@ -41,7 +41,7 @@ def train(rules: list[Callback], boundaries: Callback, seed: int, tasks: int = 1
     matrix = AccuracyMatrix()
     trainer = Trainer(
         max_epochs=EPOCHS * tasks if one_fit else EPOCHS,
-        reload_dataloaders_every_n_epochs=EPOCHS if one_fit else 0,
+        reload_dataloaders_every_n_epochs=int(one_fit),
         check_val_every_n_epoch=EPOCHS,
         num_sanity_val_steps=0,
         callbacks=[*rules, boundaries, matrix],
@@ -74,7 +74,7 @@ def estimators(seed: int) -> Iterator[tuple[str, float]]:
 
 
 def optimizer(seed: int) -> Iterator[tuple[str, float]]:
-    for name, make in {"none": list, "ewc": lambda: [EWC(100.0)]}.items():
+    for name, make in {"none": list, "ewc": lambda: [EWC(70.0)]}.items():
         for carry in (False, True):
             yield (
                 f"{name:5} one fit per task, carry_optimizer={carry}",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    SequentialSampler,
     Subset,
 )
 
@@ -38,7 +39,12 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
     """
     modes = {module: module.training for module in pl_module.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+    # With their places: a forward may change a buffer, or put another one there.
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modes
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     attributes = vars(pl_module)
     silent = {"log": _ignore, "log_dict": _ignore}
     own = {name: attributes[name] for name in silent if name in attributes}
@@ -64,8 +70,8 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
             for module, training in modes.items():
                 module.training = training
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
 
 
 @contextmanager
@@ -114,6 +120,7 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
             remaining -= count_samples(batch)
         if recent is None:
             batch = trainer.precision_plugin.convert_input(batch)
+            batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         else:  # has been through the transfer hooks once
             yield move_data_to_device(batch, trainer.strategy.root_device)
@@ -164,18 +171,26 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
     sampler: Any = loader.sampler
     generator = torch.Generator().manual_seed(seed)
     custom = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
-    if not custom and type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler):
+    if not custom and type(sampler) in (RandomSampler, DistributedSampler):
         order = torch.randperm(len(loader.dataset), generator=generator)  # type: ignore[arg-type]
         return order[:samples][trainer.global_rank :: trainer.world_size].tolist()
     # A sampler of the user's says what the task is; its own generator must not move.
     own = getattr(sampler, "generator", None)
     state = own.get_state() if own is not None else None
-    visited = [i for b in loader.batch_sampler for i in b] if custom else list(sampler)  # type: ignore[union-attr]
+    # Only as far as the epoch goes: it may be limited, and its sampler without end.
+    source = ([i] for i in sampler) if loader.batch_sampler is None else loader.batch_sampler
+    batches = islice(source, _batches_in_epoch(trainer))
+    visited = [i for batch in batches for i in batch]
     if own is not None:
         own.set_state(state)
     order = torch.randperm(len(visited), generator=generator)
     share = None if samples is None else _share(samples, trainer)
     return [visited[i] for i in order[:share]]
+
+
+def _batches_in_epoch(trainer: Trainer) -> int | None:
+    limit = trainer.num_training_batches
+    return None if math.isinf(limit) else int(limit)
 
 
 def mean_of_squares(

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.extra_pass import quiet
-from cl_callbacks.functional.batches import take_samples
+from cl_callbacks.functional.batches import count_samples, take_samples
 
 _LABEL_KEYS = ("labels", "label")
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
@@ -60,7 +60,7 @@ class ReadsOutputs(Callback):
                 f"{type(pl_module).__name__}.forward returned a {type(found).__name__}, and neither it nor "
                 f"its `.logits` is a tensor: {_REMEDY}"
             )
-        if type(found).__name__.startswith("CausalLM") and labels is not None:
+        if "CausalLM" in type(found).__name__ and labels is not None:
             return logits[:, :-1], labels[:, 1:]
         return logits, labels
 
@@ -84,7 +84,7 @@ class ReadsOutputs(Callback):
         if not self._outputs_checked:
             with quiet(trainer, pl_module):
                 few = take_samples(batch, slice(0, 2))
-                outputs, labels = self.outputs_and_labels(pl_module, few)
+                outputs, labels = self._probe(pl_module, few)
                 if not outputs.requires_grad:
                     raise ValueError(
                         f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
@@ -92,6 +92,24 @@ class ReadsOutputs(Callback):
                     )
                 self.check_outputs(outputs, labels)
             self._outputs_checked = True
+
+    def _probe(self, pl_module: LightningModule, few: Any) -> tuple[Tensor, Tensor | None]:
+        try:
+            outputs, labels = self.outputs_and_labels(pl_module, few)
+        except Exception as error:
+            if _REMEDY in str(error):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__} could not read the outputs of {type(pl_module).__name__} from its "
+                f"first batch ({type(error).__name__}: {error}). If its forward does not take the batch's "
+                f"inputs, {_REMEDY}"
+            ) from error
+        if outputs.ndim == 0 or len(outputs) != count_samples(few):
+            raise ValueError(
+                f"{count_samples(few)} samples gave outputs of shape {tuple(outputs.shape)}: outputs need "
+                f"one row per sample, and most tensors of a batch one entry per sample; {_REMEDY}"
+            )
+        return outputs, labels
 
 
 def _accepted(pl_module: LightningModule, batch: Mapping[str, Any]) -> dict[str, Any]:

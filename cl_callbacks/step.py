@@ -9,7 +9,7 @@ one; accumulated, manual and alternating steps come out right for the same reaso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -102,6 +102,8 @@ class SynapticStep(Generic[AnyRule]):
 
     Args:
         rules: in the order in which they pull and observe.
+        place: lays the rules' state out anew; called when parameters step together for the first time,
+            which is when heads have grown or layers were unfrozen.
 
     Example:
         >>> from types import SimpleNamespace
@@ -115,8 +117,8 @@ class SynapticStep(Generic[AnyRule]):
         tensor([1.])
     """
 
-    def __init__(self, rules: Sequence[AnyRule]) -> None:
-        self.rules = rules
+    def __init__(self, rules: Sequence[AnyRule], place: Callable[[], None] = lambda: None) -> None:
+        self.rules, self._place = rules, place
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, _Plan] = {}
         self.refresh()
@@ -145,6 +147,7 @@ class SynapticStep(Generic[AnyRule]):
         plan = self._plans.get(key)
         if plan is None:
             _refuse_sparse(stepping)
+            self._place()
             if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
                 self._plans.clear()
             plan = self._plans[key] = _Plan(self.rules, stepping, self._buffers)

@@ -68,7 +68,7 @@ class SynapticCallback(Callback):
         self.tasks = 0
         """How many tasks the rule has consolidated."""
         self._step: SynapticStep[SynapticCallback] | None = None
-        self._placed = False
+        self._evaluating = False
 
     # -- what a rule overrides ---------------------------------------------------------------------
 
@@ -92,6 +92,7 @@ class SynapticCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes sure that somebody says when a task ends."""
+        self._evaluating = stage != "fit"
         if stage == "fit":
             _refuse_strategy(self, trainer)
             ensure_boundaries(trainer)
@@ -101,8 +102,13 @@ class SynapticCallback(Callback):
         self._place(pl_module)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
-            _refuse_optimizers(trainer.optimizers)
-            step = SynapticStep(rules)
+            _refuse_optimizers(trainer)
+
+            def place() -> None:
+                for rule in rules:
+                    rule._place(pl_module)
+
+            step = SynapticStep(rules, place)
             step.attach(trainer.optimizers)
             for rule in rules:
                 rule._step = step
@@ -111,12 +117,8 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """One step of one optimizer, on behalf of all rules."""
-        if self._step is None or self._step.rules[0] is not self:
-            return
-        for rule in self._step.rules:
-            if not rule._placed:
-                rule._place(pl_module)
-        self._step.about_to_step(optimizer)
+        if self._step is not None and self._step.rules[0] is self:
+            self._step.about_to_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
@@ -134,7 +136,8 @@ class SynapticCallback(Callback):
 
         By then everybody has heard of the task, and parameters may have been unfrozen or heads grown.
         """
-        self._placed = False
+        if self._step is not None:
+            self._step.refresh()
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Lets the rule remember the task."""
@@ -147,12 +150,14 @@ class SynapticCallback(Callback):
             )
         elif self.consolidate(trainer, pl_module, view, task):
             self.tasks += 1
+        if self._step is not None:
+            self._step.refresh()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of the optimizers."""
         if self._step is not None:
             self._step.detach()
-        self._step = None
+        self._step, self._evaluating = None, False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of the optimizers also when training breaks off."""
@@ -170,7 +175,13 @@ class SynapticCallback(Callback):
         return {"synapses": self.synapses.state_dict(), "tasks": self.tasks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there to lay it out beside, in ``on_train_start``."""
+        """Keeps the state until the model is there to lay it out beside, in ``on_train_start``.
+
+        Validation, test and prediction restore callbacks from their checkpoint too; a rule remembers what
+        was learned since, and ignores them.
+        """
+        if self._evaluating:
+            return
         self.synapses.load_state_dict(state_dict["synapses"])
         self.tasks = state_dict["tasks"]
 
@@ -197,9 +208,6 @@ class SynapticCallback(Callback):
                 f"nothing of the trainable parameters {_few(trainable)}"
             )
         self.synapses.place(model, selected)
-        self._placed = True
-        if self._step is not None:
-            self._step.refresh()
 
     def _selects(self, name: str) -> bool:
         included = not self.parameters or any(re.search(p, name) for p in self.parameters)
@@ -236,9 +244,15 @@ def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:
         )
 
 
-def _refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
-    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+def _refuse_optimizers(trainer: Trainer) -> None:
+    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
         raise MisconfigurationException(
             "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
             "the gradient cannot follow: use a first-order optimizer."
+        )
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
+        raise MisconfigurationException(
+            "A fused optimizer under 16-bit mixed precision unscales the gradients inside its step, after "
+            "the rules have seen them: build it with fused=False, or use precision='bf16-mixed'."
         )

@@ -93,7 +93,7 @@ class AccuracyMatrix(Callback):
 # What each method adds to the Trainer. The strength was found on seeds 10 to 19: benchmarks/choices.py.
 METHODS: dict[str, Callable[[argparse.Namespace], list[Callback]]] = {
     "none": lambda args: [],
-    "ewc": lambda args: [EWC(strength=args.strength or 30.0)],
+    "ewc": lambda args: [EWC(strength=args.strength or 70.0)],
 }
 
 
@@ -111,7 +111,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     )
     trainer = Trainer(
         max_epochs=EPOCHS * args.tasks,
-        reload_dataloaders_every_n_epochs=EPOCHS,
+        reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=EPOCHS,
         num_sanity_val_steps=0,
         callbacks=[*METHODS[method](args), EpochBoundaries(every_n_epochs=EPOCHS), matrix],

@@ -15,6 +15,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -45,7 +46,7 @@ def chosen(data: Any, samples: int | None, seed: int = 0, **options: Any) -> lis
             found.extend(batch[0].flatten().tolist())
 
     model = Net(nn.Linear(1, 3))
-    make_trainer(AtBatch(action), limit_train_batches=2, **options).fit(model, data)
+    make_trainer(AtBatch(action), **options).fit(model, data)
     return found
 
 
@@ -129,6 +130,18 @@ def test_samplers_of_the_user_say_what_the_task_is() -> None:
     assert set(chosen(DataLoader(dataset, 2, sampler=weighted), None)) <= set(range(6, 12))
 
 
+def test_what_a_limited_epoch_does_not_reach_is_not_read() -> None:
+    assert sorted(chosen(loader(*numbers(), batch_size=2), None, limit_train_batches=2)) == [0, 1, 2, 3]
+
+    class Endless(Sampler):
+        def __iter__(self) -> Iterator[int]:
+            while True:
+                yield 5
+
+    endless = DataLoader(TensorDataset(*numbers()), 2, sampler=Endless())
+    assert set(chosen(endless, 3, limit_train_batches=2)) == {5.0}
+
+
 def test_a_sampler_with_a_generator_of_its_own_is_not_advanced() -> None:
     class Own(RandomSampler):
         pass
@@ -200,8 +213,11 @@ def test_persistent_workers_still_see_the_whole_epoch() -> None:
 @pytest.mark.parametrize("source", ["loader", "recent batches"])
 def test_batches_go_through_the_transfer_hooks_once(source: str) -> None:
     class Shifting(Net):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] + 70, *batch[1:]]
+
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            return [batch[0] + 100, *batch[1:]]
+            return [batch[0] + 30, *batch[1:]]
 
     found: list[float] = []
 
@@ -215,6 +231,21 @@ def test_batches_go_through_the_transfer_hooks_once(source: str) -> None:
     make_trainer(*boundaries, AtBatch(action)).fit(Shifting(nn.Linear(1, 3)), data)
     expected = range(100, 112) if source == "loader" else range(100, 108)  # two batches have passed
     assert sorted(found) == list(expected)
+
+
+def test_a_buffer_that_forward_replaces_is_put_back() -> None:
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__(plain_net())
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls = self.calls + 1
+            return self.net(x)
+
+    model = Counting()
+    make_trainer(EWC(1.0)).fit(model, loader(*task(0)))
+    assert model.calls == 3
 
 
 def test_mixed_precision_is_measured_in_full() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cl_callbacks import EWC
 from cl_callbacks.model_outputs import ReadsOutputs
-from tests.training import Net
+from tests.training import Net, loader, make_trainer, task
 
 X, Y = torch.zeros(4, 2), torch.arange(4)
 
@@ -34,6 +35,10 @@ class Output:
 @dataclass
 class CausalLMOutput(Output):
     """Named as the class of ``transformers`` that marks a causal language model."""
+
+
+class MoeCausalLMOutputWithPast(Output):
+    """A causal language model too."""
 
 
 class Encoding(UserDict):
@@ -64,11 +69,11 @@ def test_logits_are_found(result: Any) -> None:
 
 def test_causal_language_models_are_aligned_with_their_labels() -> None:
     logits, labels = torch.randn(2, 5, 7), torch.arange(10).view(2, 5)
-    outputs, found = ReadsOutputs().outputs_and_labels(
-        Model(CausalLMOutput(logits)), {"x": labels, "labels": labels}
-    )
-    assert torch.equal(outputs, logits[:, :-1])
-    assert torch.equal(found, labels[:, 1:])
+    for kind in (CausalLMOutput, MoeCausalLMOutputWithPast):
+        batch = {"x": labels, "labels": labels}
+        outputs, found = ReadsOutputs().outputs_and_labels(Model(kind(logits)), batch)
+        assert torch.equal(outputs, logits[:, :-1])
+        assert torch.equal(found, labels[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,25 @@ def test_causal_language_models_are_aligned_with_their_labels() -> None:
 def test_what_cannot_be_read_is_named(batch: Any, result: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         ReadsOutputs().outputs_and_labels(Model(result), batch)
+
+
+def test_the_first_batch_tells_what_is_wrong() -> None:
+    class Without(Net):
+        forward = LightningModule.forward
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise AssertionError("trained")
+
+    class Flat(Without):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).flatten()
+
+    for model, said in [
+        (Without(), "could not read the outputs of Without .* override `outputs"),
+        (Flat(), r"2 samples gave outputs of shape \(6,\)"),
+    ]:
+        with pytest.raises((RuntimeError, ValueError), match=said):
+            make_trainer(EWC(1.0)).fit(model, loader(*task(0)))
 
 
 def test_keyword_models_get_everything_but_the_labels() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from cl_callbacks import EWC, EpochBoundaries, SynapticCallback
+from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, SynapticCallback
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import SynapseView
 from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -160,6 +161,9 @@ def test_two_rules_of_a_kind_on_the_same_parameters_need_names() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match="first-order optimizer"):
         record(Net(optimizer=torch.optim.LBFGS), Recorder())
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(MisconfigurationException, match="fused=False"):
+        record(Net(optimizer=partial(torch.optim.SGD, lr=0.1, fused=True)), Recorder(), plugins=[plugin])
     trainer = make_trainer(rule := Recorder())
     trainer.strategy.__class__ = ModelParallelStrategy  # as if sharded: no process group is needed
     with pytest.raises(MisconfigurationException, match="use strategy='ddp'"):
@@ -197,6 +201,28 @@ def test_parameters_unfrozen_later_join_at_the_next_task() -> None:
     assert trained is not None
     assert ewc.synapses.view.names == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
     assert ewc.synapses.view["importance"][0].sum() > 0
+
+
+def test_what_thaws_in_the_middle_of_a_task_is_pulled_again() -> None:
+    """As finetuning callbacks do: frozen at the start of each fit, trained from some epoch on."""
+
+    class Thawing(Net):
+        def on_fit_start(self) -> None:
+            self.net[0].requires_grad_(False)
+
+        def on_train_epoch_start(self) -> None:
+            self.net[0].requires_grad_(self.current_epoch % 20 >= 2)
+
+    moved = {}
+    for strength in (0.0, 1000.0):
+        torch.manual_seed(0)
+        model = Thawing(plain_net())
+        fit_tasks(model, ewc := EWC(strength), tasks=1, max_epochs=20)
+        before = model.net[0].weight.detach().clone()
+        trainer = make_trainer(ewc, FitBoundaries(), max_epochs=20)
+        trainer.fit(model, loader(*task(1)))
+        moved[strength] = (model.net[0].weight - before).norm().item()
+    assert moved[1000.0] < 0.5 * moved[0.0]
 
 
 def test_what_a_task_unfreezes_is_observed_from_its_first_step() -> None:

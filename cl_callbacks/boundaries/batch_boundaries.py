@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.functional.batches import count_samples, map_tensors
+from cl_callbacks.functional.batches import count_samples, map_tensors, plain_containers
 
 
 class RecentBatches:
@@ -77,6 +77,9 @@ class BatchBoundaries(TaskBoundaries):
     ) -> None:
         """Compares the batch's task with the current one."""
         task = self._task_of(batch)
+        if trainer.world_size > 1:
+            tasks = trainer.strategy.all_gather(torch.tensor([task], device=pl_module.device))
+            _refuse_disagreement(tasks)
         if self.task_is_open and task != self.task:
             self.end(trainer)
         if not self.task_is_open:
@@ -106,9 +109,20 @@ class BatchBoundaries(TaskBoundaries):
 
     def state_dict(self) -> dict[str, Any]:
         """With the recent batches, so that a resumed task ends as the uninterrupted one."""
-        return super().state_dict() | {"recent_batches": list(self.recent_batches)}
+        return super().state_dict() | {"recent_batches": [plain_containers(b) for b in self.recent_batches]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written."""
         super().load_state_dict(state_dict)
-        self.recent_batches.batches = deque(state_dict["recent_batches"])
+        if not self._evaluating:
+            self.recent_batches.batches = deque(state_dict["recent_batches"])
+
+
+def _refuse_disagreement(tasks: Tensor) -> None:
+    """All processes must end a task in the same batch, or they would wait for each other for ever."""
+    if len(tasks.unique()) > 1:
+        raise ValueError(
+            f"the processes are in different tasks at the same batch: {tasks.tolist()}. Let each process "
+            f"see equally many batches of each task, for instance with a sampler that shards every task "
+            f"by itself"
+        )

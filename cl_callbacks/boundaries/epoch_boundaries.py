@@ -11,9 +11,9 @@ from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 class EpochBoundaries(TaskBoundaries):
     """A task is so many epochs; one ``fit`` runs the whole sequence and keeps the optimizer.
 
-    The training data must follow the task: give the Trainer ``reload_dataloaders_every_n_epochs`` (1, or
-    the same number) and a data module that hears of the tasks, such as
-    :class:`~cl_callbacks.TaskSequence`, or a ``train_dataloader`` that reads ``trainer.current_epoch``.
+    The training data must follow the task: give the Trainer ``reload_dataloaders_every_n_epochs=1`` and a
+    data module that hears of the tasks, such as :class:`~cl_callbacks.TaskSequence`, or a
+    ``train_dataloader`` that reads ``trainer.current_epoch``.
     A task that the end of the fit cuts short stays open, and the next fit goes on with it.
 
     Args:
@@ -37,11 +37,11 @@ class EpochBoundaries(TaskBoundaries):
         """Refuses a Trainer whose data would never follow the task."""
         reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         follows = hasattr(trainer.datamodule, "on_task_end")  # type: ignore[attr-defined]
-        if follows and (reload == 0 or self.every_n_epochs % reload):
+        if follows and reload != 1:
+            # Lightning counts n epochs from the last load, which a resumed fit makes in mid-task.
             raise MisconfigurationException(
-                f"Every {self.every_n_epochs} epochs a new task begins, and with "
-                f"reload_dataloaders_every_n_epochs={reload} the Trainer would go on with the old task's "
-                f"data: use Trainer(reload_dataloaders_every_n_epochs={self.every_n_epochs}) or 1."
+                f"With reload_dataloaders_every_n_epochs={reload} the Trainer would go on with the old "
+                f"task's data when a task begins: use Trainer(reload_dataloaders_every_n_epochs=1)."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

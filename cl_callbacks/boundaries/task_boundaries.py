@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
@@ -24,6 +25,9 @@ def dispatch(trainer: Trainer, event: str, task: int) -> None:
 class TaskBoundaries(Callback):
     """Base of the callbacks that declare tasks; a Trainer has one.
 
+    The events come in hooks where ``self.log`` works, but for a task that only the end of the fit ends
+    (early stopping, the last task of a stream): there use ``trainer.logger``.
+
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.
         task_is_open: whether a task has begun and not ended.
@@ -33,6 +37,7 @@ class TaskBoundaries(Callback):
         super().__init__()
         self.task = 0
         self.task_is_open = False
+        self._evaluating = False
 
     def begin(self, trainer: Trainer) -> None:
         """Declares that the task begins."""
@@ -48,6 +53,7 @@ class TaskBoundaries(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a second boundary callback."""
+        self._evaluating = stage != "fit"
         boundaries = [type(c).__name__ for c in trainer.callbacks if isinstance(c, TaskBoundaries)]  # type: ignore[attr-defined]
         if len(boundaries) > 1:
             raise MisconfigurationException(
@@ -57,8 +63,8 @@ class TaskBoundaries(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notices a ``fit`` that would return at once and learn nothing."""
-        if trainer.ckpt_path is not None:
-            return  # the progress comes from the checkpoint; a finished run may be resumed in vain
+        if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # progress comes from the checkpoint, and a finished run may be resumed in vain
         done, limit = _epochs_done(trainer), trainer.max_epochs
         if limit is not None and 0 <= limit <= done and done > 0:
             raise MisconfigurationException(
@@ -72,13 +78,18 @@ class TaskBoundaries(Callback):
                 f"earlier fit. Before each further fit, raise `trainer.fit_loop.epoch_loop.max_steps`."
             )
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the stage."""
+        self._evaluating = False
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers only."""
         return {"task": self.task, "task_is_open": self.task_is_open}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written."""
-        self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
+        """Goes on in the task in which the checkpoint was written, but not for a mere evaluation."""
+        if not self._evaluating:
+            self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
 
 
 class FitBoundaries(TaskBoundaries):
@@ -179,6 +190,8 @@ def _carry_state(old: Any, new: Any) -> None:
     parameters = [p for group in new.param_groups for p in group["params"]]
     indices = [i for group in state["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):
-        if parameter in old.state:
-            state["state"][index] = old.state[parameter]
+        moments = old.state.get(parameter, {})
+        shapes = {t.shape for t in moments.values() if isinstance(t, Tensor) and t.ndim}
+        if moments and shapes <= {parameter.shape}:  # not of a parameter that was grown in place
+            state["state"][index] = moments
     new.load_state_dict(state)

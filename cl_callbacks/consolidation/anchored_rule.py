@@ -71,6 +71,11 @@ class AnchoredRule(SynapticCallback):
             self._load_importance(Path(importance))
 
     @property
+    def measure(self) -> dict[str, str]:
+        """What the importance is, in words; importances of different measures do not mix."""
+        return {"rule": type(self).__name__}
+
+    @property
     def stiffness(self) -> float:
         """:math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""
         return self.strength
@@ -137,7 +142,8 @@ class AnchoredRule(SynapticCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the model is there."""
         super().load_state_dict(state_dict)
-        self._offset = state_dict["offset"]
+        if not self._evaluating:
+            self._offset = state_dict["offset"]
 
     def save_importance(self, path: str | PathLike[str]) -> None:
         """Writes importance and anchor to a safetensors file, for ``importance=`` of another run.
@@ -155,8 +161,7 @@ class AnchoredRule(SynapticCallback):
             for field, state in self.synapses.state_dict().items()
             for name, t in state.items()
         }
-        about = {"rule": type(self).__name__, "tasks": self.tasks, "offset": self._offset}
-        save_file(tensors, path, {key: str(value) for key, value in about.items()})
+        save_file(tensors, path, self.measure | {"tasks": str(self.tasks), "offset": repr(self._offset)})
 
     def _load_importance(self, path: Path) -> None:
         if not path.is_file():
@@ -169,11 +174,11 @@ class AnchoredRule(SynapticCallback):
                 if field not in state:
                     raise ValueError(f"{path} holds {key!r}, and an importance file has only {list(state)}")
                 state[field][name] = file.get_tensor(key)
-        if about.get("rule") != type(self).__name__:
+        found = {key: about.get(key, "none") for key in self.measure}
+        if found != self.measure:
             raise ValueError(
-                f"{path} was not written by {type(self).__name__}.save_importance "
-                f"(rule: {about.get('rule', 'none')}), and importances differ by orders of magnitude "
-                f"between rules"
+                f"{path} holds the importance {found}, and this rule measures {self.measure}: their "
+                f"sizes differ by orders of magnitude, so they do not add up"
             )
         self.synapses.load_state_dict(state)
         self.tasks, self._offset = int(about["tasks"]), float(about["offset"])

@@ -64,7 +64,7 @@ class EWC(ReadsOutputs, AnchoredRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[EWC(strength=100.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[EWC(strength=70.0)], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EWC(ReadsOutputs, AnchoredRule):
         *,
         estimator: Estimator = "exact",
         samples: int | None = 500,
-        anchors: Anchors = "each",
+        anchors: Anchors = "latest",
         decay: float = 1.0,
         likelihood: Likelihood = "categorical",
         importance: str | PathLike[str] | None = None,
@@ -83,6 +83,7 @@ class EWC(ReadsOutputs, AnchoredRule):
         strict: bool = True,
         name: str | None = None,
     ) -> None:
+        self.estimator, self.likelihood, self.samples = estimator, likelihood, samples
         super().__init__(
             strength,
             anchors=anchors,
@@ -102,7 +103,11 @@ class EWC(ReadsOutputs, AnchoredRule):
             raise ValueError("estimator='logits_reversal' is defined for likelihood='categorical' only")
         if samples is not None and samples < 1:
             raise ValueError(f"samples must be at least 1, or None for all; got {samples}")
-        self.estimator, self.likelihood, self.samples = estimator, likelihood, samples
+
+    @property
+    def measure(self) -> dict[str, str]:
+        """The kind of Fisher information."""
+        return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood}
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

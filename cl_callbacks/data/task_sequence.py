@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.data.image_tasks import (
     ImageTask,
     Permute,
@@ -28,7 +30,7 @@ class TaskSequence(LightningDataModule):
 
     The current task moves on when a boundary callback says that a task has ended, and the training stops
     after the last one. Within one ``fit`` that needs a Trainer with
-    ``reload_dataloaders_every_n_epochs``. ``val_dataloader`` and ``test_dataloader`` give one loader per
+    ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and ``test_dataloader`` give one loader per
     task; without a validation split, validation shows the test split.
 
     Args:
@@ -166,6 +168,11 @@ class TaskSequence(LightningDataModule):
 
     # -- following the tasks -----------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Makes sure that somebody says when a task ends, also without a rule."""
+        if stage == "fit" and self.trainer is not None:
+            ensure_boundaries(self.trainer)
+
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Moves on to the next task; after the last, ends the training."""
         self.current_task += 1
@@ -177,8 +184,9 @@ class TaskSequence(LightningDataModule):
         return {"current_task": self.current_task}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the task in which the checkpoint was written."""
-        self.current_task = state_dict["current_task"]
+        """Goes on with the task in which the checkpoint was written, but not for a mere evaluation."""
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self.current_task = state_dict["current_task"]
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training data of the current task."""

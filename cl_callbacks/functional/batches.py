@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -10,27 +13,48 @@ from torch import Tensor
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """The batch with ``function`` applied to each tensor; containers become dicts, lists, tuples."""
+    """The batch with ``function`` applied to each tensor, in containers of the same types."""
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        new = copy.copy(batch)
+        for key, value in batch.items():
+            new[key] = map_tensors(function, value)
+        return new
     if isinstance(batch, list | tuple):
         items = [map_tensors(function, item) for item in batch]
+        if isinstance(batch, list):
+            return items
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = [field.name for field in dataclasses.fields(batch) if field.init]
+        new = {name: map_tensors(function, getattr(batch, name)) for name in fields}
+        return dataclasses.replace(batch, **new)
+    return batch
+
+
+def plain_containers(batch: Any) -> Any:
+    """The batch in dicts, lists and tuples, as a checkpoint may hold it."""
+    if isinstance(batch, Mapping):
+        return {key: plain_containers(value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        items = [plain_containers(item) for item in batch]
         return items if isinstance(batch, list) else tuple(items)
     return batch
 
 
 def count_samples(batch: Any) -> int:
-    """Length of the first dimension of the batch's first tensor that has one; 0 without tensors.
+    """How many samples a batch holds: the first dimension that most of its tensors share.
+
+    Of equally common ones the larger counts; 0 if no tensor has a dimension.
 
     Example:
-        >>> count_samples({"x": torch.zeros(4, 2), "y": torch.zeros(4)})
+        >>> count_samples({"task": torch.zeros(1), "x": torch.zeros(4, 2), "y": torch.zeros(4)})
         4
     """
-    sizes: list[int] = []
-    map_tensors(lambda t: sizes.append(t.shape[0]) if t.ndim else None, batch)
-    return sizes[0] if sizes else 0
+    sizes: Counter[int] = Counter()
+    map_tensors(lambda t: sizes.update([t.shape[0]]) if t.ndim else None, batch)
+    return max(sizes, key=lambda size: (sizes[size], size), default=0)
 
 
 def take_samples(batch: Any, which: slice | Tensor) -> Any:
@@ -69,4 +93,4 @@ def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
 
 def finite_samples(outputs: Tensor) -> Tensor:
     """Mask of shape ``(N,)``: samples whose outputs are all finite."""
-    return torch.isfinite(outputs).flatten(1).all(1)
+    return torch.isfinite(outputs).reshape(len(outputs), -1).all(1)

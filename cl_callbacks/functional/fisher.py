@@ -53,7 +53,7 @@ def fisher_cotangents(
 
     Args:
         outputs: logits of shape ``(N, C)``, or ``(N, T, V)`` for token sequences, where one sample is
-            one sequence; means of shape ``(N, D)`` for ``likelihood="gaussian"``.
+            one sequence; means of shape ``(N,)`` or ``(N, D)`` for ``likelihood="gaussian"``.
         labels: classes ``(N,)``, tokens ``(N, T)`` with -100 where there is no target, or targets of
             the shape of ``outputs`` for a Gaussian. ``empirical`` and ``logits_reversal`` need them;
             ``sampled`` reads only which positions are ignored.
@@ -98,7 +98,7 @@ def _gaussian(outputs: Tensor, targets: Tensor | None, estimator: str) -> Iterat
     if estimator == "exact":
         for d in range(outputs[0].numel()):
             v = torch.zeros_like(outputs)
-            v.flatten(1)[:, d] = 1.0
+            v.view(len(v), -1)[:, d] = 1.0
             yield v
     elif estimator == "sampled":
         yield torch.randn_like(outputs)

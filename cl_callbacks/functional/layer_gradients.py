@@ -156,7 +156,8 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
 
 
 def _embedding(layer: nn.Embedding, index: Tensor, delta: Tensor) -> Gradients:
-    index, delta = index.flatten(1), delta.reshape(index.shape[0], -1, delta.shape[-1])
+    index = index.reshape(len(index), -1)
+    delta = delta.reshape(len(index), -1, delta.shape[-1])
     if layer.padding_idx is not None:
         delta = delta.masked_fill((index == layer.padding_idx).unsqueeze(-1), 0.0)
     return {"weight": Lookup(delta, index, layer.weight.shape)}

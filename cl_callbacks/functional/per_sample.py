@@ -124,9 +124,11 @@ class PerSampleGradients:
         self.parameters = dict(parameters)
         self.fallback: set[str] = set()
         self._checked: set[str] = set()
+        self._batches = 0
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
         self._vmap_works = True
+        self._warned = False
 
     def square_sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
         """Sum over the batch's samples and cotangents, and the number of samples in it.
@@ -147,7 +149,7 @@ class PerSampleGradients:
             if not finite.any():
                 return self._zeros(), 0
             outputs, labels, calls = self._run(batch)
-        self._check_new_parameters(batch, outputs, calls)
+        self._check(batch, outputs, calls)
         totals = dict(zip(self.parameters, self._zeros(), strict=True))
         vectors = []
         for vector in cotangents(outputs.detach(), labels):
@@ -211,8 +213,12 @@ class PerSampleGradients:
             deltas = [None if edge is None else next(remaining) for edge in call.edges]
             weights = {name: p for name, p in _own(call.module, called).items() if id(p) in self._names}
             if weights and any(delta is not None for delta in deltas):
-                for name, part in self._of_call(call, weights, deltas, len(outputs)).items():
-                    parts.setdefault(self._names[id(weights[name])], []).append(part)
+                found_parts = self._of_call(call, weights, deltas, len(outputs))
+                for name, p in weights.items():
+                    if name in found_parts:
+                        parts.setdefault(self._names[id(p)], []).append(found_parts[name])
+                    else:  # this use cannot be told apart by sample, whatever earlier batches did
+                        self.fallback.add(self._names[id(p)])
         return parts
 
     def _of_call(
@@ -231,9 +237,16 @@ class PerSampleGradients:
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 
-    def _check_new_parameters(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> None:
-        """Finds out, for parameters that are used for the first time, whether modules explain them."""
-        new = self._used_by(outputs) - self._checked
+    def _check(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> None:
+        """Finds out whether modules explain the parameters that this batch uses.
+
+        For parameters that no batch has used before, and for all in batches 1, 2, 4, 8, …, because what a
+        model does may depend on its data.
+        """
+        used = self._used_by(outputs)
+        self._batches += 1
+        again = self._batches & (self._batches - 1) == 0
+        new = used - self.fallback if again else used - self._checked
         if not new:
             return
         self._checked |= new
@@ -244,6 +257,7 @@ class PerSampleGradients:
         weights = [self.parameters[name] for name in new]
         for i in {0, len(outputs) // 2, len(outputs) - 1}:
             alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
+            self._check_alone(alone.detach(), outputs[i : i + 1].detach())
             truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
             for name, p, expected in zip(new, weights, truth, strict=True):
                 found = self._row(i, parts.get(name, []), p)
@@ -251,6 +265,18 @@ class PerSampleGradients:
                 # Generous against rounding in the model's own dtype, far below any missing term.
                 if name not in parts or (found - expected).norm() > 1e-2 * expected.norm():
                     self.fallback.add(name)
+
+    def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:
+        apart = alone.shape != in_batch.shape or (alone - in_batch).norm() > 0.1 * in_batch.norm()
+        if apart and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A sample alone has other outputs than in its batch: either samples of "
+                f"{type(self.module).__name__} influence each other in evaluation mode, or the batch holds "
+                f"a tensor whose first dimension is as long as the batch and does not count samples. The "
+                f"importance of its weights is then not exact.",
+                stacklevel=2,
+            )
 
     def _used_by(self, outputs: Tensor) -> set[str]:
         """Names of the parameters that the outputs depend on."""

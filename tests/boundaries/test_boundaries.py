@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, TaskSequence
-from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, task, weights
+from cl_callbacks.boundaries.batch_boundaries import RecentBatches
+from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
 class Diary(Callback):
@@ -148,6 +149,15 @@ def test_tuple_batches_name_their_task_by_position() -> None:
     assert boundaries.task == 5
 
 
+def test_kept_batches_are_copies_and_as_many_as_needed() -> None:
+    recent = RecentBatches(samples=5)
+    batches = [{"x": torch.full((2,), float(i))} for i in range(6)]
+    for batch in batches:
+        recent.append(batch)
+        batch["x"].fill_(-1.0)
+    assert [b["x"][0].item() for b in recent] == [3.0, 4.0, 5.0]
+
+
 def test_two_boundary_callbacks_are_refused() -> None:
     with pytest.raises(MisconfigurationException, match="FitBoundaries, EpochBoundaries"):
         make_trainer(FitBoundaries(), EpochBoundaries(1)).fit(Net(), loader(*task(0)))
@@ -227,6 +237,51 @@ def test_carried_optimizer_keeps_its_moments() -> None:
     assert found[True] == [0, 1, 2, 3, 4, 5]
 
 
+def test_what_no_carrying_is_possible_for_starts_anew(tmp_path: Path) -> None:
+    """Parameters grown in place, another kind of optimizer, and a resumed fit."""
+
+    class Changing(Net):
+        def configure_optimizers(self) -> Any:
+            if self.trainer.current_epoch == 1:
+                head = self.net[2]
+                head.bias.data = torch.cat([head.bias.data, torch.zeros(2)])
+                head.weight.data = torch.cat([head.weight.data, torch.zeros(2, 8)])
+            kind = torch.optim.SGD if self.trainer.current_epoch == 2 else torch.optim.Adam
+            return kind(self.parameters(), lr=0.01)
+
+        def on_train_start(self) -> None:
+            (optimizer,) = self.trainer.optimizers
+            self.known = {n for n, p in self.named_parameters() if optimizer.state.get(p)}
+
+    model, found = Changing(plain_net()), []
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    trainer = make_trainer(FitBoundaries(carry_optimizer=True), saving, enable_checkpointing=True)
+    for _ in range(3):
+        trainer.fit(model, loader(*task(0)))
+        found.append(model.known)
+        trainer.fit_loop.max_epochs += 1
+    assert found == [set(), {"net.0.weight", "net.0.bias"}, set()]
+
+
+def test_a_resumed_fit_takes_its_moments_from_the_checkpoint(tmp_path: Path) -> None:
+    class Watching(Net):
+        def on_train_start(self) -> None:
+            (optimizer,) = self.trainer.optimizers
+            self.steps = [float(s["step"]) for s in optimizer.state.values()]
+
+    model = Watching(plain_net())
+    boundaries = FitBoundaries(carry_optimizer=True)
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = make_trainer(boundaries, saving, enable_checkpointing=True, max_epochs=1)
+    trainer.fit(model, loader(*task(0)))
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(model, loader(*task(0)))
+    assert set(model.steps) == {3.0}
+    again = make_trainer(boundaries, max_epochs=4)
+    again.fit(model, loader(*task(0)), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert set(model.steps) == {6.0}  # not the nine of the fit before
+
+
 def test_carrying_the_optimizer_equals_one_fit() -> None:
     torch.manual_seed(0)
     start = Net().state_dict()
@@ -249,11 +304,57 @@ def test_carrying_the_optimizer_equals_one_fit() -> None:
 
 def test_data_that_would_not_follow_the_tasks_are_refused() -> None:
     data = TaskSequence([{"train": [0], "test": [0]}] * 2)
-    for reload in (0, 3):
+    for reload in (0, 2):
         trainer = make_trainer(EpochBoundaries(2), reload_dataloaders_every_n_epochs=reload)
-        with pytest.raises(MisconfigurationException, match="reload_dataloaders_every_n_epochs=2"):
+        with pytest.raises(
+            MisconfigurationException, match=r"Trainer\(reload_dataloaders_every_n_epochs=1\)"
+        ):
             trainer.fit(Net(), data)
     assert isinstance(data, LightningDataModule)
+
+
+def test_the_default_boundary_speaks_before_checkpoints_are_written() -> None:
+    trainer = make_trainer(EWC(1.0), ModelCheckpoint(), enable_checkpointing=True)
+    trainer.fit(Net(), loader(*task(0)))
+    kinds = [type(c).__name__ for c in trainer.callbacks]
+    assert kinds.index("FitBoundaries") < kinds.index("ModelCheckpoint")
+
+
+def test_older_last_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=2)
+    trainer = make_trainer(EWC(1.0), saving, enable_checkpointing=True, max_epochs=3)
+    trainer.fit(Net(), loader(*task(0)))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
+
+
+def test_a_fast_dev_run_may_fit_again() -> None:
+    trainer, model = make_trainer(EWC(1.0), fast_dev_run=True), Net()
+    for _ in range(2):
+        trainer.fit(model, loader(*task(0)))
+
+
+def test_evaluating_a_checkpoint_forgets_nothing(tmp_path: Path) -> None:
+    class Tested(Net):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    images = torch.rand(20, 1, 2, 3), torch.arange(20) % 3
+    data = TaskSequence.split_by_label((images[0], images[1]), groups=[(0, 1, 2)] * 3)
+    ewc, boundaries = EWC(1.0), EpochBoundaries(2)
+    model = Tested(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3)))
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = make_trainer(
+        ewc, boundaries, saving, enable_checkpointing=True, max_epochs=4,
+        reload_dataloaders_every_n_epochs=1,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    before = {n: t.clone() for n, t in ewc.state_dict()["synapses"]["importance"].items()}
+    trainer.test(model, data, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
+    assert (ewc.tasks, boundaries.task, boundaries.task_is_open, data.current_task) == (2, 2, False, 2)
+    after = ewc.state_dict()["synapses"]["importance"]
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    ewc.load_state_dict(EWC(1.0).state_dict())  # by hand, after the evaluation, it does what it says
+    assert ewc.tasks == 0
 
 
 class ByEpoch(LightningDataModule):

@@ -135,6 +135,23 @@ def test_regression() -> None:
     torch.testing.assert_close(ewc.synapses.view["importance"][0], expected)
 
 
+def test_regression_with_one_number_per_sample() -> None:
+    class Regression(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).squeeze(-1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return F.mse_loss(self(batch[0]), batch[1])
+
+    x = torch.randn(20, FEATURES)
+    for estimator in ("exact", "sampled", "empirical"):
+        model, ewc = Regression(nn.Linear(FEATURES, 1)), EWC(1.0, estimator=estimator, likelihood="gaussian")
+        make_trainer(ewc).fit(model, loader(x, torch.randn(20)))
+        if estimator == "exact":
+            found = ewc.synapses.view["importance"][0]
+            torch.testing.assert_close(found, gaussian_fisher(model.net, x)["weight"])
+
+
 def test_a_sample_of_the_task_is_drawn_without_replacement() -> None:
     seen: list[float] = []
 
@@ -175,8 +192,14 @@ def test_importance_file_errors(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"importance/w": torch.zeros(1)}, tmp_path / "foreign")
-    with pytest.raises(ValueError, match="was not written by EWC"):
+    with pytest.raises(ValueError, match=r"holds the importance {.rule.: .none."):
         EWC(1.0, importance=tmp_path / "foreign")
+    source = EWC(1.0)
+    make_trainer(source).fit(Net(), loader(*task(0)))
+    source.save_importance(tmp_path / "exact")
+    with pytest.raises(ValueError, match=r"'estimator': 'exact'.* this rule measures .*'empirical'"):
+        EWC(1.0, estimator="empirical", importance=tmp_path / "exact")
+    assert type("MyEWC", (EWC,), {})(1.0, importance=tmp_path / "exact").tasks == 1
     save_file({"w": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="holds 'w'"):
         EWC(1.0, importance=tmp_path / "other")
@@ -276,7 +299,7 @@ def test_a_lstm_in_a_trainer() -> None:
     assert all(t.sum() > 0 for t in ewc.synapses.view["importance"])
 
 
-@pytest.mark.parametrize("stop_after", [2, 3])
+@pytest.mark.parametrize("stop_after", [2, 3, 5])
 def test_resume_is_bit_identical(tmp_path: Path, stop_after: int) -> None:
     """Stopped at a boundary, and in the middle of a task."""
 

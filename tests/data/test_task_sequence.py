@@ -134,10 +134,9 @@ class Watching(Net):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("reload", [1, 2])
-def test_one_fit_follows_the_tasks_and_stops_after_the_last(reload: int) -> None:
+def test_one_fit_follows_the_tasks_and_stops_after_the_last() -> None:
     data, model, ewc = TaskSequence.permuted(images(), tasks=3), Watching(), EWC(1.0)
-    trainer = make_trainer(ewc, EpochBoundaries(2), max_epochs=-1, reload_dataloaders_every_n_epochs=reload)
+    trainer = make_trainer(ewc, EpochBoundaries(2), max_epochs=-1, reload_dataloaders_every_n_epochs=1)
     trainer.fit(model, data)
     assert model.served == [0, 0, 1, 1, 2, 2]
     assert ewc.tasks == 3
@@ -145,9 +144,10 @@ def test_one_fit_follows_the_tasks_and_stops_after_the_last(reload: int) -> None
         data.train_dataloader()
 
 
-def test_one_fit_per_task() -> None:
+@pytest.mark.parametrize("boundaries", [[FitBoundaries()], []])
+def test_one_fit_per_task(boundaries: list[Any]) -> None:
     data, model = TaskSequence.permuted(images(), tasks=3), Watching()
-    trainer = make_trainer(FitBoundaries())
+    trainer = make_trainer(*boundaries)
     for _ in range(3):
         trainer.fit(model, data)
         trainer.fit_loop.max_epochs += 1

@@ -153,6 +153,18 @@ def sequence_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm((5, 4)), nn.Flatten(), nn.Linear(20, CLASSES))
 
 
+class Ids(nn.Module):
+    """One index per sample, without a dimension for time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
 def tokens() -> Tensor:
     return torch.randint(CLASSES, (N, 5))
 
@@ -170,6 +182,7 @@ NETWORKS = {
     "gru, square": (TimeFirst, lambda: torch.randn(N, N, 3)),
     "custom": (Custom, lambda: torch.randn(N, 4)),
     "branching submodule": (lambda: Custom(True), lambda: torch.randn(N, 4)),
+    "ids": (Ids, lambda: torch.randint(7, (N,))),
     "positions": (Positions, lambda: torch.randn(N, 5, 3)),
     "shared layer": (Shared, lambda: torch.randn(N, 4)),
     "branching": (Branching, lambda: torch.randn(N, 4)),

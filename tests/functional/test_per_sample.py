@@ -141,6 +141,69 @@ def test_a_head_that_only_later_batches_use_is_checked_then() -> None:
     assert per_sample.fallback == {"heads.0.weight", "heads.1.weight"}
 
 
+class Experts(nn.Module):
+    """Each sample goes to one of two experts: their batches are not the network's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = x.new_zeros(len(x), 3)
+        for k, expert in enumerate(self.experts):
+            rows = (x[:, 0] > 0) == bool(k)
+            if rows.any():
+                outputs[rows] = expert(x[rows])
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:torch.func.vmap cannot follow")
+def test_what_the_first_batch_explains_and_the_second_does_not() -> None:
+    torch.manual_seed(0)
+    net = Experts().double()
+    x = torch.randn(8, 4).double()
+    one = x.clone()
+    one[:, 0] = x[:, 0].abs()  # all to the second expert
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    for batch in (one, x):
+        sums, n = per_sample.square_sums(batch, lambda z, y: fisher_cotangents(z, y))
+        for total, expected in zip(sums, exact_fisher(net, batch).values(), strict=True):
+            torch.testing.assert_close(total / n, expected)
+
+
+def test_every_sample_that_is_checked_counts() -> None:
+    """A layer that is what it seems for the first sample alone."""
+
+    class Sorting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + x[1:, 0].argsort()])
+            return self.head(x[order])[order.argsort()]
+
+    torch.manual_seed(0)
+    net, x = Sorting().double(), torch.randn(9, 4).double()
+    found = fisher(net, x)
+    assert found.pop("").fallback == {"head.weight", "head.bias"}
+    torch.testing.assert_close(found["head.weight"], exact_fisher(net, x)["head.weight"])
+
+
+def test_samples_that_influence_each_other_are_said() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x - x.mean(0))
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="other outputs than in its batch"):
+        fisher(Centred(), torch.randn(6, 4))
+
+
 def test_unused_parameters_have_no_importance() -> None:
     torch.manual_seed(0)
     net = Branching()
