@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -94,10 +94,7 @@ class _Plan:
             rule.observe(step)
 
 
-AnyRule = TypeVar("AnyRule", bound=Rule)
-
-
-class SynapticStep(Generic[AnyRule]):
+class SynapticStep:
     """The one view of the optimizers' steps that all rules of a Trainer share.
 
     Args:
@@ -117,7 +114,7 @@ class SynapticStep(Generic[AnyRule]):
         tensor([1.])
     """
 
-    def __init__(self, rules: Sequence[AnyRule], place: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None) -> None:
         self.rules, self._place = rules, place
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, _Plan] = {}

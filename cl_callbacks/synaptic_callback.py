@@ -67,7 +67,7 @@ class SynapticCallback(Callback):
         self.synapses = Synapses(self.fields, _dtype(state_dtype), strict)
         self.tasks = 0
         """How many tasks the rule has consolidated."""
-        self._step: SynapticStep[SynapticCallback] | None = None
+        self._step: SynapticStep | None = None
         self._evaluating = False
 
     # -- what a rule overrides ---------------------------------------------------------------------

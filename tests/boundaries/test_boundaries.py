@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, TaskSequence
-from cl_callbacks.boundaries.batch_boundaries import RecentBatches
+from cl_callbacks.boundaries.batch_boundaries import RecentBatches, _refuse_disagreement
 from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
@@ -147,6 +147,12 @@ def test_tuple_batches_name_their_task_by_position() -> None:
     boundaries = BatchBoundaries(key=2)
     make_trainer(boundaries).fit(Net(), loader(x, y, torch.full((len(x),), 4)))
     assert boundaries.task == 5
+
+
+def test_processes_that_disagree_on_the_task_are_told_so() -> None:
+    _refuse_disagreement(torch.tensor([3, 3]))
+    with pytest.raises(ValueError, match=r"different tasks at the same batch: \[3, 4\]"):
+        _refuse_disagreement(torch.tensor([3, 4]))
 
 
 def test_kept_batches_are_copies_and_as_many_as_needed() -> None:
