@@ -88,7 +88,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
                 batch, lambda z, labels: fisher_cotangents(z, labels, estimator=estimator)
             )
             torch._foreach_add_(total, sums)
-        assert per_sample.fallback == []
+        assert not per_sample.fallback
         return total
 
     def loop() -> None:

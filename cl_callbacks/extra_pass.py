@@ -110,7 +110,7 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
         samples: how many to use; all for ``None``.
         seed: of the choice.
     """
-    remaining = None if samples is None else _share(samples, trainer)
+    remaining = None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
     recent = _recent_batches(trainer)
     for batch in _fresh_batches(trainer, samples, seed) if recent is None else recent:
         if remaining is not None:
@@ -124,11 +124,6 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         else:  # has been through the transfer hooks once
             yield move_data_to_device(batch, trainer.strategy.root_device)
-
-
-def _share(samples: int, trainer: Trainer) -> int:
-    """This rank's share of so many samples."""
-    return len(range(trainer.global_rank, samples, trainer.world_size))
 
 
 def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
@@ -167,7 +162,7 @@ def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Ite
 
 
 def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int) -> list[int]:
-    """Indices of this rank's share of a random choice from what the loader would visit."""
+    """Indices of a random choice from what the loader would visit on this rank."""
     sampler: Any = loader.sampler
     generator = torch.Generator().manual_seed(seed)
     custom = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
@@ -184,8 +179,7 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
     if own is not None:
         own.set_state(state)
     order = torch.randperm(len(visited), generator=generator)
-    share = None if samples is None else _share(samples, trainer)
-    return [visited[i] for i in order[:share]]
+    return [visited[i] for i in order[:samples]]
 
 
 def _batches_in_epoch(trainer: Trainer) -> int | None:

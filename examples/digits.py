@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable
 from netrc import netrc
 from pathlib import Path
@@ -118,6 +119,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
+        log_every_n_steps=15,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=not args.quiet,
@@ -196,6 +198,7 @@ def main() -> None:
     args = parse()
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, under a newer torch
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     results = {method: run(method, args) for method in args.methods}

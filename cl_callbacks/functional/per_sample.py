@@ -16,6 +16,7 @@ of a few samples are compared with what autograd finds for each of these samples
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -240,26 +241,27 @@ class PerSampleGradients:
     def _check(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> None:
         """Finds out whether modules explain the parameters that this batch uses.
 
-        For parameters that no batch has used before, and for all in batches 1, 2, 4, 8, …, because what a
-        model does may depend on its data.
+        For parameters that no batch has used before, on three samples; and again for all, on one sample, in
+        batches 4, 16, 64, …, because what a model does may depend on its data.
         """
-        used = self._used_by(outputs)
         self._batches += 1
-        again = self._batches & (self._batches - 1) == 0
-        new = used - self.fallback if again else used - self._checked
-        if not new:
+        used = self._used_by(outputs)
+        names, samples = used - self._checked, {0, len(outputs) // 2, len(outputs) - 1}
+        if not names and math.log(self._batches, 4).is_integer():
+            names, samples = used - self.fallback, {self._batches % len(outputs)}
+        if not names:
             return
-        self._checked |= new
+        self._checked |= names
         # A random cotangent, drawn apart from the user's random numbers, hides no direction.
         generator = torch.Generator(outputs.device).manual_seed(0)
         vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
         parts = self._parts(outputs, calls, vector)
-        weights = [self.parameters[name] for name in new]
-        for i in {0, len(outputs) // 2, len(outputs) - 1}:
+        weights = [self.parameters[name] for name in names]
+        for i in samples:
             alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
             self._check_alone(alone.detach(), outputs[i : i + 1].detach())
             truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
-            for name, p, expected in zip(new, weights, truth, strict=True):
+            for name, p, expected in zip(names, weights, truth, strict=True):
                 found = self._row(i, parts.get(name, []), p)
                 expected = torch.zeros_like(p) if expected is None else expected
                 # Generous against rounding in the model's own dtype, far below any missing term.

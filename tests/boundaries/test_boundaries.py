@@ -191,6 +191,8 @@ def test_a_finished_run_may_be_resumed_in_vain(tmp_path: Path) -> None:
     again = make_trainer(ewc, max_epochs=1)
     again.fit(Net(), loader(*task(0)), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert ewc.tasks == 1
+    again.fit(Net(), loader(*task(0)), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert ewc.tasks == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""The benchmarks run; what they measure is for people to read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fisher(tmp_path: Path) -> None:
+    run("fisher.py", "--repeats", "1", "--json", "fisher.json", folder=tmp_path)
+    results = json.loads((tmp_path / "fisher.json").read_text())
+    assert set(results) == {"digits MLP, exact", "digits MLP, sampled", "transformer, sampled"}
+    for result in results.values():
+        assert result["fisher"] > 0
+        assert result["difference"] < 1e-5  # the fast Fisher is the loop's
+
+
+def test_scaling(tmp_path: Path) -> None:
+    said = run("scaling.py", "--tasks", "3", "--repeats", "1", folder=tmp_path)
+    assert said.count("state 3,827,280 and 3,827,280 bytes") == 2
+
+
+@pytest.mark.parametrize("script", ["choices.py"])
+def test_help(script: str, tmp_path: Path) -> None:
+    assert "anchors" in run(script, "--help", folder=tmp_path)
