@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -20,6 +22,11 @@ class Report(Callback):
 
     def __init__(self, rules: list[EWC], folder: Path) -> None:
         self.rules, self.folder = rules, folder
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # A gloo thread that is still alive when the interpreter exits aborts the process now and then.
+        if trainer.world_size > 1:
+            atexit.register(dist.destroy_process_group)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         states = [rule.state_dict() for rule in self.rules]
