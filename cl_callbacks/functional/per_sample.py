@@ -6,7 +6,8 @@ cotangents, without a weight gradient and without touching ``.grad``. From these
 
 1. of common layers in closed form (:mod:`~cl_callbacks.functional.layer_gradients`),
 2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.functional.module_gradients`),
-3. of parameters that are used outside their module by vmap of the whole network,
+3. of parameters that are used outside their module by vmap of the whole network
+   (:mod:`~cl_callbacks.functional.network_gradients`),
 4. and where vmap cannot follow the network, by a loop over samples.
 
 Which parameters 1 and 2 explain is not guessed but measured: when a parameter is first used, the gradients
@@ -25,13 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.functional.batches import (
     finite_samples,
     map_tensors,
-    split_samples,
     take_samples,
 )
 from cl_callbacks.functional.layer_gradients import (
@@ -46,6 +44,7 @@ from cl_callbacks.functional.module_gradients import (
     batch_dimension,
     flat_tensors,
 )
+from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +57,6 @@ class _Call(NamedTuple):
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     # The outputs as they were then: in-place activations may overwrite the tensors.
     edges: list[GradientEdge | None]
-
-
-class _Within(nn.Module):
-    """Lets ``functional_call`` swap a module's parameters under any function that uses the module."""
-
-    def __init__(self, module: nn.Module, function: Callable[[Any], Tensor]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.function(batch)
-
-
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
@@ -128,7 +112,7 @@ class PerSampleGradients:
         self._batches = 0
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
-        self._vmap_works = True
+        self._network = WholeNetwork(module, lambda batch: forward(batch)[0], max_bytes)
         self._warned = False
 
     def square_sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
@@ -162,12 +146,14 @@ class PerSampleGradients:
                     totals[name] += self._square_sum(uses)
             if self.fallback:
                 vectors.append(vector)
-        for name, total in self._fallback_sums(batch, vectors).items():
-            totals[name] += total
+        if vectors:
+            rest = {name: p for name, p in self.parameters.items() if name in self.fallback}
+            for name, total in self._network.square_sums(rest, batch, vectors).items():
+                totals[name] += total
         return list(totals.values()), len(outputs)
 
     def _zeros(self) -> list[Tensor]:
-        return [torch.zeros_like(p, dtype=_wide(p)) for p in self.parameters.values()]
+        return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
 
     def _square_sum(self, parts: list[PerSample]) -> Tensor:
         if len(parts) == 1:
@@ -307,58 +293,3 @@ class PerSampleGradients:
                 self._without_vmap.add(part.call.module)
                 return torch.full_like(parameter, torch.inf)
         return total
-
-    # -- everything else ---------------------------------------------------------------------------
-
-    def _fallback_sums(self, batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        parameters = {name: p for name, p in self.parameters.items() if name in self.fallback}
-        if not parameters:
-            return {}
-        if self._vmap_works:
-            try:
-                return self._by_vmap(parameters, batch, vectors)
-            except Exception as error:  # whatever vmap cannot follow, the loop can, or raises again
-                self._vmap_works = False
-                warnings.warn(
-                    f"torch.func.vmap cannot follow {type(self.module).__name__} "
-                    f"({type(error).__name__}: {str(error).splitlines()[0]}); the per-sample gradients "
-                    f"of {len(parameters)} parameters are computed one sample at a time, which is slow. "
-                    f"`exclude` them, or use fewer `samples`, if it takes too long.",
-                    stacklevel=2,
-                )
-        return self._by_loop(parameters, batch, vectors)
-
-    def _by_vmap(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        tensors, rebuild = split_samples(batch)
-        within = _Within(self.module, lambda b: self.forward(b)[0])
-
-        def squares(sample: list[Tensor], v: Tensor) -> dict[str, Tensor]:
-            def outputs(weights: dict[str, Tensor]) -> Tensor:
-                inner = {f"module.{name}": weight for name, weight in weights.items()}
-                return functional_call(within, inner, (rebuild([t[None] for t in sample]),))
-
-            pull_back = vjp(outputs, {n: p.detach() for n, p in parameters.items()})[1]
-            gradients = [pull_back(v[k, None])[0] for k in range(len(vectors))]
-            return {n: sum(g[n].to(_wide(p)) ** 2 for g in gradients) for n, p in parameters.items()}
-
-        size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
-        chunk = max(1, 16 * self.max_bytes // size)
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            sums = vmap(squares, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
-                tensors, torch.stack(vectors)
-            )
-        return {name: value.sum(0) for name, value in sums.items()}
-
-    def _by_loop(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        totals = {n: torch.zeros_like(p, dtype=_wide(p)) for n, p in parameters.items()}
-        for i in range(len(vectors[0])):
-            outputs, _ = self.forward(take_samples(batch, slice(i, i + 1)))
-            for v in vectors:
-                gradients = torch.autograd.grad(
-                    outputs, list(parameters.values()), v[i : i + 1], True, allow_unused=True
-                )
-                for total, g in zip(totals.values(), gradients, strict=True):
-                    if g is not None:
-                        total.addcmul_(g, g)
-        return totals

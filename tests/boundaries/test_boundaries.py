@@ -340,6 +340,7 @@ def test_a_fast_dev_run_may_fit_again() -> None:
     trainer, model = make_trainer(EWC(1.0), fast_dev_run=True), Net()
     for _ in range(2):
         trainer.fit(model, loader(*task(0)))
+        assert trainer.state.finished
 
 
 def test_evaluating_a_checkpoint_forgets_nothing(tmp_path: Path) -> None:
