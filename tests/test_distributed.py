@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from cl_callbacks import EWC, EpochBoundaries
+from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 
@@ -87,3 +90,46 @@ def test_two_processes_measure_what_one_does(two: dict[float, list[dict[str, Any
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-8)
+
+
+def by_number(folder: Path, numbers: list[int]) -> list[dict[str, Any]]:
+    """Two processes, of which one sees the even samples in order and the other the odd ones."""
+    folder.mkdir()
+    x, y = task(0, samples=len(numbers))
+    rule = OnTriples(1.0)
+    trainer = make_trainer(
+        rule,
+        BatchBoundaries(key=2),
+        Report([rule], folder),
+        strategy="ddp_spawn",
+        devices=2,
+        use_distributed_sampler=False,
+    )
+    model = Net(nn.Linear(FEATURES, CLASSES), partial(torch.optim.SGD, lr=0.1))
+    data = DataLoader(TensorDataset(x, y, torch.tensor(numbers)), 3, sampler=EvenOrOdd(len(numbers)))
+    trainer.fit(model, data)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+class OnTriples(EWC):
+    def outputs(self, pl_module: Any, batch: Any) -> Any:
+        return pl_module(batch[0]), batch[1]
+
+
+class EvenOrOdd(Sampler[int]):
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return self.samples // 2
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(dist.get_rank(), self.samples, 2))
+
+
+def test_tasks_named_by_batches_end_together_or_not_at_all(tmp_path: Path) -> None:
+    first, second = by_number(tmp_path / "together", [0] * 12 + [1] * 12)
+    assert first["states"][0]["tasks"] >= 1
+    assert same(first["states"], second["states"])
+    with pytest.raises(ProcessRaisedException, match="different tasks at the same batch"):
+        by_number(tmp_path / "apart", [0, 1] * 12)
