@@ -84,7 +84,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
         per_sample = PerSampleGradients(net, parameters, lambda b: (net(b[0]), b[1]))
         total = [torch.zeros_like(p) for p in parameters.values()]
         for batch in batches():
-            sums, _ = per_sample.square_sums(
+            sums, _ = per_sample.sums(
                 batch, lambda z, labels: fisher_cotangents(z, labels, estimator=estimator)
             )
             torch._foreach_add_(total, sums)
@@ -117,7 +117,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
 def difference(net: nn.Module, x: Tensor, y: Tensor, parameters: dict[str, Tensor]) -> float:
     """Largest relative distance, over parameters, between the fast Fisher and the loop's."""
     per_sample = PerSampleGradients(net, parameters, lambda b: (net(b[0]), b[1]))
-    fast, _ = per_sample.square_sums(
+    fast, _ = per_sample.sums(
         (x, y), lambda z, labels: fisher_cotangents(z, labels, estimator="empirical")
     )
     slow = [torch.zeros_like(p) for p in parameters.values()]

@@ -33,6 +33,13 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
     return batch
 
 
+def flat_tensors(tree: Any) -> list[Tensor]:
+    """The tensors of nested containers, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, tree)
+    return found
+
+
 def plain_containers(batch: Any) -> Any:
     """The batch in dicts, lists and tuples, as a checkpoint may hold it."""
     if isinstance(batch, Mapping):

@@ -3,7 +3,7 @@ r"""Per-sample weight gradients of single layers, in closed form.
 A layer that saw inputs :math:`a_n` and whose outputs receive the cotangents :math:`\delta_n` knows the
 gradient of every sample: for a linear map at :math:`T` positions,
 :math:`g_n = \sum_t \delta_{nt} a_{nt}^\top`. :func:`layer_gradients` returns these gradients as
-:class:`PerSample` objects, which can be squared and summed without ever holding all of them.
+:class:`PerSample` objects, whose squares can be summed without ever holding all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+Magnitude = Callable[[Tensor], Tensor]
+"""What is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``, in place.
+
+Elementwise, and multiplicative: the magnitude of a product is the product of the magnitudes.
+"""
+
+
 class PerSample(ABC):
     """The gradients of one parameter, one for each of ``samples`` samples."""
 
@@ -27,16 +34,17 @@ class PerSample(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
 
-    def square_sum(self, max_bytes: int) -> Tensor:
-        r"""Sum of squares :math:`\sum_n g_n^2`, of the parameter's shape."""
-        return chunked_square_sum([self], max_bytes)
+    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
+        r"""Sum over samples, such as :math:`\sum_n g_n^2`, of the parameter's shape."""
+        return chunked_sum([self], magnitude, max_bytes)
 
 
-def chunked_square_sum(parts: list[PerSample], max_bytes: int) -> Tensor:
-    r"""Squares :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
+def chunked_sum(parts: list[PerSample], magnitude: Magnitude, max_bytes: int) -> Tensor:
+    r"""Sum :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
 
     Args:
         parts: the same samples' gradients from each use of one parameter.
+        magnitude: the square, or the absolute value instead.
         max_bytes: bound on the per-sample gradients held at a time; at least one sample is.
     """
     samples, total = parts[0].samples, None
@@ -47,8 +55,9 @@ def chunked_square_sum(parts: list[PerSample], max_bytes: int) -> Tensor:
         rows = parts[0].rows(start, stop)
         for part in parts[1:]:
             rows = rows + part.rows(start, stop)
-        squares = rows.square_() if rows.shape[0] == 1 else rows.square_().sum(0, keepdim=True)
-        total = squares if total is None else total.add_(squares)
+        rows = magnitude(rows)
+        part_sum = rows if rows.shape[0] == 1 else rows.sum(0, keepdim=True)
+        total = part_sum if total is None else total.add_(part_sum)
     assert total is not None
     return total.squeeze(0)
 
@@ -65,8 +74,8 @@ class Dense(PerSample):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop].clone()
 
-    def square_sum(self, max_bytes: int) -> Tensor:
-        return self.values.square().sum(0)
+    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
+        return magnitude(self.values.clone()).sum(0)
 
 
 @dataclass
@@ -88,11 +97,11 @@ class Outer(PerSample):
         g = self.delta[start:stop].transpose(-1, -2) @ self.inputs[start:stop]
         return g.reshape(stop - start, *self.shape)
 
-    def square_sum(self, max_bytes: int) -> Tensor:
+    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
         if self.delta.shape[2] > 1:
-            return chunked_square_sum([self], max_bytes)
+            return chunked_sum([self], magnitude, max_bytes)
         # One position: the square of a product is the product of the squares, one matmul for all n.
-        delta, inputs = self.delta.squeeze(2).square(), self.inputs.squeeze(2).square()
+        delta, inputs = (magnitude(t.squeeze(2).clone()) for t in (self.delta, self.inputs))
         return torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape)
 
 
@@ -117,14 +126,14 @@ class Lookup(PerSample):
         where = (self.index[start:stop] + offset).flatten()
         return flat.index_add_(0, where, self.delta[start:stop].flatten(0, 1)).view(n, *self.shape)
 
-    def square_sum(self, max_bytes: int) -> Tensor:
+    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
         # Only rows that a sample looked up are non-zero: sum within each (sample, row), then square.
         offset = torch.arange(self.samples, device=self.index.device).unsqueeze(1) * self.shape[0]
         key, slot = torch.unique((self.index + offset).flatten(), return_inverse=True)
         rows = self.delta.new_zeros(len(key), self.shape[1])
         rows.index_add_(0, slot, self.delta.flatten(0, 1))
         total = self.delta.new_zeros(self.shape)
-        return total.index_add_(0, key % self.shape[0], rows.square_())
+        return total.index_add_(0, key % self.shape[0], magnitude(rows))
 
 
 Gradients = dict[str, PerSample]
@@ -229,7 +238,7 @@ def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradient
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> g = layer_gradients(layer, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
-        >>> g["weight"].square_sum(max_bytes=1024)
+        >>> g["weight"].magnitude_sum(Tensor.square_, max_bytes=1024)
         tensor([[37.]])
     """
     dtype = torch.promote_types(delta.dtype, torch.float32)

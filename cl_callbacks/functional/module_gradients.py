@@ -17,15 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cl_callbacks.functional.batches import map_tensors
-from cl_callbacks.functional.layer_gradients import PerSample
-
-
-def flat_tensors(tree: Any) -> list[Tensor]:
-    """The tensors of nested containers, in order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, tree)
-    return found
+from cl_callbacks.functional.batches import flat_tensors, map_tensors
+from cl_callbacks.functional.layer_gradients import Magnitude, PerSample
 
 
 def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:
@@ -120,11 +113,10 @@ class Pulled(PerSample):
         rows = self.call.values(start, stop)[self.name]
         return rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
 
-    def square_sum(self, max_bytes: int) -> Tensor:
+    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
         """See :class:`PerSample`; in steps that suit all parameters of the call."""
         size = sum(p.numel() for p in self.call.weights.values()) * 4
         step = max(1, min(self.samples, 16 * max_bytes // size))
         chunks = range(0, self.samples, step)
-        return torch.stack([self.rows(i, min(i + step, self.samples)).square_().sum(0) for i in chunks]).sum(
-            0
-        )
+        sums = [magnitude(self.rows(i, min(i + step, self.samples))).sum(0) for i in chunks]
+        return torch.stack(sums).sum(0)

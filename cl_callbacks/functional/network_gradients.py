@@ -16,11 +16,16 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.functional.batches import split_samples, take_samples
+from cl_callbacks.functional.layer_gradients import Magnitude
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which squares are summed: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _wide(gradient: Tensor) -> Tensor:
+    return gradient.to(wide_dtype(gradient), copy=True)
 
 
 class _Within(nn.Module):
@@ -40,14 +45,18 @@ class WholeNetwork:
     Args:
         module: the network; its samples must not influence each other.
         forward: its outputs for a batch, ``(N, ...)``; uses ``module``.
+        magnitude: what is summed, such as the square.
         max_bytes: bounds the per-sample gradients that are held at a time, to 16 times as much.
     """
 
-    def __init__(self, module: nn.Module, forward: Callable[[Any], Tensor], max_bytes: int) -> None:
-        self.module, self.forward, self.max_bytes = module, forward, max_bytes
+    def __init__(
+        self, module: nn.Module, forward: Callable[[Any], Tensor], magnitude: Magnitude, max_bytes: int
+    ) -> None:
+        self.module, self.forward = module, forward
+        self.magnitude, self.max_bytes = magnitude, max_bytes
         self._vmap_works = True
 
-    def square_sums(
+    def sums(
         self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]
     ) -> dict[str, Tensor]:
         r"""Sums :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` by parameter name.
@@ -75,20 +84,20 @@ class WholeNetwork:
         tensors, rebuild = split_samples(batch)
         within = _Within(self.module, self.forward)
 
-        def squares(sample: list[Tensor], v: Tensor) -> dict[str, Tensor]:
+        def magnitudes(sample: list[Tensor], v: Tensor) -> dict[str, Tensor]:
             def outputs(weights: dict[str, Tensor]) -> Tensor:
                 inner = {f"module.{name}": weight for name, weight in weights.items()}
                 return functional_call(within, inner, (rebuild([t[None] for t in sample]),))
 
             pull_back = vjp(outputs, {n: p.detach() for n, p in parameters.items()})[1]
             gradients = [pull_back(v[k, None])[0] for k in range(len(vectors))]
-            return {n: sum(g[n].to(wide_dtype(p)) ** 2 for g in gradients) for n, p in parameters.items()}
+            return {n: sum(self.magnitude(_wide(g[n])) for g in gradients) for n, p in parameters.items()}
 
         size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
         chunk = max(1, 16 * self.max_bytes // size)
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.filterwarnings("ignore", "There is a performance drop")
-            sums = vmap(squares, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
+            sums = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
                 tensors, torch.stack(vectors)
             )
         return {name: value.sum(0) for name, value in sums.items()}
@@ -103,5 +112,5 @@ class WholeNetwork:
                 )
                 for total, g in zip(totals.values(), gradients, strict=True):
                     if g is not None:
-                        total.addcmul_(g, g)
+                        total.add_(self.magnitude(_wide(g)))
         return totals

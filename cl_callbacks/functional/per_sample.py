@@ -1,7 +1,7 @@
 r"""Squared per-sample gradients of a whole network at about the price of a batch.
 
 Wanted is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
-over samples, of squared gradients. One backward to the *outputs of the modules* gives every module its
+over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the modules* gives every module its
 cotangents, without a weight gradient and without touching ``.grad``. From these follow the gradients
 
 1. of common layers in closed form (:mod:`~cl_callbacks.functional.layer_gradients`),
@@ -19,44 +19,28 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cl_callbacks.functional.batches import (
-    finite_samples,
-    map_tensors,
-    take_samples,
-)
+from cl_callbacks.functional.batches import finite_samples, take_samples
 from cl_callbacks.functional.layer_gradients import (
+    Magnitude,
     PerSample,
-    chunked_square_sum,
+    chunked_sum,
     has_rule,
     layer_gradients,
 )
-from cl_callbacks.functional.module_gradients import (
-    ModuleCall,
-    Pulled,
-    batch_dimension,
-    flat_tensors,
-)
+from cl_callbacks.functional.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
+from cl_callbacks.functional.recorded_calls import Call, output_cotangents, recorded_calls
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[Any], tuple[Tensor, Tensor | None]]
 Cotangents = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
-
-
-class _Call(NamedTuple):
-    module: nn.Module
-    inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    # The outputs as they were then: in-place activations may overwrite the tensors.
-    edges: list[GradientEdge | None]
 
 
 def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
@@ -77,12 +61,13 @@ def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
 
 
 class PerSampleGradients:
-    """Sums of squared per-sample gradients, batch after batch.
+    """Sums of squared (or absolute) per-sample gradients, batch after batch.
 
     Args:
         module: the network; its samples must not influence each other (evaluation mode).
         parameters: the parameters asked for, by their name in ``module``.
         forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
         max_bytes: bound on the per-sample gradients of one parameter that are held at a time.
 
     Attributes:
@@ -93,7 +78,7 @@ class PerSampleGradients:
         >>> per_sample = PerSampleGradients(
         ...     net, dict(net.named_parameters()), lambda x: (net(x), None))
         >>> x = torch.tensor([[1.0], [2.0]])
-        >>> per_sample.square_sums(x, lambda outputs, labels: [torch.ones_like(outputs)])
+        >>> per_sample.sums(x, lambda outputs, labels: [torch.ones_like(outputs)])
         ([tensor([[5.]])], 2)
     """
 
@@ -103,19 +88,21 @@ class PerSampleGradients:
         parameters: Mapping[str, Tensor],
         forward: Forward,
         *,
+        magnitude: Magnitude = Tensor.square_,
         max_bytes: int = 1 << 22,
     ) -> None:
-        self.module, self.forward, self.max_bytes = module, forward, max_bytes
+        self.module, self.forward = module, forward
+        self.magnitude, self.max_bytes = magnitude, max_bytes
         self.parameters = dict(parameters)
         self.fallback: set[str] = set()
         self._checked: set[str] = set()
         self._batches = 0
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
-        self._network = WholeNetwork(module, lambda batch: forward(batch)[0], max_bytes)
+        self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
         self._warned = False
 
-    def square_sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
+    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
         """Sum over the batch's samples and cotangents, and the number of samples in it.
 
         A sample whose outputs are not finite is left out.
@@ -143,61 +130,36 @@ class PerSampleGradients:
                 # Taken out one by one, so that no two modules' gradients are held at a time.
                 uses = parts.pop(name)
                 if name not in self.fallback:
-                    totals[name] += self._square_sum(uses)
+                    totals[name] += self._sum(uses)
             if self.fallback:
                 vectors.append(vector)
         if vectors:
             rest = {name: p for name, p in self.parameters.items() if name in self.fallback}
-            for name, total in self._network.square_sums(rest, batch, vectors).items():
+            for name, total in self._network.sums(rest, batch, vectors).items():
                 totals[name] += total
         return list(totals.values()), len(outputs)
 
     def _zeros(self) -> list[Tensor]:
         return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
 
-    def _square_sum(self, parts: list[PerSample]) -> Tensor:
+    def _sum(self, parts: list[PerSample]) -> Tensor:
         if len(parts) == 1:
-            return parts[0].square_sum(self.max_bytes)
-        return chunked_square_sum(parts, self.max_bytes)
+            return parts[0].magnitude_sum(self.magnitude, self.max_bytes)
+        return chunked_sum(parts, self.magnitude, self.max_bytes)
 
     # -- modules -----------------------------------------------------------------------------------
 
-    def _run(self, batch: Any) -> tuple[Tensor, Tensor | None, list[_Call]]:
-        with self._recorded() as calls:
+    def _run(self, batch: Any) -> tuple[Tensor, Tensor | None, list[Call]]:
+        owners = (m for m in self.module.modules() if next(m.parameters(recurse=False), None) is not None)
+        with recorded_calls(owners) as calls:
             outputs, labels = self.forward(batch)
         return outputs, labels, calls
 
-    @contextmanager
-    def _recorded(self) -> Iterator[list[_Call]]:
-        calls: list[_Call] = []
-
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-            edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
-            if any(edges):
-                calls.append(_Call(module, map_tensors(Tensor.detach, (args, kwargs)), edges))
-
-        handles = [
-            module.register_forward_hook(record, with_kwargs=True)
-            for module in self.module.modules()
-            if any(True for _ in module.parameters(recurse=False))
-        ]
-        try:
-            yield calls
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _parts(self, outputs: Tensor, calls: list[_Call], vector: Tensor) -> dict[str, list[PerSample]]:
+    def _parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter by the module that owns it."""
         parts: dict[str, list[PerSample]] = {}
-        edges = [edge for call in calls for edge in call.edges if edge is not None]
-        if not edges:
-            return parts
-        found = torch.autograd.grad(outputs, edges, vector, retain_graph=True, allow_unused=True)
-        remaining = iter(found)
         called = {id(call.module) for call in calls}
-        for call in calls:
-            deltas = [None if edge is None else next(remaining) for edge in call.edges]
+        for call, deltas in zip(calls, output_cotangents(outputs, calls, vector), strict=True):
             weights = {name: p for name, p in _own(call.module, called).items() if id(p) in self._names}
             if weights and any(delta is not None for delta in deltas):
                 found_parts = self._of_call(call, weights, deltas, len(outputs))
@@ -209,7 +171,7 @@ class PerSampleGradients:
         return parts
 
     def _of_call(
-        self, call: _Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
+        self, call: Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
     ) -> Mapping[str, PerSample]:
         args, kwargs = call.inputs
         if has_rule(call.module) and len(args) == 1 and not kwargs:
@@ -224,7 +186,7 @@ class PerSampleGradients:
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 
-    def _check(self, batch: Any, outputs: Tensor, calls: list[_Call]) -> None:
+    def _check(self, batch: Any, outputs: Tensor, calls: list[Call]) -> None:
         """Finds out whether modules explain the parameters that this batch uses.
 
         For parameters that no batch has used before, on three samples; and again for all, on one sample, in

@@ -12,7 +12,7 @@ from tests.references import fisher as reference
 
 def weight_fisher(net: nn.Linear, x: Tensor, labels: Tensor | None = None, **how: str) -> Tensor:
     per_sample = PerSampleGradients(net, {"weight": net.weight}, lambda x: (net(x), labels))
-    sums, n = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y, **how))
+    sums, n = per_sample.sums(x, lambda z, y: fisher_cotangents(z, y, **how))
     return sums[0] / n
 
 

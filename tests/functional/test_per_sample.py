@@ -34,7 +34,7 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
 
 def fisher(net: nn.Module, batch: Tensor, labels: Tensor | None = None, **how: str) -> dict:
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), labels))
-    sums, n = per_sample.square_sums(batch, lambda z, y: fisher_cotangents(z, y, **how))
+    sums, n = per_sample.sums(batch, lambda z, y: fisher_cotangents(z, y, **how))
     return dict(zip(per_sample.parameters, [s / n for s in sums], strict=True)) | {"": per_sample}
 
 
@@ -63,7 +63,7 @@ def test_chunks_of_one_sample_change_nothing(name: str) -> None:
     net, x = build(name)
     expected = exact_fisher(net, x)
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None), max_bytes=1)
-    sums, n = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+    sums, n = per_sample.sums(x, lambda z, y: fisher_cotangents(z, y))
     for total, value in zip(sums, expected.values(), strict=True):
         torch.testing.assert_close(total / n, value, rtol=1e-10, atol=1e-14)
 
@@ -74,7 +74,7 @@ def test_the_loop_says_once_that_it_is_slow() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
-            per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+            per_sample.sums(x, lambda z, y: fisher_cotangents(z, y))
     assert len([w for w in caught if "one sample at a time" in str(w.message)]) == 1
 
 
@@ -105,11 +105,11 @@ def test_leaves_out_samples_that_are_not_finite() -> None:
     poisoned[2] = float("nan")
     keep = [0, 1, 3, 4, 5]
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
-    sums, n = per_sample.square_sums(poisoned, lambda z, y: fisher_cotangents(z, y))
+    sums, n = per_sample.sums(poisoned, lambda z, y: fisher_cotangents(z, y))
     assert n == 5
     for total, value in zip(sums, exact_fisher(net, x[keep]).values(), strict=True):
         torch.testing.assert_close(total / n, value)
-    sums, n = per_sample.square_sums(torch.full_like(x, torch.nan), lambda z, y: [z])
+    sums, n = per_sample.sums(torch.full_like(x, torch.nan), lambda z, y: [z])
     assert n == 0
     assert all((s == 0).all() for s in sums)
 
@@ -131,7 +131,7 @@ def test_a_head_that_only_later_batches_use_is_checked_then() -> None:
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda b: (net(b), None))
     for head in (0, 1):
         batch = torch.randn(5, 4).double()
-        sums, n = per_sample.square_sums((batch, head), lambda z, y: fisher_cotangents(z, y))
+        sums, n = per_sample.sums((batch, head), lambda z, y: fisher_cotangents(z, y))
         alone = nn.Sequential(net.body, nn.Linear(3, 2, bias=False).double())
         alone[1].weight = net.heads[head].weight
         found = dict(zip(per_sample.parameters, sums, strict=True))
@@ -166,7 +166,7 @@ def test_what_the_first_batch_explains_and_the_second_does_not() -> None:
     one[:, 0] = x[:, 0].abs()  # all to the second expert
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
     for batch in (one, x):
-        sums, n = per_sample.square_sums(batch, lambda z, y: fisher_cotangents(z, y))
+        sums, n = per_sample.sums(batch, lambda z, y: fisher_cotangents(z, y))
         for total, expected in zip(sums, exact_fisher(net, batch).values(), strict=True):
             torch.testing.assert_close(total / n, expected)
 
@@ -211,7 +211,7 @@ def test_unused_parameters_have_no_importance() -> None:
     per_sample = PerSampleGradients(
         net, dict(net.spare.named_parameters(prefix="spare")), lambda x: (net(x), None)
     )
-    sums, _ = per_sample.square_sums(torch.randn(3, 4), lambda z, y: fisher_cotangents(z, y))
+    sums, _ = per_sample.sums(torch.randn(3, 4), lambda z, y: fisher_cotangents(z, y))
     assert all((s == 0).all() for s in sums)
 
 
@@ -220,5 +220,5 @@ def test_half_precision_is_squared_in_float32() -> None:
     net = nn.Linear(3, 2).bfloat16()
     x = torch.randn(4, 3).bfloat16() * 1e-25  # the squares underflow in bfloat16's eight bits less
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
-    sums, _ = per_sample.square_sums(x, lambda z, y: fisher_cotangents(z, y))
+    sums, _ = per_sample.sums(x, lambda z, y: fisher_cotangents(z, y))
     assert all(s.dtype is torch.float32 for s in sums)
