@@ -117,9 +117,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
 def difference(net: nn.Module, x: Tensor, y: Tensor, parameters: dict[str, Tensor]) -> float:
     """Largest relative distance, over parameters, between the fast Fisher and the loop's."""
     per_sample = PerSampleGradients(net, parameters, lambda b: (net(b[0]), b[1]))
-    fast, _ = per_sample.sums(
-        (x, y), lambda z, labels: fisher_cotangents(z, labels, estimator="empirical")
-    )
+    fast, _ = per_sample.sums((x, y), lambda z, labels: fisher_cotangents(z, labels, estimator="empirical"))
     slow = [torch.zeros_like(p) for p in parameters.values()]
     for i in range(len(x)):
         gradients = torch.autograd.grad(

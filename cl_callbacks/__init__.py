@@ -1,7 +1,20 @@
 """PyTorch Lightning callbacks for continual learning."""
 
-from cl_callbacks.boundaries import BatchBoundaries, EpochBoundaries, FitBoundaries, TaskBoundaries
-from cl_callbacks.consolidation import EWC
+from cl_callbacks.boundaries import (
+    BatchBoundaries,
+    EpochBoundaries,
+    FitBoundaries,
+    PlateauBoundaries,
+    TaskBoundaries,
+)
+from cl_callbacks.consolidation import (
+    EWC,
+    MAS,
+    KFACLaplace,
+    RWalk,
+    StreamingConsolidation,
+    SynapticIntelligence,
+)
 from cl_callbacks.data import TaskSequence
 from cl_callbacks.synaptic_callback import SynapticCallback
 
@@ -9,10 +22,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EWC",
+    "MAS",
     "BatchBoundaries",
     "EpochBoundaries",
     "FitBoundaries",
+    "KFACLaplace",
+    "PlateauBoundaries",
+    "RWalk",
+    "StreamingConsolidation",
     "SynapticCallback",
+    "SynapticIntelligence",
     "TaskBoundaries",
     "TaskSequence",
 ]

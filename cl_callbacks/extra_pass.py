@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -27,6 +27,7 @@ from torch.utils.data import (
 )
 
 from cl_callbacks.functional.batches import count_samples, take_samples
+from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
 
 
@@ -187,40 +188,41 @@ def _batches_in_epoch(trainer: Trainer) -> int | None:
     return None if math.isinf(limit) else int(limit)
 
 
-def mean_of_squares(
+def checked_samples(samples: int | None) -> int | None:
+    """The number of samples that a rule measures on, if it can be one."""
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, or None for all; got {samples}")
+    return samples
+
+
+def mean_over_task(
     trainer: Trainer,
     pl_module: LightningModule,
-    parameters: Sequence[Tensor],
-    forward: Forward,
-    cotangents: Cotangents,
+    measure: Callable[[Any], tuple[list[Tensor], int]],
+    zeros: list[Tensor],
     *,
     samples: int | None,
     seed: int = 0,
-) -> tuple[list[Tensor], int] | None:
-    r"""Mean of squared per-sample gradients over the current task: :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
+) -> list[Tensor] | None:
+    """Mean over samples of the current task of whatever ``measure`` sums over a batch, in a quiet pass.
 
-    Averaged over all ranks after the square. What is not finite is left out and said.
+    Averaged over all ranks. What is not finite is left out and said.
 
     Args:
         trainer: a trainer that is fitting.
         pl_module: its module, not wrapped.
-        parameters: of ``pl_module``.
-        forward: ``batch -> (outputs, labels)``.
-        cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
+        measure: from a batch to sums over its samples, and how many samples went into them.
+        zeros: what the sums are for no sample.
         samples: how many samples of the task to use; all for ``None``.
         seed: of the choice of samples and of random labels.
 
     Returns:
-        The means, one for each parameter, and the number of samples; ``None`` if no sample is finite.
+        The means; ``None`` if no sample is finite.
     """
-    names = {id(p): name for name, p in pl_module.named_parameters()}
-    named = {names[id(p)]: p for p in parameters}
-    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-    used = seen = 0
+    totals, used, seen = zeros, 0, 0
     with quiet(trainer, pl_module, seed):
-        per_sample = PerSampleGradients(pl_module, named, forward)
         for batch in task_batches(trainer, samples, seed):
-            sums, n = per_sample.square_sums(batch, cotangents)
+            sums, n = measure(batch)
             seen += count_samples(batch)
             if all(torch.stack([s.isfinite().all() for s in sums])):
                 totals = [total.to(s.dtype).add_(s) for total, s in zip(totals, sums, strict=True)]
@@ -233,4 +235,44 @@ def mean_of_squares(
             f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
             f"out of the importance."
         )
-    return None if used == 0 else ([total / used for total in totals], used)
+    rank_zero_info(f"importance measured on {used} samples")
+    return None if used == 0 else [total / used for total in totals]
+
+
+def mean_of_gradients(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    parameters: Sequence[Tensor],
+    forward: Forward,
+    cotangents: Cotangents,
+    magnitude: Magnitude = Tensor.square_,
+    *,
+    samples: int | None,
+    seed: int = 0,
+) -> list[Tensor] | None:
+    r"""Mean size of per-sample gradients over the current task, :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
+
+    Args:
+        trainer: a trainer that is fitting.
+        pl_module: its module, not wrapped.
+        parameters: of ``pl_module``.
+        forward: ``batch -> (outputs, labels)``.
+        cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
+        magnitude: ``torch.Tensor.square_`` or ``torch.Tensor.abs_``.
+        samples: how many samples of the task to use; all for ``None``.
+        seed: of the choice of samples and of random labels.
+
+    Returns:
+        One tensor for each parameter; ``None`` if no sample is finite.
+    """
+    names = {id(p): name for name, p in pl_module.named_parameters()}
+    named = {names[id(p)]: p for p in parameters}
+    per_sample = PerSampleGradients(pl_module, named, forward, magnitude=magnitude)
+    return mean_over_task(
+        trainer,
+        pl_module,
+        lambda batch: per_sample.sums(batch, cotangents),
+        per_sample.zeros(),
+        samples=samples,
+        seed=seed,
+    )

@@ -2,16 +2,17 @@
 
 Just before the optimizer steps, the gradients are those of the task alone: unscaled, averaged over
 processes, not yet clipped. There every snapshot that some rule needs is taken, once, and then the rules
-pull. When the optimizer has really stepped, the rules observe what happened. A step that is skipped (an
-overflow under mixed precision) leaves no trace, because torch calls the hook of a step only if there is
-one; accumulated, manual and alternating steps come out right for the same reason.
+pull. When the optimizer has really stepped, rules may rewrite the weights, and then all observe what
+happened. A step that is skipped (an overflow under mixed precision) leaves no trace, because torch calls
+the hook of a step only if there is one; accumulated, manual and alternating steps come out right for the
+same reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,38 +20,51 @@ from torch.optim import Optimizer
 
 from cl_callbacks.synapses import Synapses, SynapseView
 
+Need = Literal["gradient", "undo"]
+
 
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step did to the synapses of one rule.
 
+    The lists are aligned with ``synapses.parameters`` and shared by all rules: read them, or copy them.
+
     Attributes:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
         gradients: the task's gradient at the weights before, without any pull or clipping (given to
             rules that need ``"gradient"``, else empty).
-        before: the weights before the step (``"before"``, else empty).
+        undo: weights before minus weights after: the realised update, whatever the optimizer, with its
+            sign turned (``"undo"``, else empty; not yet there while rules rewrite).
+        optimizer: which stepped.
+        groups: index of the optimizer's parameter group of each synapse.
     """
 
     synapses: SynapseView
     gradients: list[Tensor]
-    before: list[Tensor]
+    undo: list[Tensor]
+    optimizer: Optimizer
+    groups: list[int]
 
-    def updates(self) -> list[Tensor]:
-        """The realised update: weights after minus weights before, whatever the optimizer."""
-        return list(torch._foreach_sub(self.synapses.parameters, self.before))
+    def option(self, name: str) -> list[float]:
+        """An option of each synapse's parameter group, such as ``"lr"``, as the step used it."""
+        values = [float(group[name]) for group in self.optimizer.param_groups]
+        return [values[group] for group in self.groups]
 
 
 class Rule(Protocol):
     """What a step asks of a rule."""
 
-    needs: frozenset[str]
+    needs: frozenset[Need]
     synapses: Synapses
-
-    def observe(self, step: Step) -> None:
-        """Reads a step that was really taken."""
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the rule's gradient to the task's, in place."""
+
+    def rewrite(self, step: Step) -> None:
+        """Changes the weights that the optimizer left, in place."""
+
+    def observe(self, step: Step) -> None:
+        """Reads a step that was really taken."""
 
 
 class _Plan:
@@ -59,37 +73,44 @@ class _Plan:
     def __init__(
         self,
         rules: Iterable[Rule],
+        optimizer: Optimizer,
         parameters: list[Tensor],
-        buffers: dict[str, dict[Tensor, Tensor]],
+        buffers: dict[Need, dict[Tensor, Tensor]],
     ) -> None:
         self.parameters = parameters  # held, so that no other parameter can take one's identity
         self.members: list[tuple[Rule, Step]] = []
-        self._sources: dict[str, dict[Tensor, Tensor]] = {"gradient": {}, "before": {}}
+        self._snapshots: dict[Need, dict[Tensor, Tensor]] = {"gradient": {}, "undo": {}}
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for rule in rules:
             view = rule.synapses.view.among(parameters)
             if not len(view):
                 continue
-            snapshots: dict[str, list[Tensor]] = {"gradient": [], "before": []}
+            lists: dict[Need, list[Tensor]] = {"gradient": [], "undo": []}
             for kind in rule.needs:
                 for p in view.parameters:
                     if p not in buffers[kind]:
                         buffers[kind][p] = torch.empty_like(p.detach())
-                    self._sources[kind][p] = buffers[kind][p]
-                    snapshots[kind].append(buffers[kind][p])
-            self.members.append((rule, Step(view, snapshots["gradient"], snapshots["before"])))
+                    self._snapshots[kind][p] = buffers[kind][p]
+                    lists[kind].append(buffers[kind][p])
+            groups = [group_of[p] for p in view.parameters]
+            self.members.append((rule, Step(view, lists["gradient"], lists["undo"], optimizer, groups)))
 
     def capture(self) -> None:
-        gradients, before = self._sources["gradient"], self._sources["before"]
-        if gradients:
-            torch._foreach_copy_(list(gradients.values()), _gradients(gradients))
-        if before:
-            torch._foreach_copy_(list(before.values()), list(before))
+        gradients, weights = self._snapshots["gradient"], self._snapshots["undo"]
+        if gradients or weights:  # in one pass
+            sources = _gradients(gradients) + list(weights)
+            torch._foreach_copy_([*gradients.values(), *weights.values()], sources)
 
     def pull(self) -> None:
         for rule, step in self.members:
             rule.pull(step.synapses, _gradients(step.synapses.parameters))
 
-    def observe(self) -> None:
+    def finish(self) -> None:
+        for rule, step in self.members:
+            rule.rewrite(step)
+        weights = self._snapshots["undo"]
+        if weights:
+            torch._foreach_sub_(list(weights.values()), list(weights))
         for rule, step in self.members:
             rule.observe(step)
 
@@ -98,7 +119,7 @@ class SynapticStep:
     """The one view of the optimizers' steps that all rules of a Trainer share.
 
     Args:
-        rules: in the order in which they pull and observe.
+        rules: in the order in which they pull, rewrite and observe.
         place: lays the rules' state out anew; called when parameters step together for the first time,
             which is when heads have grown or layers were unfrozen.
 
@@ -106,7 +127,7 @@ class SynapticStep:
         >>> from types import SimpleNamespace
         >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
         >>> _ = synapses.place({"weight": weight}, ["weight"])
-        >>> decay = SimpleNamespace(synapses=synapses, needs=frozenset(), observe=print,
+        >>> decay = SimpleNamespace(synapses=synapses, needs=frozenset(), rewrite=id, observe=id,
         ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
         >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
         >>> weight.grad = torch.zeros(1)
@@ -123,7 +144,7 @@ class SynapticStep:
     def refresh(self) -> None:
         """Forgets how rules and parameters meet, after either has changed."""
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._buffers: dict[str, dict[Tensor, Tensor]] = {"gradient": {}, "before": {}}
+        self._buffers: dict[Need, dict[Tensor, Tensor]] = {"gradient": {}, "undo": {}}
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Asks the optimizers to tell when they have stepped."""
@@ -140,14 +161,14 @@ class SynapticStep:
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
         stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        key = tuple(map(id, stepping))
+        key = (id(optimizer), *map(id, stepping))
         plan = self._plans.get(key)
         if plan is None:
             _refuse_sparse(stepping)
             self._place()
             if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
                 self._plans.clear()
-            plan = self._plans[key] = _Plan(self.rules, stepping, self._buffers)
+            plan = self._plans[key] = _Plan(self.rules, optimizer, stepping, self._buffers)
         with torch.no_grad():
             plan.capture()
             plan.pull()
@@ -157,7 +178,7 @@ class SynapticStep:
         plan = self._pending.pop(optimizer, None)
         if plan is not None:
             with torch.no_grad():
-                plan.observe()
+                plan.finish()
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
-from cl_callbacks.step import Step, SynapticStep
+from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
 
 Patterns = str | Sequence[str] | None
@@ -25,7 +25,7 @@ class SynapticCallback(Callback):
     """Base of every rule: hooks, parameter selection, checkpoints and logging.
 
     A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step
-    (``"gradient"``, ``"before"``), and overrides any of :meth:`pull`, :meth:`observe`,
+    (``"gradient"``, ``"undo"``), and overrides any of :meth:`pull`, :meth:`rewrite`, :meth:`observe`,
     :meth:`consolidate` and :meth:`penalty`.
 
     Args:
@@ -50,7 +50,7 @@ class SynapticCallback(Callback):
     """
 
     fields: ClassVar[Mapping[str, Fill]] = {}
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Need] = frozenset()
 
     def __init__(
         self,
@@ -75,8 +75,11 @@ class SynapticCallback(Callback):
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds to the gradients of the synapses that are about to step, in place."""
 
+    def rewrite(self, step: Step) -> None:
+        """Changes the weights after an optimizer step, in place; rules do so in list order."""
+
     def observe(self, step: Step) -> None:
-        """Reads an optimizer step that was really taken."""
+        """Reads an optimizer step that was really taken, after all rules have rewritten it."""
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

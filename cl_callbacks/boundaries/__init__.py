@@ -2,6 +2,7 @@
 
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
+from cl_callbacks.boundaries.plateau_boundaries import PlateauBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries
 
-__all__ = ["BatchBoundaries", "EpochBoundaries", "FitBoundaries", "TaskBoundaries"]
+__all__ = ["BatchBoundaries", "EpochBoundaries", "FitBoundaries", "PlateauBoundaries", "TaskBoundaries"]

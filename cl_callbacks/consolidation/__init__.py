@@ -1,5 +1,10 @@
-"""Rules that measure importance at the end of a task and pull important weights back."""
+"""Rules that measure importance and pull important weights back."""
 
 from cl_callbacks.consolidation.ewc import EWC
+from cl_callbacks.consolidation.kfac_laplace import KFACLaplace
+from cl_callbacks.consolidation.mas import MAS
+from cl_callbacks.consolidation.rwalk import RWalk
+from cl_callbacks.consolidation.streaming_consolidation import StreamingConsolidation
+from cl_callbacks.consolidation.synaptic_intelligence import SynapticIntelligence
 
-__all__ = ["EWC"]
+__all__ = ["EWC", "MAS", "KFACLaplace", "RWalk", "StreamingConsolidation", "SynapticIntelligence"]

@@ -9,21 +9,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks.consolidation.anchored_rule import AnchoredRule, Anchors
-from cl_callbacks.extra_pass import mean_of_squares
-from cl_callbacks.functional.fisher import (
-    ESTIMATORS,
-    LIKELIHOODS,
-    Estimator,
-    Likelihood,
-    fisher_cotangents,
-)
+from cl_callbacks.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
+from cl_callbacks.extra_pass import checked_samples, mean_of_gradients
+from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
 from cl_callbacks.model_outputs import ReadsOutputs
 from cl_callbacks.synapses import SynapseView
 from cl_callbacks.synaptic_callback import Patterns
 
 
-class EWC(ReadsOutputs, AnchoredRule):
+class EWC(ReadsOutputs, BoundaryRule):
     r"""Elastic weight consolidation: weights that carried information resist change.
 
     At the end of each task the diagonal Fisher information is measured, per sample, at the weights
@@ -48,9 +42,15 @@ class EWC(ReadsOutputs, AnchoredRule):
         samples: of the task to measure on, over all processes; ``None`` for all.
         anchors: ``"latest"`` pulls to the weights after the latest task with the summed Fisher;
             ``"each"`` to the weights after each task with that task's Fisher.
-        decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1.
+        decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1; ``"mean"`` for
+            the average over tasks instead of a sum.
         likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
             means of unit variance for regression.
+        proximal: apply the penalty after each optimizer step as
+            :math:`\theta\leftarrow(\theta+\eta kF\theta^*)/(1+\eta kF)` with the learning rate
+            :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by
+            Adam or clipping, so that it wants another strength.
+        max_importance: the largest importance that a synapse may have in all; ``None`` for no limit.
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
@@ -74,8 +74,10 @@ class EWC(ReadsOutputs, AnchoredRule):
         estimator: Estimator = "exact",
         samples: int | None = 500,
         anchors: Anchors = "latest",
-        decay: float = 1.0,
+        decay: Decay = 1.0,
         likelihood: Likelihood = "categorical",
+        proximal: bool = False,
+        max_importance: float | None = None,
         importance: str | PathLike[str] | None = None,
         parameters: Patterns = None,
         exclude: Patterns = None,
@@ -83,11 +85,14 @@ class EWC(ReadsOutputs, AnchoredRule):
         strict: bool = True,
         name: str | None = None,
     ) -> None:
-        self.estimator, self.likelihood, self.samples = estimator, likelihood, samples
+        self.estimator, self.likelihood = estimator, likelihood
+        self.samples = checked_samples(samples)
         super().__init__(
             strength,
             anchors=anchors,
             decay=decay,
+            proximal=proximal,
+            max_importance=max_importance,
             importance=importance,
             parameters=parameters,
             exclude=exclude,
@@ -95,14 +100,7 @@ class EWC(ReadsOutputs, AnchoredRule):
             strict=strict,
             name=name,
         )
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={estimator!r} is not one of {ESTIMATORS}")
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood={likelihood!r} is not one of {LIKELIHOODS}")
-        if likelihood == "gaussian" and estimator == "logits_reversal":
-            raise ValueError("estimator='logits_reversal' is defined for likelihood='categorical' only")
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples must be at least 1, or None for all; got {samples}")
+        check_fisher(estimator, likelihood)
 
     @property
     def measure(self) -> dict[str, str]:
@@ -111,9 +109,9 @@ class EWC(ReadsOutputs, AnchoredRule):
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
-    ) -> tuple[list[Tensor], int] | None:
+    ) -> list[Tensor] | None:
         """The task's diagonal Fisher information."""
-        return mean_of_squares(
+        return mean_of_gradients(
             trainer,
             pl_module,
             synapses.parameters,

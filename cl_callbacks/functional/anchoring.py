@@ -66,6 +66,37 @@ def add_quadratic_pull_(
     torch._foreach_addcmul_(list(gradients), list(importance), distance, value=stiffness)
 
 
+def relax_to_anchor_(
+    parameters: Sequence[Tensor],
+    importance: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    steps: Sequence[float],
+) -> None:
+    r"""Proximal step of :func:`quadratic_penalty`, in place: stable however stiff the pull.
+
+    .. math:: \theta \leftarrow \frac{\theta + \eta k\Omega\,\theta^*}{1 + \eta k\Omega}
+
+    minimises the penalty plus :math:`\frac{1}{2\eta}` times the squared distance from where the weights
+    are. A gradient step of the same size diverges where :math:`\eta k\Omega > 2`.
+
+    Args:
+        parameters: weights :math:`\theta`, after the optimizer's step.
+        importance: :math:`\Omega`.
+        anchor: :math:`\theta^*`.
+        steps: :math:`\eta k`, learning rate times stiffness, for each tensor.
+
+    Example:
+        >>> theta = [torch.tensor([3.0])]
+        >>> relax_to_anchor_(theta, [torch.tensor([2.0])], [torch.ones(1)], [0.5])
+        >>> theta
+        [tensor([2.])]
+    """
+    stiff = torch._foreach_mul(list(importance), list(steps))
+    share = torch._foreach_div(stiff, torch._foreach_add(stiff, 1.0))
+    distance = torch._foreach_sub(list(parameters), list(anchor))
+    torch._foreach_addcmul_(list(parameters), distance, share, value=-1.0)
+
+
 def merge_latest_(
     importance: Sequence[Tensor],
     anchor: Sequence[Tensor],

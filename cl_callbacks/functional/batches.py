@@ -98,6 +98,18 @@ def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
     return tensors, rebuild
 
 
+def cat_samples(first: Any, second: Any) -> Any:
+    """The samples of both batches in one; what does not count samples is the first's.
+
+    Example:
+        >>> cat_samples((torch.arange(2), "a"), (torch.arange(3), "a"))[0]
+        tensor([0, 1, 0, 1, 2])
+    """
+    tensors, rebuild = split_samples(first)
+    others, _ = split_samples(second)
+    return rebuild([torch.cat(pair) for pair in zip(tensors, others, strict=True)])
+
+
 def finite_samples(outputs: Tensor) -> Tensor:
     """Mask of shape ``(N,)``: samples whose outputs are all finite."""
     return torch.isfinite(outputs).reshape(len(outputs), -1).all(1)

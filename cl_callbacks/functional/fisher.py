@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Estimator = Literal["exact", "sampled", "empirical", "logits_reversal"]
 Likelihood = Literal["categorical", "gaussian"]
@@ -29,6 +30,16 @@ LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 
 IGNORED = -100
 """Label of a position without a target, as in :func:`torch.nn.functional.cross_entropy`."""
+
+
+def check_fisher(estimator: str, likelihood: str) -> None:
+    """Raises a ``ValueError`` for an estimator or likelihood that does not exist or does not fit."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r} is not one of {ESTIMATORS}")
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood={likelihood!r} is not one of {LIKELIHOODS}")
+    if likelihood == "gaussian" and estimator == "logits_reversal":
+        raise ValueError("estimator='logits_reversal' is defined for likelihood='categorical' only")
 
 
 def fisher_cotangents(
@@ -92,6 +103,25 @@ def fisher_cotangents(
     sign = -1.0 if estimator == "logits_reversal" else 1.0
     v = _one_hot(labels, outputs) - (sign * outputs).softmax(-1)
     yield v.masked_fill((labels == IGNORED).unsqueeze(-1), 0.0)
+
+
+def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Each sample's own loss ``(N,)``: cross-entropy of integer labels, summed over positions.
+
+    Targets of the shape of the outputs give half the squared error.
+
+    Example:
+        >>> sample_losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+        tensor([0.5000, 2.0000])
+    """
+    if labels is None:
+        raise ValueError("the loss of a sample needs its label, and the batch has none")
+    if labels.is_floating_point():
+        residual = next(_gaussian(outputs, labels, "empirical"))
+        return 0.5 * residual.flatten(1).square().sum(1)
+    labels = _check_labels(labels, outputs, "empirical")
+    losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
+    return losses.reshape(len(losses), -1).sum(1)
 
 
 def _gaussian(outputs: Tensor, targets: Tensor | None, estimator: str) -> Iterator[Tensor]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 Magnitude = Callable[[Tensor], Tensor]
 """What is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``, in place.
 

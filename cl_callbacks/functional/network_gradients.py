@@ -56,9 +56,7 @@ class WholeNetwork:
         self.magnitude, self.max_bytes = magnitude, max_bytes
         self._vmap_works = True
 
-    def sums(
-        self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def sums(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
         r"""Sums :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` by parameter name.
 
         Args:
@@ -91,7 +89,9 @@ class WholeNetwork:
 
             pull_back = vjp(outputs, {n: p.detach() for n, p in parameters.items()})[1]
             gradients = [pull_back(v[k, None])[0] for k in range(len(vectors))]
-            return {n: sum(self.magnitude(_wide(g[n])) for g in gradients) for n, p in parameters.items()}
+            return {
+                n: torch.stack([self.magnitude(_wide(g[n])) for g in gradients]).sum(0) for n in parameters
+            }
 
         size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
         chunk = max(1, 16 * self.max_bytes // size)

@@ -1,8 +1,9 @@
 r"""Squared per-sample gradients of a whole network at about the price of a batch.
 
 Wanted is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
-over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the modules* gives every module its
-cotangents, without a weight gradient and without touching ``.grad``. From these follow the gradients
+over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the
+modules* gives every module its cotangents, without a weight gradient and without touching ``.grad``. From
+these follow the gradients
 
 1. of common layers in closed form (:mod:`~cl_callbacks.functional.layer_gradients`),
 2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.functional.module_gradients`),
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.batches import finite_samples, take_samples
+from cl_callbacks.functional.batches import take_samples
 from cl_callbacks.functional.layer_gradients import (
     Magnitude,
     PerSample,
@@ -35,7 +36,7 @@ from cl_callbacks.functional.layer_gradients import (
 )
 from cl_callbacks.functional.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
-from cl_callbacks.functional.recorded_calls import Call, output_cotangents, recorded_calls
+from cl_callbacks.functional.recorded_calls import Call, finite_pass, output_cotangents
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class PerSampleGradients:
         self.fallback: set[str] = set()
         self._checked: set[str] = set()
         self._batches = 0
+        self._owners = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
         self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
@@ -114,15 +116,11 @@ class PerSampleGradients:
         Returns:
             One tensor per parameter, at least float32, in the order of ``parameters``; the count.
         """
-        outputs, labels, calls = self._run(batch)
-        finite = finite_samples(outputs)
-        if not finite.all():
-            batch = take_samples(batch, finite.nonzero().squeeze(1))
-            if not finite.any():
-                return self._zeros(), 0
-            outputs, labels, calls = self._run(batch)
+        batch, outputs, labels, calls = finite_pass(self._owners, self.forward, batch)
+        if not len(outputs):
+            return self.zeros(), 0
         self._check(batch, outputs, calls)
-        totals = dict(zip(self.parameters, self._zeros(), strict=True))
+        totals = dict(zip(self.parameters, self.zeros(), strict=True))
         vectors = []
         for vector in cotangents(outputs.detach(), labels):
             parts = self._parts(outputs, calls, vector)
@@ -139,7 +137,8 @@ class PerSampleGradients:
                 totals[name] += total
         return list(totals.values()), len(outputs)
 
-    def _zeros(self) -> list[Tensor]:
+    def zeros(self) -> list[Tensor]:
+        """The sums over no sample."""
         return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
 
     def _sum(self, parts: list[PerSample]) -> Tensor:
@@ -148,12 +147,6 @@ class PerSampleGradients:
         return chunked_sum(parts, self.magnitude, self.max_bytes)
 
     # -- modules -----------------------------------------------------------------------------------
-
-    def _run(self, batch: Any) -> tuple[Tensor, Tensor | None, list[Call]]:
-        owners = (m for m in self.module.modules() if next(m.parameters(recurse=False), None) is not None)
-        with recorded_calls(owners) as calls:
-            outputs, labels = self.forward(batch)
-        return outputs, labels, calls
 
     def _parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter by the module that owns it."""

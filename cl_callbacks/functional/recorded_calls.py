@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cl_callbacks.functional.batches import flat_tensors, map_tensors
+from cl_callbacks.functional.batches import finite_samples, flat_tensors, map_tensors, take_samples
 
 
 class Call(NamedTuple):
@@ -47,6 +47,37 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Pass(NamedTuple):
+    """A forward pass of a batch."""
+
+    batch: Any
+    outputs: Tensor
+    labels: Tensor | None
+    calls: list[Call]
+
+
+def finite_pass(
+    modules: Collection[nn.Module],
+    forward: Callable[[Any], tuple[Tensor, Tensor | None]],
+    batch: Any,
+) -> Pass:
+    """Runs a batch, without the samples whose outputs are not finite; there may be none left.
+
+    Args:
+        modules: whose calls are recorded.
+        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        batch: of ``N`` samples.
+    """
+    with recorded_calls(modules) as calls:
+        outputs, labels = forward(batch)
+    finite = finite_samples(outputs)
+    if finite.all():
+        return Pass(batch, outputs, labels, calls)
+    if not finite.any():
+        return Pass(batch, outputs[:0], labels, [])
+    return finite_pass(modules, forward, take_samples(batch, finite.nonzero().squeeze(1)))
 
 
 def output_cotangents(outputs: Tensor, calls: list[Call], vector: Tensor) -> list[list[Tensor | None]]:

@@ -57,7 +57,7 @@ def test_each_anchor_equals_two_hundred_stored_tasks() -> None:
         def estimate(self, *args: Any) -> Any:
             measured = super().estimate(*args)
             live = [p.detach().double() for p in self.synapses.view.parameters]
-            stored.append(([f.double() for f in measured[0]], [p.clone() for p in live]))
+            stored.append(([f.double() for f in measured], [p.clone() for p in live]))
             return measured
 
     ewc = Keeping(strength=2.0, anchors="each", samples=8)

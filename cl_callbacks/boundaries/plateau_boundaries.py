@@ -1,0 +1,148 @@
+"""Tasks that end when the loss has come to rest."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.boundaries.batch_boundaries import RecentBatches
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.drift.plateau import Plateau
+from cl_callbacks.extra_pass import quiet
+from cl_callbacks.functional.batches import cat_samples, plain_containers, take_samples
+from cl_callbacks.functional.fisher import sample_losses
+from cl_callbacks.model_outputs import ReadsOutputs
+
+
+class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
+    """A task ends when the training loss has come to rest; nobody needs to declare it.
+
+    At a plateau the network has learned what it is shown, which is the moment to consolidate, whatever
+    comes next. A new plateau counts only after the loss has risen. What is learned after the last plateau
+    stays an open task, with which the next fit goes on.
+
+    The rules that read data at the end of a task read the most recent samples; or, with
+    ``hard_samples``, the few samples with the highest loss since the training began. With
+    ``MAS(strength, norm="l2", decay="mean")`` that is task-free MAS, but for one thing: there the network
+    is also *trained* on the hard samples, several steps on each batch, which is the business of your
+    training loop.
+
+    Source: Aljundi et al. 2019 (arXiv 1812.03596).
+
+    Args:
+        detector: what finds the plateaus in the loss that ``training_step`` returns.
+        check_every_n_steps: the detector reads so many losses at a time, so that the device is waited for
+            only then; a task ends up to so many batches late.
+        recent_samples: how many recent samples to keep, on the device they arrive on.
+        hard_samples: how many of the hardest samples to keep and to use instead; 0 for none. Costs a
+            forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`.
+
+    Raises:
+        ValueError: numbers that cannot work; in training, a ``training_step`` that returns no loss.
+
+    Example:
+        >>> PlateauBoundaries(Plateau(window=20), hard_samples=30).hard_samples
+        30
+    """
+
+    def __init__(
+        self,
+        detector: Plateau | None = None,
+        *,
+        check_every_n_steps: int = 5,
+        recent_samples: int = 500,
+        hard_samples: int = 0,
+    ) -> None:
+        super().__init__()
+        if check_every_n_steps < 1 or recent_samples < 1 or hard_samples < 0:
+            raise ValueError(
+                f"check_every_n_steps and recent_samples must be at least 1 and hard_samples at least 0; "
+                f"got {check_every_n_steps}, {recent_samples} and {hard_samples}"
+            )
+        self.detector = Plateau() if detector is None else detector
+        self.check_every_n_steps, self.hard_samples = check_every_n_steps, hard_samples
+        self._recent = RecentBatches(recent_samples)
+        self._hard: Any = None
+        self._losses: list[Tensor] = []
+        self._skipped = False
+
+    @property
+    def recent_batches(self) -> Iterable[Any]:
+        """What rules measure on at the end of a task."""
+        return self._recent if self._hard is None else [self._hard]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins a task, and keeps the batch."""
+        if self.hard_samples:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if not self.task_is_open:
+            self.begin(trainer)
+        self._recent.append(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks for a plateau."""
+        if self.hard_samples:
+            self._keep_hardest(trainer, pl_module, batch)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor):
+            raise MisconfigurationException(
+                f"PlateauBoundaries watches the loss, and training_step of {type(pl_module).__name__} "
+                f"returned {type(outputs).__name__}: return the loss, also under manual optimization."
+            )
+        # Lightning hands the loss on divided by the number of batches that it accumulates.
+        self._losses.append(loss.detach().float() * trainer.accumulate_grad_batches)
+        if len(self._losses) >= self.check_every_n_steps and self._detects(trainer):
+            self.end(trainer)
+
+    def _detects(self, trainer: Trainer) -> bool:
+        losses = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
+        self._losses = []
+        found = False
+        for loss in losses:
+            if math.isfinite(loss):
+                self.detector.update(loss)
+                found |= self.detector.drift_detected
+            elif not self._skipped:
+                self._skipped = True
+                rank_zero_warn("PlateauBoundaries passes over losses that are not finite.")
+        return found
+
+    def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        candidates = batch if self._hard is None else cat_samples(self._hard, batch)
+        with quiet(trainer, pl_module), torch.no_grad():
+            losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)
+        self._hard = take_samples(candidates, losses.topk(min(self.hard_samples, len(losses))).indices)
+
+    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
+        """Raises what :func:`~cl_callbacks.functional.fisher.sample_losses` raises."""
+        sample_losses(outputs, labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the detector, and the samples that a resumed task may end on."""
+        return super().state_dict() | {
+            "detector": self.detector.state_dict(),
+            "losses": [loss.item() for loss in self._losses],
+            "recent": [plain_containers(b) for b in self._recent],
+            "hard": plain_containers(self._hard),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the task in which the checkpoint was written."""
+        super().load_state_dict(state_dict)
+        if not self._evaluating:
+            self.detector.load_state_dict(state_dict["detector"])
+            self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+            self._recent.batches = deque(state_dict["recent"])
+            self._hard = state_dict["hard"]

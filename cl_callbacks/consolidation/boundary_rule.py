@@ -1,0 +1,149 @@
+"""Rules that measure an importance at the end of each task and merge it with that of earlier tasks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from os import PathLike
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from cl_callbacks.consolidation.anchored_rule import AnchoredRule
+from cl_callbacks.consolidation.importance_file import load_importance, save_importance
+from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
+from cl_callbacks.synapses import SynapseView
+from cl_callbacks.synaptic_callback import Patterns
+
+Anchors = Literal["latest", "each"]
+Decay = float | Literal["mean"]
+
+
+class BoundaryRule(AnchoredRule):
+    """Base of the rules that override :meth:`estimate`, the importance for the task that ends.
+
+    See the arguments of :class:`~cl_callbacks.consolidation.ewc.EWC`.
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        anchors: Anchors = "latest",
+        decay: Decay,
+        proximal: bool,
+        max_importance: float | None,
+        importance: str | PathLike[str] | None,
+        parameters: Patterns,
+        exclude: Patterns,
+        state_dtype: torch.dtype | str | None,
+        strict: bool,
+        name: str | None,
+    ) -> None:
+        super().__init__(
+            strength,
+            proximal=proximal,
+            max_importance=max_importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            strict=strict,
+            name=name,
+        )
+        if anchors not in get_args(Anchors):
+            raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
+        if decay != "mean" and (isinstance(decay, str) or not 0 <= decay <= 1):
+            raise ValueError(
+                f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
+            )
+        self.anchors, self.decay = anchors, decay
+        self._offset = 0.0  # the part of the penalty that no weight can change
+        if importance is not None:
+            state, self.tasks, self._offset = load_importance(importance, list(self.fields), self.measure)
+            self.synapses.load_state_dict(state)
+
+    @property
+    def measure(self) -> dict[str, str]:
+        """What the importance is, in words; importances of different measures do not mix."""
+        return {"rule": type(self).__name__}
+
+    @abstractmethod
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor] | None:
+        """Importance of each synapse for the task that ends.
+
+        Returns:
+            Tensors aligned with ``synapses.parameters``; ``None`` if nothing could be measured.
+        """
+
+    def penalty(self, synapses: SynapseView) -> Tensor:
+        """The penalty, a scalar."""
+        return super().penalty(synapses) + 0.5 * self.stiffness * self._offset
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Measures the importance and merges it with that of the earlier tasks."""
+        with torch.no_grad():
+            measured = self.estimate(trainer, pl_module, synapses, task)
+            if measured is None:
+                rank_zero_warn(
+                    f"{type(self).__name__}: no sample of task {task} gave a finite importance, so the "
+                    f"task was not consolidated and the earlier state is kept."
+                )
+                return False
+            self.merge(synapses, measured)
+            if self.max_importance is not None:
+                torch._foreach_clamp_max_(synapses["importance"], self.max_importance)
+        return True
+
+    def finite(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Sets what is not finite to 0, in place: a synapse that an infinite gradient met starts anew."""
+        if not all(torch.stack([t.isfinite().all() for t in tensors])):
+            rank_zero_warn(
+                f"{type(self).__name__}: some gradient of this task was not finite; the synapses it met "
+                f"have no importance for this task. Lower the learning rate, or use mixed precision's scaler."
+            )
+            for t in tensors:
+                t.nan_to_num_(0.0, 0.0, 0.0)
+        return tensors
+
+    def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
+        """Takes the task's importance into the state, and anchors the weights."""
+        importance, anchor = synapses["importance"], synapses["anchor"]
+        new = [value.to(old.dtype) for value, old in zip(measured, importance, strict=True)]
+        kept = self.decay
+        if kept == "mean":
+            kept = self.tasks / (self.tasks + 1)
+            new = list(torch._foreach_mul(new, 1.0 - kept))
+        if self.anchors == "latest":
+            merge_latest_(importance, anchor, new, synapses.parameters, kept)
+        else:
+            growth = merge_each_(importance, anchor, new, synapses.parameters, kept)
+            self._offset = kept * self._offset + growth.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Importance, anchor and counts."""
+        return super().state_dict() | {"offset": self._offset}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there."""
+        super().load_state_dict(state_dict)
+        if not self._evaluating:
+            self._offset = state_dict["offset"]
+
+    def save_importance(self, path: str | PathLike[str]) -> None:
+        """Writes the state to a safetensors file, for ``importance=`` of another run.
+
+        Args:
+            path: of the file; one tensor ``importance/NAME`` and one ``anchor/NAME`` per parameter.
+
+        Raises:
+            ValueError: no task has been consolidated yet.
+        """
+        if not self.tasks:
+            raise ValueError("there is no importance to save before the first task has ended")
+        save_importance(path, self.synapses.state_dict(), self.measure, self.tasks, self._offset)

@@ -1,0 +1,50 @@
+"""The importance of a network's weights as a file that people can share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+State = dict[str, dict[str, Tensor]]
+
+
+def save_importance(
+    path: str | PathLike[str], state: State, measure: Mapping[str, str], tasks: int, offset: float
+) -> None:
+    """Writes one tensor ``FIELD/NAME`` per field and parameter, and what they are."""
+    tensors = {
+        f"{field}/{name}": t.contiguous().cpu() for field, named in state.items() for name, t in named.items()
+    }
+    save_file(tensors, path, {**measure, "tasks": str(tasks), "offset": repr(offset)})
+
+
+def load_importance(
+    path: str | PathLike[str], fields: Sequence[str], measure: Mapping[str, str]
+) -> tuple[State, int, float]:
+    """Reads what :func:`save_importance` wrote: state, number of tasks, offset.
+
+    Raises:
+        ValueError: no such file, or it holds another kind of importance.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"importance={str(path)!r} is not a file; write one with `save_importance`")
+    state: State = {field: {} for field in fields}
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        for key in file.keys():  # noqa: SIM118  (not a dict)
+            field, _, name = key.partition("/")
+            if field not in state:
+                raise ValueError(f"{path} holds {key!r}, and an importance file has only {list(state)}")
+            state[field][name] = file.get_tensor(key)
+    found = {key: about.get(key, "none") for key in measure}
+    if found != measure:
+        raise ValueError(
+            f"{path} holds the importance {found}, and this rule measures {dict(measure)}: their "
+            f"sizes differ by orders of magnitude, so they do not add up"
+        )
+    return state, int(about["tasks"]), float(about["offset"])

@@ -1,0 +1,150 @@
+"""Consolidation without task boundaries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.consolidation.anchored_rule import AnchoredRule
+from cl_callbacks.functional.averaging import average_, average_square_, newest_share
+from cl_callbacks.functional.path_integral import add_path_, path_importance
+from cl_callbacks.step import Need, Step
+from cl_callbacks.synapses import SynapseView
+from cl_callbacks.synaptic_callback import Patterns
+
+Importance = Literal["fisher", "sensitivity", "path"]
+
+
+class StreamingConsolidation(AnchoredRule):
+    r"""A running importance and a running anchor: consolidation that needs no task boundary.
+
+    In every step each weight is pulled towards the average of its own recent past,
+
+    .. math:: g \leftarrow g + \kappa\,\Omega\,(\theta - \bar\theta),
+
+    as strongly as it mattered recently. Both are exponential averages, corrected for their start:
+
+    =================  ================================================================  ===========
+    ``importance``     :math:`\Omega`                                                    rule
+    =================  ================================================================  ===========
+    ``"fisher"``       average of :math:`g^2`                                            streaming EWC
+    ``"sensitivity"``  average of :math:`|g|`                                            streaming MAS
+    ``"path"``         :math:`\max(0, \omega) / ((\theta - \bar\theta)^2 + \xi)` with         streaming SI
+                       :math:`\omega \leftarrow \beta\omega - g\,\delta\theta`
+    =================  ================================================================  ===========
+
+    The gradients are those of batches, so the first two measure a quantity that falls with the batch's
+    size. What it remembers fades with the windows: :math:`1/(1-\beta)` steps. Memory is two tensors per
+    parameter, and no data are read again.
+
+    Sources: Elsayed & Mahmood 2024, baselines (arXiv 2404.00781), whose released path forms differ from
+    their equations: here the path is synaptic intelligence with a memory that fades.
+
+    Args:
+        strength: :math:`\kappa`, at least 0; 0 leaves training as it is, bit for bit.
+        importance: what is averaged, as above.
+        importance_decay: :math:`\beta` of the importance, from 0 to below 1.
+        anchor_decay: :math:`\beta` of the anchor :math:`\bar\theta`, likewise.
+        damping: :math:`\xi` of ``"path"``, in units of squared weights, above 0.
+        proximal: apply the pull as a proximal step after each optimizer step, which is stable for any
+            strength, instead of adding it to the gradient; it wants another strength.
+        max_importance: the largest importance that a synapse may have; ``None`` for no limit.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of the state; default float32, or wider where the parameter is.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[StreamingConsolidation(strength=1.0)], logger=False, enable_checkpointing=False)
+    """
+
+    needs: frozenset[Need] = frozenset({"gradient"})
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        importance: Importance = "fisher",
+        importance_decay: float = 0.999,
+        anchor_decay: float = 0.999,
+        damping: float = 1e-3,
+        proximal: bool = False,
+        max_importance: float | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            strength,
+            proximal=proximal,
+            max_importance=max_importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            strict=strict,
+            name=name,
+        )
+        if importance not in get_args(Importance):
+            raise ValueError(f"importance={importance!r} is not one of {get_args(Importance)}")
+        for decay in (importance_decay, anchor_decay):
+            if not 0 <= decay < 1:
+                raise ValueError(
+                    f"a decay is the share of an average that a step keeps, 0 to below 1; got {decay}"
+                )
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
+        self.kind, self.damping = importance, damping
+        self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
+        self.needs: frozenset[Need] = frozenset(
+            {"gradient", "undo"} if importance == "path" else {"gradient"}
+        )
+        self.steps = 0
+        """Optimizer steps so far."""
+
+    @property
+    def anchored(self) -> bool:
+        """From the second step on."""
+        return self.steps > 0 and self.strength > 0
+
+    def importance(self, synapses: SynapseView) -> list[Tensor]:
+        r""":math:`\Omega` as the pull uses it."""
+        found = synapses["importance"]
+        if self.kind == "path":
+            found = path_importance(found, synapses.parameters, synapses["anchor"], self.damping)
+        if self.max_importance is not None:
+            found = list(torch._foreach_clamp_max(found, self.max_importance))
+        return found
+
+    def observe(self, step: Step) -> None:
+        """Takes the step into the averages."""
+        self.steps += 1
+        running, share = step.synapses["importance"], newest_share(self.importance_decay, self.steps)
+        if self.kind == "fisher":
+            average_square_(running, step.gradients, share)
+        elif self.kind == "sensitivity":
+            average_(running, torch._foreach_abs(step.gradients), share)
+        else:
+            torch._foreach_mul_(running, self.importance_decay)
+            add_path_(running, step.gradients, step.undo)
+        anchor_share = newest_share(self.anchor_decay, self.steps)
+        average_(step.synapses["anchor"], step.synapses.parameters, anchor_share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of steps."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there."""
+        super().load_state_dict(state_dict)
+        if not self._evaluating:
+            self.steps = state_dict["steps"]

@@ -1,0 +1,118 @@
+"""Finds when a loss has come to rest."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, Literal, get_args
+
+Threshold = Literal["relative", "absolute"]
+
+_DEFAULTS = {"relative": (0.5, 0.1), "absolute": (0.2, 0.1)}
+_HISTORY = 1000  # values since a peak of which the high ones are the scale
+
+
+class Plateau:
+    r"""Says once that a loss has come to rest, and again only after it has risen in between.
+
+    With mean :math:`\mu` and variance :math:`v` of the last ``window`` values, and those of the last
+    plateau, :math:`\mu_0` and :math:`v_0`:
+
+    * a **peak** is :math:`\mu > \mu_0 + \max(\sqrt{v_0},\ \text{margin}\cdot\mu_0)`;
+    * a **plateau** is low and calm after a peak. Which is low depends on ``threshold``. ``"absolute"``:
+      :math:`\mu < \text{level}` and :math:`v < \text{spread}`, in units of the loss. ``"relative"``:
+      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is the 95th
+      percentile of the values since the peak began.
+
+    The published rule is ``Plateau(threshold="absolute", margin=0.0)``. Its thresholds fit one loss, and
+    without a margin a flat noisy loss sets it off again and again.
+
+    Source: Aljundi et al. 2019 (arXiv 1812.03596) and its released code.
+
+    Args:
+        window: how many values.
+        threshold: what level and spread are measured in.
+        level: see above; by default 0.5 (relative) or 0.2 (absolute).
+        spread: see above; by default 0.1.
+        margin: see above, at least 0.
+
+    Attributes:
+        drift_detected: whether the last value completed a plateau.
+
+    Example:
+        >>> plateau = Plateau()
+        >>> for loss in [2.0] * 10 + [0.1] * 10 + [2.0] * 10 + [0.1] * 10:
+        ...     plateau.update(loss)
+        ...     if plateau.drift_detected: print(plateau.mean)
+        0.1
+        0.1
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 5,
+        threshold: Threshold = "relative",
+        level: float | None = None,
+        spread: float | None = None,
+        margin: float = 0.5,
+    ) -> None:
+        if window < 2:
+            raise ValueError(f"a variance needs a window of at least 2 values; got {window}")
+        if threshold not in get_args(Threshold):
+            raise ValueError(f"threshold={threshold!r} is not one of {get_args(Threshold)}")
+        if margin < 0:
+            raise ValueError(f"margin must be at least 0; got {margin}")
+        self.window, self.threshold, self.margin = window, threshold, margin
+        default = _DEFAULTS[threshold]
+        self.level = default[0] if level is None else level
+        self.spread = default[1] if spread is None else spread
+        self._reset()
+
+    def _reset(self) -> None:
+        self.drift_detected = False
+        self.recent: list[float] = []
+        self.since_peak: list[float] = []
+        self.peak = True
+        self.last = (0.0, 0.0)  # mean and variance at the last plateau
+
+    @property
+    def mean(self) -> float:
+        """Of the window."""
+        return statistics.fmean(self.recent)
+
+    def update(self, x: float) -> None:
+        """Takes the next value in; afterwards see ``drift_detected``."""
+        self.drift_detected = False
+        self.recent = [*self.recent, x][-self.window :]
+        if len(self.recent) < self.window:
+            self.since_peak.append(x)
+            return
+        mean = self.mean
+        variance = statistics.fmean((value - mean) ** 2 for value in self.recent)
+        if not self.peak and mean > self.last[0] + max(self.last[1] ** 0.5, self.margin * self.last[0]):
+            self.peak, self.since_peak = True, list(self.recent)
+        elif len(self.since_peak) < _HISTORY:
+            self.since_peak.append(x)
+        if self.peak and self._is_low(mean, variance):
+            self.drift_detected, self.peak, self.last = True, False, (mean, variance)
+
+    def _is_low(self, mean: float, variance: float) -> bool:
+        if self.threshold == "absolute":
+            return mean < self.level and variance < self.spread
+        high = sorted(self.since_peak)[int(0.95 * (len(self.since_peak) - 1))]
+        return mean < self.level * high and variance**0.5 < self.spread * high
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {
+            "recent": list(self.recent),
+            "since_peak": list(self.since_peak),
+            "peak": self.peak,
+            "last": list(self.last),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+        self._reset()
+        self.recent, self.since_peak = list(state_dict["recent"]), list(state_dict["since_peak"])
+        self.peak, self.last = state_dict["peak"], (state_dict["last"][0], state_dict["last"][1])

@@ -1,0 +1,53 @@
+"""Running averages of what synapses see, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def newest_share(decay: float, steps: int) -> float:
+    r"""Share of the newest value in a bias-corrected exponential average of ``steps`` values.
+
+    .. math:: \frac{1-\beta}{1-\beta^t}
+
+    is 1 for the first value and falls to :math:`1-\beta`; an average that takes it in each step equals the
+    exponential average from zero divided by :math:`1-\beta^t`.
+
+    Args:
+        decay: :math:`\beta`, from 0 to below 1.
+        steps: :math:`t`, including the newest.
+
+    Example:
+        >>> newest_share(0.5, 1), newest_share(0.5, 2)
+        (1.0, 0.6666666666666666)
+    """
+    return (1.0 - decay) / (1.0 - decay**steps)
+
+
+def average_(average: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:
+    r"""Takes a value into an average: :math:`m \leftarrow (1-w)m + wx`.
+
+    Example:
+        >>> m = [torch.tensor([1.0])]
+        >>> average_(m, [torch.tensor([3.0])], 0.25)
+        >>> m
+        [tensor([1.5000])]
+    """
+    torch._foreach_mul_(list(average), 1.0 - share)
+    torch._foreach_add_(list(average), list(values), alpha=share)
+
+
+def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:
+    r"""Takes a square into an average: :math:`m \leftarrow (1-w)m + wx^2`.
+
+    Example:
+        >>> m = [torch.tensor([1.0])]
+        >>> average_square_(m, [torch.tensor([3.0])], 0.25)
+        >>> m
+        [tensor([3.])]
+    """
+    torch._foreach_mul_(list(average), 1.0 - share)
+    torch._foreach_addcmul_(list(average), list(values), list(values), value=share)

@@ -1,0 +1,134 @@
+r"""Importance from the path that the weights took: what each contributed to the fall of the loss.
+
+Along a step from :math:`\theta` to :math:`\theta+\Delta` the loss changes by about
+:math:`\sum_i g_i\Delta_i`, so :math:`-g_i\Delta_i` is synapse :math:`i`'s part in its fall. Both factors are
+as they really were: the gradient of the task's loss alone, and the displacement that the optimizer, with
+its momentum, clipping and penalties, has realised.
+
+Sources: Zenke et al. 2017, synaptic intelligence (arXiv 1703.04200); Chaudhry et al. 2018, RWalk
+(1801.10112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def add_path_(path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequence[Tensor]) -> None:
+    r"""Path integral of a step, in place: :math:`\omega \leftarrow \omega - g\,\Delta`.
+
+    Args:
+        path: :math:`\omega`.
+        gradients: :math:`g`, of the task's loss at the weights before the step.
+        undo: :math:`-\Delta`, weights before the step minus weights after it.
+
+    Example:
+        >>> path = [torch.zeros(1)]
+        >>> add_path_(path, [torch.tensor([2.0])], [torch.tensor([0.5])])
+        >>> path
+        [tensor([1.])]
+    """
+    torch._foreach_addcmul_(list(path), list(gradients), list(undo))
+
+
+def without_decay(
+    undo: Sequence[Tensor], parameters: Sequence[Tensor], rates: Sequence[float]
+) -> list[Tensor]:
+    r"""The update without its decoupled weight decay: :math:`-\Delta-\eta w\,\theta`.
+
+    AdamW moves every weight by :math:`-\eta w\theta` whatever the gradient, which is no part of the path
+    that the loss has shaped.
+
+    Args:
+        undo: :math:`-\Delta`, weights before the step minus weights after it.
+        parameters: weights after the step; those before it are :math:`\theta`.
+        rates: :math:`\eta w`, learning rate times weight decay, for each tensor.
+
+    Example:
+        >>> without_decay([torch.tensor([0.5])], [torch.tensor([1.5])], [0.1])
+        [tensor([0.3000])]
+    """
+    decayed = torch._foreach_add(list(parameters), list(undo))
+    torch._foreach_mul_(decayed, list(rates))
+    return list(torch._foreach_sub(list(undo), decayed))
+
+
+def path_importance(
+    path: Sequence[Tensor], parameters: Sequence[Tensor], anchor: Sequence[Tensor], damping: float
+) -> list[Tensor]:
+    r"""Importance of synaptic intelligence, :math:`\frac{\max(0, \omega)}{(\theta-\theta^*)^2 + \xi}`.
+
+    For small steps on a diagonal quadratic with curvature :math:`a` it is :math:`a/2`.
+
+    Args:
+        path: :math:`\omega`, since the weights were at the anchor.
+        parameters: :math:`\theta`.
+        anchor: :math:`\theta^*`.
+        damping: :math:`\xi`, in units of squared weights.
+
+    Example:
+        >>> path_importance([torch.tensor([1.0, -1.0])], [torch.ones(2)], [torch.zeros(2)], damping=1.0)
+        [tensor([0.5000, 0.0000])]
+    """
+    distance = torch._foreach_sub(list(parameters), list(anchor))
+    squares = torch._foreach_mul(distance, distance)
+    torch._foreach_add_(squares, damping)
+    return list(torch._foreach_div(torch._foreach_clamp_min(list(path), 0.0), squares))
+
+
+def add_score_(
+    score: Sequence[Tensor],
+    path: Sequence[Tensor],
+    fisher: Sequence[Tensor],
+    start: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    damping: float,
+) -> None:
+    r"""Closes a window of RWalk, in place: the fall of the loss for each unit of movement.
+
+    .. math:: s \leftarrow s + \frac{\max(0, \omega)}{\frac12 F(\theta-\theta_0)^2 + \xi},
+              \qquad \omega \leftarrow 0, \qquad \theta_0 \leftarrow \theta
+
+    The movement is measured by the change of the output distribution, of which
+    :math:`\frac12 F\Delta^2` is the divergence; the paper's form, where its released code leaves the one
+    half out.
+
+    Args:
+        score: :math:`s`.
+        path: :math:`\omega` of the window.
+        fisher: :math:`F`.
+        start: :math:`\theta_0`, weights at the window's start.
+        parameters: :math:`\theta`.
+        damping: :math:`\xi`.
+
+    Example:
+        >>> score, path = [torch.zeros(1)], [torch.tensor([3.0])]
+        >>> start, theta = [torch.zeros(1)], [torch.ones(1)]
+        >>> add_score_(score, path, [torch.tensor([2.0])], start, theta, damping=0.5)
+        >>> score, path, start
+        ([tensor([2.])], [tensor([0.])], [tensor([1.])])
+    """
+    distance = torch._foreach_sub(list(parameters), list(start))
+    divergence = torch._foreach_mul(distance, distance)
+    torch._foreach_mul_(divergence, list(fisher))
+    torch._foreach_mul_(divergence, 0.5)
+    torch._foreach_add_(divergence, damping)
+    torch._foreach_clamp_min_(list(path), 0.0)
+    torch._foreach_addcdiv_(list(score), list(path), divergence)
+    torch._foreach_zero_(list(path))
+    torch._foreach_copy_(list(start), list(parameters))
+
+
+def min_max(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors on one common scale from 0, their least value, to 1, their greatest.
+
+    Example:
+        >>> min_max([torch.tensor([1.0, 2.0]), torch.tensor([5.0])])
+        [tensor([0.0000, 0.2500]), tensor([1.])]
+    """
+    least = torch.stack([t.min() for t in tensors]).min()
+    span = torch.stack([t.max() for t in tensors]).max() - least
+    return [torch.where(span > 0, (t - least) / span, 0.0) for t in tensors]
