@@ -13,10 +13,10 @@ from cl_callbacks.synapses import Synapses, SynapseView
 
 
 class Recorder:
-    """A rule that pulls by a constant and writes down what it sees."""
+    """A rule that pulls and rewrites by constants, and writes down what it sees."""
 
-    def __init__(self, model: nn.Module, needs: set[str], pull: float = 0.0) -> None:
-        self.needs, self.amount = frozenset(needs), pull
+    def __init__(self, model: nn.Module, needs: set[str], pull: float = 0.0, rewrite: float = 0.0) -> None:
+        self.needs, self.amount, self.shift = frozenset(needs), pull, rewrite
         self.synapses = Synapses({})
         named = dict(model.named_parameters())
         self.synapses.place(named, list(named))
@@ -27,13 +27,16 @@ class Recorder:
         self.pulls += 1
         torch._foreach_add_(gradients, self.amount)
 
+    def rewrite(self, step: Step) -> None:
+        if self.shift:
+            torch._foreach_add_(step.synapses.parameters, self.shift)
+
     def observe(self, step: Step) -> None:
         self.seen.append(
             {
                 "names": step.synapses.names,
                 "gradients": [g.clone() for g in step.gradients],
-                "before": [b.clone() for b in step.before],
-                "updates": step.updates() if step.before else [],
+                "undo": [u.clone() for u in step.undo],
             }
         )
 
@@ -56,7 +59,7 @@ def backward(model: nn.Module, seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("first", ["pulls", "observes"])
 def test_observes_the_task_gradient_and_the_realised_update(make: Callable, first: str) -> None:
     model = nn.Linear(3, 2)
-    observer, puller = Recorder(model, {"gradient", "before"}), Recorder(model, set(), pull=0.5)
+    observer, puller = Recorder(model, {"gradient", "undo"}), Recorder(model, set(), pull=0.5, rewrite=0.25)
     rules = [puller, observer] if first == "pulls" else [observer, puller]
     optimizer, step = make(model.parameters()), SynapticStep(rules)
     step.attach([optimizer])
@@ -68,10 +71,10 @@ def test_observes_the_task_gradient_and_the_realised_update(make: Callable, firs
         optimizer.step()
         seen = observer.seen[k]
         assert all(map(torch.equal, seen["gradients"], gradients))
-        assert all(map(torch.equal, seen["before"], before))
-        moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
-        assert all(map(torch.equal, seen["updates"], moved))
-    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["before"]
+        # The whole of it: what the optimizer did, and what the other rule made of that.
+        undo = [b - p.detach() for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(map(torch.equal, seen["undo"], undo))
+    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["undo"]
 
 
 def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
@@ -81,19 +84,41 @@ def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([a, b])
     backward(model)
     idle.about_to_step(optimizer)
-    assert idle._buffers == {"gradient": {}, "before": {}}
+    assert idle._buffers == {"gradient": {}, "undo": {}}
     step.about_to_step(optimizer)
     assert len(step._buffers["gradient"]) == 2
-    assert step._buffers["before"] == {}
+    assert step._buffers["undo"] == {}
     (plan,) = step._plans.values()
     (_, first), (_, second) = plan.members
     assert all(x is y for x, y in zip(first.gradients, second.gradients, strict=True))
 
 
+def test_options_are_those_of_each_group_at_the_step() -> None:
+    model = nn.Linear(3, 2)
+    groups = [{"params": [model.bias], "lr": 0.5}, {"params": [model.weight]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+    seen: list[list[float]] = []
+    rule = Recorder(model, set())
+    rule.observe = lambda step: seen.append(step.option("lr"))  # type: ignore[method-assign]
+    step = SynapticStep([rule])
+    step.attach([optimizer])
+    for _ in range(2):
+        backward(model)
+        step.about_to_step(optimizer)
+        optimizer.step()
+        schedule.step()
+    optimizer.load_state_dict(optimizer.state_dict())  # puts other dictionaries in its groups' place
+    optimizer.param_groups[0]["lr"] = 7.0
+    step.about_to_step(optimizer)
+    optimizer.step()
+    assert seen == [[0.1, 0.5], [0.05, 0.25], [0.025, 7.0]]
+
+
 def test_a_skipped_step_leaves_no_trace() -> None:
     """As a GradScaler does after an overflow: the optimizer is never called."""
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"gradient", "before"})
+    rule = Recorder(model, {"gradient", "undo"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     for p in model.parameters():
@@ -108,7 +133,7 @@ def test_a_skipped_step_leaves_no_trace() -> None:
 
 def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"before"})
+    rule = Recorder(model, {"undo"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     backward(model)
@@ -128,7 +153,7 @@ def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
 
 def test_two_optimizers_show_each_its_own_synapses() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    rule = Recorder(model, {"before"})
+    rule = Recorder(model, {"undo"})
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
     step = SynapticStep([rule])
     step.attach(optimizers)

@@ -25,7 +25,7 @@ from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_train
 class Recorder(SynapticCallback):
     """Writes down every step; pulls every weight by a constant."""
 
-    needs = frozenset({"gradient", "before"})
+    needs = frozenset({"gradient", "undo"})
 
     def __init__(self, amount: float = 0.0, **selection: Any) -> None:
         super().__init__(**selection)
@@ -38,7 +38,7 @@ class Recorder(SynapticCallback):
 
     def observe(self, step: Step) -> None:
         self.gradients.append(torch.cat([g.flatten() for g in step.gradients]))
-        self.updates.append(torch.cat([u.flatten() for u in step.updates()]))
+        self.updates.append(-torch.cat([u.flatten() for u in step.undo]))
 
 
 def record(model: Net, *rules: Any, data: Any = None, **options: Any) -> Recorder:

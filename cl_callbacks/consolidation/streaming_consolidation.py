@@ -97,10 +97,8 @@ class StreamingConsolidation(AnchoredRule):
         if importance not in get_args(Importance):
             raise ValueError(f"importance={importance!r} is not one of {get_args(Importance)}")
         for decay in (importance_decay, anchor_decay):
-            if not 0 <= decay < 1:
-                raise ValueError(
-                    f"a decay is the share of an average that a step keeps, 0 to below 1; got {decay}"
-                )
+            if not 0 <= decay <= 1:
+                raise ValueError(f"a decay is the share that each step keeps, 0 to 1; got {decay}")
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.kind, self.damping = importance, damping

@@ -20,8 +20,8 @@ class Plateau:
     * a **peak** is :math:`\mu > \mu_0 + \max(\sqrt{v_0},\ \text{margin}\cdot\mu_0)`;
     * a **plateau** is low and calm after a peak. Which is low depends on ``threshold``. ``"absolute"``:
       :math:`\mu < \text{level}` and :math:`v < \text{spread}`, in units of the loss. ``"relative"``:
-      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is the 95th
-      percentile of the values since the peak began.
+      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is the
+      95th percentile of the values since the peak began.
 
     The published rule is ``Plateau(threshold="absolute", margin=0.0)``. Its thresholds fit one loss, and
     without a margin a flat noisy loss sets it off again and again.

@@ -5,15 +5,24 @@ from cl_callbacks.functional.anchoring import (
     merge_each_,
     merge_latest_,
     quadratic_penalty,
+    relax_to_anchor_,
 )
 from cl_callbacks.functional.fisher import fisher_cotangents
+from cl_callbacks.functional.kronecker import KroneckerFactors
+from cl_callbacks.functional.path_integral import add_path_, path_importance
 from cl_callbacks.functional.per_sample import PerSampleGradients
+from cl_callbacks.functional.sensitivity import sensitivity_cotangent
 
 __all__ = [
+    "KroneckerFactors",
     "PerSampleGradients",
+    "add_path_",
     "add_quadratic_pull_",
     "fisher_cotangents",
     "merge_each_",
     "merge_latest_",
+    "path_importance",
     "quadratic_penalty",
+    "relax_to_anchor_",
+    "sensitivity_cotangent",
 ]

@@ -14,17 +14,18 @@ def newest_share(decay: float, steps: int) -> float:
     .. math:: \frac{1-\beta}{1-\beta^t}
 
     is 1 for the first value and falls to :math:`1-\beta`; an average that takes it in each step equals the
-    exponential average from zero divided by :math:`1-\beta^t`.
+    exponential average from zero divided by :math:`1-\beta^t`. For :math:`\beta=1` it is :math:`1/t`, which
+    makes the mean of all values.
 
     Args:
-        decay: :math:`\beta`, from 0 to below 1.
+        decay: :math:`\beta`, from 0 to 1.
         steps: :math:`t`, including the newest.
 
     Example:
         >>> newest_share(0.5, 1), newest_share(0.5, 2)
         (1.0, 0.6666666666666666)
     """
-    return (1.0 - decay) / (1.0 - decay**steps)
+    return 1.0 / steps if decay == 1.0 else (1.0 - decay) / (1.0 - decay**steps)
 
 
 def average_(average: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:

@@ -218,10 +218,11 @@ def nearest_sum(terms: Sequence[Factors]) -> Factors:
     x = vectors[:, values.real.argmax()].real.abs()
     y = gram_g @ x
     u, v = x @ g, y @ a
-    norm_u, norm_v = (t.norm().clamp_min(torch.finfo(t.dtype).tiny) for t in (u, v))
-    size = (y @ gram_a @ y / (norm_u * norm_v)).sqrt()
+    tiny = torch.finfo(u.dtype).tiny  # where nothing ever mattered, all is 0
+    norm_u, norm_v = u.norm(), v.norm()
+    size = (y @ gram_a @ y / (norm_u * norm_v).clamp_min(tiny)).sqrt()
     first = terms[0]
     return Factors(
-        (v * (size / norm_v)).view_as(first.inputs).to(first.inputs.dtype),
-        (u * (size / norm_u)).view_as(first.outputs).to(first.outputs.dtype),
+        (v * (size / norm_v.clamp_min(tiny))).view_as(first.inputs).to(first.inputs.dtype),
+        (u * (size / norm_u.clamp_min(tiny))).view_as(first.outputs).to(first.outputs.dtype),
     )

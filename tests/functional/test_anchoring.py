@@ -11,6 +11,7 @@ from cl_callbacks.functional import (
     merge_each_,
     merge_latest_,
     quadratic_penalty,
+    relax_to_anchor_,
 )
 from tests.references.ewc import OnlineEWC, SeparateEWC
 
@@ -83,6 +84,18 @@ def test_three_quadratics(anchors: str, minimum: float) -> None:
         theta = (curvature * centre - pull[0]) / (curvature + importance[0])
         merge(importance, anchor, [torch.full((1,), curvature).double()], [theta])
     assert theta.item() == pytest.approx(minimum, abs=1e-12)
+
+
+@pytest.mark.parametrize("step", [1e-3, 1.0, 1e12])
+def test_the_proximal_step_minimises(step: float) -> None:
+    """Penalty plus squared distance over twice the step: its gradient is 0 where the step ends."""
+    start, importance, anchor = tensors(0), tensors(1, positive=True), tensors(2)
+    theta = [t.clone() for t in start]
+    relax_to_anchor_(theta, importance, anchor, [step, 2.0 * step])
+    for i, size in enumerate((step, 2.0 * step)):
+        gradient = size * importance[i] * (theta[i] - anchor[i]) + (theta[i] - start[i])
+        rounding = 1e-15 * (1.0 + size * importance[i]) * (start[i].abs() + anchor[i].abs())
+        assert (gradient.abs() <= rounding).all()
 
 
 def test_wide_state_beside_half_precision_weights() -> None:

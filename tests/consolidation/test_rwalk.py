@@ -1,0 +1,107 @@
+"""Riemannian walk against a plain training loop."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from cl_callbacks import EpochBoundaries, RWalk
+from tests.references.path_integral import RWalk as Reference
+from tests.references.path_integral import train_sequence
+from tests.training import Net, loader, make_trainer, plain_net, task, weights
+
+
+@pytest.mark.parametrize("proximal", [False, True])
+@pytest.mark.parametrize("every_n_steps", [1, 5, 100])
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=0.02)])
+def test_equals_a_plain_loop(optimizer: Any, every_n_steps: int, proximal: bool) -> None:
+    """Windows that end with a task, that are cut short by its end, and that never end."""
+    torch.manual_seed(0)
+    model = Net(plain_net(), optimizer).double()
+    slow = copy.deepcopy(model.net)
+    tasks = [(x.double(), y) for x, y in map(task, range(4))]
+    settings = {"decay": 0.9, "every_n_steps": every_n_steps, "damping": 1e-4}
+    rule = RWalk(0.3, proximal=proximal, **settings)
+    trainer = make_trainer(rule, max_epochs=3)
+    for index, data in enumerate(tasks):
+        trainer.fit_loop.max_epochs = 3 * (index + 1)
+        trainer.fit(model, loader(*data))
+    reference = Reference(dict(slow.named_parameters()), **settings)
+    train_sequence(
+        slow,
+        tasks,
+        rule=reference,
+        strength=0.3,
+        epochs=3,
+        batch_size=8,
+        make_optimizer=optimizer,
+        proximal=proximal,
+    )
+    torch.testing.assert_close(weights(model), weights(slow), rtol=1e-7, atol=1e-9)
+    view = rule.synapses.view
+    for field, expected in (("importance", reference.importance), ("fisher", reference.fisher)):
+        for found, value in zip(view[field], expected.values(), strict=True):
+            torch.testing.assert_close(found, value.detach(), rtol=1e-6, atol=1e-10)
+    expected = reference.penalty(dict(slow.named_parameters()), 0.3).detach()
+    torch.testing.assert_close(rule.penalty(view), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_the_score_is_averaged_and_both_parts_share_a_scale() -> None:
+    scores: list[torch.Tensor] = []
+
+    class Keep(RWalk):
+        def estimate(self, *args: Any) -> Any:
+            held = [t.clone() for t in self.synapses.view["score"]]
+            found = super().estimate(*args)
+            if self.tasks:  # nothing was learned in between, so a half of what was there remains
+                torch.testing.assert_close(self.synapses.view["score"], [t / 2 for t in held])
+            scores.append(torch.cat([t.flatten() for t in found]))
+            return found
+
+    model = Net(plain_net(), partial(torch.optim.SGD, lr=0.0))
+    rule = Keep(1.0)
+    rule.tasks = 0
+    make_trainer(rule, EpochBoundaries(1), max_epochs=3).fit(model, loader(*task(0)))
+    fisher = torch.cat([t.flatten() for t in rule.synapses.view["fisher"]])
+    scaled = (fisher - fisher.min()) / (fisher.max() - fisher.min())
+    torch.testing.assert_close(scores[-1], scaled)  # weights that rest have no score
+
+
+def test_every_optimizer_steps_and_windows_close_for_all() -> None:
+    """Alternating optimizers: a window counts the steps of both."""
+
+    class Alternating(Net):
+        automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()[batch_idx % 2]
+            optimizer.zero_grad()
+            self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step()
+
+    model, rule = Alternating(plain_net()), RWalk(1.0, every_n_steps=4)
+    x, y = task(0)
+    make_trainer(rule, max_steps=4, max_epochs=9).fit(model, loader(x, y))
+    assert rule.steps == 4
+    assert all(path.abs().sum() == 0 for path in rule.synapses.view["path"])
+    assert all(score.sum() > 0 for score in rule.synapses.view["score"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"decay": 1.0}, "0 to below 1"),
+        ({"every_n_steps": 0}, "at least one step"),
+        ({"damping": -1.0}, "damping must be positive"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RWalk(1.0, **arguments)

@@ -1,0 +1,92 @@
+"""Streaming consolidation against averages in the textbook form."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cl_callbacks import StreamingConsolidation
+from tests.references.ewc import copied
+from tests.references.fisher import gradient, trainable
+from tests.references.streaming import Streaming
+from tests.training import Net, loader, make_trainer, plain_net, task, weights
+
+
+@pytest.mark.parametrize("importance", ["fisher", "sensitivity", "path"])
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=0.02)])
+@pytest.mark.parametrize("proximal", [False, True])
+def test_equals_a_plain_loop(importance: Any, optimizer: Any, proximal: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(plain_net(), optimizer).double()
+    slow = copy.deepcopy(model.net)
+    x, y = task(0)
+    x = x.double()
+    decays = {"importance_decay": 0.8, "anchor_decay": 0.9}
+    rule = StreamingConsolidation(2.0, importance=importance, damping=0.01, proximal=proximal, **decays)
+    make_trainer(rule, max_epochs=5).fit(model, loader(x, y))
+
+    parameters = trainable(slow)
+    reference = Streaming(parameters, importance, damping=0.01, **decays)
+    stepping = optimizer(slow.parameters())
+    for _ in range(5):
+        for start in range(0, len(x), 8):
+            task_gradient = gradient(
+                F.cross_entropy(slow(x[start : start + 8]), y[start : start + 8]), parameters
+            )
+            pull = reference.pull(parameters, 2.0)
+            for name, p in parameters.items():
+                p.grad = task_gradient[name] + (0.0 if proximal else 1.0) * pull[name]
+            before = copied(parameters)
+            stepping.step()
+            if proximal and reference.steps:
+                effective, anchor = reference.effective(parameters), reference.anchor()
+                with torch.no_grad():
+                    for name, p in parameters.items():
+                        stiff = stepping.param_groups[0]["lr"] * 2.0 * effective[name]
+                        p.copy_((p + stiff * anchor[name]) / (1 + stiff))
+            reference.step(task_gradient, before, copied(parameters))
+    torch.testing.assert_close(weights(model), weights(slow), rtol=1e-8, atol=1e-10)
+    assert rule.steps == reference.steps == 15
+    view = rule.synapses.view
+    for found, expected in zip(rule.importance(view), reference.effective(parameters).values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+
+
+def test_needs_no_boundary_and_no_data() -> None:
+    class Once:
+        """A stream that can be read only once."""
+
+        def __iter__(self) -> Any:
+            return iter([task(0)])
+
+    model, rule = Net(plain_net()), StreamingConsolidation(1.0)
+    make_trainer(rule).fit(model, Once())
+    assert rule.steps == 1
+    assert rule.tasks == 0
+
+
+def test_a_limit() -> None:
+    rule = StreamingConsolidation(1.0, importance="sensitivity", max_importance=1e-3)
+    make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
+    used = rule.importance(rule.synapses.view)
+    assert max(t.max() for t in used) == pytest.approx(1e-3)
+    assert max(t.max() for t in rule.synapses.view["importance"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"importance": "hessian"}, "'fisher', 'sensitivity', 'path'"),
+        ({"importance_decay": 1.1}, "0 to 1"),
+        ({"anchor_decay": -0.1}, "0 to 1"),
+        ({"damping": 0.0}, "damping must be positive"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        StreamingConsolidation(1.0, **arguments)
