@@ -1,8 +1,11 @@
-"""Choices of EWC and of boundaries, measured on the ten permutations of examples/digits.py.
+"""Choices of rules and boundaries, measured on the ten permutations of examples/digits.py.
 
+    python benchmarks/choices.py strengths    # every method at each strength of its grid
     python benchmarks/choices.py anchors      # one anchor per task, or the latest; at each strength
     python benchmarks/choices.py estimators   # which Fisher; at each strength
     python benchmarks/choices.py optimizer    # one fit per task, with the optimizer reset or carried
+    python benchmarks/choices.py streaming    # which running importance, and over which windows
+    python benchmarks/choices.py strengths --data mnist --data-dir DIR --seeds 10
 
 Prints the average accuracy over all tasks after the last, mean and standard deviation over seeds. The
 default seeds are not those that the README quotes.
@@ -20,29 +23,55 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import EPOCHS, AccuracyMatrix, Classifier
+from digits import METHODS, SETTINGS, AccuracyMatrix, Classifier, task_sequence
 
-from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, TaskSequence
-from cl_callbacks.data import digits
+from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, StreamingConsolidation
 from cl_callbacks.functional.fisher import ESTIMATORS
 
 STRENGTHS = (10.0, 30.0, 50.0, 70.0, 100.0, 300.0, 1000.0)
+GRIDS = {
+    "digits": {
+        "ewc": (30.0, 70.0, 150.0),
+        "si": (0.1, 0.2, 0.5, 1.0, 2.0),
+        "mas": (0.03, 0.1, 0.3, 1.0),
+        "rwalk": (1.0, 3.0, 10.0, 30.0, 100.0),
+        "kfac": (3.0, 10.0, 30.0, 100.0),
+        "streaming": (0.02, 0.05, 0.1, 0.2),
+    },
+    "mnist": {
+        "ewc": (30.0, 100.0, 300.0, 1000.0),
+        "si": (0.03, 0.1, 0.3, 1.0),
+        "mas": (0.01, 0.03, 0.1, 0.3),
+        "rwalk": (3.0, 10.0, 30.0, 100.0),
+        "kfac": (10.0, 30.0, 100.0, 300.0),
+        "streaming": (0.01, 0.03, 0.1, 0.3),
+    },
+}
 
 
-def train(rules: list[Callback], boundaries: Callback, seed: int, tasks: int = 10) -> float:
-    seed_everything(seed, verbose=False)
-    data = TaskSequence.permuted(digits(), tasks=tasks, seed=seed, pad=4)
+class Case(NamedTuple):
+    data: str
+    folder: Path | None
+    methods: list[str]
+    seed: int
+
+
+def train(rules: list[Callback], boundaries: Callback, case: Case, tasks: int = 10) -> float:
+    setting = SETTINGS[case.data]
+    seed_everything(case.seed, verbose=False)
+    data = task_sequence(case.data, case.folder, tasks, case.seed)
     one_fit = isinstance(boundaries, EpochBoundaries)
     matrix = AccuracyMatrix()
     trainer = Trainer(
-        max_epochs=EPOCHS * tasks if one_fit else EPOCHS,
+        max_epochs=setting.epochs * (tasks if one_fit else 1),
         reload_dataloaders_every_n_epochs=int(one_fit),
-        check_val_every_n_epoch=EPOCHS,
+        check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
         callbacks=[*rules, boundaries, matrix],
         accelerator="cpu",
@@ -51,47 +80,76 @@ def train(rules: list[Callback], boundaries: Callback, seed: int, tasks: int = 1
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    model = Classifier(16 * 16)
+    model = Classifier(setting.pixels, setting.hidden)
     trainer.fit(model, data)
     for _ in range(0 if one_fit else tasks - 1):
-        trainer.fit_loop.max_epochs += EPOCHS
+        trainer.fit_loop.max_epochs += setting.epochs
         trainer.fit(model, data)
     return statistics.mean(matrix.rows[-1])
 
 
-def anchors(seed: int) -> Iterator[tuple[str, float]]:
+def train_at_once(rules: list[Callback], case: Case) -> float:
+    return train(rules, EpochBoundaries(SETTINGS[case.data].epochs), case)
+
+
+def strengths(case: Case) -> Iterator[tuple[str, float]]:
+    if "none" in case.methods:
+        yield "none", train_at_once([], case)
+    for method, grid in GRIDS[case.data].items():
+        for strength in grid if method in case.methods else ():
+            yield f"{method:10} strength={strength:6g}", train_at_once(METHODS[method](strength), case)
+
+
+def anchors(case: Case) -> Iterator[tuple[str, float]]:
     for kind in ("latest", "each"):
         for strength in STRENGTHS:
             rules = [EWC(strength, anchors=kind)]
-            yield f"anchors={kind:7} strength={strength:6g}", train(rules, EpochBoundaries(EPOCHS), seed)
+            yield f"anchors={kind:7} strength={strength:6g}", train_at_once(rules, case)
 
 
-def estimators(seed: int) -> Iterator[tuple[str, float]]:
+def estimators(case: Case) -> Iterator[tuple[str, float]]:
     for kind in ESTIMATORS:
         for strength in STRENGTHS:
             rules = [EWC(strength, estimator=kind)]
-            yield f"{kind:15} strength={strength:6g}", train(rules, EpochBoundaries(EPOCHS), seed)
+            yield f"{kind:15} strength={strength:6g}", train_at_once(rules, case)
 
 
-def optimizer(seed: int) -> Iterator[tuple[str, float]]:
+def optimizer(case: Case) -> Iterator[tuple[str, float]]:
     for name, make in {"none": list, "ewc": lambda: [EWC(70.0)]}.items():
         for carry in (False, True):
             yield (
                 f"{name:5} one fit per task, carry_optimizer={carry}",
-                train(make(), FitBoundaries(carry_optimizer=carry), seed),
+                train(make(), FitBoundaries(carry_optimizer=carry), case),
             )
-        yield f"{name:5} one fit over all tasks", train(make(), EpochBoundaries(EPOCHS), seed)
+        yield f"{name:5} one fit over all tasks", train_at_once(make(), case)
 
 
-STUDIES = {study.__name__: study for study in (anchors, estimators, optimizer)}
+def streaming(case: Case) -> Iterator[tuple[str, float]]:
+    grids = {"fisher": (100.0, 300.0, 1000.0), "sensitivity": (1.0, 3.0, 10.0), "path": (0.02, 0.05, 0.1)}
+    for importance, grid in grids.items():
+        for importance_decay in (1.0, 0.999):
+            for anchor_decay in (0.99, 0.995, 0.998):
+                for strength in grid:
+                    rule = StreamingConsolidation(
+                        strength,
+                        importance=importance,
+                        importance_decay=importance_decay,
+                        anchor_decay=anchor_decay,
+                    )
+                    settings = f"decays={importance_decay:g}, {anchor_decay:g} strength={strength:g}"
+                    yield f"{importance:11} {settings}", train_at_once([rule], case)
 
 
-def measure(study: str, seed: int) -> list[tuple[str, float]]:
+STUDIES = {study.__name__: study for study in (strengths, anchors, estimators, optimizer, streaming)}
+
+
+def measure(study: str, case: Case) -> list[tuple[str, float]]:
     """One seed of a study, in a process of its own."""
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    return list(STUDIES[study](seed))
+    return list(STUDIES[study](case))
 
 
 def main() -> None:
@@ -99,12 +157,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--data", choices=SETTINGS, default="digits")
+    parser.add_argument("--data-dir", type=Path, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of strengths")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)))
     parser.add_argument("--jobs", type=int, default=2, help="seeds measured at a time, a core each")
     args = parser.parse_args()
     found: dict[str, list[float]] = {}
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as processes:
-        for settings in processes.map(partial(measure, args.study), args.seeds):
+        cases = [Case(args.data, args.data_dir, args.methods, seed) for seed in args.seeds]
+        for settings in processes.map(partial(measure, args.study), cases):
             for setting, accuracy in settings:
                 found.setdefault(setting, []).append(accuracy)
     for setting, values in found.items():

@@ -16,14 +16,24 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
+from cl_callbacks import (
+    EWC,
+    MAS,
+    BatchBoundaries,
+    EpochBoundaries,
+    KFACLaplace,
+    RWalk,
+    StreamingConsolidation,
+    SynapticCallback,
+    SynapticIntelligence,
+)
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 
 class Report(Callback):
     """What each rank has at the end, and on how many samples it measured."""
 
-    def __init__(self, rules: list[EWC], folder: Path) -> None:
+    def __init__(self, rules: list[SynapticCallback], folder: Path) -> None:
         self.rules, self.folder = rules, folder
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -43,10 +53,15 @@ def train(folder: Path, lr: float, **options: Any) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
     model = Net(net, partial(torch.optim.SGD, lr=lr))
-    rules = [
+    rules: list[SynapticCallback] = [
         EWC(1.0, samples=None, name="all"),
         EWC(1.0, samples=7, anchors="each", name="some"),
+        MAS(1.0, samples=None),
+        KFACLaplace(1.0, estimator="exact", samples=None),
         EWC(1.0, estimator="sampled", samples=6, name="sampled"),
+        SynapticIntelligence(1.0),
+        RWalk(1.0, every_n_steps=2),
+        StreamingConsolidation(1.0),
     ]
     trainer = make_trainer(
         *rules,
@@ -77,7 +92,7 @@ def same(a: Any, b: Any) -> bool:
 
 def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, Any]]]) -> None:
     first, second = two[0.1]
-    assert [state["tasks"] for state in first["states"]] == [2, 2, 2]
+    assert [state["tasks"] for state in first["states"]] == [2] * 7 + [0]
     assert same(first["states"], second["states"])
     assert same(dict(first["weights"]), dict(second["weights"]))
 
@@ -85,11 +100,13 @@ def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, An
 def test_two_processes_measure_what_one_does(two: dict[float, list[dict[str, Any]]], tmp_path: Path) -> None:
     """With weights at rest; neither 25 nor 7 samples divide by two."""
     (one,) = train(tmp_path / "one", 0.0, devices=1)
-    for rule in (0, 1):
-        found, expected = (run["states"][rule]["synapses"]["importance"] for run in (two[0.0][0], one))
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-8)
+    for rule in range(4):
+        found, expected = (run["states"][rule] for run in (two[0.0][0], one))
+        torch.testing.assert_close(
+            found["synapses"]["importance"], expected["synapses"]["importance"], rtol=1e-5, atol=1e-8
+        )
+        torch.testing.assert_close(found.get("factors"), expected.get("factors"), rtol=1e-5, atol=1e-8)
+    assert sum(map(len, expected["factors"].values())) == 4
 
 
 def by_number(folder: Path, numbers: list[int]) -> list[dict[str, Any]]:
