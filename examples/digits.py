@@ -77,8 +77,8 @@ METHODS: dict[str, Callable[[float], list[Callback]]] = {
 
 # The best of a grid on seeds 10 to 12, which are not those that are reported: docs/measurements.md.
 STRENGTHS = {
-    "digits": {"ewc": 70.0, "si": 1.0, "mas": 1.0, "rwalk": 10.0, "kfac": 30.0, "streaming": 100.0},
-    "mnist": {"ewc": 70.0, "si": 1.0, "mas": 1.0, "rwalk": 10.0, "kfac": 30.0, "streaming": 100.0},
+    "digits": {"ewc": 70.0, "si": 3.0, "mas": 0.005, "rwalk": 1.0, "kfac": 30.0, "streaming": 0.05},
+    "mnist": {"ewc": 50.0, "si": 10.0, "mas": 0.01, "rwalk": 0.3, "kfac": 10.0, "streaming": 0.2},
 }
 
 
@@ -182,7 +182,12 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     average = sum(matrix.rows[-1]) / args.tasks
     logger.experiment.summary["average_accuracy"] = average
     wandb.finish()
-    return {"average_accuracy": average, "matrix": matrix.rows, "seconds": seconds}
+    return {
+        "average_accuracy": average,
+        "strength": strength,
+        "matrix": matrix.rows,
+        "seconds": seconds,
+    }
 
 
 def logged_in_to_wandb() -> bool:
@@ -207,11 +212,25 @@ def show_table(console: Console, method: str, result: dict[str, Any]) -> None:
     )
 
 
+def show_summary(console: Console, results: dict[str, dict[str, Any]]) -> None:
+    table = Table(title="average accuracy over all tasks after the last")
+    for column in ("method", "strength", "accuracy", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method, result in results.items():
+        numbers = f"{result['strength']:g}", f"{result['average_accuracy']:.3f}", f"{result['seconds']:.0f}"
+        table.add_row(method, *numbers)
+    console.print(table)
+
+
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5 * len(results), 4.8), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5 * columns, 4.8 * rows), squeeze=False, layout="constrained"
     )
-    for axis, (method, result) in zip(axes[0], results.items(), strict=True):
+    for axis in axes.flat[len(results) :]:
+        axis.set_visible(False)
+    for axis, (method, result) in zip(axes.flat, results.items(), strict=False):
         matrix = torch.tensor(result["matrix"])
         # Tasks that were not learned yet are left blank.
         seen = matrix.masked_fill(torch.ones_like(matrix).triu(1).bool(), torch.nan)
@@ -222,7 +241,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
         ticks = range(0, len(matrix), max(1, len(matrix) // 10))
         axis.set_xticks(ticks, [str(t + 1) for t in ticks])
         axis.set_yticks(ticks, [str(t + 1) for t in ticks])
-    figure.colorbar(image, ax=axes[0], label="accuracy in %", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="accuracy in %", shrink=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -258,6 +277,7 @@ def main() -> None:
     results = {method: run(method, args) for method in args.methods}
     for method, result in results.items():
         show_table(console, method, result)
+    show_summary(console, results)
     picture = args.out / f"{args.data}.png"
     draw(results, picture)
     console.print(f"picture: {picture}; W&B runs: {args.out / 'wandb'}")

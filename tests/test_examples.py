@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -36,6 +39,23 @@ def test_digits(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "digits.png").stat().st_size > 10_000
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 2
     assert "average accuracy" in done.stdout
+
+
+def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    features = Features(image=Image(), label=ClassLabel(10))
+    for split, size in (("train", 256), ("test", 40)):
+        pictures = [generator.integers(0, 255, (28, 28), dtype=np.uint8) for _ in range(size)]
+        rows = {"image": pictures, "label": generator.integers(0, 10, size).tolist()}
+        Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    methods = ["none", "ewc", "si", "mas", "rwalk", "kfac", "streaming"]
+    arguments = ["--data", "mnist", "--data-dir", str(tmp_path), "--tasks", "2", "--json", "results.json"]
+    done = run(*arguments, "--methods", *methods, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == methods
+    assert all(len(result["matrix"]) == 2 for result in results.values())
+    assert (tmp_path / "runs" / "mnist.png").stat().st_size > 10_000
 
 
 def test_help_and_bad_arguments(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
     All other parameters (norms, embeddings, attention's packed projections, weights shared by modules) get
     the diagonal Fisher information, as in EWC; the log says which. The anchor is the weights after the
     latest task. Memory is the two factors of each layer, inputs squared and outputs squared, and two
-    tensors per parameter; each step costs three matrix products of a layer's size.
+    tensors per parameter. The matrix products of each step cost about :math:`(I+O)/3B` of a plain step
+    for a layer from :math:`I` to :math:`O` units and :math:`B` samples (or positions) in a batch.
 
     Sources: Ritter et al. 2018 (arXiv 1805.07810); Martens & Grosse 2015 (1503.05671); convolutions:
     Grosse & Martens 2016 (1602.01573).

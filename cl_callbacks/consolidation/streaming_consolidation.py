@@ -36,16 +36,17 @@ class StreamingConsolidation(AnchoredRule):
     =================  ================================================================  ===========
 
     The gradients are those of batches, so the first two measure a quantity that falls with the batch's
-    size. What it remembers fades with the windows: :math:`1/(1-\beta)` steps. Memory is two tensors per
-    parameter, and no data are read again.
+    size. An average reaches back about :math:`1/(1-\beta)` steps; with :math:`\beta=1` it is the mean (for
+    ``"path"`` the sum) of all steps, and nothing fades. Importance is best remembered for long and the
+    anchor for a part of a task. Memory is two tensors per parameter, and no data are read again.
 
     Sources: Elsayed & Mahmood 2024, baselines (arXiv 2404.00781), whose released path forms differ from
     their equations: here the path is synaptic intelligence with a memory that fades.
 
     Args:
         strength: :math:`\kappa`, at least 0; 0 leaves training as it is, bit for bit.
-        importance: what is averaged, as above.
-        importance_decay: :math:`\beta` of the importance, from 0 to below 1.
+        importance: what is averaged, as above; on the permuted digits ``"path"`` is the best by far.
+        importance_decay: :math:`\beta` of the importance, from 0 to 1.
         anchor_decay: :math:`\beta` of the anchor :math:`\bar\theta`, likewise.
         damping: :math:`\xi` of ``"path"``, in units of squared weights, above 0.
         proximal: apply the pull as a proximal step after each optimizer step, which is stable for any
