@@ -65,7 +65,7 @@ def consolidated(rule: SynapticCallback, model: Net) -> SynapticCallback:
             if isinstance(module, nn.Linear):
                 sizes = module.in_features + 1, module.out_features
                 pair = Factors(*(1e-3 * torch.eye(size) for size in sizes))
-                rule.memory.remember(f"{name}.weight", pair, decay=1.0)
+                rule.memory.merge({f"{name}.weight": pair}, decay=1.0)
     return rule
 
 

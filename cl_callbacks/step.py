@@ -10,6 +10,7 @@ same reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -45,9 +46,9 @@ class Step:
     optimizer: Optimizer
     groups: list[int]
 
-    def option(self, name: str) -> list[float]:
+    def option(self, name: str, default: float = math.nan) -> list[float]:
         """An option of each synapse's parameter group, such as ``"lr"``, as the step used it."""
-        values = [float(group[name]) for group in self.optimizer.param_groups]
+        values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
         return [values[group] for group in self.groups]
 
 

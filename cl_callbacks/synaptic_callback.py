@@ -109,7 +109,7 @@ class SynapticCallback(Callback):
 
             def place() -> None:
                 for rule in rules:
-                    rule._place(pl_module)
+                    rule._place(pl_module, growing=True)
 
             step = SynapticStep(rules, place)
             step.attach(trainer.optimizers)
@@ -190,9 +190,15 @@ class SynapticCallback(Callback):
 
     # -- parameters --------------------------------------------------------------------------------
 
-    def _place(self, pl_module: LightningModule) -> None:
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        """Lays the state out beside the trainable parameters.
+
+        Within a task the selection only grows: an optimizer that steps while others are toggled off has
+        made all parameters but its own look frozen.
+        """
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
-        trainable = [name for name, p in model.items() if p.requires_grad]
+        held = set(self.synapses.view.names) if growing else set()
+        trainable = [name for name, p in model.items() if p.requires_grad or name in held]
         if not trainable:
             raise MisconfigurationException(
                 f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient, "
@@ -252,6 +258,11 @@ def _refuse_optimizers(trainer: Trainer) -> None:
         raise MisconfigurationException(
             "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
             "the gradient cannot follow: use a first-order optimizer."
+        )
+    if any(group.get("maximize", False) for o in trainer.optimizers for group in o.param_groups):
+        raise MisconfigurationException(
+            "An optimizer with maximize=True climbs, and so would turn the pull of the rules into a push: "
+            "minimise the negative instead."
         )
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
     if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):

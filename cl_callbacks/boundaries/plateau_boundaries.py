@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -43,7 +44,8 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
             only then; a task ends up to so many batches late.
         recent_samples: how many recent samples to keep, on the device they arrive on.
         hard_samples: how many of the hardest samples to keep and to use instead; 0 for none. Costs a
-            forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`.
+            forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`,
+            and must be of one shape, apart from how many samples they hold.
 
     Raises:
         ValueError: numbers that cannot work; in training, a ``training_step`` that returns no loss.
@@ -87,7 +89,8 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self.task_is_open:
             self.begin(trainer)
-        self._recent.append(batch)
+        if not self.hard_samples:
+            self._recent.append(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,18 +99,21 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
         if self.hard_samples:
             self._keep_hardest(trainer, pl_module, batch)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
+        if isinstance(loss, Tensor):
+            # Lightning hands the loss on divided by the number of batches that it accumulates.
+            self._losses.append(loss.detach().float().mean() * trainer.accumulate_grad_batches)
+        elif not pl_module.automatic_optimization:  # otherwise a batch that is skipped
             raise MisconfigurationException(
                 f"PlateauBoundaries watches the loss, and training_step of {type(pl_module).__name__} "
-                f"returned {type(outputs).__name__}: return the loss, also under manual optimization."
+                f"returns none: under manual optimization, return it too."
             )
-        # Lightning hands the loss on divided by the number of batches that it accumulates.
-        self._losses.append(loss.detach().float() * trainer.accumulate_grad_batches)
         if len(self._losses) >= self.check_every_n_steps and self._detects(trainer):
             self.end(trainer)
 
     def _detects(self, trainer: Trainer) -> bool:
-        losses = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").tolist()
+        device = trainer.strategy.root_device
+        stacked = torch.stack([loss.to(device) for loss in self._losses])
+        losses = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         self._losses = []
         found = False
         for loss in losses:
@@ -120,10 +126,17 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
         return found
 
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        candidates = batch if self._hard is None else cat_samples(self._hard, batch)
+        candidates = batch
+        if self._hard is not None:
+            held = move_data_to_device(self._hard, trainer.strategy.root_device)
+            candidates = cat_samples(held, batch)
         with quiet(trainer, pl_module), torch.no_grad():
             losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)
-        self._hard = take_samples(candidates, losses.topk(min(self.hard_samples, len(losses))).indices)
+        losses, order = losses.sort(descending=True)
+        # A sample that comes again has the loss of the one that is held, and counts once.
+        new = torch.ones_like(order, dtype=torch.bool)
+        new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
+        self._hard = take_samples(candidates, order[new][: self.hard_samples])
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises what :func:`~cl_callbacks.functional.fisher.sample_losses` raises."""

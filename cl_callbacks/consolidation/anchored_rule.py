@@ -51,6 +51,7 @@ class AnchoredRule(SynapticCallback):
         if max_importance is not None and not max_importance > 0:
             raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
         self.strength, self.proximal, self.max_importance = strength, proximal, max_importance
+        self._offset = 0.0  # the part of the penalty that no weight can change
 
     @property
     def stiffness(self) -> float:
@@ -62,7 +63,7 @@ class AnchoredRule(SynapticCallback):
         """Whether there is anything to be pulled to."""
         return self.tasks > 0 and self.stiffness > 0
 
-    def importance(self, synapses: SynapseView) -> list[Tensor]:
+    def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""
         return synapses["importance"]
 
@@ -72,7 +73,7 @@ class AnchoredRule(SynapticCallback):
             add_quadratic_pull_(
                 gradients,
                 synapses.parameters,
-                self.importance(synapses),
+                self.effective_importance(synapses),
                 synapses["anchor"],
                 self.stiffness,
             )
@@ -83,7 +84,7 @@ class AnchoredRule(SynapticCallback):
             synapses = step.synapses
             relax_to_anchor_(
                 synapses.parameters,
-                self.importance(synapses),
+                self.effective_importance(synapses),
                 synapses["anchor"],
                 [self.stiffness * rate for rate in step.option("lr")],
             )
@@ -92,5 +93,9 @@ class AnchoredRule(SynapticCallback):
         """The penalty, a scalar."""
         with torch.no_grad():
             return quadratic_penalty(
-                synapses.parameters, self.importance(synapses), synapses["anchor"], self.stiffness
+                synapses.parameters,
+                self.effective_importance(synapses),
+                synapses["anchor"],
+                self.stiffness,
+                self._offset,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -26,6 +26,9 @@ class BoundaryRule(AnchoredRule):
 
     See the arguments of :class:`~cl_callbacks.consolidation.ewc.EWC`.
     """
+
+    shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
+    """Fields that outlive a task, and so are in an importance file."""
 
     def __init__(
         self,
@@ -59,9 +62,8 @@ class BoundaryRule(AnchoredRule):
                 f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
             )
         self.anchors, self.decay = anchors, decay
-        self._offset = 0.0  # the part of the penalty that no weight can change
         if importance is not None:
-            state, self.tasks, self._offset = load_importance(importance, list(self.fields), self.measure)
+            state, self.tasks, self._offset = load_importance(importance, self.shared, self.measure)
             self.synapses.load_state_dict(state)
 
     @property
@@ -79,10 +81,6 @@ class BoundaryRule(AnchoredRule):
             Tensors aligned with ``synapses.parameters``; ``None`` if nothing could be measured.
         """
 
-    def penalty(self, synapses: SynapseView) -> Tensor:
-        """The penalty, a scalar."""
-        return super().penalty(synapses) + 0.5 * self.stiffness * self._offset
-
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> bool:
@@ -95,21 +93,10 @@ class BoundaryRule(AnchoredRule):
                     f"task was not consolidated and the earlier state is kept."
                 )
                 return False
-            self.merge(synapses, measured)
             if self.max_importance is not None:
-                torch._foreach_clamp_max_(synapses["importance"], self.max_importance)
+                torch._foreach_clamp_max_(measured, self.max_importance)
+            self.merge(synapses, measured)
         return True
-
-    def finite(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Sets what is not finite to 0, in place: a synapse that an infinite gradient met starts anew."""
-        if not all(torch.stack([t.isfinite().all() for t in tensors])):
-            rank_zero_warn(
-                f"{type(self).__name__}: some gradient of this task was not finite; the synapses it met "
-                f"have no importance for this task. Lower the learning rate, or use mixed precision's scaler."
-            )
-            for t in tensors:
-                t.nan_to_num_(0.0, 0.0, 0.0)
-        return tensors
 
     def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
         """Takes the task's importance into the state, and anchors the weights."""
@@ -139,11 +126,14 @@ class BoundaryRule(AnchoredRule):
         """Writes the state to a safetensors file, for ``importance=`` of another run.
 
         Args:
-            path: of the file; one tensor ``importance/NAME`` and one ``anchor/NAME`` per parameter.
+            path: of the file; per parameter one tensor ``importance/NAME``, one ``anchor/NAME``, and for
+                RWalk two more. It belongs with the weights that it was measured on.
 
         Raises:
             ValueError: no task has been consolidated yet.
         """
         if not self.tasks:
             raise ValueError("there is no importance to save before the first task has ended")
-        save_importance(path, self.synapses.state_dict(), self.measure, self.tasks, self._offset)
+        state = self.synapses.state_dict()
+        kept = {field: state[field] for field in self.shared}
+        save_importance(path, kept, self.measure, self.tasks, self._offset)

@@ -50,7 +50,7 @@ class EWC(ReadsOutputs, BoundaryRule):
             :math:`\theta\leftarrow(\theta+\eta kF\theta^*)/(1+\eta kF)` with the learning rate
             :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by
             Adam or clipping, so that it wants another strength.
-        max_importance: the largest importance that a synapse may have in all; ``None`` for no limit.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.

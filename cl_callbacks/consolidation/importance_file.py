@@ -36,15 +36,15 @@ def load_importance(
     state: State = {field: {} for field in fields}
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
+        found = {key: about.get(key, "none") for key in measure}
+        if found != measure:
+            raise ValueError(
+                f"{path} holds the importance {found}, and this rule measures {dict(measure)}: their "
+                f"sizes differ by orders of magnitude, so they do not add up"
+            )
         for key in file.keys():  # noqa: SIM118  (not a dict)
             field, _, name = key.partition("/")
             if field not in state:
                 raise ValueError(f"{path} holds {key!r}, and an importance file has only {list(state)}")
             state[field][name] = file.get_tensor(key)
-    found = {key: about.get(key, "none") for key in measure}
-    if found != measure:
-        raise ValueError(
-            f"{path} holds the importance {found}, and this rule measures {dict(measure)}: their "
-            f"sizes differ by orders of magnitude, so they do not add up"
-        )
     return state, int(about["tasks"]), float(about["offset"])

@@ -47,7 +47,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         accumulate: ``"nearest"`` keeps one pair of factors, the nearest to the sum over tasks;
             ``"list"`` keeps those of every task, with time and memory that grow.
         estimator: of :math:`G`: ``"sampled"`` draws a label from the model, ``"exact"`` sums over all
-            classes, ``"empirical"`` takes the label of the data.
+            classes, ``"empirical"`` takes the label of the data, ``"logits_reversal"`` as in EWC.
         samples: of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' curvature that is kept at each boundary, 0 to 1.
         likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
@@ -101,7 +101,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             raise ValueError(f"accumulate={accumulate!r} is not one of {get_args(Accumulate)}")
         if proximal and accumulate == "list":
             raise ValueError("a sum of Kronecker products has no cheap proximal step: accumulate='nearest'")
-        if not 0 <= decay <= 1:
+        if isinstance(decay, str) or not 0 <= decay <= 1:
             raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
         check_fisher(estimator, likelihood)
         self.estimator, self.likelihood = estimator, likelihood
@@ -140,8 +140,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
                     f"was not consolidated and the earlier state is kept."
                 )
                 return False
-            for name, pair in factors.items():
-                self.memory.remember(name, pair, self.decay)
+            self.memory.merge(factors, self.decay)
             new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
             merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)
         rest = [name for name in synapses.names if name not in covered]
@@ -154,7 +153,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         layers = factored_layers(pl_module, synapses)
         if not layers:
             return {}
-        factors = KroneckerFactors(layers, lambda batch: self.outputs_and_labels(pl_module, batch))
+        factors = KroneckerFactors(pl_module, layers, lambda batch: self.outputs_and_labels(pl_module, batch))
         means = mean_over_task(
             trainer,
             pl_module,
@@ -217,9 +216,9 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         if not self._evaluating:
             self.memory.load_state_dict(state_dict["factors"])
 
-    def _place(self, pl_module: LightningModule) -> None:
-        super()._place(pl_module)
-        self.memory.place(self.synapses.view)
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        self.memory.place(self.synapses.view, self.synapses.state_dict()["anchor"])
 
 
 def _weight(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -56,23 +56,34 @@ class KroneckerMemory:
         self.factors: dict[str, list[Factors]] = {}
         self._eigen: dict[str, Eigen] = {}
 
-    def place(self, synapses: SynapseView) -> None:
-        """Lays the factors out beside the weights; output factors of grown layers get zeros."""
-        weights = dict(zip(synapses.names, synapses.parameters, strict=True))
-        for name, terms in self.factors.items():
-            if name in weights and (terms[0].outputs.device, len(terms[0].outputs)) != (
-                weights[name].device,
-                len(weights[name]),
-            ):
-                self.factors[name] = [_beside(term, weights[name]) for term in terms]
-                self._eigen.pop(name, None)
+    def place(self, synapses: SynapseView, known: Collection[str]) -> None:
+        """Lays the factors out beside the weights.
 
-    def remember(self, name: str, new: Factors, decay: float) -> None:
+        A layer that has grown, or got a bias, gets zeros for what is new. Layers that the model no longer
+        has are dropped.
+
+        Args:
+            synapses: those selected.
+            known: names of all parameters that have state, selected or not.
+        """
+        weights = dict(zip(synapses.names, synapses.parameters, strict=True))
+        self.factors = {name: terms for name, terms in self.factors.items() if name in known}
+        for name, terms in self.factors.items():
+            if name in weights:
+                placed = [_beside(term, weights[name], _bias(name) in weights) for term in terms]
+                if any(new is not old for new, old in zip(placed, terms, strict=True)):
+                    self.factors[name] = placed
+                    self._eigen.pop(name, None)
+
+    def merge(self, new: Mapping[str, Factors], decay: float) -> None:
         """Takes a task's factors in; of the older tasks' the share ``decay`` is kept."""
-        old = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
-        terms = [*old, new]
-        self.factors[name] = [nearest_sum(terms)] if self.accumulate == "nearest" and old else terms
-        self._eigen.pop(name, None)
+        for name in {**self.factors, **new}:
+            terms = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
+            if name in new:
+                terms.append(new[name])
+            nearest = self.accumulate == "nearest" and len(terms) > 1
+            self.factors[name] = [nearest_sum(terms)] if nearest else terms
+        self._eigen.clear()
 
     def pull(
         self, synapses: SynapseView, names: list[str], gradients: list[Tensor], stiffness: float
@@ -90,9 +101,15 @@ class KroneckerMemory:
             if name not in self._eigen:
                 (pair,) = self.factors[name]
                 self._eigen[name] = decompose(pair)
-            rate = step.get(name, step.get(_bias(name), 0.0))
+            stepping = {n: step[n] for n in (name, _bias(name)) if n in step}
+            (rate, *others) = set(stepping.values())
+            if others:
+                raise ValueError(
+                    f"the proximal step of a layer needs one learning rate, and {name} and its bias have "
+                    f"{sorted(stepping.values())} (times the strength): use one, or proximal=False"
+                )
             relaxed = relax_kronecker(change, self._eigen[name], rate)
-            _add({n: target[n] for n in (name, _bias(name)) if n in step}, name, relaxed - change)
+            _add({n: target[n] for n in stepping}, name, relaxed - change)
 
     def penalty(self, synapses: SynapseView, stiffness: float) -> Tensor:
         """The penalty, a scalar."""
@@ -112,25 +129,31 @@ class KroneckerMemory:
     def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
         """How far each layer that has one of the named parameters is from its anchor, as a matrix."""
         place = {name: i for i, name in enumerate(synapses.names)}
-        wanted, found = set(names), {}
+
+        def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+            """Of a weight or a bias; what is not among the synapses rests."""
+            if name not in place:
+                return like.new_zeros(shape)
+            i = place[name]
+            distance = synapses.parameters[i].detach() - synapses["anchor"][i]
+            return distance.to(like.dtype).view(shape)
+
+        found = {}
         for name, terms in self.factors.items():
-            if name in place and (name in wanted or _bias(name) in wanted):
-                dtype, columns = terms[0].inputs.dtype, len(terms[0].inputs)
-                change = _difference(synapses, place[name]).flatten(1).to(dtype)
-                if columns > change.shape[1]:
-                    bias = place.get(_bias(name))
-                    last = change.new_zeros(len(change)) if bias is None else _difference(synapses, bias)
-                    change = torch.cat([change, last.to(dtype).unsqueeze(1)], 1)
-                found[name] = change
+            if not {name, _bias(name)} & set(names):
+                continue
+            inputs, outputs = terms[0]
+            rows, columns = len(outputs), len(inputs)
+            # A weight that rests is here for its bias, the last column.
+            width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
+            weight = part(name, (rows, width), inputs)
+            bias = part(_bias(name), (rows, columns - width), inputs)
+            found[name] = torch.cat([weight, bias], 1)
         return found
 
 
 def _bias(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
-
-
-def _difference(synapses: SynapseView, i: int) -> Tensor:
-    return synapses.parameters[i].detach() - synapses["anchor"][i]
 
 
 def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
@@ -143,7 +166,10 @@ def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
         bias += change[:, -1]
 
 
-def _beside(term: Factors, weight: Tensor) -> Factors:
+def _beside(term: Factors, weight: Tensor, has_bias: bool) -> Factors:
     inputs, outputs = term.inputs.to(weight.device), term.outputs.to(weight.device)
-    grown = len(weight) - len(outputs)
-    return Factors(inputs, nn.functional.pad(outputs, (0, grown, 0, grown)))
+    rows = len(weight) - len(outputs)
+    columns = max(0, weight[0].numel() + has_bias - len(inputs))
+    if rows or columns or inputs is not term.inputs:
+        return Factors(*(nn.functional.pad(t, (0, n, 0, n)) for t, n in ((inputs, columns), (outputs, rows))))
+    return term

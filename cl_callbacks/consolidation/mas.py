@@ -43,7 +43,7 @@ class MAS(ReadsOutputs, BoundaryRule):
             the average over tasks instead of a sum.
         proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
             strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest importance that a synapse may have in all; ``None`` for no limit.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.consolidation.boundary_rule import BoundaryRule
-from cl_callbacks.functional.averaging import average_square_
+from cl_callbacks.functional.anchoring import merge_latest_
+from cl_callbacks.functional.averaging import average_square_, zero_nonfinite_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
@@ -39,12 +40,12 @@ class RWalk(BoundaryRule):
 
     Args:
         strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
-        decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to 1.
+        decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to below 1.
         every_n_steps: length of a window.
         damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
         proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
             strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest :math:`\hat F_i+\hat s_i` that a synapse may have; ``None`` for no limit.
+        max_importance: the largest :math:`\hat F_i+\hat s_i` that counts, below 2; ``None`` for no limit.
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
@@ -67,6 +68,7 @@ class RWalk(BoundaryRule):
         "score": "zeros",
         "start": "parameter",
     }
+    shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
     def __init__(
@@ -87,7 +89,7 @@ class RWalk(BoundaryRule):
     ) -> None:
         super().__init__(
             strength,
-            decay=0.0,  # each boundary replaces the importance: Fisher and score remember by themselves
+            decay=decay,
             proximal=proximal,
             max_importance=max_importance,
             importance=importance,
@@ -115,13 +117,16 @@ class RWalk(BoundaryRule):
     def observe(self, step: Step) -> None:
         """Follows Fisher and path by one step, and closes the window after its last."""
         synapses = step.synapses
-        average_square_(synapses["fisher"], step.gradients, 1.0 - self.fisher_decay)
+        average_square_(synapses["fisher"], step.gradients, [1.0 - self.fisher_decay] * len(synapses))
         add_path_(synapses["path"], step.gradients, step.undo)
         self.steps += 1
         if self.steps % self.every_n_steps == 0:
             self._close_window(self.synapses.view)
 
     def _close_window(self, synapses: SynapseView) -> None:
+        # A gradient that was not finite must not enter the score, which remembers all tasks.
+        zero_nonfinite_(synapses["path"])
+        zero_nonfinite_(synapses["fisher"])
         add_score_(
             synapses["score"],
             synapses["path"],
@@ -136,10 +141,14 @@ class RWalk(BoundaryRule):
     ) -> list[Tensor]:
         """Running Fisher and averaged score, each on a scale from 0 to 1."""
         self._close_window(synapses)
-        score, fisher = self.finite(synapses["score"]), self.finite(synapses["fisher"])
+        score, fisher = synapses["score"], synapses["fisher"]
         if self.tasks:  # the first task's score has nothing to be averaged with
             torch._foreach_mul_(score, 0.5)
         return list(torch._foreach_add(min_max(fisher), min_max(score)))
+
+    def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
+        """Replaces the importance: Fisher and score remember the earlier tasks themselves."""
+        merge_latest_(synapses["importance"], synapses["anchor"], measured, synapses.parameters, decay=0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """With the place in the window."""

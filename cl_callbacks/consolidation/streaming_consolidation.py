@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.consolidation.anchored_rule import AnchoredRule
-from cl_callbacks.functional.averaging import average_, average_square_, newest_share
+from cl_callbacks.functional.averaging import average_, average_square_, newest_share, zero_nonfinite_
 from cl_callbacks.functional.path_integral import add_path_, path_importance
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import SynapseView
@@ -24,7 +24,7 @@ class StreamingConsolidation(AnchoredRule):
 
     .. math:: g \leftarrow g + \kappa\,\Omega\,(\theta - \bar\theta),
 
-    as strongly as it mattered recently. Both are exponential averages, corrected for their start:
+    as strongly as it mattered. Averages are exponential and corrected for their start:
 
     =================  ================================================================  ===========
     ``importance``     :math:`\Omega`                                                    rule
@@ -41,7 +41,7 @@ class StreamingConsolidation(AnchoredRule):
     anchor for a part of a task. Memory is two tensors per parameter, and no data are read again.
 
     Sources: Elsayed & Mahmood 2024, baselines (arXiv 2404.00781), whose released path forms differ from
-    their equations: here the path is synaptic intelligence with a memory that fades.
+    their equations: here it is synaptic intelligence, with a path that may fade.
 
     Args:
         strength: :math:`\kappa`, at least 0; 0 leaves training as it is, bit for bit.
@@ -107,15 +107,15 @@ class StreamingConsolidation(AnchoredRule):
         self.needs: frozenset[Need] = frozenset(
             {"gradient", "undo"} if importance == "path" else {"gradient"}
         )
-        self.steps = 0
-        """Optimizer steps so far."""
+        self.steps: dict[str, int] = {}
+        """How many optimizer steps each synapse has taken; averages are corrected for their start."""
 
     @property
     def anchored(self) -> bool:
         """From the second step on."""
-        return self.steps > 0 and self.strength > 0
+        return bool(self.steps) and self.strength > 0
 
-    def importance(self, synapses: SynapseView) -> list[Tensor]:
+    def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""
         found = synapses["importance"]
         if self.kind == "path":
@@ -126,24 +126,28 @@ class StreamingConsolidation(AnchoredRule):
 
     def observe(self, step: Step) -> None:
         """Takes the step into the averages."""
-        self.steps += 1
-        running, share = step.synapses["importance"], newest_share(self.importance_decay, self.steps)
+        synapses, running = step.synapses, step.synapses["importance"]
+        zero_nonfinite_(step.gradients)  # or an infinite one would stay in the average for ever
         if self.kind == "fisher":
-            average_square_(running, step.gradients, share)
+            average_square_(running, step.gradients, self._shares(synapses.names, self.importance_decay))
         elif self.kind == "sensitivity":
-            average_(running, torch._foreach_abs(step.gradients), share)
+            sizes = torch._foreach_abs(step.gradients)
+            average_(running, sizes, self._shares(synapses.names, self.importance_decay))
         else:
             torch._foreach_mul_(running, self.importance_decay)
             add_path_(running, step.gradients, step.undo)
-        anchor_share = newest_share(self.anchor_decay, self.steps)
-        average_(step.synapses["anchor"], step.synapses.parameters, anchor_share)
+        average_(synapses["anchor"], synapses.parameters, self._shares(synapses.names, self.anchor_decay))
+        self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
+
+    def _shares(self, names: list[str], decay: float) -> list[float]:
+        return [newest_share(decay, self.steps.get(name, 0) + 1) for name in names]
 
     def state_dict(self) -> dict[str, Any]:
-        """With the number of steps."""
-        return super().state_dict() | {"steps": self.steps}
+        """With the numbers of steps."""
+        return super().state_dict() | {"steps": dict(self.steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the model is there."""
         super().load_state_dict(state_dict)
         if not self._evaluating:
-            self.steps = state_dict["steps"]
+            self.steps = dict(state_dict["steps"])

@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cl_callbacks.consolidation.boundary_rule import BoundaryRule, Decay
+from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
@@ -47,7 +49,7 @@ class SynapticIntelligence(BoundaryRule):
             the average over tasks instead of a sum.
         proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
             strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest importance that a synapse may have in all; ``None`` for no limit.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
@@ -115,7 +117,8 @@ class SynapticIntelligence(BoundaryRule):
         """Follows the path by one step."""
         undo = step.undo
         if self.exclude_weight_decay:
-            rates = [lr * w for lr, w in zip(step.option("lr"), step.option("weight_decay"), strict=True)]
+            decays = step.option("weight_decay", default=0.0)
+            rates = [lr * w for lr, w in zip(step.option("lr"), decays, strict=True)]
             undo = without_decay(undo, step.synapses.parameters, rates)
         add_path_(step.synapses["path"], step.gradients, undo)
 
@@ -123,7 +126,13 @@ class SynapticIntelligence(BoundaryRule):
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor]:
         """The importance of the path of this task, which then starts anew."""
-        path = self.finite(synapses["path"])
+        path = synapses["path"]
+        if not all(torch.stack([t.isfinite().all() for t in path])):
+            zero_nonfinite_(path)
+            rank_zero_warn(
+                "SynapticIntelligence: some gradient of this task was not finite; the synapses it met get no "
+                "importance from this task. Lower the learning rate, or use mixed precision's scaler."
+            )
         found = path_importance(path, synapses.parameters, synapses["anchor"], self.damping)
         torch._foreach_zero_(path)
         return found
@@ -134,7 +143,7 @@ def _refuse_coupled_decay(optimizer: Optimizer) -> None:
         decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
         if group.get("weight_decay", 0.0) and not decoupled:
             raise MisconfigurationException(
-                f"exclude_weight_decay=True takes the decay of AdamW out of the update, and in "
-                f"{type(optimizer).__name__} it is mixed with the gradient's momentum: use AdamW, set "
+                f"exclude_weight_decay=True takes decoupled decay, as AdamW's, out of the update, and that "
+                f"of {type(optimizer).__name__} is not known to be decoupled: use AdamW, set "
                 f"weight_decay=0, or exclude_weight_decay=False."
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from typing import Any, Literal, get_args
 
 Threshold = Literal["relative", "absolute"]
 
 _DEFAULTS = {"relative": (0.5, 0.1), "absolute": (0.2, 0.1)}
-_HISTORY = 1000  # values since a peak of which the high ones are the scale
+_HISTORY = 1000  # values of which the high ones are found at a time
 
 
 class Plateau:
@@ -20,8 +21,10 @@ class Plateau:
     * a **peak** is :math:`\mu > \mu_0 + \max(\sqrt{v_0},\ \text{margin}\cdot\mu_0)`;
     * a **plateau** is low and calm after a peak. Which is low depends on ``threshold``. ``"absolute"``:
       :math:`\mu < \text{level}` and :math:`v < \text{spread}`, in units of the loss. ``"relative"``:
-      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is the
-      95th percentile of the values since the peak began.
+      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is how
+      high the loss was since the peak began: the 95th percentile (the highest of each thousand values').
+
+    Relative thresholds are for losses above 0; of others ``update`` warns once.
 
     The published rule is ``Plateau(threshold="absolute", margin=0.0)``. Its thresholds fit one loss, and
     without a margin a flat noisy loss sets it off again and again.
@@ -72,7 +75,9 @@ class Plateau:
         self.drift_detected = False
         self.recent: list[float] = []
         self.since_peak: list[float] = []
+        self.high = 0.0  # of the values since the peak that are not kept any more
         self.peak = True
+        self._warned = False
         self.last = (0.0, 0.0)  # mean and variance at the last plateau
 
     @property
@@ -83,6 +88,13 @@ class Plateau:
     def update(self, x: float) -> None:
         """Takes the next value in; afterwards see ``drift_detected``."""
         self.drift_detected = False
+        if x < 0 and self.threshold == "relative" and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Plateau(threshold='relative') compares a loss with how high it was, which means nothing for "
+                "a loss below 0: use threshold='absolute' with a level and spread of your loss.",
+                stacklevel=2,
+            )
         self.recent = [*self.recent, x][-self.window :]
         if len(self.recent) < self.window:
             self.since_peak.append(x)
@@ -90,8 +102,8 @@ class Plateau:
         mean = self.mean
         variance = statistics.fmean((value - mean) ** 2 for value in self.recent)
         if not self.peak and mean > self.last[0] + max(self.last[1] ** 0.5, self.margin * self.last[0]):
-            self.peak, self.since_peak = True, list(self.recent)
-        elif len(self.since_peak) < _HISTORY:
+            self.peak, self.since_peak, self.high = True, list(self.recent), 0.0
+        elif self.peak and self.threshold == "relative":
             self.since_peak.append(x)
         if self.peak and self._is_low(mean, variance):
             self.drift_detected, self.peak, self.last = True, False, (mean, variance)
@@ -99,7 +111,9 @@ class Plateau:
     def _is_low(self, mean: float, variance: float) -> bool:
         if self.threshold == "absolute":
             return mean < self.level and variance < self.spread
-        high = sorted(self.since_peak)[int(0.95 * (len(self.since_peak) - 1))]
+        high = max(self.high, sorted(self.since_peak)[int(0.95 * (len(self.since_peak) - 1))])
+        if len(self.since_peak) >= _HISTORY:
+            self.high, self.since_peak = high, list(self.recent)
         return mean < self.level * high and variance**0.5 < self.spread * high
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +121,7 @@ class Plateau:
         return {
             "recent": list(self.recent),
             "since_peak": list(self.since_peak),
+            "high": self.high,
             "peak": self.peak,
             "last": list(self.last),
         }
@@ -115,4 +130,5 @@ class Plateau:
         """Goes on where the state was taken."""
         self._reset()
         self.recent, self.since_peak = list(state_dict["recent"]), list(state_dict["since_peak"])
+        self.high = state_dict["high"]
         self.peak, self.last = state_dict["peak"], (state_dict["last"][0], state_dict["last"][1])

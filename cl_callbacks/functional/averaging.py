@@ -28,27 +28,41 @@ def newest_share(decay: float, steps: int) -> float:
     return 1.0 / steps if decay == 1.0 else (1.0 - decay) / (1.0 - decay**steps)
 
 
-def average_(average: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:
-    r"""Takes a value into an average: :math:`m \leftarrow (1-w)m + wx`.
+def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
+    r"""Takes values into averages, each with its share: :math:`m \leftarrow m + w(x - m)`.
 
     Example:
         >>> m = [torch.tensor([1.0])]
-        >>> average_(m, [torch.tensor([3.0])], 0.25)
+        >>> average_(m, [torch.tensor([3.0])], [0.25])
         >>> m
         [tensor([1.5000])]
     """
-    torch._foreach_mul_(list(average), 1.0 - share)
-    torch._foreach_add_(list(average), list(values), alpha=share)
+    distance = torch._foreach_sub(list(values), list(average))
+    torch._foreach_mul_(distance, list(shares))
+    torch._foreach_add_(list(average), distance)
 
 
-def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:
-    r"""Takes a square into an average: :math:`m \leftarrow (1-w)m + wx^2`.
+def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
+    r"""Takes squares into averages, each with its share: :math:`m \leftarrow (1-w)m + wx^2`.
 
     Example:
         >>> m = [torch.tensor([1.0])]
-        >>> average_square_(m, [torch.tensor([3.0])], 0.25)
+        >>> average_square_(m, [torch.tensor([3.0])], [0.25])
         >>> m
         [tensor([3.])]
     """
-    torch._foreach_mul_(list(average), 1.0 - share)
-    torch._foreach_addcmul_(list(average), list(values), list(values), value=share)
+    torch._foreach_mul_(list(average), [1.0 - share for share in shares])
+    torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
+
+
+def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:
+    """Sets what is not finite to 0, in place: a synapse that an infinite gradient met starts anew.
+
+    Example:
+        >>> t = [torch.tensor([1.0, torch.inf, torch.nan])]
+        >>> zero_nonfinite_(t)
+        >>> t
+        [tensor([1., 0., 0.])]
+    """
+    for t in tensors:
+        t.nan_to_num_(0.0, 0.0, 0.0)

@@ -104,9 +104,17 @@ def cat_samples(first: Any, second: Any) -> Any:
     Example:
         >>> cat_samples((torch.arange(2), "a"), (torch.arange(3), "a"))[0]
         tensor([0, 1, 0, 1, 2])
+
+    Raises:
+        ValueError: samples of different shapes.
     """
     tensors, rebuild = split_samples(first)
     others, _ = split_samples(second)
+    shapes = [[tuple(t.shape[1:]) for t in each] for each in (tensors, others)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"samples of shapes {shapes[0]} and {shapes[1]} do not fit into one batch: pad them to one length"
+        )
     return rebuild([torch.cat(pair) for pair in zip(tensors, others, strict=True)])
 
 

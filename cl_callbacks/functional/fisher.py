@@ -117,8 +117,11 @@ def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("the loss of a sample needs its label, and the batch has none")
     if labels.is_floating_point():
-        residual = next(_gaussian(outputs, labels, "empirical"))
-        return 0.5 * residual.flatten(1).square().sum(1)
+        if labels.numel() != outputs.numel():
+            raise ValueError(f"targets {tuple(labels.shape)} do not fit outputs {tuple(outputs.shape)}")
+        residual = labels.reshape(len(outputs), -1) - outputs.reshape(len(outputs), -1)
+        return 0.5 * residual.square().sum(1)
+    _check_logits(outputs, "empirical")
     labels = _check_labels(labels, outputs, "empirical")
     losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
     return losses.reshape(len(losses), -1).sum(1)

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.layer_gradients import Outer, layer_gradients
-from cl_callbacks.functional.per_sample import Cotangents, Forward
-from cl_callbacks.functional.recorded_calls import finite_pass, output_cotangents
+from cl_callbacks.functional.layer_gradients import Outer
+from cl_callbacks.functional.network_gradients import wide_dtype
+from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
 
 
 class Factors(NamedTuple):
@@ -50,34 +50,41 @@ class KroneckerFactors:
     r"""Sums of the factors of some layers of a network, batch after batch.
 
     Args:
-        layers: by any name; modules for which :func:`has_factors` holds.
+        module: the network.
+        layers: layers of it for which :func:`has_factors` holds, by the name of their weight.
         forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
-
-    Attributes:
-        explained: of each layer, whether its factors stood the test in the batches so far: their
-            gradient of the first batch is the one that autograd finds. A weight that is also used outside
-            its layer's call fails it.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
-        >>> factors = KroneckerFactors({"net": net}, lambda x: (net(x), None))
+        >>> factors = KroneckerFactors(net, {"weight": net}, lambda x: (net(x), None))
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> factors.sums(x, lambda outputs, labels: [torch.ones_like(outputs)])
         ([tensor([[5.]]), tensor([[2.]])], 2)
     """
 
-    def __init__(self, layers: Mapping[str, Factored], forward: Forward) -> None:
-        self.layers, self.forward = dict(layers), forward
-        self.explained = dict.fromkeys(layers, True)
-        self._checked = False
+    def __init__(self, module: nn.Module, layers: Mapping[str, Factored], forward: Forward) -> None:
+        self.layers = dict(layers)
+        weights = {name: layer.weight for name, layer in layers.items()}
+        biases = {_bias(name): layer.bias for name, layer in layers.items() if layer.bias is not None}
+        self._gradients = PerSampleGradients(module, weights | biases, forward)
+        self._inside: set[str] = set()  # weights that a module around the layer uses for it
+
+    @property
+    def explained(self) -> dict[str, bool]:
+        """Of each layer, whether its calls explain the gradients of single samples, in all batches so far.
+
+        Not those of a weight that is also used elsewhere, or of a call that mixes the samples.
+        """
+        fallback = self._gradients.fallback | self._inside
+        return {name: not {name, _bias(name)} & fallback for name in self.layers}
 
     def zeros(self) -> list[Tensor]:
         """The sums over no sample."""
         found = []
         for layer in self.layers.values():
-            rows = _matrix(layer.weight)
+            rows = layer.weight.detach().flatten(1)
             for size in (rows.shape[1] + (layer.bias is not None), rows.shape[0]):
-                found.append(rows.new_zeros(size, size))
+                found.append(rows.new_zeros(size, size, dtype=wide_dtype(rows)))
         return found
 
     def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
@@ -88,56 +95,36 @@ class KroneckerFactors:
         Returns:
             Input factor and output factor of the first layer, of the second, and so on; the count.
         """
-        names: dict[nn.Module, str] = {layer: name for name, layer in self.layers.items()}
         totals = dict(zip(self.layers, paired(self.zeros()), strict=True))
-        batch, outputs, labels, calls = finite_pass(names, self.forward, batch)
+        _, outputs, labels, calls = self._gradients.run(batch)
         for k, vector in enumerate(cotangents(outputs.detach(), labels) if len(outputs) else ()):
-            seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-            for call, (delta,) in zip(calls, output_cotangents(outputs, calls, vector), strict=True):
-                if delta is not None:
-                    seen.setdefault(names[call.module], []).append(
-                        _positions(call.module, call.inputs, delta)
-                    )
-            if not self._checked:
-                self._check(outputs, vector, seen)
-            for name, uses in seen.items():
-                a, delta = (torch.cat(parts) for parts in zip(*uses, strict=True))
+            parts = self._gradients.parts(outputs, calls, vector)
+            for name, layer in self.layers.items():
+                uses = [part for part in parts.get(name, []) if isinstance(part, Outer)]
+                if len(uses) < len(parts.get(name, [])):
+                    self._inside.add(name)
+                if not uses or not self.explained[name]:
+                    continue
+                a, delta = (torch.cat(sides) for sides in zip(*map(_positions, uses), strict=True))
                 if k == 0:
+                    a = a if layer.bias is None else nn.functional.pad(a, (0, 1), value=1.0)
                     totals[name].inputs.add_(a.T @ a, alpha=len(outputs) / len(a))
                 totals[name].outputs.add_(delta.T @ delta)
         return [factor for pair in totals.values() for factor in pair], len(outputs)
 
-    def _check(
-        self, outputs: Tensor, vector: Tensor, seen: Mapping[str, list[tuple[Tensor, Tensor]]]
-    ) -> None:
-        self._checked = True
-        weights = [layer.weight for layer in self.layers.values()]
-        truth = torch.autograd.grad(outputs, weights, vector, retain_graph=True, allow_unused=True)
-        for (name, layer), expected in zip(self.layers.items(), truth, strict=True):
-            expected = _matrix(torch.zeros_like(layer.weight) if expected is None else expected)
-            found = torch.zeros_like(expected)
-            for a, delta in seen.get(name, []):
-                found += delta.T @ a[:, : expected.shape[1]]
-            # Generous against rounding in the model's own dtype, far below any missing term.
-            self.explained[name] = bool((found - expected).norm() <= 1e-2 * expected.norm())
+
+def _positions(use: Outer) -> tuple[Tensor, Tensor]:
+    """Inputs and cotangents at all positions of all samples: ``(P, I)``, ``(P, O)``."""
+    return use.inputs.flatten(0, 2), use.delta.flatten(0, 2)
+
+
+def _bias(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"
 
 
 def paired(flat: Sequence[Tensor]) -> list[Factors]:
     """Input factor, output factor, input factor, …, as pairs."""
     return [Factors(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
-
-
-def _positions(layer: nn.Module, inputs: Any, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (with a trailing 1 for a bias) and cotangents at all positions: ``(P, I)``, ``(P, O)``."""
-    args, kwargs = inputs
-    outer = layer_gradients(layer, args[0] if args else kwargs["input"], delta)["weight"]
-    assert isinstance(outer, Outer)
-    a, delta = outer.inputs.flatten(0, 2), outer.delta.flatten(0, 2)
-    return (a if layer.bias is None else nn.functional.pad(a, (0, 1), value=1.0)), delta
 
 
 def kronecker_pull(change: Tensor, factors: Sequence[Factors]) -> Tensor:

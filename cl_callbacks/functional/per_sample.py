@@ -36,7 +36,7 @@ from cl_callbacks.functional.layer_gradients import (
 )
 from cl_callbacks.functional.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
-from cl_callbacks.functional.recorded_calls import Call, finite_pass, output_cotangents
+from cl_callbacks.functional.recorded_calls import Call, Pass, finite_pass, output_cotangents
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +116,13 @@ class PerSampleGradients:
         Returns:
             One tensor per parameter, at least float32, in the order of ``parameters``; the count.
         """
-        batch, outputs, labels, calls = finite_pass(self._owners, self.forward, batch)
+        batch, outputs, labels, calls = self.run(batch)
         if not len(outputs):
             return self.zeros(), 0
-        self._check(batch, outputs, calls)
         totals = dict(zip(self.parameters, self.zeros(), strict=True))
         vectors = []
         for vector in cotangents(outputs.detach(), labels):
-            parts = self._parts(outputs, calls, vector)
+            parts = self.parts(outputs, calls, vector)
             for name in list(parts):
                 # Taken out one by one, so that no two modules' gradients are held at a time.
                 uses = parts.pop(name)
@@ -148,8 +147,18 @@ class PerSampleGradients:
 
     # -- modules -----------------------------------------------------------------------------------
 
-    def _parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
-        """Per-sample gradients of every use of every parameter by the module that owns it."""
+    def run(self, batch: Any) -> Pass:
+        """Runs the finite samples of a batch, and finds out whether modules explain what it uses."""
+        passed = finite_pass(self._owners, self.forward, batch)
+        if len(passed.outputs):
+            self._check(passed.batch, passed.outputs, passed.calls)
+        return passed
+
+    def parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
+        """Per-sample gradients of every use of every parameter by the module that owns it.
+
+        Not to be relied upon for parameters in ``fallback``.
+        """
         parts: dict[str, list[PerSample]] = {}
         called = {id(call.module) for call in calls}
         for call, deltas in zip(calls, output_cotangents(outputs, calls, vector), strict=True):
@@ -196,7 +205,7 @@ class PerSampleGradients:
         # A random cotangent, drawn apart from the user's random numbers, hides no direction.
         generator = torch.Generator(outputs.device).manual_seed(0)
         vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
-        parts = self._parts(outputs, calls, vector)
+        parts = self.parts(outputs, calls, vector)
         weights = [self.parameters[name] for name in names]
         for i in samples:
             alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]

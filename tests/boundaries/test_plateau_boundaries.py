@@ -170,7 +170,7 @@ def test_a_training_step_without_a_loss_is_refused() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             return None
 
-    with pytest.raises(MisconfigurationException, match="training_step of Manual returned"):
+    with pytest.raises(MisconfigurationException, match="training_step of Manual returns none"):
         make_trainer(PlateauBoundaries()).fit(Manual(), loader(*task(0)))
 
 

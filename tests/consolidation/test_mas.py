@@ -76,13 +76,13 @@ def test_the_average_over_tasks() -> None:
         torch.testing.assert_close(found, torch.stack([task[i] for task in kept]).mean(0))
 
 
-def test_no_synapse_matters_more_than_allowed() -> None:
+def test_no_task_gives_a_synapse_more_than_allowed() -> None:
     free, capped = MAS(1.0), MAS(1.0, max_importance=0.01)
     for rule in (free, capped):
         torch.manual_seed(0)
         fit_tasks(Net(plain_net()), rule, tasks=2)
-    assert max(t.max() for t in free.synapses.view["importance"]) > 0.01
-    assert max(t.max() for t in capped.synapses.view["importance"]) == pytest.approx(0.01)
+    assert max(t.max() for t in free.synapses.view["importance"]) > 0.02
+    assert max(t.max() for t in capped.synapses.view["importance"]) == pytest.approx(0.02)
 
 
 def test_arguments_that_cannot_work() -> None:

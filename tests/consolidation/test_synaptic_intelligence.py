@@ -204,7 +204,7 @@ def test_weight_decay_can_be_left_out() -> None:
     decay = gradient * 0.05 * 0.5 * fresh.theta.detach()  # -g times -lr wd theta, of the single step
     torch.testing.assert_close(found[False], found[True] + decay, rtol=1e-9, atol=1e-12)
     assert decay.abs().min() > 1e-4
-    with pytest.raises(MisconfigurationException, match="mixed with the gradient's momentum"):
+    with pytest.raises(MisconfigurationException, match="not known to be decoupled"):
         model = Quadratic(curvature(), partial(Adam, lr=0.1, weight_decay=0.1))
         make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True)).fit(model, loader(centres()))
     plain = Quadratic(curvature(), partial(Adam, lr=0.1))

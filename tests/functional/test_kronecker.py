@@ -44,14 +44,16 @@ def build() -> tuple[nn.Module, Tensor]:
 
 def measure(net: nn.Module, batches: list[Tensor], **how: str) -> dict[str, Factors]:
     layers = {name: m for name, m in net.named_modules() if has_factors(m)}
-    factors = KroneckerFactors(layers, lambda x: (net(x), None))
+    layers = {f"{name}.weight": layer for name, layer in layers.items()}
+    factors = KroneckerFactors(net, layers, lambda x: (net(x), None))
     totals, count = factors.zeros(), 0
     for batch in batches:
         sums, n = factors.sums(batch, lambda z, y: fisher_cotangents(z, y, **how))
         totals = [a + b for a, b in zip(totals, sums, strict=True)]
         count += n
     assert all(factors.explained.values())
-    return dict(zip(layers, paired([t / count for t in totals]), strict=True))
+    names = [name.removesuffix(".weight") for name in layers]
+    return dict(zip(names, paired([t / count for t in totals]), strict=True))
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -149,9 +151,32 @@ def test_weights_that_are_also_used_elsewhere_are_not_explained() -> None:
             return F.linear(self.second(self.first(x)), self.first.weight)
 
     net = Twice()
-    factors = KroneckerFactors({"first": net.first, "second": net.second}, lambda x: (net(x), None))
-    factors.sums(torch.randn(5, 3), lambda z, y: [torch.ones_like(z)])
-    assert factors.explained == {"first": False, "second": True}
+    layers = {"first.weight": net.first, "second.weight": net.second}
+    factors = KroneckerFactors(net, layers, lambda x: (net(x), None))
+    factors.sums(torch.randn(5, 3), lambda z, y: [torch.zeros_like(z)])  # an unlucky cotangent tells no less
+    assert factors.explained == {"first.weight": False, "second.weight": True}
+
+
+@pytest.mark.parametrize("prototypes", [4, 6])
+def test_calls_that_are_not_of_single_samples_are_not_explained(prototypes: int) -> None:
+    """A layer of a vector, and one of prototypes: what they receive is a sum over the batch."""
+
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.film, self.project = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 4)
+            self.register_buffer("code", torch.randn(2))
+            self.register_buffer("centres", torch.randn(prototypes, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.body(x) * self.film(self.code)) @ self.project(self.centres).T
+
+    torch.manual_seed(0)
+    net = Conditioned()
+    layers = {f"{name}.weight": getattr(net, name) for name in ("body", "film", "project")}
+    factors = KroneckerFactors(net, layers, lambda x: (net(x), None))
+    factors.sums(torch.randn(6, 3), lambda z, y: fisher_cotangents(z))
+    assert factors.explained == {"body.weight": True, "film.weight": False, "project.weight": False}
 
 
 def test_a_layer_called_twice_is_explained() -> None:
@@ -164,9 +189,9 @@ def test_a_layer_called_twice_is_explained() -> None:
             return self.layer(torch.tanh(self.layer(x)))
 
     net = Twice()
-    factors = KroneckerFactors({"layer": net.layer}, lambda x: (net(x), None))
+    factors = KroneckerFactors(net, {"layer.weight": net.layer}, lambda x: (net(x), None))
     (a, g), n = factors.sums(torch.randn(5, 3), lambda z, y: [torch.ones_like(z)])
-    assert factors.explained["layer"]
+    assert factors.explained["layer.weight"]
     assert n == 5
     assert a[-1, -1] == pytest.approx(5.0)  # the mean over positions, summed over samples
     assert g.trace() > 0
