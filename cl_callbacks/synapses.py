@@ -110,9 +110,12 @@ class Synapses:
         return {field: dict(state) for field, state in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes copies of saved state, to be laid out by the next :meth:`place`."""
+        """Takes copies of saved state, to be laid out by the next :meth:`place`.
+
+        A field that is missing starts anew.
+        """
         for field in self._state:
-            self._state[field] = {name: t.detach().clone() for name, t in state[field].items()}
+            self._state[field] = {name: t.detach().clone() for name, t in state.get(field, {}).items()}
 
     def _beside(self, old: Tensor | None, parameter: Tensor, fill: Fill) -> Tensor:
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)

@@ -161,6 +161,8 @@ def test_two_rules_of_a_kind_on_the_same_parameters_need_names() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match="first-order optimizer"):
         record(Net(optimizer=torch.optim.LBFGS), Recorder())
+    with pytest.raises(MisconfigurationException, match="maximize=True climbs"):
+        record(Net(optimizer=partial(torch.optim.SGD, lr=0.1, maximize=True)), Recorder())
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(MisconfigurationException, match="fused=False"):
         record(Net(optimizer=partial(torch.optim.SGD, lr=0.1, fused=True)), Recorder(), plugins=[plugin])

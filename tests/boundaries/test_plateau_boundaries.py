@@ -104,6 +104,35 @@ def test_the_hardest_samples_are_kept() -> None:
     assert list(boundaries.recent_batches) == [boundaries._hard]
 
 
+def test_a_sample_that_comes_again_is_held_once() -> None:
+    boundaries = OnTriples(hard_samples=10)
+    make_trainer(boundaries, max_epochs=5).fit(Scripted(plain_net()), stream([1.0] * 6))
+    assert len(boundaries._hard[0].unique(dim=0)) == 10
+
+
+def test_hard_samples_need_one_shape() -> None:
+    class Tokens(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x[:, :FEATURES])
+
+    class Batches:
+        def __iter__(self) -> Any:
+            return iter((torch.randn(4, FEATURES + k), torch.zeros(4).long()) for k in range(3))
+
+    with pytest.raises(ValueError, match="pad them to one length"):
+        make_trainer(PlateauBoundaries(hard_samples=3)).fit(Tokens(plain_net()), Batches())
+
+
+def test_batches_that_are_skipped_are_passed_over() -> None:
+    class Skipping(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx).view(1)
+
+    boundaries = PlateauBoundaries(check_every_n_steps=1)
+    make_trainer(boundaries).fit(Skipping(plain_net()), stream(HEIGHTS))
+    assert boundaries.task == 2
+
+
 def test_keeping_hard_samples_does_not_disturb_the_training() -> None:
     found = []
     for hard in (0, 5):

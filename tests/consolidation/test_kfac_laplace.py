@@ -169,6 +169,77 @@ def test_weight_and_bias_in_two_optimizers() -> None:
             torch.testing.assert_close(found, whole[view.names.index(name)])
 
 
+def test_a_bias_is_held_also_when_its_weight_is_frozen() -> None:
+    model, rule = Net(plain_net()), KFACLaplace(5.0)
+    fit_tasks(model, rule, tasks=1)
+    view = rule.synapses.view
+    with torch.no_grad():
+        torch._foreach_add_(view.parameters[1::2], 0.1)
+    whole = [torch.zeros_like(p) for p in view.parameters]
+    rule.pull(view, whole)
+    model.net[0].weight.requires_grad_(False)
+    model.net[2].weight.requires_grad_(False)
+    rule._place(model)
+    view = rule.synapses.view
+    assert view.names == ["net.0.bias", "net.2.bias"]
+    pull = [torch.zeros_like(p) for p in view.parameters]
+    rule.pull(view, pull)
+    assert all(map(torch.equal, pull, whole[1::2]))
+    assert all(g.abs().sum() > 0 for g in pull)
+
+
+def test_layers_that_a_task_does_not_use_decay_too() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head, self.through = nn.Linear(6, 6), nn.Linear(6, CLASSES), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.a(x) if self.through else F.linear(x, self.a.weight, self.a.bias))
+
+    model, rule = Net(Skipping()), KFACLaplace(1.0, decay=0.5)
+    fit_tasks(model, rule, tasks=1)
+    before = rule.memory.factors["net.a.weight"][0]
+    model.net.through = False
+    fit_tasks(model, rule, tasks=1)
+    ((inputs, outputs),) = rule.memory.factors["net.a.weight"]
+    assert torch.equal(inputs, before.inputs)
+    torch.testing.assert_close(outputs, 0.5 * before.outputs)
+    assert rule.synapses.view["importance"][0].sum() > 0
+
+
+def test_layers_that_are_gone_are_forgotten_and_new_biases_start_free() -> None:
+    class Two(nn.Module):
+        def __init__(self, **layers: nn.Module) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.children():
+                x = layer(x)
+            return x
+
+    rule = KFACLaplace(10.0, strict=False)
+    first = nn.Linear(FEATURES, 8, bias=False)
+    fit_tasks(Net(Two(first=first, head=nn.Linear(8, CLASSES))), rule, tasks=1)
+    assert rule.memory.factors["net.first.weight"][0].inputs.shape == (6, 6)
+    with_bias = nn.Linear(FEATURES, 8)
+    with_bias.weight = first.weight
+    fit_tasks(Net(Two(first=with_bias, other=nn.Linear(8, CLASSES))), rule, tasks=1)
+    assert set(rule.memory.factors) == {"net.first.weight", "net.other.weight"}
+    assert rule.memory.factors["net.first.weight"][0].inputs.shape == (7, 7)
+
+
+def test_a_proximal_step_needs_one_rate_for_a_layer() -> None:
+    def optimizer(parameters: Any) -> Any:
+        first, *rest = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest}], lr=0.2)
+
+    with pytest.raises(ValueError, match="one learning rate"):
+        fit_tasks(Net(plain_net(), optimizer), KFACLaplace(1.0, proximal=True))
+
+
 def test_the_list_grows_and_the_nearest_does_not() -> None:
     for accumulate, length in (("list", 4), ("nearest", 1)):
         rule = KFACLaplace(1.0, accumulate=accumulate)
@@ -182,6 +253,7 @@ def test_the_list_grows_and_the_nearest_does_not() -> None:
         ({"accumulate": "sum"}, "'list', 'nearest'"),
         ({"accumulate": "list", "proximal": True}, "no cheap proximal step"),
         ({"decay": 2.0}, "0 to 1"),
+        ({"decay": "mean"}, "0 to 1"),
         ({"estimator": "batched"}, "is not one of"),
         ({"samples": 0}, "at least 1"),
     ],

@@ -12,7 +12,7 @@ import torch
 from cl_callbacks import EpochBoundaries, RWalk
 from tests.references.path_integral import RWalk as Reference
 from tests.references.path_integral import train_sequence
-from tests.training import Net, loader, make_trainer, plain_net, task, weights
+from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
 @pytest.mark.parametrize("proximal", [False, True])
@@ -92,6 +92,32 @@ def test_every_optimizer_steps_and_windows_close_for_all() -> None:
     assert rule.steps == 4
     assert all(path.abs().sum() == 0 for path in rule.synapses.view["path"])
     assert all(score.sum() > 0 for score in rule.synapses.view["score"])
+
+
+def test_an_infinite_gradient_costs_one_window() -> None:
+    """What was known of the tasks before stays."""
+
+    class Cleaning(Net):
+        """Its own hook comes after the callbacks have seen the gradients."""
+
+        def backward(self, loss: torch.Tensor) -> None:
+            super().backward(loss)
+            if self.broken:
+                self.net[0].weight.grad[0, 0] = torch.nan
+                self.broken = False
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.net[0].weight.grad.nan_to_num_(0.0)
+
+    model, rule = Cleaning(plain_net()), RWalk(1.0, every_n_steps=2)
+    model.broken = False
+    fit_tasks(model, rule, tasks=1)
+    before = rule.synapses.view["score"][0].clone()
+    model.broken = True
+    fit_tasks(model, rule, tasks=1)
+    view = rule.synapses.view
+    assert all(t.isfinite().all() for field in view.fields.values() for t in field)
+    assert view["score"][0][0, 0] >= before[0, 0] / 2 > 0
 
 
 @pytest.mark.parametrize(

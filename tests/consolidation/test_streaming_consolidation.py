@@ -72,6 +72,47 @@ def test_needs_no_boundary_and_no_data() -> None:
     assert rule.tasks == 0
 
 
+@pytest.mark.parametrize("importance", ["fisher", "sensitivity", "path"])
+def test_a_gradient_that_is_not_finite_leaves_no_trace(importance: Any) -> None:
+    class Cleaning(Net):
+        """Its own hook comes after the callbacks have seen the gradients."""
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.net[0].weight.grad.nan_to_num_(0.0)
+
+        def backward(self, loss: torch.Tensor) -> None:
+            super().backward(loss)
+            self.net[0].weight.grad[0, 0] = torch.nan
+
+    model, rule = Cleaning(plain_net()), StreamingConsolidation(10.0, importance=importance)
+    make_trainer(rule, max_epochs=3).fit(model, loader(*task(0)))
+    assert weights(model).isfinite().all()
+    assert all(t.isfinite().all() for t in rule.synapses.view["importance"])
+
+
+def test_each_synapse_has_an_age_of_its_own() -> None:
+    """A layer that thaws late averages over its own steps, not over those of all."""
+
+    class Thawing(Net):
+        def on_train_epoch_start(self) -> None:
+            self.net[0].requires_grad_(self.current_epoch >= 3)
+
+    gradients: list[torch.Tensor] = []
+
+    class Watching(StreamingConsolidation):
+        def observe(self, step: Any) -> None:
+            if "net.0.weight" in step.synapses.names:
+                gradients.append(step.gradients[step.synapses.names.index("net.0.weight")].clone())
+            super().observe(step)
+
+    model, rule = Thawing(plain_net()), Watching(0.0, importance="fisher", importance_decay=1.0)
+    model.net[0].requires_grad_(False)
+    make_trainer(rule, max_epochs=5).fit(model, loader(*task(0)))
+    assert len(gradients) == 6
+    found = rule.synapses.view["importance"][rule.synapses.view.names.index("net.0.weight")]
+    torch.testing.assert_close(found, torch.stack(gradients).square().mean(0))
+
+
 def test_a_limit() -> None:
     rule = StreamingConsolidation(1.0, importance="sensitivity", max_importance=1e-3)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,6 +295,18 @@ def test_no_second_forward_or_backward() -> None:
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SynapticIntelligence(1.0, **arguments)
+
+
+def test_an_importance_file_leaves_the_open_path_behind(tmp_path: Path) -> None:
+    model, rule = Net(plain_net()), SynapticIntelligence(1.0)
+    fit_tasks(model, rule, EpochBoundaries(2), tasks=1, max_epochs=3)
+    assert any(w.abs().sum() > 0 for w in rule.synapses.view["path"])
+    rule.save_importance(tmp_path / "importance")
+    loaded = SynapticIntelligence(1.0, importance=tmp_path / "importance")
+    loaded._place(model)
+    for field in ("importance", "anchor"):
+        assert all(map(torch.equal, loaded.synapses.view[field], rule.synapses.view[field]))
+    assert all(w.abs().sum() == 0 for w in loaded.synapses.view["path"])
 
 
 def test_works_beside_a_rule_that_pulls() -> None:

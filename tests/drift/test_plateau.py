@@ -70,10 +70,24 @@ def test_a_short_rise_after_a_long_rest_counts() -> None:
     assert len(found(Plateau(), trace)) == 2
 
 
+def test_a_rise_that_comes_late_counts_too() -> None:
+    """After more values than are kept, and before the first plateau."""
+    trace = noisy([(1.0, 1500), (20.0, 100), (6.0, 60)])
+    assert len(found(Plateau(), trace)) == 1
+    assert found(Plateau(), noisy([(1.0, 1500), (6.0, 60)])) == []
+
+
+def test_a_loss_below_0_needs_absolute_thresholds() -> None:
+    trace = noisy([(-1.0, 30), (-3.0, 30), (-1.0, 30), (-3.0, 30)])
+    with pytest.warns(UserWarning, match="use threshold='absolute'"):
+        assert found(Plateau(), trace) == []
+    assert len(found(Plateau(threshold="absolute", level=-2.5), trace)) == 2
+
+
 def test_goes_on_from_its_state() -> None:
-    trace = noisy(HIGH_LOW)
+    trace = noisy([*HIGH_LOW, (1.0, 1200), (0.1, 20)])
     whole = found(Plateau(), trace)
-    for cut in (3, 45, 120):
+    for cut in (3, 45, 120, 1390):
         first, second = Plateau(), Plateau()
         before = found(first, trace[:cut])
         second.load_state_dict(first.state_dict())
