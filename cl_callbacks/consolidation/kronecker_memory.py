@@ -12,6 +12,7 @@ from cl_callbacks.functional.kronecker import (
     Eigen,
     Factored,
     Factors,
+    bias_name,
     decompose,
     has_factors,
     kronecker_pull,
@@ -44,7 +45,7 @@ def factored_layers(module: nn.Module, synapses: SynapseView) -> dict[str, Facto
 class KroneckerMemory:
     """Factors of each layer, and the quadratic penalty that they make.
 
-    A layer's weights and bias are one matrix, the bias its last column. A bias that is not among the
+    A layer's weights and bias are one matrix, the bias its last column. One of them that is not among the
     synapses counts as resting at its anchor.
 
     Args:
@@ -70,7 +71,7 @@ class KroneckerMemory:
         self.factors = {name: terms for name, terms in self.factors.items() if name in known}
         for name, terms in self.factors.items():
             if name in weights:
-                placed = [_beside(term, weights[name], _bias(name) in weights) for term in terms]
+                placed = [_beside(term, weights[name], bias_name(name) in weights) for term in terms]
                 if any(new is not old for new, old in zip(placed, terms, strict=True)):
                     self.factors[name] = placed
                     self._eigen.pop(name, None)
@@ -101,7 +102,7 @@ class KroneckerMemory:
             if name not in self._eigen:
                 (pair,) = self.factors[name]
                 self._eigen[name] = decompose(pair)
-            stepping = {n: step[n] for n in (name, _bias(name)) if n in step}
+            stepping = {n: step[n] for n in (name, bias_name(name)) if n in step}
             (rate, *others) = set(stepping.values())
             if others:
                 raise ValueError(
@@ -138,22 +139,18 @@ class KroneckerMemory:
             distance = synapses.parameters[i].detach() - synapses["anchor"][i]
             return distance.to(like.dtype).view(shape)
 
-        found = {}
+        found, stepping = {}, set(names)
         for name, terms in self.factors.items():
-            if not {name, _bias(name)} & set(names):
+            if not {name, bias_name(name)} & stepping:
                 continue
             inputs, outputs = terms[0]
             rows, columns = len(outputs), len(inputs)
             # A weight that rests is here for its bias, the last column.
             width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
             weight = part(name, (rows, width), inputs)
-            bias = part(_bias(name), (rows, columns - width), inputs)
+            bias = part(bias_name(name), (rows, columns - width), inputs)
             found[name] = torch.cat([weight, bias], 1)
         return found
-
-
-def _bias(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias"
 
 
 def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
@@ -161,8 +158,8 @@ def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
     if name in target:
         weight = target[name]
         weight += change[:, : weight[0].numel()].reshape(weight.shape)
-    if _bias(name) in target:
-        bias = target[_bias(name)]
+    if bias_name(name) in target:
+        bias = target[bias_name(name)]
         bias += change[:, -1]
 
 

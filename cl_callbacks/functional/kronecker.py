@@ -65,7 +65,7 @@ class KroneckerFactors:
     def __init__(self, module: nn.Module, layers: Mapping[str, Factored], forward: Forward) -> None:
         self.layers = dict(layers)
         weights = {name: layer.weight for name, layer in layers.items()}
-        biases = {_bias(name): layer.bias for name, layer in layers.items() if layer.bias is not None}
+        biases = {bias_name(name): layer.bias for name, layer in layers.items() if layer.bias is not None}
         self._gradients = PerSampleGradients(module, weights | biases, forward)
         self._inside: set[str] = set()  # weights that a module around the layer uses for it
 
@@ -76,7 +76,7 @@ class KroneckerFactors:
         Not those of a weight that is also used elsewhere, or of a call that mixes the samples.
         """
         fallback = self._gradients.fallback | self._inside
-        return {name: not {name, _bias(name)} & fallback for name in self.layers}
+        return {name: not {name, bias_name(name)} & fallback for name in self.layers}
 
     def zeros(self) -> list[Tensor]:
         """The sums over no sample."""
@@ -118,7 +118,8 @@ def _positions(use: Outer) -> tuple[Tensor, Tensor]:
     return use.inputs.flatten(0, 2), use.delta.flatten(0, 2)
 
 
-def _bias(weight: str) -> str:
+def bias_name(weight: str) -> str:
+    """Name of the bias beside a weight."""
     return weight.removesuffix("weight") + "bias"
 
 
