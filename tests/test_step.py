@@ -115,6 +115,21 @@ def test_options_are_those_of_each_group_at_the_step() -> None:
     assert seen == [[0.1, 0.5], [0.05, 0.25], [0.025, 7.0]]
 
 
+def test_two_optimizers_of_the_same_parameters_keep_their_options_apart() -> None:
+    model = nn.Linear(3, 2)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=lr) for lr in (0.1, 0.2)]
+    seen: list[list[float]] = []
+    rule = Recorder(model, set())
+    rule.observe = lambda step: seen.append(step.option("lr"))  # type: ignore[method-assign]
+    step = SynapticStep([rule])
+    step.attach(optimizers)
+    for optimizer in (*optimizers, *optimizers):
+        backward(model)
+        step.about_to_step(optimizer)
+        optimizer.step()
+    assert seen == [[0.1, 0.1], [0.2, 0.2]] * 2
+
+
 def test_a_skipped_step_leaves_no_trace() -> None:
     """As a GradScaler does after an overflow: the optimizer is never called."""
     model = nn.Linear(3, 2)

@@ -88,7 +88,8 @@ def test_every_optimizer_steps_and_windows_close_for_all() -> None:
 
     model, rule = Alternating(plain_net()), RWalk(1.0, every_n_steps=4)
     x, y = task(0)
-    make_trainer(rule, max_steps=4, max_epochs=9).fit(model, loader(x, y))
+    make_trainer(rule, EpochBoundaries(99), max_steps=4, max_epochs=9).fit(model, loader(x, y))
+    assert rule.tasks == 0  # no boundary has closed them
     assert rule.steps == 4
     assert all(path.abs().sum() == 0 for path in rule.synapses.view["path"])
     assert all(score.sum() > 0 for score in rule.synapses.view["score"])
