@@ -31,5 +31,10 @@ def test_scaling(tmp_path: Path) -> None:
     assert said.count("state 3,827,280 and 3,827,280 bytes") == 2
 
 
+def test_overhead(tmp_path: Path) -> None:
+    said = run("overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", folder=tmp_path)
+    assert said.count("of one pass") == 8
+
+
 def test_choices_explain_themselves(tmp_path: Path) -> None:
     assert "anchors" in run("choices.py", "--help", folder=tmp_path)
