@@ -102,6 +102,9 @@ def test_the_hardest_samples_are_kept() -> None:
     kept = boundaries._hard[0]
     torch.testing.assert_close(kept[kept[:, 0].argsort()], x[hardest][x[hardest][:, 0].argsort()])
     assert list(boundaries.recent_batches) == [boundaries._hard]
+    restored = OnTriples(hard_samples=7)
+    restored.load_state_dict(boundaries.state_dict())
+    assert all(map(torch.equal, restored._hard, boundaries._hard))
 
 
 def test_a_sample_that_comes_again_is_held_once() -> None:

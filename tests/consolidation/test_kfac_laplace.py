@@ -231,6 +231,36 @@ def test_layers_that_are_gone_are_forgotten_and_new_biases_start_free() -> None:
     assert rule.memory.factors["net.first.weight"][0].inputs.shape == (7, 7)
 
 
+def test_the_proximal_step_is_that_of_the_present_curvature() -> None:
+    """After several tasks, and instead of a pull."""
+    model, rule = Net(plain_net()), KFACLaplace(5.0, proximal=True)
+    fit_tasks(model, rule, tasks=3)
+    view = rule.synapses.view
+    with torch.no_grad():
+        torch._foreach_add_(view.parameters, 0.1)
+    pull = [torch.zeros_like(p) for p in view.parameters]
+    rule.pull(view, pull)
+    assert all(g.abs().sum() == 0 for g in pull)
+    (pair,) = rule.memory.factors["net.2.weight"]
+    before = [(p - a).detach() for p, a in zip(view.parameters[2:], view["anchor"][2:], strict=True)]
+    change = torch.cat([before[0], before[1].unsqueeze(1)], 1)
+    matrix = torch.eye(change.numel()) + 0.7 * torch.kron(pair.outputs, pair.inputs)
+    expected = torch.linalg.solve(matrix, change.flatten()).view_as(change)
+    with torch.no_grad():
+        rule.memory.relax(view, view.names, [0.7] * 4)
+    torch.testing.assert_close(view.parameters[2] - view["anchor"][2], expected[:, :-1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_diagonal_decays_too() -> None:
+    found = []
+    for decay in (0.0, 1.0):
+        torch.manual_seed(0)
+        rule = KFACLaplace(0.0, parameters="bias", decay=decay)
+        fit_tasks(Net(plain_net()), rule, tasks=2)
+        found.append(rule.synapses.view["importance"][0])
+    assert (found[1] > found[0]).all()
+
+
 def test_a_proximal_step_needs_one_rate_for_a_layer() -> None:
     def optimizer(parameters: Any) -> Any:
         first, *rest = parameters

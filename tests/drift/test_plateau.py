@@ -77,6 +77,22 @@ def test_a_rise_that_comes_late_counts_too() -> None:
     assert found(Plateau(), noisy([(1.0, 1500), (6.0, 60)])) == []
 
 
+def test_each_peak_has_a_scale_of_its_own() -> None:
+    """A second task of a much lower loss is not at rest while it is being learned."""
+    trace = noisy([(20.0, 40), (0.1, 60), (2.0, 40)])
+    assert len(found(Plateau(), trace)) == 1
+    assert len(found(Plateau(), noisy([(20.0, 40), (0.1, 60), (2.0, 40), (0.1, 40)]))) == 2
+
+
+def test_the_scale_outlives_the_values_it_came_from() -> None:
+    detector = Plateau()
+    assert found(detector, noisy([(20.0, 100), (11.0, 1100)])) == []
+    restored = Plateau()
+    restored.load_state_dict(detector.state_dict())
+    assert restored.state_dict() == detector.state_dict()
+    assert len(found(detector, noisy([(9.0, 10)]))) == len(found(restored, noisy([(9.0, 10)]))) == 1
+
+
 def test_a_loss_below_0_needs_absolute_thresholds() -> None:
     trace = noisy([(-1.0, 30), (-3.0, 30), (-1.0, 30), (-3.0, 30)])
     with pytest.warns(UserWarning, match="use threshold='absolute'"):
