@@ -67,8 +67,6 @@ class StreamingConsolidation(AnchoredRule):
         ...     callbacks=[StreamingConsolidation(strength=1.0)], logger=False, enable_checkpointing=False)
     """
 
-    needs: frozenset[Need] = frozenset({"gradient"})
-
     def __init__(
         self,
         strength: float,

@@ -141,6 +141,15 @@ def test_the_proximal_step_solves_its_equation(step: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_the_proximal_step_never_moves_away() -> None:
+    """Factors of less than full rank, whose rounded eigenvalues may be negative."""
+    generator = torch.Generator().manual_seed(0)
+    a, g = torch.randn(2, 8, generator=generator), torch.randn(2, 6, generator=generator)
+    change = torch.randn(6, 8, generator=generator)
+    found = relax_kronecker(change, decompose(Factors(a.T @ a, g.T @ g)), 1e7)
+    assert found.norm() <= change.norm() * (1 + 1e-5)
+
+
 def test_weights_that_are_also_used_elsewhere_are_not_explained() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
