@@ -16,17 +16,23 @@ from cl_callbacks.consolidation import (
     SynapticIntelligence,
 )
 from cl_callbacks.data import TaskSequence
+from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.synaptic_callback import SynapticCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BGD",
     "EWC",
     "MAS",
+    "MESU",
     "BatchBoundaries",
+    "BennaFusi",
+    "Cascade",
     "EpochBoundaries",
     "FitBoundaries",
     "KFACLaplace",
+    "MetaplasticGate",
     "PlateauBoundaries",
     "RWalk",
     "StreamingConsolidation",

@@ -32,6 +32,30 @@ from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGra
 
 
 @contextmanager
+def unremembered(pl_module: LightningModule) -> Iterator[None]:
+    """Nothing is logged, and afterwards all buffers are as before, bit for bit, also after an exception."""
+    # With their places: a forward may change a buffer, or put another one there.
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in pl_module.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    attributes = vars(pl_module)
+    silent = {"log": _ignore, "log_dict": _ignore}
+    own = {name: attributes[name] for name in silent if name in attributes}
+    attributes.update(silent)
+    try:
+        yield
+    finally:
+        for name in silent:
+            del attributes[name]
+        attributes.update(own)
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
 def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterator[None]:
     """Evaluation mode in which nothing that happens is remembered.
 
@@ -39,16 +63,6 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     random numbers of torch, NumPy and Python. Within, ``log`` and ``log_dict`` do nothing, gradients
     are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
     """
-    modes = {module: module.training for module in pl_module.modules()}
-    # With their places: a forward may change a buffer, or put another one there.
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modes
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    attributes = vars(pl_module)
-    silent = {"log": _ignore, "log_dict": _ignore}
-    own = {name: attributes[name] for name in silent if name in attributes}
     with ExitStack() as stack:
         stack.enter_context(_isolated_rng(trainer.strategy.root_device))
         stack.enter_context(torch.inference_mode(False))
@@ -56,23 +70,25 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(_precision(trainer))
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(module, nn.RNNBase) for module in modes):
+        if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
             # cuDNN's recurrent layers cannot run backward in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(unremembered(pl_module))
+        stack.enter_context(evaluation_mode(pl_module))
         torch.manual_seed(seed + trainer.global_rank)
-        pl_module.eval()
-        attributes.update(silent)
-        try:
-            yield
-        finally:
-            for name in silent:
-                del attributes[name]
-            attributes.update(own)
-            for module, training in modes.items():
-                module.training = training
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
+        yield
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule's own mode again."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 @contextmanager

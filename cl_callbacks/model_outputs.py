@@ -16,8 +16,8 @@ _LABEL_KEYS = ("labels", "label")
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
 
 
-class ReadsOutputs(Callback):
-    """Mixin of the rules that need a model's outputs, not only its gradients."""
+class OutputsOfBatch(Callback):
+    """Mixin of the rules that ask a model for its outputs."""
 
     def outputs(self, pl_module: LightningModule, batch: Any) -> Tensor | tuple[Tensor, Tensor | None]:
         """The model's outputs for a batch and the labels, if it has any.
@@ -68,6 +68,10 @@ class ReadsOutputs(Callback):
         """:meth:`outputs` in its long form."""
         found = self.outputs(pl_module, batch)
         return (found, None) if isinstance(found, Tensor) else found
+
+
+class ReadsOutputs(OutputsOfBatch):
+    """Mixin of the rules that measure importance on a model's outputs, not only on its gradients."""
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises if the rule cannot work on such outputs and labels."""

@@ -2,8 +2,9 @@
 
 Just before the optimizer steps, the gradients are those of the task alone: unscaled, averaged over
 processes, not yet clipped. There every snapshot that some rule needs is taken, once, and then the rules
-pull. When the optimizer has really stepped, rules may rewrite the weights, and then all observe what
-happened. A step that is skipped (an overflow under mixed precision) leaves no trace, because torch calls
+pull. When the optimizer has really stepped, rules may rewrite the update that it made, one after the other,
+and then all observe what happened. A rule that owns the update puts another in its place, and so comes
+first. A step that is skipped (an overflow under mixed precision) leaves no trace, because torch calls
 the hook of a step only if there is one; accumulated, manual and alternating steps come out right for the
 same reason.
 """
@@ -13,15 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.synapses import Synapses, SynapseView
+from cl_callbacks.weight_noise import WeightNoise
 
-Need = Literal["gradient", "undo"]
+Need = Literal["gradient", "noise", "pulled", "before", "undo"]
+"""What a rule may need of a step: see the attributes of :class:`Step`."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,21 @@ class Step:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
         gradients: the task's gradient at the weights before, without any pull or clipping (given to
             rules that need ``"gradient"``, else empty).
+        noise_gradients: the task's gradient times the noise of the weights that it was taken at, mean
+            over the draws (``"noise"``; zero without noise).
+        pulled: the gradient with the pulls of all rules, not clipped (``"pulled"``).
+        before: weights before the step (``"before"``; there while rules rewrite, not while they observe).
         undo: weights before minus weights after: the realised update, whatever the optimizer, with its
-            sign turned (``"undo"``, else empty; not yet there while rules rewrite).
+            sign turned (``"undo"``; there while rules observe, not while they rewrite).
         optimizer: which stepped.
         groups: index of the optimizer's parameter group of each synapse.
     """
 
     synapses: SynapseView
     gradients: list[Tensor]
+    noise_gradients: list[Tensor]
+    pulled: list[Tensor]
+    before: list[Tensor]
     undo: list[Tensor]
     optimizer: Optimizer
     groups: list[int]
@@ -58,6 +68,14 @@ class Rule(Protocol):
     needs: frozenset[Need]
     synapses: Synapses
 
+    @property
+    def owns_update(self) -> bool:
+        """Whether the rule puts an update of its own in the place of the optimizer's."""
+
+    @property
+    def noise(self) -> WeightNoise | None:
+        """Of a rule that has the network seen at drawn weights."""
+
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the rule's gradient to the task's, in place."""
 
@@ -73,45 +91,65 @@ class _Plan:
 
     def __init__(
         self,
-        rules: Iterable[Rule],
+        rules: Sequence[Rule],
         optimizer: Optimizer,
         parameters: list[Tensor],
         buffers: dict[Need, dict[Tensor, Tensor]],
     ) -> None:
         self.parameters = parameters  # held, so that no other parameter can take one's identity
         self.members: list[tuple[Rule, Step]] = []
-        self._snapshots: dict[Need, dict[Tensor, Tensor]] = {"gradient": {}, "undo": {}}
+        self.noise: WeightNoise | None = None
+        self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
         group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for rule in rules:
             view = rule.synapses.view.among(parameters)
             if not len(view):
                 continue
-            lists: dict[Need, list[Tensor]] = {"gradient": [], "undo": []}
+            lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
             for kind in rule.needs:
+                # One buffer holds the weights before while rules rewrite, and then becomes the undo.
+                store = buffers["before" if kind == "undo" else kind]
                 for p in view.parameters:
-                    if p not in buffers[kind]:
-                        buffers[kind][p] = torch.empty_like(p.detach())
-                    self._snapshots[kind][p] = buffers[kind][p]
-                    lists[kind].append(buffers[kind][p])
-            groups = [group_of[p] for p in view.parameters]
-            self.members.append((rule, Step(view, lists["gradient"], lists["undo"], optimizer, groups)))
+                    if p not in store:
+                        store[p] = torch.empty_like(p.detach())
+                    self._snapshots[kind][p] = store[p]
+                    lists[kind].append(store[p])
+            step = Step(
+                synapses=view,
+                gradients=lists["gradient"],
+                noise_gradients=lists["noise"],
+                pulled=lists["pulled"],
+                before=lists["before"],
+                undo=lists["undo"],
+                optimizer=optimizer,
+                groups=[group_of[p] for p in view.parameters],
+            )
+            self.members.append((rule, step))
+            self.noise = rule.noise or self.noise
+        self._rewriting = sorted(self.members, key=lambda member: not member[0].owns_update)
 
     def capture(self) -> None:
-        gradients, weights = self._snapshots["gradient"], self._snapshots["undo"]
+        gradients, noise = self._snapshots["gradient"], self._snapshots["noise"]
+        weights = self._snapshots["before"] | self._snapshots["undo"]
         if gradients or weights:  # in one pass
             sources = _gradients(gradients) + list(weights)
             torch._foreach_copy_([*gradients.values(), *weights.values()], sources)
+        if noise and self.noise is not None:
+            torch._foreach_copy_(list(noise.values()), self.noise.take(list(noise)))
 
     def pull(self) -> None:
         for rule, step in self.members:
             rule.pull(step.synapses, _gradients(step.synapses.parameters))
+        pulled = self._snapshots["pulled"]
+        if pulled:
+            torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
 
     def finish(self) -> None:
-        for rule, step in self.members:
+        for rule, step in self._rewriting:
             rule.rewrite(step)
-        weights = self._snapshots["undo"]
-        if weights:
-            torch._foreach_sub_(list(weights.values()), list(weights))
+        undo = self._snapshots["undo"]
+        if undo:
+            torch._foreach_sub_(list(undo.values()), list(undo))
         for rule, step in self.members:
             rule.observe(step)
 
@@ -120,7 +158,8 @@ class SynapticStep:
     """The one view of the optimizers' steps that all rules of a Trainer share.
 
     Args:
-        rules: in the order in which they pull, rewrite and observe.
+        rules: in the order in which they pull, rewrite and observe (a rule that owns the update rewrites
+            first).
         place: lays the rules' state out anew; called when parameters step together for the first time,
             which is when heads have grown or layers were unfrozen.
 
@@ -128,7 +167,8 @@ class SynapticStep:
         >>> from types import SimpleNamespace
         >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
         >>> _ = synapses.place({"weight": weight}, ["weight"])
-        >>> decay = SimpleNamespace(synapses=synapses, needs=frozenset(), rewrite=id, observe=id,
+        >>> decay = SimpleNamespace(
+        ...     synapses=synapses, needs=frozenset(), noise=None, owns_update=False, rewrite=id, observe=id,
         ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
         >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
         >>> weight.grad = torch.zeros(1)
@@ -145,7 +185,7 @@ class SynapticStep:
     def refresh(self) -> None:
         """Forgets how rules and parameters meet, after either has changed."""
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._buffers: dict[Need, dict[Tensor, Tensor]] = {"gradient": {}, "undo": {}}
+        self._buffers: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Asks the optimizers to tell when they have stepped."""
@@ -161,6 +201,9 @@ class SynapticStep:
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        for rule in self.rules:
+            if rule.noise is not None:
+                rule.noise.pause()
         stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         key = (id(optimizer), *map(id, stepping))
         plan = self._plans.get(key)
@@ -180,6 +223,8 @@ class SynapticStep:
         if plan is not None:
             with torch.no_grad():
                 plan.finish()
+                if plan.noise is not None:
+                    plan.noise.resume()
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Fill = Literal["zeros", "parameter"]
-"""What a field holds for a synapse that it does not know yet."""
+Fill = Literal["zeros", "parameter"] | float
+"""What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
 
@@ -60,8 +60,8 @@ class Synapses:
     """Fields of per-synapse state, held by parameter name and laid out beside the parameters.
 
     Args:
-        fields: names of the fields and what each holds for a new synapse: zeros, or a copy of the
-            parameter.
+        fields: names of the fields and what each holds for a new synapse: zeros, a copy of the parameter,
+            or a number.
         dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
         strict: whether state of a parameter that the model no longer has is an error.
 
@@ -122,7 +122,10 @@ class Synapses:
         if old is not None and old.shape == parameter.shape:
             return old.to(parameter.device, dtype)
         source = parameter.detach()
-        new = torch.zeros_like(source, dtype=dtype) if fill == "zeros" else source.to(dtype, copy=True)
+        if fill == "parameter":
+            new = source.to(dtype, copy=True)
+        else:
+            new = torch.full_like(source, 0.0 if fill == "zeros" else fill, dtype=dtype)
         if old is not None:
             new[: len(old)].copy_(old)
         return new

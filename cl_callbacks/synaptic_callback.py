@@ -17,6 +17,7 @@ from torch.optim import LBFGS, Optimizer
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
+from cl_callbacks.weight_noise import WeightNoise
 
 Patterns = str | Sequence[str] | None
 
@@ -24,9 +25,9 @@ Patterns = str | Sequence[str] | None
 class SynapticCallback(Callback):
     """Base of every rule: hooks, parameter selection, checkpoints and logging.
 
-    A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step
-    (``"gradient"``, ``"undo"``), and overrides any of :meth:`pull`, :meth:`rewrite`, :meth:`observe`,
-    :meth:`consolidate` and :meth:`penalty`.
+    A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step (see
+    :class:`~cl_callbacks.step.Step`), and overrides any of :meth:`pull`, :meth:`rewrite`, :meth:`observe`,
+    :meth:`consolidate`, :meth:`penalty` and :meth:`plasticity`.
 
     Args:
         parameters: regular expressions, searched in parameter names, of those to include; default: all
@@ -49,8 +50,12 @@ class SynapticCallback(Callback):
         "WeightDecay{'name': 'weightdecay', 'parameters': (), 'exclude': ('bias',)}"
     """
 
-    fields: ClassVar[Mapping[str, Fill]] = {}
+    fields: Mapping[str, Fill] = {}
     needs: frozenset[Need] = frozenset()
+    owns_update: ClassVar[bool] = False
+    """Whether the rule puts an update of its own in the place of the optimizer's."""
+    noise: WeightNoise | None = None
+    """Of a rule that has the network seen at drawn weights."""
 
     def __init__(
         self,
@@ -76,7 +81,10 @@ class SynapticCallback(Callback):
         """Adds to the gradients of the synapses that are about to step, in place."""
 
     def rewrite(self, step: Step) -> None:
-        """Changes the weights after an optimizer step, in place; rules do so in list order."""
+        """Changes the update that was made, by changing the weights in place.
+
+        Rules do so in list order, after the one that owns the update, if any.
+        """
 
     def observe(self, step: Step) -> None:
         """Reads an optimizer step that was really taken, after all rules have rewritten it."""
@@ -89,6 +97,15 @@ class SynapticCallback(Callback):
 
     def penalty(self, synapses: SynapseView) -> Tensor | None:
         """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
+        return None
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor] | None:
+        """How much of an update the rule lets each synapse take, from 0 to 1; ``None`` for all of it.
+
+        Args:
+            synapses: of this rule.
+            rates: learning rate of each tensor.
+        """
         return None
 
     # -- hooks -------------------------------------------------------------------------------------
@@ -106,6 +123,7 @@ class SynapticCallback(Callback):
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
             _refuse_optimizers(trainer)
+            _refuse_two_owners(rules)
 
             def place() -> None:
                 for rule in rules:
@@ -210,15 +228,15 @@ class SynapticCallback(Callback):
                     f"{type(self).__name__}: the pattern {pattern!r} matches no parameter of "
                     f"{type(pl_module).__name__}; its parameters are {_few(list(model))}"
                 )
-        selected = [name for name in trainable if self._selects(name)]
+        selected = [name for name in trainable if self._selects(name, model[name])]
         if not selected:
             raise MisconfigurationException(
                 f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
-                f"nothing of the trainable parameters {_few(trainable)}"
+                f"nothing to it of the trainable parameters {_few(trainable)}"
             )
         self.synapses.place(model, selected)
 
-    def _selects(self, name: str) -> bool:
+    def _selects(self, name: str, parameter: Tensor) -> bool:
         included = not self.parameters or any(re.search(p, name) for p in self.parameters)
         return included and not any(re.search(p, name) for p in self.exclude)
 
@@ -250,6 +268,21 @@ def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:
         raise MisconfigurationException(
             f"{type(rule).__name__} needs whole parameters on every process, and "
             f"{type(trainer.strategy).__name__} shards them: use strategy='ddp' or a single device."
+        )
+
+
+def _refuse_two_owners(rules: list[SynapticCallback]) -> None:
+    owners = [type(rule).__name__ for rule in rules if rule.owns_update]
+    if len(owners) > 1:
+        raise MisconfigurationException(
+            f"{' and '.join(owners)} each replace the optimizer's update by their own, so only one of them "
+            f"can be in the callback list."
+        )
+    pulling = [type(rule).__name__ for rule in rules if type(rule).pull is not SynapticCallback.pull]
+    if owners and pulling:
+        rank_zero_warn(
+            f"{owners[0]} already remembers through its own update, and {', '.join(pulling)} pulls on the "
+            f"gradient that goes into it: what was learned counts twice. One of them is enough."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class AnchoredRule(SynapticCallback):
     See the arguments of :class:`~cl_callbacks.consolidation.ewc.EWC`.
     """
 
-    fields: ClassVar[Mapping[str, Fill]] = {"importance": "zeros", "anchor": "parameter"}
+    fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
 
     def __init__(
         self,
@@ -88,6 +87,13 @@ class AnchoredRule(SynapticCallback):
                 synapses["anchor"],
                 [self.stiffness * rate for rate in step.option("lr")],
             )
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        r""":math:`1/(1+\eta k\Omega)`: how much of a move the pull leaves standing."""
+        stiff = torch._foreach_mul(self.effective_importance(synapses), self.stiffness)
+        torch._foreach_mul_(stiff, rates)
+        torch._foreach_add_(stiff, 1.0)
+        return list(torch._foreach_reciprocal(stiff))
 
     def penalty(self, synapses: SynapseView) -> Tensor:
         """The penalty, a scalar."""

@@ -61,7 +61,7 @@ class RWalk(BoundaryRule):
         >>> trainer = Trainer(callbacks=[RWalk(strength=10.0)], logger=False, enable_checkpointing=False)
     """
 
-    fields: ClassVar[Mapping[str, Fill]] = {
+    fields: Mapping[str, Fill] = {
         **BoundaryRule.fields,
         "fisher": "zeros",
         "path": "zeros",

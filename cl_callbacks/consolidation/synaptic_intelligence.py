@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -66,7 +65,7 @@ class SynapticIntelligence(BoundaryRule):
         ...     callbacks=[SynapticIntelligence(strength=1.0)], logger=False, enable_checkpointing=False)
     """
 
-    fields: ClassVar[Mapping[str, Fill]] = {**BoundaryRule.fields, "path": "zeros"}
+    fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
     def __init__(

@@ -1,0 +1,156 @@
+r"""A synapse as a row of beakers: memory over many timescales in one conserved quantity.
+
+The weight is the level :math:`u_1` of the first of :math:`m` beakers. Each is joined to the next by a tube,
+beakers grow and tubes narrow along the row, and what is learned sinks slowly into the deep ones, from where
+it comes back:
+
+.. math:: C_k\,\dot u_k = g_{k-1}(u_{k-1}-u_k) - g_k(u_k-u_{k+1}), \qquad
+          C_k = r^{k-1}, \quad g_k = g_1 r^{-(k-1)}.
+
+Beaker :math:`k` follows within :math:`C_k/g_k = r^{2(k-1)}/g_1` steps, so that a trace fades as
+:math:`t^{-1/2}` up to the last of these, instead of exponentially.
+
+Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolidation".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
+    r""":math:`C_k = r^{k-1}` of each beaker.
+
+    Example:
+        >>> capacities(3)
+        [1.0, 2.0, 4.0]
+    """
+    return [ratio**k for k in range(beakers)]
+
+
+def conductances(beakers: int, coupling: float, ratio: float = 2.0, leak: bool = True) -> list[float]:
+    r""":math:`g_k = g_1 r^{-(k-1)}` from each beaker to the next, from the last into the drain.
+
+    Args:
+        beakers: :math:`m`, at least 1.
+        coupling: :math:`g_1`, in shares of the first beaker per step.
+        ratio: :math:`r`.
+        leak: whether the last beaker is drained; without, nothing is ever lost.
+
+    Example:
+        >>> conductances(3, 0.5)
+        [0.5, 0.25, 0.125]
+        >>> conductances(3, 0.5, leak=False)
+        [0.5, 0.25, 0.0]
+    """
+    found = [coupling * ratio**-k for k in range(beakers)]
+    return found if leak else [*found[:-1], 0.0]
+
+
+def timescales(beakers: int, coupling: float, ratio: float = 2.0) -> list[float]:
+    r""":math:`C_k/g_k` of each beaker, in steps.
+
+    Example:
+        >>> timescales(3, 0.5)
+        [2.0, 8.0, 32.0]
+    """
+    return [ratio ** (2 * k) / coupling for k in range(beakers)]
+
+
+def largest_coupling(ratio: float = 2.0) -> float:
+    """The coupling up to which a step of the flow never overshoots, whatever the number of beakers.
+
+    Half of each beaker may flow out at most: then no eigenvalue of a step is negative (Gershgorin).
+
+    Example:
+        >>> largest_coupling(2.0), largest_coupling(1.0)
+        (0.5, 0.25)
+    """
+    return 0.5 / max(1.0, (1 + 1 / ratio) / ratio)
+
+
+def flow_(
+    levels: Sequence[Sequence[Tensor]],
+    capacities: Sequence[float],
+    conductances: Sequence[float],
+    gates: Sequence[Tensor] | None = None,
+    hold_first: bool = False,
+) -> None:
+    r"""One step of the flow between all beakers of many synapses, at once and in place.
+
+    Every flow is that of the levels before the step, so :math:`\sum_k C_ku_k` changes by what leaks alone.
+
+    Args:
+        levels: :math:`u_k`: for each beaker one tensor per parameter, the weights first.
+        capacities: :math:`C_k`.
+        conductances: :math:`g_k`.
+        gates: of each synapse, from 0 to 1: a factor on all its flows; default: 1.
+        hold_first: let the others follow the first level without any change to it.
+
+    Example:
+        >>> weight, slow = [torch.tensor([1.0])], [torch.tensor([0.0])]
+        >>> flow_([weight, slow], capacities(2), conductances(2, 0.5, leak=False))
+        >>> weight, slow
+        ([tensor([0.5000])], [tensor([0.2500])])
+    """
+    inflow: list[Tensor] = []
+    for k, level in enumerate(levels):
+        flowed_in = inflow
+        if k + 1 < len(levels):
+            outflow = list(torch._foreach_sub(list(level), list(levels[k + 1])))
+        else:
+            outflow = list(torch._foreach_mul(list(level), 1.0))
+        if gates is not None:
+            torch._foreach_mul_(outflow, list(gates))
+        if k > 0 or not hold_first:
+            torch._foreach_add_(list(level), outflow, alpha=-conductances[k] / capacities[k])
+        if flowed_in:
+            torch._foreach_add_(list(level), flowed_in, alpha=conductances[k - 1] / capacities[k])
+        inflow = outflow
+
+
+def flow_matrix(capacities: Sequence[float], conductances: Sequence[float]) -> Tensor:
+    r"""The same step as a matrix in float64: :math:`u \leftarrow Mu`.
+
+    Example:
+        >>> flow_matrix([1.0, 2.0], [0.5, 0.0])
+        tensor([[0.5000, 0.5000],
+                [0.2500, 0.7500]], dtype=torch.float64)
+    """
+    c = torch.tensor(capacities, dtype=torch.float64)
+    g = torch.tensor(conductances, dtype=torch.float64)
+    flows = torch.diag(g) + torch.diag(torch.cat([g.new_zeros(1), g[:-1]]))
+    flows -= torch.diag(g[:-1], 1) + torch.diag(g[:-1], -1)
+    return torch.eye(len(c), dtype=c.dtype) - flows / c[:, None]
+
+
+def memory_trace(
+    ages: Tensor, capacities: Sequence[float], conductances: Sequence[float]
+) -> tuple[Tensor, float]:
+    r"""What is left in the weight of a unit change made :math:`t` steps ago, :math:`r(t) = (M^t)_{11}`.
+
+    Among memories that come one per step, each of random sign, the signal of one of age :math:`t` stands
+    out of the noise of all others over :math:`N` synapses by :math:`\sqrt N\,r(t)/\sqrt{\sum_s r(s)^2}`.
+
+    Args:
+        ages: :math:`t`, in steps.
+        capacities: :math:`C_k`.
+        conductances: :math:`g_k`; the last must not be 0, or the sum has no end.
+
+    Returns:
+        :math:`r` at the ages, in float64, and :math:`\sum_{s\ge0}r(s)^2`.
+
+    Example:
+        >>> memory_trace(torch.tensor([0, 1]), [1.0], [0.5])
+        (tensor([1.0000, 0.5000], dtype=torch.float64), 1.33...)
+    """
+    roots = torch.tensor(capacities, dtype=torch.float64).sqrt()
+    symmetric = roots[:, None] * flow_matrix(capacities, conductances) / roots
+    eigenvalues, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
+    shares = vectors[0] ** 2
+    trace = (shares * eigenvalues ** ages.to(torch.float64)[..., None]).sum(-1)
+    energy = shares @ (1 / (1 - torch.outer(eigenvalues, eigenvalues))) @ shares
+    return trace, energy.item()

@@ -1,0 +1,59 @@
+r"""Plasticity that depends on the weight itself: large weights are consolidated.
+
+Source: Laborieux et al. 2021, "Synaptic metaplasticity in binarized neural networks" (arXiv 2003.03533).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor]:
+    r""":math:`f = 1 - \tanh^2(m|w|)`: how much of a shrinking update a weight takes.
+
+    Args:
+        weights: :math:`w`.
+        steepness: :math:`m`, in inverse units of weights.
+
+    Example:
+        >>> metaplastic_gate([torch.tensor([0.0, -1.0])], 1.35)
+        [tensor([1.0000, 0.2360])]
+    """
+    hidden = torch._foreach_mul(list(weights), steepness)
+    torch._foreach_tanh_(hidden)
+    torch._foreach_mul_(hidden, hidden)
+    torch._foreach_neg_(hidden)
+    torch._foreach_add_(hidden, 1.0)
+    return list(hidden)
+
+
+def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steepness: float) -> None:
+    r"""Takes back a part of every update that has moved a weight towards 0, in place.
+
+    .. math:: w' = w + f\,\Delta \quad\text{where } w\Delta < 0, \qquad f = 1 - \tanh^2(m|w|)
+
+    Updates that move a weight away from 0 stand as they are; with :math:`m=0` all do, bit for bit.
+
+    Args:
+        weights: :math:`w+\Delta`.
+        before: :math:`w`.
+        steepness: :math:`m`.
+
+    Example:
+        >>> weights = [torch.tensor([0.5, 1.5])]
+        >>> resist_shrinking_(weights, [torch.ones(2)], 1.35)
+        >>> weights
+        [tensor([0.8820, 1.5000])]
+    """
+    update = torch._foreach_sub(list(weights), list(before))
+    shrinks = torch._foreach_mul(update, list(before))
+    torch._foreach_sign_(shrinks)
+    torch._foreach_clamp_max_(shrinks, 0.0)  # −1 where the weight shrinks, else 0
+    hidden = torch._foreach_mul(list(before), steepness)
+    torch._foreach_tanh_(hidden)
+    torch._foreach_mul_(hidden, hidden)
+    torch._foreach_mul_(hidden, shrinks)
+    torch._foreach_addcmul_(list(weights), hidden, update)

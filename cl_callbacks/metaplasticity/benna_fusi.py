@@ -1,0 +1,160 @@
+"""Benna and Fusi's chain of beakers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling, timescales
+from cl_callbacks.step import Step
+from cl_callbacks.synapses import Fill
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+
+
+class BennaFusi(SynapticCallback):
+    r"""Every weight is the first of a row of beakers, through which what it learns flows and comes back.
+
+    After each step of the optimizer, whichever it is, the levels of all beakers move by
+
+    .. math:: C_k\,\Delta u_k = g_{k-1}(u_{k-1}-u_k) - g_k(u_k-u_{k+1}), \qquad
+              C_k = r^{k-1}, \quad g_k = g_1 r^{-(k-1)},
+
+    with the weight :math:`u_1`. Beaker :math:`k` follows within :math:`r^{2(k-1)}/g_1` steps; the log shows
+    these times. A single change fades as :math:`t^{-1/2}` up to the last of them. No task boundary is
+    needed and no importance measured: each weight is drawn to its own past, on many timescales at once.
+    Memory is one tensor per parameter and beaker beyond the first. All beakers start at the weight.
+
+    Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolidation"; for networks,
+    Kaplanis et al. 2018 (arXiv 1802.07239).
+
+    Args:
+        beakers: :math:`m`, at least 1; with 1 only the leak is left, a decay of the weights.
+        coupling: :math:`g_1`, the share of a weight's distance to the second beaker that flows in a step,
+            from 0, which leaves training as it is, bit for bit, to ``largest_coupling(timescale_ratio)``,
+            0.5 for a ratio of 2, beyond which the flow would overshoot. Default: 0.001.
+        horizon_steps: the timescale of the last beaker in optimizer steps, a more telling way to set the
+            coupling: about the length of training, or deep beakers never move.
+        timescale_ratio: :math:`r`, at least 1: from beaker to beaker the timescale grows by its square.
+        leak: whether the last beaker drains; without, nothing that was ever learned is lost altogether.
+        importance: name of another rule of this Trainer that says how plastic each synapse is: its flows
+            are slowed down by that much. Of the rules with a penalty it is :math:`1/(1+\eta\lambda\Omega)`,
+            of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of the beakers; default float32, or wider where the parameter is.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> BennaFusi(beakers=4, horizon_steps=6400).timescales
+        [100.0, 400.0, 1600.0, 6400.0]
+    """
+
+    def __init__(
+        self,
+        beakers: int = 6,
+        coupling: float | None = None,
+        *,
+        horizon_steps: float | None = None,
+        timescale_ratio: float = 2.0,
+        leak: bool = True,
+        importance: str | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if beakers < 1:
+            raise ValueError(f"a synapse has at least 1 beaker; got beakers={beakers}")
+        self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
+        self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
+        super().__init__(
+            parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
+        )
+        if not timescale_ratio >= 1:
+            raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
+        self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
+        self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
+        self.importance = importance
+        self._gating: SynapticCallback | None = None
+        self._capacities = capacities(beakers, timescale_ratio)
+        self._conductances = conductances(beakers, self.coupling, timescale_ratio, leak)
+
+    @property
+    def timescales(self) -> list[float]:
+        """Steps within which each beaker follows."""
+        if not self.coupling:
+            return [float("inf")] * self.beakers
+        return timescales(self.beakers, self.coupling, self.timescale_ratio)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the timescales are, and finds the rule that slows the flows."""
+        super().on_train_start(trainer, pl_module)
+        steps = self.timescales
+        rank_zero_info(
+            f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
+        )
+        times = {f"cl/timescale_steps/{self.name}/beaker_{k}": t for k, t in enumerate(steps, 1)}
+        for logger in trainer.loggers:
+            logger.log_metrics(times, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if self.importance is not None:
+            self._gating = self._find(trainer, self.importance)
+
+    def _find(self, trainer: Trainer, name: str) -> SynapticCallback:
+        others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
+        able = {c.name: c for c in others if type(c).plasticity is not SynapticCallback.plasticity}
+        if name not in able:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: no rule in the callback list that knows how plastic a synapse is "
+                f"has importance={name!r} for its name; there are {sorted(able) or 'none'}"
+            )
+        return able[name]
+
+    def rewrite(self, step: Step) -> None:
+        """Lets the beakers flow, the weight among them."""
+        if self.coupling > 0:
+            levels = [step.synapses.parameters, *(step.synapses[level] for level in self.levels)]
+            flow_(levels, self._capacities, self._conductances, self._gates(step))
+
+    def _gates(self, step: Step) -> list[Tensor] | None:
+        if self._gating is None:
+            return None
+        names, parameters = step.synapses.names, step.synapses.parameters
+        view = self._gating.synapses.view.among(parameters)
+        rates = dict(zip(names, step.option("lr", default=1.0), strict=True))
+        gates = self._gating.plasticity(view, [rates[name] for name in view.names]) or []
+        known = dict(zip(view.names, gates, strict=False))
+        return [
+            known[n] if n in known else torch.ones_like(p) for n, p in zip(names, parameters, strict=True)
+        ]
+
+
+def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio: float) -> float:
+    if coupling is not None and horizon is not None:
+        raise ValueError("coupling and horizon_steps set the same thing: give one of them")
+    largest = largest_coupling(ratio)
+    if horizon is not None:
+        shortest = ratio ** (2 * (beakers - 1)) / largest
+        if not horizon >= shortest:
+            raise ValueError(
+                f"with {beakers} beakers whose timescales grow by {ratio**2:g} the last is at least "
+                f"{shortest:g} steps slow, or the first overshoots; got horizon_steps={horizon}: use fewer "
+                f"beakers, or a longer horizon"
+            )
+        return ratio ** (2 * (beakers - 1)) / horizon
+    found = 1e-3 if coupling is None else coupling
+    if not 0 <= found <= largest:
+        raise ValueError(
+            f"coupling must be from 0 to {largest:g}, beyond which beakers with timescale_ratio={ratio:g} "
+            f"overshoot; got {coupling}"
+        )
+    return found

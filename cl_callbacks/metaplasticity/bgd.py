@@ -1,0 +1,94 @@
+"""Bayesian gradient descent."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.uncertainty import bgd_, relative_variance
+from cl_callbacks.metaplasticity.uncertain_rule import UncertainRule
+from cl_callbacks.step import Step
+from cl_callbacks.synapses import SynapseView
+from cl_callbacks.synaptic_callback import Patterns
+
+
+class BGD(UncertainRule):
+    r"""Bayesian gradient descent: each observation makes the synapses that it needs surer, and stiffer.
+
+    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with the network seen at
+    :math:`\mu+\sigma\epsilon` and the gradient :math:`g` of the loss summed over the observations,
+
+    .. math:: \mu \leftarrow \mu - \eta\sigma^2\,\mathbb E[g], \qquad
+              \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad
+              a = \tfrac12\sigma\,\mathbb E[g\epsilon] .
+
+    This replaces the optimizer's update. No task boundary is needed. Nothing is forgotten on purpose, so
+    that in the end no synapse is plastic any more: over many tasks :class:`MESU` goes on learning.
+
+    Source: Zeno et al. 2018, "Task agnostic continual learning using online variational Bayes"
+    (arXiv 1803.10123).
+
+    Args:
+        initial_std: :math:`\sigma` at the start, the initial plasticity; the wider the layers the smaller,
+            0.015 to 0.06 in the paper.
+        rate: :math:`\eta`, above 0.
+        samples: draws of the weights per step, each of which costs a forward and a backward.
+        antithetic: let every second draw mirror the one before it, also from step to step.
+        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
+        seed: of the draws.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out; the optimizer trains them as ever.
+        state_dtype: of the state; default float32, or wider where the parameter is.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[BGD(initial_std=0.03)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        initial_std: float = 0.02,
+        *,
+        rate: float = 1.0,
+        samples: int = 1,
+        antithetic: bool = True,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            initial_std=initial_std,
+            samples=samples,
+            antithetic=antithetic,
+            reduction=reduction,
+            seed=seed,
+            extra_fields={},
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            strict=strict,
+            name=name,
+        )
+        if not rate > 0:
+            raise ValueError(f"rate must be positive; got {rate}")
+        self.rate = rate
+
+    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+        """The equations above."""
+        synapses = step.synapses
+        bgd_(synapses.parameters, synapses["std"], gradients, noise_gradients, self.rate)
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        r""":math:`\sigma^2` in units of where it began, at most 1."""
+        return relative_variance(synapses["std"], self.initial_std)

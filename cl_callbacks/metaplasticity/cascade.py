@@ -1,0 +1,140 @@
+"""Binary synapses with hidden levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from cl_callbacks.functional.cascade import cascade, switch_probabilities
+from cl_callbacks.step import Need, Step
+from cl_callbacks.synapses import Fill, SynapseView
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+
+
+class Cascade(SynapticCallback):
+    r"""Weights of two values, each with hidden levels: what was often confirmed is hard to switch.
+
+    A weight is :math:`\pm a`, with :math:`a` the mean size of its tensor's weights when training begins. The
+    optimizer's update :math:`\Delta` becomes a candidate event: towards the sign of :math:`\Delta`, with
+    probability :math:`\min(1, |\Delta|/2a)`. An event against the weight switches its sign with probability
+    :math:`q_k` and takes it to the first level, one that confirms it takes it from level :math:`k` to
+    :math:`k+1` with probability :math:`p_k`:
+
+    .. math:: q_k = x^{k-1},\quad q_n = \frac{x^{n-1}}{1-x}, \qquad p_k = \frac{x^k}{1-x},\quad p_n = 0 .
+
+    With one level a weight follows the optimizer on average. No task boundary is needed. The rule replaces
+    the update; it suits networks that compute with the signs of weights, and others whose layers are
+    followed by a normalisation. Parameters of one dimension (biases, normalisation) stay with the
+    optimizer, unless ``parameters`` names them. Memory is one tensor per parameter.
+
+    Source: Fusi, Drew & Abbott 2005, "Cascade models of synaptically stored memories".
+
+    Args:
+        levels: :math:`n`, at least 1.
+        seed: of the random transitions; the same on every process.
+        x: above 0 and at most 0.5, where all levels are used equally.
+        parameters: regular expressions of parameter names to include; default: all trainable ones of two
+            and more dimensions.
+        exclude: regular expressions of names to leave out.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction; a tensor of zeros, when training begins.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[Cascade(levels=5)], logger=False, enable_checkpointing=False)
+    """
+
+    fields: Mapping[str, Fill] = {"level": "zeros"}
+    needs: frozenset[Need] = frozenset({"before"})
+    owns_update: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        levels: int = 5,
+        seed: int = 0,
+        *,
+        x: float = 0.5,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(parameters=parameters, exclude=exclude, strict=strict, name=name)
+        if levels < 1:
+            raise ValueError(f"a synapse has at least 1 level; got {levels}")
+        if not 0 < x <= 0.5:
+            raise ValueError(f"x must be above 0 and at most 0.5; got {x}")
+        self.levels, self.seed, self.x = levels, seed, x
+        self.steps = 0
+        """How many optimizer steps there were, from which the random numbers follow."""
+
+    def rewrite(self, step: Step) -> None:
+        """Turns the update into events, and the events into switches."""
+        weights, before, levels = step.synapses.parameters, step.before, step.synapses["level"]
+        size = torch._foreach_abs(before)
+        events = torch._foreach_sub(weights, before)
+        torch._foreach_div_(events, size)
+        torch._foreach_div_(events, 2.0)
+        drive = _flat(events).nan_to_num_(0.0).clamp_(-1.0, 1.0)
+        generator = torch.Generator(drive.device).manual_seed((self.seed * 2654435761 + self.steps) % 2**32)
+        uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
+        found = cascade(_flat(levels), drive, uniform, self.levels, self.x)
+        pieces = found.split([level.numel() for level in levels])
+        torch._foreach_copy_(
+            levels, [piece.view_as(level) for piece, level in zip(pieces, levels, strict=True)]
+        )
+        torch._foreach_mul_(size, torch._foreach_sign(levels))
+        torch._foreach_copy_(weights, size)
+        self.steps += 1
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        """The probability that an event against a weight switches it."""
+        q = switch_probabilities(self.levels, self.x)
+        return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
+
+    def _selects(self, name: str, parameter: Tensor) -> bool:
+        return super()._selects(name, parameter) and (bool(self.parameters) or parameter.ndim > 1)
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        view = self.synapses.view
+        for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
+            _make_binary(name, weight, level)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of steps."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there."""
+        super().load_state_dict(state_dict)
+        if not self._evaluating:
+            self.steps = state_dict["steps"]
+
+
+@torch.no_grad()
+def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
+    """Gives new weights their two values and their first level."""
+    new = level == 0
+    if not new.any():
+        return
+    size = weight.abs().mean() if new.all() else weight[~new].abs().mean()
+    if not size > 0:
+        raise ValueError(
+            f"Cascade: all weights of {name} are 0, so they have no two values: initialise them at random, "
+            f"or leave them out with exclude."
+        )
+    sign = torch.where(weight < 0, -1.0, 1.0)
+    level.copy_(torch.where(new, sign, level))
+    weight.copy_(torch.where(new, size * sign, weight))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])

@@ -1,0 +1,154 @@
+"""Metaplasticity from synaptic uncertainty."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling
+from cl_callbacks.functional.uncertainty import mesu_, relative_variance
+from cl_callbacks.metaplasticity.uncertain_rule import UncertainRule
+from cl_callbacks.step import Step
+from cl_callbacks.synapses import SynapseView
+from cl_callbacks.synaptic_callback import Patterns
+
+Prior = Literal["zero", "chain"]
+
+
+class MESU(UncertainRule):
+    r"""Metaplasticity from synaptic uncertainty: as sure as the last :math:`N` steps can make it.
+
+    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with the network seen at
+    :math:`\mu+\sigma\epsilon` and the gradient :math:`g` of the loss summed over the observations,
+
+    .. math::
+        \Delta\mu &= -\sigma^2\,\mathbb E[g] + \frac{\sigma^2}{N\sigma_p^2}(0-\mu), \\
+        \Delta\sigma &= -\tfrac12\sigma^2\,\mathbb E[g\epsilon]
+                        + \frac{\sigma(\sigma_p^2-\sigma^2)}{2N\sigma_p^2} .
+
+    This replaces the optimizer's update: a synapse that the data have made sure takes small steps, one that
+    they do not need stays plastic, and what is older than the window of :math:`N` steps makes room for what
+    is new. No task boundary is needed. Memory is one tensor per parameter, and noise and snapshots while
+    training.
+
+    With ``prior="chain"`` the mean does not relax to 0 but towards a slow copy of its own past, the second
+    of a row of beakers as in :class:`BennaFusi`: :math:`g_1\min(1,\sigma^2/\sigma_p^2)(u_2-\mu)` instead of
+    the last term of :math:`\Delta\mu`; the beakers :math:`u_2\dots u_m` follow the mean.
+
+    Source: Bonnet et al. 2025, "Bayesian continual learning and forgetting in neural networks" (Nature
+    Communications); the chain is this package's.
+
+    Args:
+        memory: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
+            learn the latest task best and long ones remember more tasks.
+        prior_std: :math:`\sigma_p`, the plasticity of a synapse that no data need.
+        initial_std: :math:`\sigma` at the start; default: ``prior_std``.
+        samples: draws of the weights per step, each of which costs a forward and a backward.
+        antithetic: let every second draw mirror the one before it, also from step to step; it takes the
+            mean gradient, most of the noise, out of :math:`\mathbb E[g\epsilon]`.
+        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
+            :math:`\sigma`, above 0 and below 1; ``None`` for no limit.
+        rate: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
+        std_rate: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
+        prior: what the mean relaxes to: ``"zero"``, or with ``"chain"`` its own past.
+        beakers: of the chain, at least 2: with 2 there is one slow copy.
+        coupling: :math:`g_1` of the chain; its last beaker follows within ``4**(beakers - 1) / coupling``
+            steps.
+        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
+        seed: of the draws.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out; the optimizer trains them as ever.
+        state_dtype: of the state; default float32, or wider where the parameter is.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[MESU(memory=10_000)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        memory: float,
+        prior_std: float = 0.1,
+        initial_std: float | None = None,
+        *,
+        samples: int = 1,
+        antithetic: bool = True,
+        trust_region: float | None = 0.1,
+        rate: float = 1.0,
+        std_rate: float = 1.0,
+        prior: Prior = "zero",
+        beakers: int = 2,
+        coupling: float = 1e-3,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if prior not in get_args(Prior):
+            raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
+        if beakers < 2:
+            raise ValueError(f"the chain is of at least 2 beakers, the mean being the first; got {beakers}")
+        self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
+        super().__init__(
+            initial_std=prior_std if initial_std is None else initial_std,
+            samples=samples,
+            antithetic=antithetic,
+            reduction=reduction,
+            seed=seed,
+            extra_fields=dict.fromkeys(self.slow, "parameter"),
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            strict=strict,
+            name=name,
+        )
+        for key, value in {
+            "memory": memory,
+            "prior_std": prior_std,
+            "rate": rate,
+            "std_rate": std_rate,
+        }.items():
+            if not value > 0:
+                raise ValueError(f"{key} must be positive; got {value}")
+        if trust_region is not None and not 0 < trust_region < 1:
+            raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
+        if not 0 <= coupling <= largest_coupling():
+            raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
+        self.memory, self.prior_std, self.trust_region = memory, prior_std, trust_region
+        self.rate, self.std_rate, self.coupling = rate, std_rate, coupling
+        self._capacities = capacities(beakers)
+        self._conductances = conductances(beakers, coupling, leak=False)
+
+    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+        """The equations above."""
+        synapses = step.synapses
+        past = [synapses[level] for level in self.slow]
+        mesu_(
+            synapses.parameters,
+            synapses["std"],
+            gradients,
+            noise_gradients,
+            memory=self.memory,
+            prior_std=self.prior_std,
+            rate=self.rate,
+            std_rate=self.std_rate,
+            trust_region=self.trust_region,
+            slow=past[0] if past else None,
+            coupling=self.coupling,
+        )
+        if past:
+            flow_([step.before, *past], self._capacities, self._conductances, hold_first=True)
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        r""":math:`\sigma^2` in units of the prior's, at most 1."""
+        return relative_variance(synapses["std"], self.prior_std)

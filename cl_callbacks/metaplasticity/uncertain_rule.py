@@ -1,0 +1,186 @@
+"""What the rules share whose synapses know how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.extra_pass import evaluation_mode
+from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.functional.batches import count_samples
+from cl_callbacks.model_outputs import OutputsOfBatch
+from cl_callbacks.noisy_training import NoisyTraining
+from cl_callbacks.step import Need, Step
+from cl_callbacks.synapses import Fill
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.weight_noise import WeightNoise
+
+
+class UncertainRule(OutputsOfBatch, SynapticCallback):
+    """Base of the rules that keep a mean and a standard deviation for each weight.
+
+    The weights of the model are the means. During the forward and backward of a training step they are
+    drawn from their distributions; the rule then replaces the optimizer's update by its own, computed from
+    the gradient of the loss summed over the observations of the step. Gradient clipping and the learning
+    rate have no part in it; the optimizer goes on training parameters that are not selected.
+
+    See the arguments of :class:`~cl_callbacks.metaplasticity.mesu.MESU`.
+    """
+
+    needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
+    owns_update: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        initial_std: float,
+        samples: int,
+        antithetic: bool,
+        seed: int,
+        reduction: str,
+        extra_fields: Mapping[str, Fill],
+        parameters: Patterns,
+        exclude: Patterns,
+        state_dtype: torch.dtype | str | None,
+        strict: bool,
+        name: str | None,
+    ) -> None:
+        self.fields: Mapping[str, Fill] = {"std": float(initial_std), **extra_fields}
+        super().__init__(
+            parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
+        )
+        if not 0 < initial_std < math.inf:
+            raise ValueError(f"initial_std must be positive and finite; got {initial_std}")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1; got {samples}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
+        self.initial_std, self.samples, self.reduction = initial_std, samples, reduction
+        self.noise: WeightNoise = WeightNoise(seed, antithetic)
+        self._training: NoisyTraining | None = None
+        self._counts: list[float | Tensor] = []
+        self._micro_batches: int | None = None
+        self._updated = False
+
+    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+        """The rule's equation, in place on the state and on the weights, which are the means before.
+
+        Args:
+            step: that was taken.
+            gradients: of the summed loss, mean over the draws.
+            noise_gradients: the same times noise.
+        """
+        raise NotImplementedError
+
+    def observations(self, batch: Any) -> int:
+        """Over how many observations the loss of a batch is averaged: its samples.
+
+        Override it where these are others, such as the tokens of a language model.
+        """
+        return count_samples(batch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has the training steps meet drawn weights."""
+        super().on_train_start(trainer, pl_module)
+        self._counts = []
+        self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the observations that go into the next step, over micro-batches and processes."""
+        if self._updated:
+            self._counts, self._updated = [], False
+        self._counts.append(self._count(trainer, batch))
+        self._micro_batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+
+    def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
+        if self.reduction == "sum":
+            return float(trainer.world_size)
+        found = self.observations(batch)
+        if found < 1:
+            raise ValueError(
+                f"{type(self).__name__}: no tensor of the batch (a {type(batch).__name__}) tells how many "
+                f"samples it holds: override `observations(batch)` of the rule to return their number."
+            )
+        if trainer.world_size == 1:
+            return float(found)
+        count = torch.tensor(float(found), device=trainer.strategy.root_device)
+        return trainer.strategy.reduce(count, reduce_op="sum")
+
+    @property
+    def _scale(self) -> float | Tensor:
+        """From the gradient that Lightning has averaged to that of the loss summed over all observations."""
+        total = sum(self._counts)
+        if self._micro_batches is not None:  # by these it divides, also in a last window with fewer
+            return total * (self._micro_batches / len(self._counts))
+        return total if self.reduction == "mean" else self._counts[-1]
+
+    def rewrite(self, step: Step) -> None:
+        """Puts the rule's update in the place of the optimizer's."""
+        gradients, noise_gradients = step.pulled, step.noise_gradients
+        for found in (gradients, noise_gradients):
+            zero_nonfinite_(found)  # or a synapse would be lost for good
+            torch._foreach_mul_(found, self._scale)
+        torch._foreach_copy_(step.synapses.parameters, step.before)
+        self.update(step, gradients, noise_gradients)
+        self._updated = True
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        view = self.synapses.view
+        self.noise.place(view.parameters, view["std"])
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves the module with its means."""
+        if self._training is not None:
+            self._training.detach()
+            self._training = None
+        super().teardown(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def predict_samples(self, pl_module: LightningModule, batch: Any, samples: int = 10) -> Tensor:
+        """Outputs of the network at several draws of the weights, in evaluation mode.
+
+        The mean of their softmax is the predictive distribution; where they disagree the network does not
+        know. The weights are the means again afterwards. Which outputs a batch has is for
+        :meth:`outputs` to say.
+
+        Args:
+            pl_module: the module that the rule has trained.
+            batch: of inputs, with or without labels, on the module's device.
+            samples: how many draws.
+
+        Returns:
+            Shape ``(samples, *outputs.shape)``; the same for the same seed.
+        """
+        self._place(pl_module)
+        view = self.synapses.view
+        noise = WeightNoise(self.noise.seed, self.noise.antithetic)
+        noise.place(view.parameters, view["std"])
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(pl_module))
+            stack.callback(noise.end)
+            found = []
+            for draw in range(samples):
+                noise.end()
+                noise.draws = draw
+                noise.begin()
+                found.append(self.outputs_and_labels(pl_module, batch)[0])
+        return torch.stack(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of draws, from which the noise goes on."""
+        return super().state_dict() | {"draws": self.noise.next_draw}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there."""
+        super().load_state_dict(state_dict)
+        if not self._evaluating:
+            self.noise.draws = state_dict["draws"]
