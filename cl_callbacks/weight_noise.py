@@ -62,7 +62,7 @@ class WeightNoise:
         self._means = [torch.empty_like(p.detach()) for p in self.parameters]
         self._flat, noise = _flat(self.stds)
         self._noise = dict(zip(self.parameters, noise, strict=True))
-        self._gathered_flat: dict[torch.device, Tensor] = {}
+        self._gathered_flat: dict[torch.device, Tensor] = {}  # of steps with several draws
         self._gathered: dict[Tensor, Tensor] = {}
         self._drawn: int | None = None
 
@@ -75,7 +75,9 @@ class WeightNoise:
         self._wanted = True
         if self._taken:
             self.draws += 1
-            self._gathered, self._taken = {}, False
+            self._taken = False
+            for total in self._gathered_flat.values():
+                total.zero_()
         elif anew and self._drawn is not None:
             self.redraw()
         self.resume()

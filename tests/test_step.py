@@ -214,3 +214,79 @@ def test_sparse_gradients_are_refused() -> None:
     model(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse=False"):
         step.about_to_step(torch.optim.SparseAdam(model.parameters()))
+
+
+class Rewriter(Recorder):
+    """A rule that halves the update as it finds it, or puts another in its place."""
+
+    def __init__(self, model: nn.Module, owns: bool = False, amount: float = 0.5) -> None:
+        super().__init__(model, {"before", "pulled"})
+        self.owns_update, self.share = owns, amount
+        self.pulled: list[Tensor] = []
+
+    def rewrite(self, step: Step) -> None:
+        weights = step.synapses.parameters
+        self.pulled = [g.clone() for g in step.pulled]
+        if self.owns_update:
+            torch._foreach_copy_(weights, step.before)
+            torch._foreach_add_(weights, self.share)
+        else:
+            update = torch._foreach_sub(weights, step.before)
+            torch._foreach_sub_(weights, torch._foreach_mul(update, self.share))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.Adam(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5),
+    ],
+)
+def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -> None:
+    model, free = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    observer = Recorder(model, {"undo"})
+    step = SynapticStep([Rewriter(model), observer, Rewriter(model, amount=0.25)])
+    optimizer, plain = make(model.parameters()), make(free.parameters())
+    step.attach([optimizer])
+    for _ in range(3):
+        free.load_state_dict(model.state_dict())
+        for p, q in zip(model.parameters(), free.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        before = [p.detach().clone() for p in model.parameters()]
+        step.about_to_step(optimizer)
+        optimizer.step()
+        plain.step()
+        undo = observer.seen[-1]["undo"]
+        for p, q, b, u in zip(model.parameters(), free.parameters(), before, undo, strict=True):
+            torch.testing.assert_close(p - b, 0.5 * 0.75 * (q - b), rtol=1e-9, atol=1e-12)
+            assert torch.equal(u, b - p)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_owner_of_the_update_comes_first(order: int) -> None:
+    model = nn.Linear(3, 2)
+    rules = [Rewriter(model, owns=True, amount=0.5), Rewriter(model), Recorder(model, {"undo"})]
+    step, optimizer = SynapticStep(rules[::order]), torch.optim.Adam(model.parameters(), lr=7.0)
+    step.attach([optimizer])
+    before = [p.detach().clone() for p in model.parameters()]
+    backward(model)
+    step.about_to_step(optimizer)
+    optimizer.step()
+    for p, b in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), b + 0.25)
+    assert all(torch.allclose(u, torch.tensor(-0.25), atol=1e-6) for u in rules[2].seen[0]["undo"])
+
+
+def test_the_pulled_gradient_has_all_pulls_and_no_clipping() -> None:
+    model = nn.Linear(3, 2)
+    first, last = Rewriter(model), Recorder(model, {"gradient"}, pull=0.5)
+    step, optimizer = SynapticStep([first, last]), torch.optim.SGD(model.parameters(), lr=0.1)
+    step.attach([optimizer])
+    gradients = backward(model)
+    step.about_to_step(optimizer)
+    torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+    optimizer.step()
+    assert all(map(torch.equal, last.seen[0]["gradients"], gradients))
+    assert all(torch.equal(p, g + 0.5) for p, g in zip(first.pulled, gradients, strict=True))

@@ -27,6 +27,7 @@ def bgd_(
     gradients: Sequence[Tensor],
     noise_gradients: Sequence[Tensor],
     rate: float = 1.0,
+    trust_region: float | None = None,
 ) -> None:
     r"""Bayesian gradient descent, in place.
 
@@ -41,6 +42,8 @@ def bgd_(
         gradients: :math:`\mathbb E[g]` of the summed loss.
         noise_gradients: :math:`\mathbb E[g\epsilon]` of the summed loss.
         rate: :math:`\eta`.
+        trust_region: largest change of :math:`\mu` and of :math:`\sigma`, in units of :math:`\sigma`;
+            ``None`` for no limit.
 
     Example:
         >>> means, stds = [torch.zeros(1)], [torch.ones(1)]
@@ -50,8 +53,9 @@ def bgd_(
     """
     a = torch._foreach_mul(list(stds), list(noise_gradients))
     torch._foreach_mul_(a, 0.5)
-    step = torch._foreach_mul(list(stds), list(stds))
-    torch._foreach_addcmul_(list(means), step, list(gradients), value=-rate)
+    move = torch._foreach_mul(list(stds), list(stds))
+    torch._foreach_mul_(move, list(gradients))
+    torch._foreach_mul_(move, -rate)
     # √(1+a²) − a = (√(1+a²) + |a|)^(−sign a), which does not cancel to 0.
     growth = torch._foreach_mul(a, a)
     torch._foreach_add_(growth, 1.0)
@@ -59,7 +63,13 @@ def bgd_(
     torch._foreach_add_(growth, torch._foreach_abs(a))
     torch._foreach_sign_(a)
     torch._foreach_neg_(a)
-    torch._foreach_mul_(list(stds), torch._foreach_pow(growth, a))
+    factor = torch._foreach_pow(growth, a)
+    if trust_region is not None:
+        _limit_(move, torch._foreach_mul(list(stds), trust_region))
+        torch._foreach_clamp_min_(factor, 1 - trust_region)
+        torch._foreach_clamp_max_(factor, 1 + trust_region)
+    torch._foreach_add_(list(means), move)
+    torch._foreach_mul_(list(stds), factor)
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
 
 

@@ -36,6 +36,9 @@ class BGD(UncertainRule):
         rate: :math:`\eta`, above 0.
         samples: draws of the weights per step, each of which costs a forward and a backward.
         antithetic: let every second draw mirror the one before it, also from step to step.
+        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
+            :math:`\sigma`, above 0 and below 1; ``None`` for no limit, which diverges early in training
+            where :math:`\sigma` is large.
         reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
         seed: of the draws.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
@@ -59,6 +62,7 @@ class BGD(UncertainRule):
         rate: float = 1.0,
         samples: int = 1,
         antithetic: bool = True,
+        trust_region: float | None = 0.1,
         reduction: Literal["mean", "sum"] = "mean",
         seed: int = 0,
         parameters: Patterns = None,
@@ -71,6 +75,7 @@ class BGD(UncertainRule):
             initial_std=initial_std,
             samples=samples,
             antithetic=antithetic,
+            trust_region=trust_region,
             reduction=reduction,
             seed=seed,
             extra_fields={},
@@ -87,7 +92,7 @@ class BGD(UncertainRule):
     def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
         """The equations above."""
         synapses = step.synapses
-        bgd_(synapses.parameters, synapses["std"], gradients, noise_gradients, self.rate)
+        bgd_(synapses.parameters, synapses["std"], gradients, noise_gradients, self.rate, self.trust_region)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r""":math:`\sigma^2` in units of where it began, at most 1."""

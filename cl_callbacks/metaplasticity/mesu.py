@@ -103,6 +103,7 @@ class MESU(UncertainRule):
             initial_std=prior_std if initial_std is None else initial_std,
             samples=samples,
             antithetic=antithetic,
+            trust_region=trust_region,
             reduction=reduction,
             seed=seed,
             extra_fields=dict.fromkeys(self.slow, "parameter"),
@@ -120,11 +121,9 @@ class MESU(UncertainRule):
         }.items():
             if not value > 0:
                 raise ValueError(f"{key} must be positive; got {value}")
-        if trust_region is not None and not 0 < trust_region < 1:
-            raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
-        self.memory, self.prior_std, self.trust_region = memory, prior_std, trust_region
+        self.memory, self.prior_std = memory, prior_std
         self.rate, self.std_rate, self.coupling = rate, std_rate, coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)

@@ -42,6 +42,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         initial_std: float,
         samples: int,
         antithetic: bool,
+        trust_region: float | None,
         seed: int,
         reduction: str,
         extra_fields: Mapping[str, Fill],
@@ -59,9 +60,12 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             raise ValueError(f"initial_std must be positive and finite; got {initial_std}")
         if samples < 1:
             raise ValueError(f"samples must be at least 1; got {samples}")
+        if trust_region is not None and not 0 < trust_region < 1:
+            raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
-        self.initial_std, self.samples, self.reduction = initial_std, samples, reduction
+        self.initial_std, self.trust_region = initial_std, trust_region
+        self.samples, self.reduction = samples, reduction
         self.noise: WeightNoise = WeightNoise(seed, antithetic)
         self._training: NoisyTraining | None = None
         self._counts: list[float | Tensor] = []

@@ -23,7 +23,9 @@ from tests.references import beakers as reference
 def levels_of(beakers: int, seed: int = 0) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(2, 3), (4,)]
-    return [[torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for _ in range(beakers)]
+    return [
+        [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for _ in range(beakers)
+    ]
 
 
 @pytest.mark.parametrize("beakers", [1, 2, 5])

@@ -20,9 +20,7 @@ def one(value: float) -> list[Tensor]:
 def random_state() -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
     shapes = [(3, 2), (5,)]
-    means, gradients, noise = (
-        [torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(3)
-    )
+    means, gradients, noise = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(3))
     return means, [0.05 + torch.rand(s, dtype=torch.float64) for s in shapes], gradients, noise
 
 
@@ -56,7 +54,12 @@ def test_mesu_equals_a_plain_loop(options: dict[str, Any]) -> None:
 def test_a_chain_in_the_place_of_the_prior_equals_a_plain_loop(trust_region: float | None) -> None:
     means, stds, gradients, noise = random_state()
     slow = [torch.randn_like(m) for m in means]
-    options: dict[str, Any] = {"memory": 20.0, "prior_std": 0.6, "coupling": 0.2, "trust_region": trust_region}
+    options: dict[str, Any] = {
+        "memory": 20.0,
+        "prior_std": 0.6,
+        "coupling": 0.2,
+        "trust_region": trust_region,
+    }
     expected = [
         chain_step(m, s, [u], g, q, ratio=2.0, **options)
         for m, s, u, g, q in zip(means, stds, slow, gradients, noise, strict=True)
@@ -134,6 +137,11 @@ def test_the_standard_deviation_stays_positive(dtype: torch.dtype) -> None:
 
 
 def test_the_trust_region_limits_both_steps() -> None:
+    for sign in (-1, 1):
+        means, stds = one(0.0), one(0.2)
+        bgd_(means, stds, one(1e6), one(sign * 1e6), trust_region=0.25)
+        assert means[0].item() == pytest.approx(-0.05)
+        assert stds[0].item() == pytest.approx(0.2 - sign * 0.05)
     means, stds = one(0.0), one(0.2)
     mesu_(means, stds, one(1e6), one(1e6), memory=10, prior_std=1.0, trust_region=0.25)
     assert means[0].item() == pytest.approx(-0.05)
