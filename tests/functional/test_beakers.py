@@ -99,7 +99,7 @@ def test_no_overshoot_up_to_the_largest_coupling(ratio: float) -> None:
     for beakers in (1, 2, 3, 8):
         g = conductances(beakers, largest_coupling(ratio), ratio)
         eigenvalues = torch.linalg.eigvals(flow_matrix(capacities(beakers, ratio), g)).real
-        assert -1e-12 <= eigenvalues.min()
+        assert eigenvalues.min() >= -1e-12
         assert eigenvalues.max() < 1
     # The bound is no larger than it need be: of a long row of equal beakers twice as much diverges.
     g = conductances(64, 2.2 * largest_coupling(1.0), 1.0)
