@@ -87,9 +87,10 @@ class NoisyTraining:
                 backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
                 for _ in range(self.samples - 1):
                     self.noise.redraw()
-                    repeated = self._repeat()
-                    if repeated is not None:
-                        backward(repeated / self.samples, *args, **kwargs)
+                    with unremembered(self.pl_module):  # buffers come back when backward is done with them
+                        repeated = self._repeat()
+                        if repeated is not None:
+                            backward(repeated / self.samples, *args, **kwargs)
             finally:
                 self.noise.end()
 
@@ -99,7 +100,7 @@ class NoisyTraining:
         """The scaled loss of another pass over the present micro-batch."""
         self._again = True
         try:
-            with unremembered(self.pl_module), torch.enable_grad():
+            with torch.enable_grad():
                 output = self.trainer.strategy.training_step(*self._arguments)
         finally:
             self._again = False
