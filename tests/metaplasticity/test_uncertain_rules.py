@@ -1,0 +1,263 @@
+"""BGD and MESU in a Trainer: against plain loops, and what goes into a step."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam
+
+from cl_callbacks import BGD, EWC, MESU, MetaplasticGate
+from cl_callbacks.weight_noise import WeightNoise
+from tests.references.uncertainty import bgd_step, chain_step, mesu_step
+from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
+
+RULES: dict[str, Any] = {
+    "bgd": (lambda **o: BGD(0.1, rate=2.0, trust_region=None, **o), {}),
+    "mesu": (
+        lambda **o: MESU(30.0, 0.5, 0.1, trust_region=0.2, rate=1.5, std_rate=2.0, **o),
+        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.2, "rate": 1.5, "std_rate": 2.0},
+    ),
+    "chain": (
+        lambda **o: MESU(30.0, 0.5, 0.1, prior="chain", beakers=4, coupling=0.3, **o),
+        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.1, "coupling": 0.3, "ratio": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.5, momentum=0.9, weight_decay=0.1), Adam])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_equals_a_plain_loop(kind: str, optimizer: Any, samples: int) -> None:
+    """Whatever the optimizer."""
+    build, options = RULES[kind]
+    torch.manual_seed(0)
+    model = Net(plain_net(), optimizer).double()
+    slow = plain_net().double()
+    slow.load_state_dict(model.net.state_dict())
+    x, y = task(0)[0].double(), task(0)[1]
+    rule = build(samples=samples, seed=5)
+    make_trainer(rule, max_epochs=4).fit(model, loader(x, y))
+
+    parameters = list(slow.parameters())
+    stds = [torch.full_like(p, 0.1) for p in parameters]
+    past = [[p.detach().clone() for _ in range(3)] for p in parameters]
+    noise = WeightNoise(seed=5)
+    for _ in range(4):
+        for start in range(0, len(x), 8):
+            means = [p.detach().clone() for p in parameters]
+            gradients = [torch.zeros_like(p) for p in parameters]
+            noise_gradients = [torch.zeros_like(p) for p in parameters]
+            for _ in range(samples):
+                noise.place(parameters, stds)  # which are new tensors in each step
+                noise.begin()
+                drawn = [p.detach().clone() for p in parameters]
+                loss = F.cross_entropy(slow(x[start : start + 8]), y[start : start + 8], reduction="sum")
+                found = torch.autograd.grad(loss / samples, parameters)
+                noise.end()
+                noise.draws += 1
+                for i, g in enumerate(found):
+                    gradients[i] += g
+                    noise_gradients[i] += g * (drawn[i] - means[i]) / stds[i]
+            for i, (m, s, g, q) in enumerate(zip(means, stds, gradients, noise_gradients, strict=True)):
+                if kind == "bgd":
+                    mean, stds[i] = bgd_step(m, s, g, q, 2.0)
+                elif kind == "mesu":
+                    mean, stds[i] = mesu_step(m, s, g, q, **options)
+                else:
+                    mean, stds[i], past[i] = chain_step(m, s, past[i], g, q, **options)
+                parameters[i].detach().copy_(mean)
+    torch.testing.assert_close(weights(model), weights(slow), rtol=1e-7, atol=1e-9)
+    view = rule.synapses.view
+    for found_std, expected in zip(view["std"], stds, strict=True):
+        torch.testing.assert_close(found_std, expected, rtol=1e-7, atol=1e-9)
+    if kind == "chain":
+        for i in range(len(parameters)):
+            for k in range(3):
+                torch.testing.assert_close(view[f"beaker_{k + 2}"][i], past[i][k], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["bgd", "mesu"])
+def test_the_sum_and_the_mean_of_a_loss_give_the_same_training(rule: str) -> None:
+    """And accumulated micro-batches the same as whole batches, while the noise is small."""
+
+    class Summing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+
+    found = []
+    for make, reduction, batch_size, accumulate in (
+        (Net, "mean", 12, 1),
+        (Summing, "sum", 12, 1),
+        (Net, "mean", 4, 3),
+        (Summing, "sum", 4, 3),
+    ):
+        torch.manual_seed(0)
+        model = make(plain_net()).double()
+        memory = BGD(0.1, reduction=reduction) if rule == "bgd" else MESU(50, 0.1, reduction=reduction)
+        data = loader(task(0)[0].double(), task(0)[1], batch_size=batch_size)
+        make_trainer(memory, max_epochs=3, accumulate_grad_batches=accumulate).fit(model, data)
+        found.append(weights(model))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9)
+
+
+def test_observations_may_be_counted_by_the_user() -> None:
+    class Twice(BGD):
+        def observations(self, batch: Any) -> int:
+            return 2 * super().observations(batch)
+
+    class Nothing(BGD):
+        def observations(self, batch: Any) -> int:
+            return 0
+
+    found = []
+    for rule in (BGD(0.01, rate=2.0), Twice(0.01)):
+        torch.manual_seed(0)
+        model = Net(plain_net())
+        make_trainer(rule, limit_train_batches=1).fit(model, loader(*task(0)))
+        found.append(weights(model))
+    torch.testing.assert_close(found[0], found[1])
+    with pytest.raises(ValueError, match="override `observations"):
+        make_trainer(Nothing(0.1)).fit(Net(), loader(*task(0)))
+
+
+def test_the_optimizer_trains_what_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, plain = Net(plain_net()), Net(plain_net())
+    plain.load_state_dict(model.state_dict())
+    rule = BGD(1e-6, parameters=r"net\.0")  # too sure to move, or to make noise
+    fit_tasks(model, rule, tasks=1)
+    fit_tasks(plain, tasks=1)
+    assert (model.net[2].weight - plain.net[2].weight).abs().max() < 1e-2
+    torch.manual_seed(0)
+    still = Net(plain_net())
+    torch.testing.assert_close(model.net[0].weight, still.net[0].weight, rtol=0, atol=1e-4)
+    assert (model.net[2].weight - still.net[2].weight).abs().max() > 1e-2
+
+
+def test_gradients_that_are_not_finite_do_no_harm() -> None:
+    class Broken(Net):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == 1:
+                self.net[0].weight.grad[0, 0] = math.nan
+                self.net[0].weight.grad[0, 1] = math.inf
+
+    for rule in (BGD(0.1, trust_region=None), MESU(50, 0.1, trust_region=None)):
+        model = Broken(plain_net())
+        fit_tasks(model, rule, tasks=2, max_epochs=2)
+        assert weights(model).isfinite().all()
+        assert all(s.isfinite().all() and (s > 0).all() for s in rule.synapses.view["std"])
+
+
+def test_two_owners_are_refused_and_a_pull_beside_one_is_warned_of() -> None:
+    with pytest.raises(MisconfigurationException, match="MESU and BGD each replace"):
+        fit_tasks(Net(), MESU(10), BGD())
+    with pytest.warns(UserWarning, match="MESU already remembers .* and EWC pulls"):
+        fit_tasks(Net(), MESU(10), EWC(1.0), tasks=1)
+
+
+def test_a_pull_reaches_the_update() -> None:
+    found = []
+    for strength in (0.0, 1e4):
+        torch.manual_seed(0)
+        model = Net(plain_net())
+        with pytest.warns(UserWarning, match="counts twice"):
+            fit_tasks(model, EWC(strength), BGD(0.05), tasks=2, max_epochs=3)
+        found.append(weights(model))
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_gate_shapes_the_update_of_an_owner(order: int) -> None:
+    found = []
+    for steepness in (0.0, 1e3):
+        torch.manual_seed(0)
+        model = Net(plain_net())
+        before = model.net[0].weight.detach().clone()
+        fit_tasks(model, *[MetaplasticGate(steepness), BGD(0.1)][::order], tasks=1)
+        shrunk = model.net[0].weight.detach().abs() < before.abs() - 1e-4
+        found.append(shrunk.sum().item())
+    assert found[0] > 10
+    assert found[1] < found[0] / 4
+
+
+def test_predictions_of_several_draws() -> None:
+    model, rule = Net(), MESU(100, 0.3)
+    fit_tasks(model, rule, tasks=1)
+    x = task(0)[0]
+    model.train()
+    before = weights(model)
+    found = rule.predict_samples(model, (x, task(0)[1]), samples=400)
+    assert found.shape == (400, 24, 3)
+    assert model.training
+    assert not found.requires_grad
+    assert torch.equal(weights(model), before)
+    assert torch.equal(found, rule.predict_samples(model, x, samples=400))
+    model.eval()
+    assert not torch.allclose(found[0], model(x))
+    # Draws are in pairs around the means, with the standard deviations that the rule has learned.
+    with torch.no_grad():
+        bias = rule.synapses.view.names.index("net.4.bias")
+        spread = rule.synapses.view["std"][bias]
+    for std in rule.synapses.view["std"][:bias]:
+        std.fill_(0.0)
+    biased = rule.predict_samples(model, x, samples=4000)
+    torch.testing.assert_close(biased.mean(0), model(x).detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(biased.std(0)[0], spread, rtol=0.1, atol=0)
+    assert model.training is False
+    rule.synapses.view["std"][0].fill_(0.3)
+
+    class Wrong(nn.Module):
+        pass
+
+    with pytest.raises(TypeError, match="override `outputs"):
+        rule.predict_samples(model, (x, x, x))
+    assert torch.equal(weights(model), before)
+
+
+def test_a_rule_restored_by_hand_predicts() -> None:
+    model, rule = Net(), MESU(100, 0.3)
+    fit_tasks(model, rule, tasks=1)
+    again = MESU(100, 0.3)
+    again.load_state_dict(rule.state_dict())
+    x = task(0)[0]
+    assert torch.equal(again.predict_samples(model, x, 3), rule.predict_samples(model, x, 3))
+
+
+def test_plasticity_is_the_relative_variance() -> None:
+    for rule in (MESU(100, 0.3), BGD(0.3)):
+        fit_tasks(Net(), rule, tasks=1)
+        view = rule.synapses.view
+        found = rule.plasticity(view, [0.1] * len(view))
+        for gate, std in zip(found, view["std"], strict=True):
+            torch.testing.assert_close(gate, (std**2 / 0.09).clamp(max=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"initial_std": 0.0}, "initial_std must be positive"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"reduction": "none"}, "neither 'mean' nor 'sum'"),
+        ({"trust_region": 1.0}, "trust_region must be"),
+        ({"rate": 0.0}, "rate must be positive"),
+        ({"memory": 0.0}, "memory must be positive"),
+        ({"prior_std": -1.0, "initial_std": 1.0}, "prior_std must be positive"),
+        ({"prior": "one"}, "not one of"),
+        ({"beakers": 1}, "at least 2 beakers"),
+        ({"coupling": 0.6}, "from 0 to 0.5"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MESU(**({"memory": 10.0} | arguments))
+    if arguments.keys() <= {"initial_std", "samples", "reduction", "trust_region", "rate"}:
+        with pytest.raises(ValueError, match=said):
+            BGD(**arguments)
