@@ -2,14 +2,16 @@
 
     python examples/digits.py                              # without a callback, then with EWC
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
+    python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
+    python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc --strength 30 --tasks 5 --seed 1
     python examples/digits.py --data mnist --data-dir DIR  # DIR/train.parquet, DIR/test.parquet
 
 The data are scikit-learn's digits, padded to 16 by 16 pixels, or MNIST, from a folder or from the hub
 (ylecun/mnist); each task shows them under another fixed permutation of the pixels. An ordinary
 LightningModule is trained by one Trainer in one ``fit``; all that differs between the methods is the list of
-callbacks. Writes the accuracy matrices as a picture and a W&B run for each method, offline unless you are
-logged in.
+callbacks. The boundaries in it are for the measurements, and for those methods that need them. Writes the
+accuracy matrices as a picture and a W&B run for each method, offline unless you are logged in.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from netrc import netrc
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,10 +42,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_callbacks import (
+    BGD,
     EWC,
     MAS,
+    MESU,
+    BennaFusi,
+    Cascade,
     EpochBoundaries,
     KFACLaplace,
+    MetaplasticGate,
     RWalk,
     StreamingConsolidation,
     SynapticIntelligence,
@@ -73,6 +81,11 @@ METHODS: dict[str, Callable[[float], list[Callback]]] = {
     "rwalk": lambda strength: [RWalk(strength)],
     "kfac": lambda strength: [KFACLaplace(strength)],
     "streaming": lambda strength: [StreamingConsolidation(strength)],
+    "mesu": lambda memory: [MESU(memory, prior_std=0.2)],
+    "bgd": lambda std: [BGD(std)],
+    "metaplastic": lambda steepness: [MetaplasticGate(steepness)],
+    "benna_fusi": lambda coupling: [BennaFusi(2, coupling, leak=False)],
+    "cascade": lambda levels: [Cascade(int(levels))],
 }
 
 # The best of a grid on seeds 10 to 12 (of equals the steadier), which are not those that are reported:
@@ -83,19 +96,35 @@ STRENGTHS = {
 }
 
 
+class BinaryLinear(nn.Linear):
+    """Computes with the signs of its weights; the gradient goes through to the weights as if they were."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = torch.where(self.weight >= 0, 1.0, -1.0).to(self.weight)
+        return F.linear(x, self.weight + (signs - self.weight).detach())
+
+
+def network(inputs: int, hidden: int, classes: int = 10, binary: bool = False) -> nn.Module:
+    widths = [inputs, hidden, hidden, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise(widths):
+        if binary:  # normalised by the batch alone: statistics of one task would not serve another
+            layers += [BinaryLinear(before, after), nn.BatchNorm1d(after, track_running_stats=False)]
+        else:
+            layers += [nn.Linear(before, after)]
+        layers += [nn.Hardtanh() if binary else nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 class Classifier(LightningModule):
     """What you already have: nothing in it knows of tasks or callbacks."""
 
-    def __init__(self, inputs: int, hidden: int = 256, classes: int = 10) -> None:
+    def __init__(self, inputs: int, hidden: int = 256, binary: bool = False) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(inputs, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )
+        self.net = network(inputs, hidden, binary=binary)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -149,12 +178,17 @@ def task_sequence(data: str, folder: Path | None, tasks: int, seed: int) -> Task
     )
 
 
+def strength_of(method: str, args: argparse.Namespace) -> float:
+    known = STRENGTHS["binary" if args.network == "binary" else args.data]
+    return known.get(method, 0.0) if args.strength is None else args.strength
+
+
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     setting = SETTINGS[args.data]
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed)
-    model = Classifier(setting.pixels, setting.hidden)
-    strength = STRENGTHS[args.data].get(method, 0.0) if args.strength is None else args.strength
+    model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
+    strength = strength_of(method, args)
     matrix = AccuracyMatrix()
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -180,11 +214,12 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
-    average = sum(matrix.rows[-1]) / args.tasks
+    average, last = sum(matrix.rows[-1]) / args.tasks, matrix.rows[-1][-1]
     logger.experiment.summary["average_accuracy"] = average
     wandb.finish()
     return {
         "average_accuracy": average,
+        "last_accuracy": last,
         "strength": strength,
         "matrix": matrix.rows,
         "seconds": seconds,
@@ -215,11 +250,11 @@ def show_table(console: Console, method: str, result: dict[str, Any]) -> None:
 
 def show_summary(console: Console, results: dict[str, dict[str, Any]]) -> None:
     table = Table(title="average accuracy over all tasks after the last")
-    for column in ("method", "strength", "accuracy", "seconds"):
+    for column in ("method", "strength", "accuracy", "last task", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for method, result in results.items():
-        numbers = f"{result['strength']:g}", f"{result['average_accuracy']:.3f}", f"{result['seconds']:.0f}"
-        table.add_row(method, *numbers)
+        accuracies = f"{result['average_accuracy']:.3f}", f"{result['last_accuracy']:.3f}"
+        table.add_row(method, f"{result['strength']:g}", *accuracies, f"{result['seconds']:.0f}")
     console.print(table)
 
 
@@ -254,6 +289,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
     parser.add_argument("--data", choices=SETTINGS, default="digits")
+    parser.add_argument("--network", choices=("real", "binary"), default="real", help="kind of weights")
     parser.add_argument("--data-dir", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--tasks", type=int, default=10, help="how many permutations (at least 2)")
     parser.add_argument("--seed", type=int, default=0)
