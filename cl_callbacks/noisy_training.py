@@ -46,7 +46,7 @@ class NoisyTraining:
         self.trainer, self.pl_module, self.noise, self.samples = trainer, pl_module, noise, samples
         self._arguments: tuple[Any, ...] = ()
         self._again = False
-        noise.settle = self._settle
+        self._settled, noise.settle = noise.settle, self._settle
         self._originals = {name: getattr(pl_module, name) for name in ("training_step", "backward")}
         self._own = {name: vars(pl_module)[name] for name in self._originals if name in vars(pl_module)}
         vars(pl_module).update(
@@ -57,6 +57,7 @@ class NoisyTraining:
     def detach(self) -> None:
         """Puts the means in place and leaves the module as it was."""
         self.noise.end()
+        self.noise.settle = self._settled
         for name in self._originals:
             vars(self.pl_module).pop(name, None)
         vars(self.pl_module).update(self._own)

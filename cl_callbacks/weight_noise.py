@@ -38,7 +38,7 @@ class WeightNoise:
         self.seed, self.antithetic = seed, antithetic
         self.draws = 0
         """The number of the present draw."""
-        self.settle: Callable[[Tensor], None] = lambda gathered: None
+        self.settle: Callable[[Tensor], None] = _as_it_is
         """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
@@ -153,6 +153,10 @@ class WeightNoise:
             if second:
                 noise.neg_()
         self._drawn = self.draws
+
+
+def _as_it_is(gathered: Tensor) -> None:
+    """Of one process, without a scale."""
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

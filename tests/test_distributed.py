@@ -19,7 +19,10 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from cl_callbacks import (
     EWC,
     MAS,
+    MESU,
     BatchBoundaries,
+    BennaFusi,
+    Cascade,
     EpochBoundaries,
     KFACLaplace,
     RWalk,
@@ -150,3 +153,41 @@ def test_tasks_named_by_batches_end_together_or_not_at_all(tmp_path: Path) -> No
     assert same(first["states"], second["states"])
     with pytest.raises(ProcessRaisedException, match="different tasks at the same batch"):
         by_number(tmp_path / "apart", [0, 1] * 12)
+
+
+def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]:
+    """One process sees in each batch what two see between them."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    rules: list[SynapticCallback] = [Cascade(3)]
+    if kind == "mesu":
+        mesu = MESU(50, 0.2, samples=3, prior="chain", coupling=0.1)
+        rules = [mesu, BennaFusi(3, 0.3, importance="mesu")]
+    trainer = make_trainer(
+        *rules,
+        Report(rules, folder),
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        use_distributed_sampler=False,
+        devices=processes,
+        strategy="ddp_spawn" if processes > 1 else "auto",
+    )
+    net = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    model = Net(net, partial(torch.optim.Adam, lr=0.1)).double()
+    x, y = task(0)
+    sampler = EvenOrOdd(24) if processes > 1 else None
+    data = TensorDataset(x.double(), y)
+    trainer.fit(model, DataLoader(data, 8 // processes, sampler=sampler))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize("kind", ["mesu", "cascade"])
+def test_metaplastic_rules_learn_over_two_processes_what_they_do_in_one(kind: str, tmp_path: Path) -> None:
+    """With several draws, and micro-batches whose gradients are not averaged one by one."""
+    first, second = metaplastic(tmp_path / "two", kind, 2)
+    assert same(first["states"], second["states"])
+    assert same(dict(first["weights"]), dict(second["weights"]))
+    (one,) = metaplastic(tmp_path / "one", kind, 1)
+    torch.testing.assert_close(dict(first["weights"]), dict(one["weights"]), rtol=1e-6, atol=1e-9)
+    for found, expected in zip(first["states"], one["states"], strict=True):
+        torch.testing.assert_close(found["synapses"], expected["synapses"], rtol=1e-6, atol=1e-9)
