@@ -4,7 +4,8 @@
 
 Times, in turn and many times over, a plain step of an MLP (forward, backward, Adam), one pass over its
 parameters (an in-place addition of a second list of tensors), and what each rule does around the step once
-a task has been consolidated. Prints medians of the ratios of each turn, lowest and highest in brackets.
+a task has been consolidated; with BGD and MESU that includes drawing the weights. Prints medians of the
+ratios of each turn, lowest and highest in brackets.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_callbacks import (
+    BGD,
     EWC,
     MAS,
+    MESU,
+    BennaFusi,
+    Cascade,
     KFACLaplace,
+    MetaplasticGate,
     RWalk,
     StreamingConsolidation,
     SynapticCallback,
@@ -40,6 +46,13 @@ RULES: dict[str, Callable[[], SynapticCallback]] = {
     "StreamingConsolidation, fisher": lambda: StreamingConsolidation(1.0, importance="fisher"),
     "StreamingConsolidation, path": lambda: StreamingConsolidation(1.0, importance="path"),
     "KFACLaplace": lambda: KFACLaplace(1.0),
+    "BennaFusi, 2 beakers": lambda: BennaFusi(2),
+    "BennaFusi, 6 beakers": lambda: BennaFusi(6),
+    "MetaplasticGate": lambda: MetaplasticGate(),
+    "BGD": lambda: BGD(),
+    "MESU": lambda: MESU(1e5),
+    "MESU, chain of 6": lambda: MESU(1e5, prior="chain", beakers=6),
+    "Cascade": lambda: Cascade(),
 }
 
 
@@ -56,10 +69,12 @@ class Net(LightningModule):
 
 def consolidated(rule: SynapticCallback, model: Net) -> SynapticCallback:
     """As after a task, with some importance everywhere."""
-    rule.synapses.place(dict(model.named_parameters()), [name for name, _ in model.named_parameters()])
+    rule._place(model)
     rule.tasks = 1
-    for t in rule.synapses.view["importance"]:
+    for t in rule.synapses.view.fields.get("importance", []):
         t.fill_(1e-3)
+    if isinstance(rule, BGD | MESU):
+        rule._counts = [1.0]
     if isinstance(rule, KFACLaplace):
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
@@ -99,6 +114,9 @@ def main() -> None:
         step = SynapticStep([rule])
 
         def call() -> None:
+            if rule.noise is not None:
+                rule.noise.begin()
+                rule.noise.end()
             step.about_to_step(optimizer)
             step._stepped(optimizer, (), {})
 

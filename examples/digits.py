@@ -81,7 +81,7 @@ METHODS: dict[str, Callable[[float], list[Callback]]] = {
     "rwalk": lambda strength: [RWalk(strength)],
     "kfac": lambda strength: [KFACLaplace(strength)],
     "streaming": lambda strength: [StreamingConsolidation(strength)],
-    "mesu": lambda memory: [MESU(memory, prior_std=0.2)],
+    "mesu": lambda memory: [MESU(memory)],
     "bgd": lambda std: [BGD(std)],
     "metaplastic": lambda steepness: [MetaplasticGate(steepness)],
     "benna_fusi": lambda coupling: [BennaFusi(2, coupling, leak=False)],

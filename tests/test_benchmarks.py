@@ -33,7 +33,7 @@ def test_scaling(tmp_path: Path) -> None:
 
 def test_overhead(tmp_path: Path) -> None:
     said = run("overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", folder=tmp_path)
-    assert said.count("of one pass") == 8
+    assert said.count("of one pass") == 15
 
 
 def test_choices_explain_themselves(tmp_path: Path) -> None:

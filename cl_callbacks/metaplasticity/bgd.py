@@ -62,7 +62,7 @@ class BGD(UncertainRule):
         rate: float = 1.0,
         samples: int = 1,
         antithetic: bool = True,
-        trust_region: float | None = 0.1,
+        trust_region: float | None = 0.2,
         reduction: Literal["mean", "sum"] = "mean",
         seed: int = 0,
         parameters: Patterns = None,

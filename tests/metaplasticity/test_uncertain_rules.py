@@ -26,7 +26,7 @@ RULES: dict[str, Any] = {
     ),
     "chain": (
         lambda **o: MESU(30.0, 0.5, 0.1, prior="chain", beakers=4, coupling=0.3, **o),
-        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.1, "coupling": 0.3, "ratio": 2.0},
+        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.2, "coupling": 0.3, "ratio": 2.0},
     ),
 }
 
