@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -247,3 +248,19 @@ def test_a_step_equals_a_plain_loop_over_its_draws(samples: int, accumulate: int
         if window[-1] + 1 < 4:
             a = 0.5 * std * found_noise
             std = std * ((1 + a**2).sqrt() - a).clamp(0.8, 1.2)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_scaled_gradients_are_those_of_full_precision(samples: int) -> None:
+    """Mixed precision multiplies the loss, also of extra passes, and divides the gradients by as much."""
+    found = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        model = Net(plain_net(), lambda p: torch.optim.SGD(p, lr=0.1))
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        plugin.precision = "bf16-mixed"  # which the CPU can compute in
+        plain = MixedPrecision("bf16-mixed", "cpu")
+        trainer = make_trainer(MESU(50, 0.2, samples=samples), plugins=[plugin if scaled else plain])
+        trainer.fit(model, loader(*task(0)))
+        found.append(weights(model))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
