@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cl_callbacks.functional import beakers, cascade
 
-SIMULATED_SYNAPSES, SIMULATED_STEPS, REPEATS = 4000, 1024, 12
+SIMULATED_SYNAPSES, SIMULATED_STEPS = 4000, 1024
 SIZES = [10**k for k in range(2, 8)]
 
 
@@ -88,17 +88,17 @@ def chain(name: str, count: int, coupling: float) -> Model:
     return Model(name=name, ratio=ratio, store=store, fresh=fresh)
 
 
-def simulate(model: Model, seed: int = 0) -> tuple[Tensor, Tensor]:
+def simulate(model: Model, repeats: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Ages, and the measured signal over noise of one synapse, mean over runs and neighbouring ages."""
     generator = torch.Generator().manual_seed(seed)
     signals, noises = torch.zeros(SIMULATED_STEPS), torch.zeros(())
     state = model.fresh()
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         patterns = torch.randint(0, 2, (SIMULATED_STEPS, SIMULATED_SYNAPSES), generator=generator) * 2.0 - 1
         for pattern in patterns:
             weights = model.store(state, pattern, generator)
-        signals += (patterns.flip(0) @ weights) / SIMULATED_SYNAPSES / REPEATS
-        noises += weights.square().mean() / REPEATS
+        signals += (patterns.flip(0) @ weights) / SIMULATED_SYNAPSES / repeats
+        noises += weights.square().mean() / repeats
     edges = torch.logspace(0, math.log2(SIMULATED_STEPS), 15, base=2).round().long().unique() - 1
     bins = [slice(a, b) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     ages = torch.stack([torch.arange(SIMULATED_STEPS)[b].double().mean() for b in bins])
@@ -169,7 +169,7 @@ def draw(models: dict[str, Model], found: dict[str, Any], args: argparse.Namespa
     root = math.sqrt(args.synapses)
     for color, (key, model) in zip(("tab:gray", "tab:blue", "tab:red"), models.items(), strict=True):
         left.loglog(ages, root * model.ratio(ages), color=color, label=model.name)
-        at, ratio = simulate(model)
+        at, ratio = simulate(model, args.repeats)
         left.loglog(at + 1e-9, root * ratio.clamp(min=1e-9), ".", color=color)
         lifetimes = {size: age for size, age in found[key]["lifetimes"].items() if age > 0}
         right.loglog(list(lifetimes), list(lifetimes.values()), "o-", color=color, label=model.name)
@@ -215,6 +215,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--coupling", type=float, default=0.25, help="of the first beaker to the second")
     parser.add_argument("--levels", type=int, default=12, help="of the cascade")
     parser.add_argument("--probability", type=float, default=0.1, help="that a simple synapse takes a memory")
+    parser.add_argument("--repeats", type=int, default=12, help="of the simulation")
     parser.add_argument("--json", type=Path, help="write slopes and lifetimes to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the picture")
     return parser.parse_args()

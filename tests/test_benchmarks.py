@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.pictures import write_pictures
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -34,6 +36,18 @@ def test_scaling(tmp_path: Path) -> None:
 def test_overhead(tmp_path: Path) -> None:
     said = run("overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", folder=tmp_path)
     assert said.count("of one pass") == 15
+
+
+def test_long_stream(tmp_path: Path) -> None:
+    write_pictures(tmp_path, train=60, test=20)
+    arguments = ["--data-dir", str(tmp_path), "--tasks", "3", "--images", "40", "--seeds", "0", "1"]
+    run("long_stream.py", *arguments, "--json", "stream.json", folder=tmp_path)
+    results = json.loads((tmp_path / "stream.json").read_text())
+    assert {"sgd", "mesu", "chain 2", "chain 6"} <= set(results)
+    for runs in results.values():
+        assert [len(seed["accuracies"]) for seed in runs] == [3, 3]
+        assert all(len(seed["fresh accuracies"]) == 3 for seed in runs)
+        assert runs[0]["last"] == runs[0]["accuracies"][-1]
 
 
 def test_choices_explain_themselves(tmp_path: Path) -> None:

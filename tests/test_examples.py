@@ -1,4 +1,4 @@
-"""The example as a user runs it, on three tasks."""
+"""The examples as a user runs them, on few tasks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
+from tests.pictures import write_pictures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, folder: Path, example: str = "digits.py") -> subprocess.CompletedProcess[str]:
     # Nobody is logged in, whatever the machine that runs the tests.
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(folder / "no")}
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / "digits.py"), *arguments],
+        [sys.executable, str(EXAMPLES / example), *arguments],
         capture_output=True, text=True, env=env, cwd=folder, timeout=240,
     )  # fmt: skip
 
@@ -42,13 +41,9 @@ def test_digits(tmp_path: Path) -> None:
 
 
 def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    features = Features(image=Image(), label=ClassLabel(10))
-    for split, size in (("train", 256), ("test", 40)):
-        pictures = [generator.integers(0, 255, (28, 28), dtype=np.uint8) for _ in range(size)]
-        rows = {"image": pictures, "label": generator.integers(0, 10, size).tolist()}
-        Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    write_pictures(tmp_path, train=256, test=40)
     methods = ["none", "ewc", "si", "mas", "rwalk", "kfac", "streaming"]
+    methods += ["mesu", "bgd", "metaplastic", "benna_fusi", "cascade"]
     arguments = ["--data", "mnist", "--data-dir", str(tmp_path), "--tasks", "2", "--json", "results.json"]
     done = run(*arguments, "--methods", *methods, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -56,6 +51,27 @@ def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     assert list(results) == methods
     assert all(len(result["matrix"]) == 2 for result in results.values())
     assert (tmp_path / "runs" / "mnist.png").stat().st_size > 10_000
+
+
+def test_binary_network(tmp_path: Path) -> None:
+    arguments = ["--network", "binary", "--methods", "none", "metaplastic", "--tasks", "2"]
+    done = run(*arguments, "--json", "results.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["metaplastic"]["matrix"][1][0] > results["none"]["matrix"][1][0] + 0.02
+    assert results["metaplastic"]["last_accuracy"] > 0.9
+
+
+def test_memory_capacity(tmp_path: Path) -> None:
+    arguments = ["--json", "memory.json", "--repeats", "1"]
+    done = run(*arguments, folder=tmp_path, example="memory_capacity.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert abs(found["benna_fusi"]["slope"] + 0.5) < 0.03
+    assert abs(found["benna_fusi"]["lifetime_exponent"] - 1.0) < 0.1
+    assert abs(found["simple"]["decay_per_step"] - 0.1) < 1e-6
+    assert found["simple"]["lifetimes"]["10000"] < found["cascade"]["lifetimes"]["10000"]
+    assert (tmp_path / "runs" / "memory_capacity.png").stat().st_size > 10_000
 
 
 def test_help_and_bad_arguments(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class BGD(UncertainRule):
 
     def __init__(
         self,
-        initial_std: float = 0.02,
+        initial_std: float = 0.1,
         *,
         rate: float = 1.0,
         samples: int = 1,
