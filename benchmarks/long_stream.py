@@ -38,15 +38,17 @@ from torch.utils.data import DataLoader, Dataset
 from cl_callbacks import BGD, MESU
 from cl_callbacks.data.image_tasks import image_tensors
 
-# The callbacks of each method and the learning rate of plain SGD, which only "sgd" itself depends on.
 METHODS: dict[str, Callable[[], list[Callback]]] = {
     "sgd": lambda: [],
-    "bgd": lambda: [BGD(0.1)],
-    "mesu": lambda: [MESU(1e5, 0.2)],
-    "chain 2": lambda: [MESU(1e5, 0.2, prior="chain", beakers=2)],
-    "chain 6": lambda: [MESU(1e5, 0.2, prior="chain", beakers=6)],
+    "bgd": lambda: [BGD(0.05, samples=2)],
+    "mesu": lambda: [MESU(3e4, 0.1, samples=2)],
+    "no mean prior": lambda: [MESU(2e4, 0.1, samples=2, prior="chain", coupling=0.0)],
+    "chain 2": lambda: [MESU(1e4, 0.1, samples=2, prior="chain", beakers=2, coupling=1e-2)],
+    "chain 6": lambda: [MESU(2e4, 0.1, samples=2, prior="chain", beakers=6, coupling=3e-4)],
 }
-RATES = (0.03,)
+RATE = 0.005
+"""Learning rate of SGD, whose update the other methods replace."""
+
 COLUMNS = {"last": 1, "last 5": 5, "last 20": 20, "all": None}
 
 
@@ -118,7 +120,7 @@ def load(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def train(
-    callbacks: list[Callback], args: argparse.Namespace, seed: int, rate: float = RATES[0]
+    callbacks: list[Callback], args: argparse.Namespace, seed: int, rate: float = RATE
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

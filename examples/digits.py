@@ -101,7 +101,7 @@ STRENGTHS = {
         "mesu": 1e5,
         "bgd": 0.2,
         "metaplastic": 20.0,
-        "benna_fusi": 0.02,
+        "benna_fusi": 0.01,
         "cascade": 5,
     },
     "mnist": {
