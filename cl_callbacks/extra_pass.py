@@ -25,6 +25,7 @@ from torch.utils.data import (
     RandomSampler,
     Subset,
 )
+from torchmetrics import Metric
 
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
@@ -33,12 +34,15 @@ from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGra
 
 @contextmanager
 def unremembered(pl_module: LightningModule) -> Iterator[None]:
-    """Nothing is logged, and afterwards all buffers are as before, bit for bit, also after an exception."""
+    """Nothing is logged, and afterwards all buffers and metrics are as before, also after an exception."""
     # With their places: a forward may change a buffer, or put another one there.
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in pl_module.modules()
         for name, buffer in module.named_buffers(recurse=False)
+    ]
+    metrics = [
+        (m, m._copy_state_dict(), m._update_count) for m in pl_module.modules() if isinstance(m, Metric)
     ]
     attributes = vars(pl_module)
     silent = {"log": _ignore, "log_dict": _ignore}
@@ -53,6 +57,10 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer.copy_(value)
+        for metric, state, count in metrics:
+            for attribute, kept in state.items():
+                setattr(metric, attribute, kept)
+            metric._update_count, metric._computed = count, None
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,23 +17,24 @@ from cl_callbacks.weight_noise import WeightNoise
 
 
 class NoisyTraining:
-    """Wraps a module's ``training_step`` and ``backward`` so that both meet drawn weights.
+    """Has a module's ``training_step`` and ``backward`` meet drawn weights.
 
     From the beginning of ``training_step`` to the end of ``backward`` drawn weights are in place, and the
-    means at all other times: for every other hook, in validation, in checkpoints, when a task ends and
-    after an exception. Under manual optimization drawn weights are in place throughout ``training_step``,
-    except while an optimizer steps.
+    means at all other times: in validation, in checkpoints, when a task ends, after an exception, and for
+    every hook but the two that come between forward and backward (``on_before_zero_grad`` and
+    ``on_before_backward``). Under manual optimization weights are drawn throughout ``training_step``, but
+    for those that an optimizer has just stepped, until they are next used.
 
     Args:
         trainer: that is about to train.
         pl_module: its module.
         noise: to be put in place.
         samples: how many draws each micro-batch is seen with. The extra passes run ``training_step`` again
-            with nothing logged and no buffer (such as BatchNorm's statistics) changed, and no hook is
-            called; the gradient is the mean over the passes.
+            with nothing logged and no buffer (such as BatchNorm's statistics) or metric changed, and no hook
+            is called; the gradient is the mean over the passes.
 
     Raises:
-        MisconfigurationException: ``samples`` under manual optimization.
+        MisconfigurationException: ``samples`` where a step's passes cannot be repeated.
     """
 
     def __init__(
@@ -46,56 +48,59 @@ class NoisyTraining:
         self.trainer, self.pl_module, self.noise, self.samples = trainer, pl_module, noise, samples
         self._arguments: tuple[Any, ...] = ()
         self._again = False
+        noise.restart()
         self._settled, noise.settle = noise.settle, self._settle
-        self._originals = {name: getattr(pl_module, name) for name in ("training_step", "backward")}
-        self._own = {name: vars(pl_module)[name] for name in self._originals if name in vars(pl_module)}
-        vars(pl_module).update(
-            training_step=self._noisy_step(self._originals["training_step"]),
-            backward=self._noisy_backward(self._originals["backward"]),
-        )
+        shadows: dict[str, Callable[..., Any]] = {
+            "training_step": self._noisy_step,
+            "backward": self._noisy_backward,
+        }
+        self._own = {name: vars(pl_module)[name] for name in shadows if name in vars(pl_module)}
+        self._shadows = {name: _Shadow(pl_module, name, call) for name, call in shadows.items()}
+        vars(pl_module).update(self._shadows)
+        self._hooks: list[Any] = []
+        if not pl_module.automatic_optimization:
+            self._hooks = [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
 
     def detach(self) -> None:
         """Puts the means in place and leaves the module as it was."""
-        self.noise.end()
-        self.noise.settle = self._settled
-        for name in self._originals:
+        for name in self._shadows:
             vars(self.pl_module).pop(name, None)
         vars(self.pl_module).update(self._own)
+        for hook in self._hooks:
+            hook.remove()
+        self.noise.settle = self._settled
+        self.noise.end()
 
-    def _noisy_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(training_step)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            if self._again:
-                return training_step(*args, **kwargs)
-            self._arguments = args
-            output = None
-            try:
-                self.noise.begin(anew=self.samples > 1)
-                output = training_step(*args, **kwargs)
-            finally:
-                if output is None or not self.pl_module.automatic_optimization:  # no backward will come
-                    self.noise.end()
-            return output
+    def _about_to_use(self, module: torch.nn.Module, inputs: Any) -> None:
+        self.noise.resume()
 
-        return step
-
-    def _noisy_backward(self, backward: Callable[..., None]) -> Callable[..., None]:
-        @wraps(backward)
-        def noisy(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            if not self.pl_module.automatic_optimization:
-                return backward(loss, *args, **kwargs)
-            try:
-                backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
-                for _ in range(self.samples - 1):
-                    self.noise.redraw()
-                    with unremembered(self.pl_module):  # buffers come back when backward is done with them
-                        repeated = self._repeat()
-                        if repeated is not None:
-                            backward(repeated / self.samples, *args, **kwargs)
-            finally:
+    def _noisy_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._again:
+            return training_step(*args, **kwargs)
+        self._arguments = args
+        output = None
+        try:
+            self.noise.begin(anew=self.samples > 1)
+            output = training_step(*args, **kwargs)
+        finally:
+            if output is None or not self.pl_module.automatic_optimization:  # no backward will come
                 self.noise.end()
+        return output
 
-        return noisy
+    def _noisy_backward(self, backward: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self.pl_module.automatic_optimization:
+            return backward(loss, *args, **kwargs)
+        try:
+            backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
+            for _ in range(self.samples - 1):
+                self.noise.redraw()
+                with unremembered(self.pl_module):  # buffers come back when backward is done with them
+                    repeated = self._repeat()
+                    if repeated is not None:
+                        backward(repeated / self.samples, *args, **kwargs)
+        finally:
+            self._arguments = ()
+            self.noise.end()
 
     def _repeat(self) -> Tensor | None:
         """The scaled loss of another pass over the present micro-batch."""
@@ -118,3 +123,19 @@ class NoisyTraining:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             gathered.div_(scaler.get_scale())
+
+
+class _Shadow:
+    """Stands before a method of one module; a copy of the module gets the plain method."""
+
+    def __init__(self, module: LightningModule, name: str, call: Callable[..., Any]) -> None:
+        self.module, self.name = module, name
+        # Lightning looks for the signature of the user's own method there.
+        self.__wrapped__ = getattr(module, name)
+        self._call = partial(call, self.__wrapped__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(getattr(type(self.module), self.name), memo.get(id(self.module), self.module))

@@ -111,7 +111,7 @@ class _Plan:
                 store = buffers["before" if kind == "undo" else kind]
                 for p in view.parameters:
                     if p not in store:
-                        store[p] = torch.empty_like(p.detach())
+                        store[p] = torch.zeros_like(p.detach())
                     self._snapshots[kind][p] = store[p]
                     lists[kind].append(store[p])
             step = Step(
@@ -201,10 +201,10 @@ class SynapticStep:
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         for rule in self.rules:
             if rule.noise is not None:
-                rule.noise.pause()
-        stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+                rule.noise.pause(stepping)
         key = (id(optimizer), *map(id, stepping))
         plan = self._plans.get(key)
         if plan is None:
@@ -223,8 +223,6 @@ class SynapticStep:
         if plan is not None:
             with torch.no_grad():
                 plan.finish()
-                if plan.noise is not None:
-                    plan.noise.resume()
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -105,6 +105,11 @@ class Synapses:
         )
         return self.view
 
+    @property
+    def known(self) -> bool:
+        """Whether there is any state."""
+        return any(self._state.values())
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The live state: ``{field: {name: tensor}}``."""
         return {field: dict(state) for field, state in self._state.items()}

@@ -198,11 +198,14 @@ class SynapticCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the model is there to lay it out beside, in ``on_train_start``.
 
-        Validation, test and prediction restore callbacks from their checkpoint too; a rule remembers what
-        was learned since, and ignores them.
+        Validation, test and prediction restore callbacks from their checkpoint too; a rule that remembers
+        anything has learned it since, and ignores them.
         """
-        if self._evaluating:
-            return
+        if not (self._evaluating and self.synapses.known):
+            self.restore(state_dict)
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""
         self.synapses.load_state_dict(state_dict["synapses"])
         self.tasks = state_dict["tasks"]
 
@@ -217,9 +220,16 @@ class SynapticCallback(Callback):
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = set(self.synapses.view.names) if growing else set()
         trainable = [name for name, p in model.items() if p.requires_grad or name in held]
+        if self.owns_update and pl_module._trainer is not None:
+            # What no optimizer steps keeps its weights: a rule that owns the update has none to own there.
+            stepping = {
+                id(p) for o in pl_module.trainer.optimizers for g in o.param_groups for p in g["params"]
+            }
+            trainable = [name for name in trainable if id(model[name]) in stepping]
         if not trainable:
             raise MisconfigurationException(
-                f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient, "
+                f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient"
+                f"{' and is in an optimizer' if self.owns_update else ''}, "
                 f"so there is no synapse to consolidate; unfreeze some before training."
             )
         for pattern in self.parameters + self.exclude:
@@ -260,6 +270,18 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+
+
+def warn_of_half_precision(rule: SynapticCallback) -> None:
+    """Says that weights of half precision have no room for updates as small as the rule's."""
+    view = rule.synapses.view
+    narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]
+    if narrow:
+        rank_zero_warn(
+            f"{type(rule).__name__} changes weights in steps that are mostly smaller than the rounding of "
+            f"half precision, in which {_few(narrow)} are kept, and lost there: train with "
+            f"precision='bf16-mixed' instead of 'bf16-true'."
+        )
 
 
 def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ class WeightNoise:
         """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
-        self._wanted = self._perturbed = self._taken = False
+        self._wanted = self._taken = False
+        self._versions: dict[Tensor, int] = {}  # of the weights that are drawn at the moment
         self._reset()
 
     @property
@@ -59,7 +60,9 @@ class WeightNoise:
             self._reset()
 
     def _reset(self) -> None:
-        self._means = [torch.empty_like(p.detach()) for p in self.parameters]
+        means = [torch.empty_like(p.detach()) for p in self.parameters]
+        self._means = dict(zip(self.parameters, means, strict=True))
+        self._std_of = dict(zip(self.parameters, self.stds, strict=True))
         self._flat, noise = _flat(self.stds)
         self._noise = dict(zip(self.parameters, noise, strict=True))
         self._gathered_flat: dict[torch.device, Tensor] = {}  # of steps with several draws
@@ -73,35 +76,52 @@ class WeightNoise:
             anew: whether to go on to another draw also within a step.
         """
         self._wanted = True
-        if self._taken:
-            self.draws += 1
-            self._taken = False
-            for total in self._gathered_flat.values():
-                total.zero_()
-        elif anew and self._drawn is not None:
+        if anew and not self._taken and self._drawn is not None:
             self.redraw()
         self.resume()
 
     def end(self) -> None:
         """Puts the means in place."""
-        self.pause()
         self._wanted = False
+        self.pause()
+
+    def restart(self) -> None:
+        """Leaves behind a step that was begun and never taken, and what was gathered for it."""
+        self._taken = self._taken or self._drawn is not None
 
     @torch.no_grad()
-    def pause(self) -> None:
-        """Puts the means in place until :meth:`resume`."""
-        if self._perturbed:
-            torch._foreach_copy_(self.parameters, self._means)
-            self._perturbed = False
+    def pause(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Puts the means of some weights in place until :meth:`resume`; by default of all."""
+        which = [p for p in (parameters or self.parameters) if p in self._versions]
+        if not which:
+            return
+        edited = any(p._version != self._versions[p] for p in which)
+        torch._foreach_copy_(which, [self._means[p] for p in which])
+        for p in which:
+            del self._versions[p]
+        if edited:
+            raise RuntimeError(
+                "Weights were changed while they were drawn at random for a forward and backward, and the "
+                "change would be lost. Let an optimizer that the Trainer knows make it, make it in "
+                "on_train_batch_start or on_train_batch_end, or keep these parameters out with exclude."
+            )
 
     @torch.no_grad()
     def resume(self) -> None:
         """Puts the drawn weights in place again, if that has begun and not ended."""
-        if self._wanted and not self._perturbed and self.parameters:
-            self._draw()
-            torch._foreach_copy_(self._means, self.parameters)
-            self._perturbed = True
-            torch._foreach_add_(self.parameters, torch._foreach_mul(list(self._noise.values()), self.stds))
+        if not self._wanted or len(self._versions) == len(self.parameters):
+            return
+        if self._taken and not self._versions:
+            self.draws += 1
+            self._taken = False
+            for total in self._gathered_flat.values():
+                total.zero_()
+        self._draw()
+        which = [p for p in self.parameters if p not in self._versions]
+        torch._foreach_copy_([self._means[p] for p in which], which)
+        noise = torch._foreach_mul([self._noise[p] for p in which], [self._std_of[p] for p in which])
+        torch._foreach_add_(which, noise)
+        self._versions.update((p, p._version) for p in which)
 
     @torch.no_grad()
     def redraw(self) -> None:
@@ -118,16 +138,16 @@ class WeightNoise:
 
     def take(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Gradient times noise, summed over the draws of a step, for weights that are about to step."""
-        met = [p for p in parameters if p in self._noise]
         self._taken = True
-        if self._drawn is None or len(met) < len(parameters):  # joined since the draw: no noise yet
-            return [torch.zeros_like(p) for p in parameters]
-        found = torch._foreach_mul([self._noise[p] for p in met], _gradients(met))
-        if self._gathered:
-            for total in self._gathered_flat.values():
-                self.settle(total)
-            torch._foreach_add_(found, [self._gathered[p] for p in met])
-        return list(found)
+        for total in self._gathered_flat.values():
+            self.settle(total)
+        # What has joined since the draw was seen without noise.
+        drawn = [p for p in parameters if p in self._noise and self._drawn is not None]
+        products = torch._foreach_mul([self._noise[p] for p in drawn], _gradients(drawn)) if drawn else ()
+        if self._gathered and drawn:
+            torch._foreach_add_(products, [self._gathered[p] for p in drawn])
+        found = dict(zip(drawn, products, strict=True))
+        return [found[p] if p in found else torch.zeros_like(p) for p in parameters]
 
     def _gather(self, sign: float) -> None:
         met = [p for p in self.parameters if p.grad is not None]
@@ -147,12 +167,19 @@ class WeightNoise:
             if second and self._drawn == self.draws - 1:
                 noise.neg_()
                 continue
-            # Generators on the CPU use 32 bits of a seed.
-            seed = (self.seed * 2654435761 + pair) % 2**32
-            noise.normal_(generator=torch.Generator(device).manual_seed(seed))
+            noise.normal_(generator=numbered_generator(self.seed, pair, device))
             if second:
                 noise.neg_()
         self._drawn = self.draws
+
+
+def numbered_generator(seed: int, number: int, device: torch.device) -> torch.Generator:
+    """A generator for each pair of a seed and a number, apart from those of ``torch.manual_seed``.
+
+    Generators on the CPU use 32 bits of a seed.
+    """
+    mixed = (seed * 2654435761 + number * 2246822519 + 3266489917) % 2**32
+    return torch.Generator(device).manual_seed(mixed)
 
 
 def _as_it_is(gathered: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import CatMetric, SumMetric
 
-from cl_callbacks import BGD, MESU, EpochBoundaries
+from cl_callbacks import BGD, MESU, Cascade, EpochBoundaries
 from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 READS_MEANS = [
@@ -180,6 +182,184 @@ def test_under_manual_optimization_only_the_optimizers_step_from_the_means() -> 
     assert (noise != 0.1).all()  # both optimizers' synapses have learned
     with pytest.raises(MisconfigurationException, match="samples=1"):
         make_trainer(BGD(0.1, samples=2)).fit(Manual(plain_net()), loader(*task(0)))
+
+
+def test_adversaries_in_the_usual_order() -> None:
+    """The discriminator steps while the generator's forward waits for its backward; both are drawn."""
+
+    class Adversaries(Net):
+        automatic_optimization = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.g, self.d = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, 1)
+            del self.net
+            self.drawn: list[tuple[Tensor, Tensor]] = []
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(m.parameters(), lr=0.1) for m in (self.g, self.d)]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            opt_g, opt_d = self.optimizers()
+            fake = self.g(batch[0])
+            opt_d.zero_grad()
+            self.manual_backward((self.d(fake.detach()) - self.d(batch[0])).mean())
+            opt_d.step()
+            stepped = self.d.weight.detach().clone()
+            with torch.no_grad():
+                self.d.weight.clamp_(-0.3, 0.3)  # after its step: of the means
+            opt_g.zero_grad()
+            loss = -self.d(fake).mean()
+            self.drawn.append((stepped, self.d.weight.detach().clone()))
+            self.manual_backward(loss)
+            opt_g.step()
+
+    for rule in (BGD(0.1), BGD(0.1, parameters="^g")):
+        model = Adversaries()
+        fit_tasks(model, rule, tasks=1)
+        assert model.d.weight.abs().max() <= 0.3
+        clamped = all((d - means.clamp(-0.3, 0.3)).abs().max() == 0 for means, d in model.drawn)
+        assert clamped == bool(rule.parameters)  # without noise of its own it is seen at its means
+        for name, std in zip(rule.synapses.view.names, rule.synapses.view["std"], strict=True):
+            assert (std != 0.1).all() or name == "d.bias"  # whose gradients cancel
+
+
+def test_a_forward_after_another_optimizers_step_is_drawn() -> None:
+    class Alternating(Watched):
+        automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in reversed(self.optimizers()):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(self(batch[0]), batch[1])
+                self.trained_at.append(self.net[0].weight.detach().clone())
+                self.manual_backward(loss)
+                optimizer.step()
+
+    class Means(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.weight = pl_module.net[0].weight.detach().clone()
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            assert all((drawn != self.weight).all() for drawn in pl_module.trained_at[-2:])
+
+    model = Alternating(plain_net())
+    fit_tasks(model, BGD(0.1, parameters=r"net\.0"), Means(), tasks=1)
+    assert len(model.trained_at) == 6
+
+
+def test_changes_to_drawn_weights_are_refused_before_they_are_lost() -> None:
+    class Editing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            with torch.no_grad():
+                self.net[0].weight.clamp_(-0.2, 0.2)
+            return super().training_step(batch, batch_idx)
+
+    model = Editing(plain_net())
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="the change would be lost"):
+        fit_tasks(model, BGD(0.1))
+    assert torch.equal(weights(model), before)
+
+
+def test_weights_that_no_optimizer_steps_are_not_drawn() -> None:
+    """A frozen trunk that still requires gradients; a target network that follows by copies."""
+
+    class Following(Watched):
+        def __init__(self) -> None:
+            super().__init__(plain_net())
+            self.target = plain_net()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.net[2].parameters(), lr=0.1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.target.load_state_dict(self.net.state_dict())
+            return super().training_step(batch, batch_idx)
+
+    for rule in (BGD(0.1), Cascade(3)):
+        model = Following()
+        trunk = model.net[0].weight.detach().clone()
+        fit_tasks(model, rule, tasks=1)
+        assert {name[:6] for name in rule.synapses.view.names} == {"net.2."}
+        assert torch.equal(model.net[0].weight, trunk)
+        drawn = model.target[2].weight.detach().clone()  # a copy of what the last step was taken at
+        assert (drawn != model.net[2].weight).all() or isinstance(rule, Cascade)
+
+
+def test_a_loader_in_the_users_own_hands_is_refused() -> None:
+    class Fetching(Net):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    with pytest.raises(MisconfigurationException, match="dataloader_iter"):
+        fit_tasks(Fetching(), BGD(0.1))
+
+
+def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_fit() -> None:
+    class Interrupted(Net):
+        interrupts = True
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            if self.interrupts:
+                raise ValueError("in the middle of a window")
+
+    class First(BGD):
+        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+            self.first = [t.clone() for t in noise_gradients]
+
+    found = []
+    for interrupted in (True, False):
+        torch.manual_seed(0)
+        model, rule = Interrupted(plain_net()), First(0.1, samples=2)
+        options = {"accumulate_grad_batches": 3, "limit_train_batches": 3}
+        if interrupted:
+            with pytest.raises(ValueError, match="in the middle"):
+                make_trainer(rule, **options).fit(model, loader(*task(0)))
+        else:
+            rule.noise.draws = 2  # so many the interrupted one has used
+        model.interrupts = False
+        make_trainer(rule, **options).fit(model, loader(*task(0)))
+        found.append(torch.cat([t.flatten() for t in rule.first]))
+    torch.testing.assert_close(*found)
+
+
+def test_metrics_count_the_first_pass_alone() -> None:
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.all = SumMetric(), CatMetric()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.seen.update(len(batch[0]))
+            self.all.update(batch[1])
+            return super().training_step(batch, batch_idx)
+
+    model = Counting()
+    fit_tasks(model, BGD(0.1, samples=3), tasks=1)
+    assert model.seen.compute() == 24
+    assert len(model.all.compute()) == 24
+
+
+def test_a_copy_of_the_module_is_its_own() -> None:
+    class Copying(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.copied = [copy.deepcopy(self)]
+
+    model = Copying(plain_net())
+    seen = Seen()
+    make_trainer(BGD(0.1), seen, limit_train_batches=1).fit(model, loader(*task(0)))
+    other = model.copied[0]
+    before = weights(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.fill_(torch.nan)
+    other.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    assert other.training_step(task(0), 0).isnan()
+    assert torch.equal(weights(model), before)
 
 
 @pytest.mark.parametrize("samples", [2, 4])

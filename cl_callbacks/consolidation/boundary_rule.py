@@ -116,11 +116,10 @@ class BoundaryRule(AnchoredRule):
         """Importance, anchor and counts."""
         return super().state_dict() | {"offset": self._offset}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self._offset = state_dict["offset"]
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self._offset = state_dict["offset"]
 
     def save_importance(self, path: str | PathLike[str]) -> None:
         """Writes the state to a safetensors file, for ``importance=`` of another run.

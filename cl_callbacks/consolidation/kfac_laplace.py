@@ -210,11 +210,10 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         """With the factors."""
         return super().state_dict() | {"factors": self.memory.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.memory.load_state_dict(state_dict["factors"])
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.memory.load_state_dict(state_dict["factors"])
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)

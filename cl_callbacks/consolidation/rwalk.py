@@ -154,8 +154,7 @@ class RWalk(BoundaryRule):
         """With the place in the window."""
         return super().state_dict() | {"steps": self.steps}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.steps = state_dict["steps"]
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.steps = state_dict["steps"]

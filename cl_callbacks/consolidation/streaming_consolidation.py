@@ -144,8 +144,7 @@ class StreamingConsolidation(AnchoredRule):
         """With the numbers of steps."""
         return super().state_dict() | {"steps": dict(self.steps)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.steps = dict(state_dict["steps"])
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.steps = dict(state_dict["steps"])

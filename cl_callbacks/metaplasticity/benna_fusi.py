@@ -10,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.arguments import positive, whole
 from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling, timescales
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import Fill
-from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback, warn_of_half_precision
 
 
 class BennaFusi(SynapticCallback):
@@ -27,7 +28,8 @@ class BennaFusi(SynapticCallback):
     with the weight :math:`u_1`. Beaker :math:`k` follows within :math:`r^{2(k-1)}/g_1` steps; the log shows
     these times. A single change fades as :math:`t^{-1/2}` up to the last of them. No task boundary is
     needed and no importance measured: each weight is drawn to its own past, on many timescales at once.
-    Memory is one tensor per parameter and beaker beyond the first. All beakers start at the weight.
+    Memory is one tensor of double precision per parameter and beaker beyond the first. All beakers start
+    at the weight.
 
     Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolidation"; for networks,
     Kaplanis et al. 2018 (arXiv 1802.07239).
@@ -46,7 +48,8 @@ class BennaFusi(SynapticCallback):
             of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
-        state_dtype: of the beakers; default float32, or wider where the parameter is.
+        state_dtype: of the beakers; in single precision the flow into the fifth and deeper ones is lost to
+            rounding. With few beakers, or on a device that has no other, ``"float32"`` saves half of it.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -69,18 +72,17 @@ class BennaFusi(SynapticCallback):
         importance: str | None = None,
         parameters: Patterns = None,
         exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
+        state_dtype: torch.dtype | str | None = "float64",
         strict: bool = True,
         name: str | None = None,
     ) -> None:
-        if beakers < 1:
-            raise ValueError(f"a synapse has at least 1 beaker; got beakers={beakers}")
+        whole("beakers", beakers, least=1)
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
         super().__init__(
             parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
         )
-        if not timescale_ratio >= 1:
+        if not positive("timescale_ratio", timescale_ratio) >= 1:
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
         self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
@@ -99,6 +101,7 @@ class BennaFusi(SynapticCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what the timescales are, and finds the rule that slows the flows."""
         super().on_train_start(trainer, pl_module)
+        warn_of_half_precision(self)
         steps = self.timescales
         rank_zero_info(
             f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
@@ -111,13 +114,15 @@ class BennaFusi(SynapticCallback):
 
     def _find(self, trainer: Trainer, name: str) -> SynapticCallback:
         others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
-        able = {c.name: c for c in others if type(c).plasticity is not SynapticCallback.plasticity}
-        if name not in able:
+        able = [c for c in others if type(c).plasticity is not SynapticCallback.plasticity]
+        found = [c for c in able if c.name == name]
+        if len(found) != 1:
             raise MisconfigurationException(
-                f"{type(self).__name__}: no rule in the callback list that knows how plastic a synapse is "
-                f"has importance={name!r} for its name; there are {sorted(able) or 'none'}"
+                f"{type(self).__name__}: importance={name!r} must be the name of one rule in the callback "
+                f"list that knows how plastic a synapse is, and is that of {len(found)}; there are "
+                f"{sorted(c.name for c in able) or 'none'}"
             )
-        return able[name]
+        return found[0]
 
     def rewrite(self, step: Step) -> None:
         """Lets the beakers flow, the weight among them."""
@@ -128,13 +133,14 @@ class BennaFusi(SynapticCallback):
     def _gates(self, step: Step) -> list[Tensor] | None:
         if self._gating is None:
             return None
-        names, parameters = step.synapses.names, step.synapses.parameters
-        view = self._gating.synapses.view.among(parameters)
-        rates = dict(zip(names, step.option("lr", default=1.0), strict=True))
-        gates = self._gating.plasticity(view, [rates[name] for name in view.names]) or []
-        known = dict(zip(view.names, gates, strict=False))
+        mine = step.synapses
+        view = self._gating.synapses.view.among(mine.parameters)
+        rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
+        found = self._gating.plasticity(view, [rates[name] for name in view.names])
+        known = dict(zip(view.names, found or [], strict=True))
         return [
-            known[n] if n in known else torch.ones_like(p) for n, p in zip(names, parameters, strict=True)
+            known[name] if name in known else torch.ones_like(weight)
+            for name, weight in zip(mine.names, mine.parameters, strict=True)
         ]
 
 
@@ -143,6 +149,7 @@ def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio
         raise ValueError("coupling and horizon_steps set the same thing: give one of them")
     largest = largest_coupling(ratio)
     if horizon is not None:
+        positive("horizon_steps", horizon)
         shortest = ratio ** (2 * (beakers - 1)) / largest
         if not horizon >= shortest:
             raise ValueError(

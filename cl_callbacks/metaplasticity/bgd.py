@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_callbacks.arguments import positive
 from cl_callbacks.functional.uncertainty import bgd_, relative_variance
 from cl_callbacks.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.step import Step
@@ -85,9 +86,7 @@ class BGD(UncertainRule):
             strict=strict,
             name=name,
         )
-        if not rate > 0:
-            raise ValueError(f"rate must be positive; got {rate}")
-        self.rate = rate
+        self.rate = positive("rate", rate)
 
     def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
         """The equations above."""

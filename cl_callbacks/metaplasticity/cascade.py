@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from cl_callbacks.arguments import whole
 from cl_callbacks.functional.cascade import cascade, switch_probabilities
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.weight_noise import numbered_generator
 
 
 class Cascade(SynapticCallback):
@@ -67,8 +69,8 @@ class Cascade(SynapticCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(parameters=parameters, exclude=exclude, strict=strict, name=name)
-        if levels < 1:
-            raise ValueError(f"a synapse has at least 1 level; got {levels}")
+        whole("levels", levels, least=1)
+        whole("seed", seed)
         if not 0 < x <= 0.5:
             raise ValueError(f"x must be above 0 and at most 0.5; got {x}")
         self.levels, self.seed, self.x = levels, seed, x
@@ -83,7 +85,7 @@ class Cascade(SynapticCallback):
         torch._foreach_div_(events, size)
         torch._foreach_div_(events, 2.0)
         drive = _flat(events).nan_to_num_(0.0).clamp_(-1.0, 1.0)
-        generator = torch.Generator(drive.device).manual_seed((self.seed * 2654435761 + self.steps) % 2**32)
+        generator = numbered_generator(self.seed, self.steps, drive.device)
         uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
         found = cascade(_flat(levels), drive, uniform, self.levels, self.x)
         pieces = found.split([level.numel() for level in levels])
@@ -112,28 +114,27 @@ class Cascade(SynapticCallback):
         """With the number of steps."""
         return super().state_dict() | {"steps": self.steps}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.steps = state_dict["steps"]
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.steps = state_dict["steps"]
 
 
 @torch.no_grad()
 def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
-    """Gives new weights their two values and their first level."""
+    """Gives its two values to a tensor that has others, and new weights their first level."""
     new = level == 0
-    if not new.any():
-        return
     size = weight.abs().mean() if new.all() else weight[~new].abs().mean()
     if not size > 0:
         raise ValueError(
             f"Cascade: all weights of {name} are 0, so they have no two values: initialise them at random, "
             f"or leave them out with exclude."
         )
+    if ((weight.abs() - size).abs() <= 1e-3 * size).all() and not new.any():
+        return
     sign = torch.where(weight < 0, -1.0, 1.0)
-    level.copy_(torch.where(new, sign, level))
-    weight.copy_(torch.where(new, size * sign, weight))
+    level.copy_(torch.where(level * sign > 0, level, sign))
+    weight.copy_(size * sign)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from cl_callbacks.arguments import positive, whole
 from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
 from cl_callbacks.metaplasticity.uncertain_rule import UncertainRule
@@ -53,14 +54,15 @@ class MESU(UncertainRule):
         rate: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
         std_rate: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
         prior: what the mean relaxes to: ``"zero"``, or with ``"chain"`` its own past.
-        beakers: of the chain, at least 2: with 2 there is one slow copy.
+        beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy.
         coupling: :math:`g_1` of the chain; its last beaker follows within ``4**(beakers - 1) / coupling``
             steps.
         reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
         seed: of the draws.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out; the optimizer trains them as ever.
-        state_dtype: of the state; default float32, or wider where the parameter is.
+        state_dtype: of the state; default float32, or wider where the parameter is. Chains of more than 4
+            beakers want ``"float64"``, or rounding takes what flows into the deep ones.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints.
 
@@ -96,8 +98,8 @@ class MESU(UncertainRule):
     ) -> None:
         if prior not in get_args(Prior):
             raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
-        if beakers < 2:
-            raise ValueError(f"the chain is of at least 2 beakers, the mean being the first; got {beakers}")
+        positive("prior_std", prior_std)
+        whole("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         super().__init__(
             initial_std=prior_std if initial_std is None else initial_std,
@@ -113,18 +115,11 @@ class MESU(UncertainRule):
             strict=strict,
             name=name,
         )
-        for key, value in {
-            "memory": memory,
-            "prior_std": prior_std,
-            "rate": rate,
-            "std_rate": std_rate,
-        }.items():
-            if not value > 0:
-                raise ValueError(f"{key} must be positive; got {value}")
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
-        self.memory, self.prior_std = memory, prior_std
-        self.rate, self.std_rate, self.coupling = rate, std_rate, coupling
+        self.memory, self.prior_std = positive("memory", memory, endless=True), prior_std
+        self.rate, self.std_rate = positive("rate", rate), positive("std_rate", std_rate)
+        self.coupling = coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.arguments import positive, whole
 from cl_callbacks.extra_pass import evaluation_mode
 from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.batches import count_samples
 from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
 from cl_callbacks.step import Need, Step
-from cl_callbacks.synapses import Fill
-from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses import Fill, plain_name
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback, warn_of_half_precision
 from cl_callbacks.weight_noise import WeightNoise
 
 
@@ -52,15 +54,14 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         strict: bool,
         name: str | None,
     ) -> None:
-        self.fields: Mapping[str, Fill] = {"std": float(initial_std), **extra_fields}
+        self.fields: Mapping[str, Fill] = {"std": initial_std, **extra_fields}
         super().__init__(
             parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
         )
-        if not 0 < initial_std < math.inf:
-            raise ValueError(f"initial_std must be positive and finite; got {initial_std}")
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1; got {samples}")
-        if trust_region is not None and not 0 < trust_region < 1:
+        positive("initial_std", initial_std)
+        whole("samples", samples, least=1)
+        whole("seed", seed)
+        if trust_region is not None and not positive("trust_region", trust_region) < 1:
             raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
@@ -85,14 +86,21 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def observations(self, batch: Any) -> int:
         """Over how many observations the loss of a batch is averaged: its samples.
 
-        Override it where these are others, such as the tokens of a language model.
+        Override it where these are others, such as the tokens of a language model, or all those of a step
+        that accumulates over batches by hand.
         """
         return count_samples(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has the training steps meet drawn weights."""
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has to see each batch, and a training_step that takes "
+                f"dataloader_iter fetches its batches itself: let it take (batch, batch_idx)."
+            )
         super().on_train_start(trainer, pl_module)
-        self._counts = []
+        warn_of_half_precision(self)
+        self._counts, self._updated = [], False
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
 
     def on_train_batch_start(
@@ -118,20 +126,20 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         count = torch.tensor(float(found), device=trainer.strategy.root_device)
         return trainer.strategy.reduce(count, reduce_op="sum")
 
-    @property
     def _scale(self) -> float | Tensor:
         """From the gradient that Lightning has averaged to that of the loss summed over all observations."""
-        total = sum(self._counts)
-        if self._micro_batches is not None:  # by these it divides, also in a last window with fewer
-            return total * (self._micro_batches / len(self._counts))
-        return total if self.reduction == "mean" else self._counts[-1]
+        if self._micro_batches is None:  # manual optimization: who accumulates says so in `observations`
+            return self._counts[-1]
+        # By so many micro-batches it divides, also in a last window with fewer.
+        return sum(self._counts) * (self._micro_batches / len(self._counts))
 
     def rewrite(self, step: Step) -> None:
         """Puts the rule's update in the place of the optimizer's."""
-        gradients, noise_gradients = step.pulled, step.noise_gradients
-        for found in (gradients, noise_gradients):
-            zero_nonfinite_(found)  # or a synapse would be lost for good
-            torch._foreach_mul_(found, self._scale)
+        scale = self._scale()
+        gradients = list(torch._foreach_mul(step.pulled, scale))
+        noise_gradients = list(torch._foreach_mul(step.noise_gradients, scale))
+        zero_nonfinite_(gradients)  # or a synapse would be lost for good
+        zero_nonfinite_(noise_gradients)
         torch._foreach_copy_(step.synapses.parameters, step.before)
         self.update(step, gradients, noise_gradients)
         self._updated = True
@@ -163,11 +171,20 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
         Returns:
             Shape ``(samples, *outputs.shape)``; the same for the same seed.
+
+        Raises:
+            ValueError: the rule has not been trained, nor restored from a checkpoint.
         """
-        self._place(pl_module)
-        view = self.synapses.view
+        whole("samples", samples, least=1)
+        stds = self.synapses.state_dict()["std"]
+        known = [(p, stds[plain_name(n)]) for n, p in pl_module.named_parameters() if plain_name(n) in stds]
+        if not known:
+            raise ValueError(
+                f"{type(self).__name__} knows no standard deviation of a parameter of "
+                f"{type(pl_module).__name__}: train with it first, or restore it from a checkpoint."
+            )
         noise = WeightNoise(self.noise.seed, self.noise.antithetic)
-        noise.place(view.parameters, view["std"])
+        noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(pl_module))
             stack.callback(noise.end)
@@ -183,8 +200,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         """With the number of draws, from which the noise goes on."""
         return super().state_dict() | {"draws": self.noise.next_draw}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.noise.draws = state_dict["draws"]
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.noise.draws = state_dict["draws"]

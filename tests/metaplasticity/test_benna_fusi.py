@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cl_callbacks import EWC, MESU, BennaFusi, MetaplasticGate, SynapticIntelligence
+from cl_callbacks.functional.beakers import flow_, flow_matrix
 from tests.references.beakers import capacities, conductances, flow
 from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
@@ -130,8 +131,13 @@ def test_gates_are_the_plasticity_of_the_other() -> None:
 
 
 def test_rules_that_cannot_gate_are_refused() -> None:
-    with pytest.raises(MisconfigurationException, match=r"importance='ewk'.*\['ewc', 'metaplasticgate'\]"):
+    with pytest.raises(
+        MisconfigurationException, match=r"importance='ewk'.* that of 0.*\['ewc', 'metaplasticgate'\]"
+    ):
         fit_tasks(Net(), EWC(1.0), MetaplasticGate(), BennaFusi(importance="ewk"))
+    pair = [EWC(1.0, parameters="weight"), EWC(1.0, parameters="bias")]
+    with pytest.raises(MisconfigurationException, match=r"that of 2; there are \['ewc', 'ewc'\]"):
+        fit_tasks(Net(), *pair, BennaFusi(importance="ewc"))
     with pytest.raises(MisconfigurationException, match="there are none"):
         fit_tasks(Net(), BennaFusi(importance="bennafusi"), BennaFusi(name="other"))
 
@@ -139,7 +145,9 @@ def test_rules_that_cannot_gate_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"beakers": 0}, "at least 1 beaker"),
+        ({"beakers": 0}, "beakers must be a whole number, at least 1"),
+        ({"beakers": 2.5}, "beakers must be a whole number"),
+        ({"horizon_steps": float("inf")}, "horizon_steps must be a finite number"),
         ({"coupling": 0.6}, "coupling must be from 0 to 0.5"),
         ({"coupling": 0.3, "timescale_ratio": 1.0}, "coupling must be from 0 to 0.25"),
         ({"coupling": -0.1}, "coupling must be"),
@@ -152,3 +160,30 @@ def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> Non
     with pytest.raises(ValueError, match=said):
         BennaFusi(**arguments)
     BennaFusi(beakers=6, horizon_steps=2048)
+
+
+def test_deep_beakers_are_not_lost_to_rounding() -> None:
+    """A weight of single precision, held 1 % up: six beakers as in exact arithmetic, after 20,000 steps."""
+    rule = BennaFusi(6, 1e-3)
+    weight = torch.nn.Parameter(torch.ones(64))
+    view = rule.synapses.place({"weight": weight}, ["weight"])
+    levels = [view.parameters, *(view[level] for level in rule.levels)]
+    c, g = capacities(6, 2.0), conductances(6, 1e-3, 2.0, True)
+    g[-1] = 0.0
+    with torch.no_grad():
+        for _ in range(20_000):
+            weight.fill_(1.01)
+            flow_(levels, c, g, hold_first=True)
+    step = flow_matrix(c, g)
+    step[0] = torch.eye(6)[0]
+    start = torch.ones(6, dtype=torch.float64)
+    start[0] = weight[0].item()
+    exact = torch.linalg.matrix_power(step, 20_000) @ start
+    found = torch.stack([level[0][0].detach().double() for level in levels])
+    torch.testing.assert_close(found - 1, exact - 1, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("rule", [BennaFusi(), MESU(10)])
+def test_weights_of_half_precision_are_warned_of(rule: Any) -> None:
+    with pytest.warns(UserWarning, match=r"smaller than the rounding .*net\.0\.weight"):
+        fit_tasks(Net(), rule, tasks=1, precision="bf16-true")

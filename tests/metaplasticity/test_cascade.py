@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cl_callbacks import Cascade
 from cl_callbacks.functional.cascade import switch_probabilities
+from cl_callbacks.weight_noise import numbered_generator
 from tests.references.cascade import step as reference_step
 from tests.training import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task
 
@@ -31,7 +32,7 @@ def test_equals_a_plain_loop_over_synapses() -> None:
     make_trainer(rule, max_epochs=3).fit(model, loader(*task(0)))
     switched = 0
     for number, (proposed, before, after) in enumerate(steps):
-        generator = torch.Generator().manual_seed((4 * 2654435761 + number) % 2**32)
+        generator = numbered_generator(4, number, torch.device("cpu"))
         uniform = torch.rand(sum(p.numel() for p in proposed), generator=generator).tolist()
         flat = [torch.cat([t.flatten() for t in ts]).tolist() for ts in (proposed, before, after)]
         size = [s.item() for s, p in zip(sizes, proposed, strict=True) for _ in range(p.numel())]
@@ -81,17 +82,36 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 
 def test_new_rows_get_the_size_of_the_old() -> None:
-    model, rule = Net(plain_net()), Cascade(3)
+    model, rule = Net(plain_net(), partial(torch.optim.SGD, lr=0.0)), Cascade(3)
     fit_tasks(model, rule, tasks=1)
-    old = model.net[2]
-    size, level = old.weight.abs().mean().item(), rule.synapses.view["level"][1].clone()
+    old, level = model.net[2], rule.synapses.view["level"][1]
+    size = old.weight.abs().mean().item()
+    level[0] *= 3
+    before = level.clone()
     model.net[2] = nn.Linear(8, CLASSES + 2)
     with torch.no_grad():
         model.net[2].weight[:CLASSES] = old.weight
-    rule._place(model)
+    fit_tasks(model, rule, tasks=1)
     torch.testing.assert_close(model.net[2].weight.abs(), torch.full((CLASSES + 2, 8), size))
-    assert torch.equal(rule.synapses.view["level"][1][:CLASSES], level)
+    assert torch.equal(rule.synapses.view["level"][1][:CLASSES], before)
     assert (rule.synapses.view["level"][1][CLASSES:].abs() == 1).all()
+
+
+def test_weights_that_others_have_changed_get_two_values_again() -> None:
+    """As after an average over weights: signs that have turned begin at the first level."""
+    model, rule = Net(plain_net(), partial(torch.optim.SGD, lr=0.0)), Cascade(3)
+    fit_tasks(model, rule, tasks=1)
+    weight, level = model.net[0].weight, rule.synapses.view["level"][0]
+    level *= 2
+    turned = torch.zeros_like(level, dtype=torch.bool)
+    turned[0] = True
+    with torch.no_grad():
+        weight.mul_(torch.where(turned, -0.5, 2.0))
+    signs, size = weight.sign(), weight.abs().mean().item()
+    fit_tasks(model, rule, tasks=1)
+    torch.testing.assert_close(weight.detach(), size * signs)
+    level = rule.synapses.view["level"][0]
+    assert torch.equal(level, signs * torch.where(turned, 1.0, 2.0))
 
 
 def test_plasticity_is_the_probability_of_a_switch() -> None:
@@ -104,7 +124,7 @@ def test_plasticity_is_the_probability_of_a_switch() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 level"):
+    with pytest.raises(ValueError, match="levels must be a whole number, at least 1"):
         Cascade(0)
     with pytest.raises(ValueError, match="x must be"):
         Cascade(3, x=0.7)

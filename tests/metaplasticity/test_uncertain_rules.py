@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from cl_callbacks import BGD, EWC, MESU, MetaplasticGate
+from cl_callbacks import BGD, EWC, MESU, MetaplasticGate, SynapticCallback
 from cl_callbacks.weight_noise import WeightNoise
 from tests.references.uncertainty import bgd_step, chain_step, mesu_step
 from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -222,6 +222,94 @@ def test_predictions_of_several_draws() -> None:
     assert torch.equal(weights(model), before)
 
 
+def test_predictions_need_a_trained_rule() -> None:
+    with pytest.raises(ValueError, match="train with it first"):
+        BGD().predict_samples(Net(), task(0)[0])
+    rule = BGD(0.3)
+    fit_tasks(Net(), rule, tasks=1)
+    with pytest.raises(ValueError, match="samples must be"):
+        rule.predict_samples(Net(), task(0)[0], samples=0)
+
+
+def test_predictions_of_frozen_weights_and_in_a_fresh_process(tmp_path: Any) -> None:
+    class Predicting(Net):
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.rule.predict_samples(self, batch[0], 3)
+
+    torch.manual_seed(0)
+    model, rule = Predicting(plain_net()), MESU(100, 0.3)
+    trainer = make_trainer(rule, enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=2)
+    trainer.fit(model, loader(*task(0)))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    expected = rule.predict_samples(model, task(0)[0], 3)
+    again, fresh = Predicting(plain_net()), MESU(100, 0.3)
+    again.rule, again.freeze = fresh, model.freeze
+    again.requires_grad_(False)
+    found = make_trainer(fresh).predict(again, loader(*task(0)), ckpt_path=tmp_path / "last.ckpt")
+    torch.testing.assert_close(torch.cat(found, 1), expected)  # type: ignore[arg-type]
+    # What was learned since a checkpoint is not rolled back by a look at it.
+    again.requires_grad_(True)
+    make_trainer(fresh).fit(again, loader(*task(1)))
+    stds = [s.clone() for s in fresh.synapses.view["std"]]
+    make_trainer(fresh).predict(again, loader(*task(0)), ckpt_path=tmp_path / "last.ckpt")
+    make_trainer(fresh, limit_train_batches=0).fit(again, loader(*task(1)))
+    assert all(map(torch.equal, stds, fresh.synapses.view["std"]))
+
+
+def test_under_manual_optimization_the_present_batch_counts() -> None:
+    """Not those whose gradients were thrown away; who accumulates says so."""
+
+    class Seldom(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            if batch_idx == 2:
+                optimizer.step()
+
+    class Noting(BGD):
+        def _scale(self) -> Any:
+            self.scale = super()._scale()
+            return self.scale
+
+    class Twice(Noting):
+        def observations(self, batch: Any) -> int:
+            return 2 * super().observations(batch)
+
+    for rule, expected in ((Noting(0.1), 8), (Twice(0.1), 16), (Noting(0.1, reduction="sum"), 1)):
+        fit_tasks(Seldom(), rule, tasks=1)
+        assert rule.scale == expected
+
+
+def test_other_rules_see_the_step_as_it_was() -> None:
+    class Looking(SynapticCallback):
+        needs = frozenset({"gradient", "pulled", "noise"})
+
+        def observe(self, step: Any) -> None:
+            self.seen = step
+
+    class Noting(BGD):
+        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+            self.noise_gradients = noise_gradients
+            super().update(step, gradients, noise_gradients)
+
+    rule, looking = Noting(0.1, parameters="weight"), Looking()
+    fit_tasks(Net(plain_net()), rule, looking, tasks=1)
+    step = looking.seen
+    assert all(map(torch.equal, step.pulled, step.gradients))
+    for name, noise_gradient in zip(step.synapses.names, step.noise_gradients, strict=True):
+        if "weight" in name:
+            mine = rule.noise_gradients[rule.synapses.view.names.index(name)]
+            torch.testing.assert_close(mine, 8 * noise_gradient)
+        else:
+            assert (noise_gradient == 0).all()
+    alone = Looking()
+    fit_tasks(Net(plain_net()), alone, tasks=1)
+    assert all((noise_gradient == 0).all() for noise_gradient in alone.seen.noise_gradients)
+
+
 def test_a_rule_restored_by_hand_predicts() -> None:
     model, rule = Net(), MESU(100, 0.3)
     fit_tasks(model, rule, tasks=1)
@@ -243,21 +331,26 @@ def test_plasticity_is_the_relative_variance() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"initial_std": 0.0}, "initial_std must be positive"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"initial_std": 0.0}, "initial_std must be a finite number above 0"),
+        ({"initial_std": float("inf")}, "initial_std must be"),
+        ({"samples": 0}, "samples must be a whole number, at least 1"),
+        ({"samples": 1.5}, "samples must be a whole number"),
+        ({"seed": "a"}, "seed must be a whole number"),
         ({"reduction": "none"}, "neither 'mean' nor 'sum'"),
         ({"trust_region": 1.0}, "trust_region must be"),
-        ({"rate": 0.0}, "rate must be positive"),
-        ({"memory": 0.0}, "memory must be positive"),
-        ({"prior_std": -1.0, "initial_std": 1.0}, "prior_std must be positive"),
+        ({"rate": 0.0}, "rate must be a finite number above 0"),
+        ({"rate": float("inf")}, "rate must be a finite number above 0"),
+        ({"std_rate": float("nan")}, "std_rate must be"),
+        ({"memory": 0.0}, "memory must be a number above 0"),
+        ({"prior_std": -1.0, "initial_std": 1.0}, "prior_std must be a finite number above 0"),
         ({"prior": "one"}, "not one of"),
-        ({"beakers": 1}, "at least 2 beakers"),
+        ({"beakers": 1}, "beakers must be a whole number, at least 2"),
         ({"coupling": 0.6}, "from 0 to 0.5"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MESU(**({"memory": 10.0} | arguments))
-    if arguments.keys() <= {"initial_std", "samples", "reduction", "trust_region", "rate"}:
+    if arguments.keys() <= {"initial_std", "samples", "reduction", "trust_region", "rate", "seed"}:
         with pytest.raises(ValueError, match=said):
             BGD(**arguments)

@@ -1,0 +1,34 @@
+"""Checks of numbers that a user gives, with a sentence that names them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least ``least``.
+
+    Example:
+        >>> whole("samples", 0, least=1)
+        Traceback (most recent call last):
+        ValueError: samples must be a whole number, at least 1; got 0
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f", at least {least}"
+        raise ValueError(f"{name} must be a whole number{bound}; got {value!r}")
+    return value
+
+
+def positive(name: str, value: Any, endless: bool = False) -> float:
+    """A number above 0, finite unless ``endless``.
+
+    Example:
+        >>> positive("rate", float("nan"))
+        Traceback (most recent call last):
+        ValueError: rate must be a finite number above 0; got nan
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and value > 0 and (endless or math.isfinite(value))):
+        raise ValueError(f"{name} must be a {'' if endless else 'finite '}number above 0; got {value!r}")
+    return float(value)
