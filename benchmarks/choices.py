@@ -43,6 +43,10 @@ GRIDS = {
         "rwalk": (0.3, 1.0, 3.0, 10.0),
         "kfac": (3.0, 10.0, 30.0, 100.0),
         "streaming": (0.02, 0.05, 0.1, 0.2),
+        "mesu": (3e4, 1e5, 3e5),
+        "bgd": (0.1, 0.2, 0.3),
+        "metaplastic": (1.35, 10.0, 20.0, 30.0),
+        "benna_fusi": (0.003, 0.01, 0.03),
     },
     "mnist": {
         "ewc": (10.0, 30.0, 50.0, 100.0),
@@ -95,6 +99,7 @@ def train_at_once(rules: list[Callback], case: Case) -> float:
 def strengths(case: Case) -> Iterator[tuple[str, float]]:
     if "none" in case.methods:
         yield "none", train_at_once([], case)
+    # The strength of a metaplastic rule is another quantity for each: see METHODS.
     for method, grid in GRIDS[case.data].items():
         for strength in grid if method in case.methods else ():
             yield f"{method:10} strength={strength:6g}", train_at_once(METHODS[method](strength), case)

@@ -92,7 +92,7 @@ class WeightNoise:
     @torch.no_grad()
     def pause(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Puts the means of some weights in place until :meth:`resume`; by default of all."""
-        which = [p for p in (parameters or self.parameters) if p in self._versions]
+        which = [p for p in (self.parameters if parameters is None else parameters) if p in self._versions]
         if not which:
             return
         edited = any(p._version != self._versions[p] for p in which)

@@ -187,6 +187,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(pl_module))
+            self.noise.pause()  # should this be called from within a training step
+            stack.callback(self.noise.resume)
             stack.callback(noise.end)
             found = []
             for draw in range(samples):

@@ -256,6 +256,20 @@ def test_predictions_of_frozen_weights_and_in_a_fresh_process(tmp_path: Any) -> 
     assert all(map(torch.equal, stds, fresh.synapses.view["std"]))
 
 
+def test_predictions_within_a_training_step() -> None:
+    class Curious(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            drawn = weights(self)
+            self.found.append(self.rule.predict_samples(self, batch[0], 2))
+            assert torch.equal(weights(self), drawn)
+            return super().training_step(batch, batch_idx)
+
+    model = Curious(plain_net())
+    model.rule, model.found = BGD(0.1), []
+    fit_tasks(model, model.rule, tasks=1)
+    assert len(model.found) == 3
+
+
 def test_under_manual_optimization_the_present_batch_counts() -> None:
     """Not those whose gradients were thrown away; who accumulates says so."""
 
