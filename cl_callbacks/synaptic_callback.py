@@ -54,6 +54,8 @@ class SynapticCallback(Callback):
     needs: frozenset[Need] = frozenset()
     owns_update: ClassVar[bool] = False
     """Whether the rule puts an update of its own in the place of the optimizer's."""
+    matrices_only: ClassVar[bool] = False
+    """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
     noise: WeightNoise | None = None
     """Of a rule that has the network seen at drawn weights."""
 
@@ -247,6 +249,8 @@ class SynapticCallback(Callback):
         self.synapses.place(model, selected)
 
     def _selects(self, name: str, parameter: Tensor) -> bool:
+        if self.matrices_only and not self.parameters and parameter.ndim < 2:
+            return False
         included = not self.parameters or any(re.search(p, name) for p in self.parameters)
         return included and not any(re.search(p, name) for p in self.exclude)
 

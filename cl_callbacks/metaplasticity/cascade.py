@@ -56,6 +56,7 @@ class Cascade(SynapticCallback):
     fields: Mapping[str, Fill] = {"level": "zeros"}
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
+    matrices_only: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,9 +101,6 @@ class Cascade(SynapticCallback):
         """The probability that an event against a weight switches it."""
         q = switch_probabilities(self.levels, self.x)
         return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
-
-    def _selects(self, name: str, parameter: Tensor) -> bool:
-        return super()._selects(name, parameter) and (bool(self.parameters) or parameter.ndim > 1)
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class MetaplasticGate(SynapticCallback):
     """
 
     needs: frozenset[Need] = frozenset({"before"})
+    matrices_only: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,9 +60,6 @@ class MetaplasticGate(SynapticCallback):
         if not (math.isfinite(steepness) and steepness >= 0):
             raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")
         self.steepness = steepness
-
-    def _selects(self, name: str, parameter: Tensor) -> bool:
-        return super()._selects(name, parameter) and (bool(self.parameters) or parameter.ndim > 1)
 
     def rewrite(self, step: Step) -> None:
         """Takes back a part of what has shrunk weights."""
