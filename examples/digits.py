@@ -98,7 +98,7 @@ STRENGTHS = {
         "rwalk": 1.0,
         "kfac": 30.0,
         "streaming": 0.05,
-        "mesu": 1e5,
+        "mesu": 3e5,
         "bgd": 0.2,
         "metaplastic": 20.0,
         "benna_fusi": 0.01,

@@ -32,8 +32,8 @@ class BGD(UncertainRule):
     (arXiv 1803.10123).
 
     Args:
-        initial_std: :math:`\sigma` at the start, the initial plasticity; the wider the layers the smaller,
-            0.015 to 0.06 in the paper.
+        initial_std: :math:`\sigma` at the start, the initial plasticity; the wider the layers the smaller;
+            the paper's 0.015 to 0.06 are without a trust region.
         rate: :math:`\eta`, above 0.
         samples: draws of the weights per step, each of which costs a forward and a backward.
         antithetic: let every second draw mirror the one before it, also from step to step.
