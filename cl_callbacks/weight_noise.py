@@ -141,8 +141,7 @@ class WeightNoise:
         self._taken = True
         for total in self._gathered_flat.values():
             self.settle(total)
-        # What has joined since the draw was seen without noise.
-        drawn = [p for p in parameters if p in self._noise and self._drawn is not None]
+        drawn = [p for p in parameters if p in self._noise]  # another rule may have more
         products = torch._foreach_mul([self._noise[p] for p in drawn], _gradients(drawn)) if drawn else ()
         if self._gathered and drawn:
             torch._foreach_add_(products, [self._gathered[p] for p in drawn])

@@ -212,11 +212,25 @@ def test_adversaries_in_the_usual_order() -> None:
             loss = -self.d(fake).mean()
             self.drawn.append((stepped, self.d.weight.detach().clone()))
             self.manual_backward(loss)
+            self.g_seen = self.g.weight.detach().clone(), self.g.weight.grad.clone()
             opt_g.step()
 
-    for rule in (BGD(0.1), BGD(0.1, parameters="^g")):
+    class Checked(BGD):
+        checks = 0
+
+        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+            if "g.weight" in step.synapses.names:
+                drawn, gradient = model.g_seen
+                epsilon = (drawn - step.before[0]) / step.synapses["std"][0]
+                torch.testing.assert_close(noise_gradients[0], 8 * gradient * epsilon, rtol=1e-3, atol=1e-4)
+                self.checks += 1
+            super().update(step, gradients, noise_gradients)
+
+    for rule in (Checked(0.1), Checked(0.1, parameters="^g")):
         model = Adversaries()
         fit_tasks(model, rule, tasks=1)
+        assert rule.checks == 3
+        assert not any(module._forward_pre_hooks for module in model.modules())
         assert model.d.weight.abs().max() <= 0.3
         clamped = all((d - means.clamp(-0.3, 0.3)).abs().max() == 0 for means, d in model.drawn)
         assert clamped == bool(rule.parameters)  # without noise of its own it is seen at its means
@@ -413,6 +427,9 @@ def test_a_step_equals_a_plain_loop_over_its_draws(samples: int, accumulate: int
     windows = [range(4)[i : i + accumulate] for i in range(0, 4, accumulate)]
     assert len(rule.taken) == len(windows)
     net, std = plain_net().double(), torch.full_like(means[0], 0.1)
+    if samples > 1:  # every pass at a draw of its own
+        first = torch.stack(model.trained_at[: samples * len(windows[0])])
+        assert len(first.unique(dim=0)) == len(first)
     for window, (found, found_noise) in zip(windows, rule.taken, strict=True):
         gradient, noise_gradient = torch.zeros_like(std), torch.zeros_like(std)
         for k in window:
