@@ -192,7 +192,8 @@ def test_adversaries_in_the_usual_order() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.g, self.d = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, 1)
+            self.g = nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, FEATURES))
+            self.d = nn.Linear(FEATURES, 1)
             del self.net
             self.drawn: list[tuple[Tensor, Tensor]] = []
 
@@ -212,14 +213,14 @@ def test_adversaries_in_the_usual_order() -> None:
             loss = -self.d(fake).mean()
             self.drawn.append((stepped, self.d.weight.detach().clone()))
             self.manual_backward(loss)
-            self.g_seen = self.g.weight.detach().clone(), self.g.weight.grad.clone()
+            self.g_seen = self.g[0].weight.detach().clone(), self.g[0].weight.grad.clone()
             opt_g.step()
 
     class Checked(BGD):
         checks = 0
 
         def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
-            if "g.weight" in step.synapses.names:
+            if "g.0.weight" in step.synapses.names:
                 drawn, gradient = model.g_seen
                 epsilon = (drawn - step.before[0]) / step.synapses["std"][0]
                 torch.testing.assert_close(noise_gradients[0], 8 * gradient * epsilon, rtol=1e-3, atol=1e-4)

@@ -315,3 +315,14 @@ def test_works_beside_a_rule_that_pulls() -> None:
     fit_tasks(model, EWC(1e4), rule, EpochBoundaries(1), tasks=1, max_epochs=3)
     assert rule.tasks == 3
     assert all(t.isfinite().all() for t in rule.synapses.view["importance"])
+
+
+def test_plasticity_is_what_the_pull_leaves_of_a_move() -> None:
+    rule = SynapticIntelligence(3.0)
+    weights_of = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.zeros(1, dtype=torch.float64)}
+    view = rule.synapses.place(weights_of, ["a", "b"])
+    view["importance"][0].copy_(torch.tensor([0.5, 2.0]))
+    view["importance"][1].fill_(1.0)
+    found = rule.plasticity(view, [0.1, 0.2])
+    torch.testing.assert_close(found[0], 1 / (1 + 0.1 * 6.0 * view["importance"][0]))
+    torch.testing.assert_close(found[1], 1 / (1 + 0.2 * 6.0 * view["importance"][1]))
