@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from cl_callbacks import (
+    BGD,
     EWC,
     MAS,
     MESU,
@@ -155,6 +156,11 @@ def test_tasks_named_by_batches_end_together_or_not_at_all(tmp_path: Path) -> No
         by_number(tmp_path / "apart", [0, 1] * 12)
 
 
+class Summing(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+
+
 def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]:
     """One process sees in each batch what two see between them."""
     folder.mkdir()
@@ -163,6 +169,8 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
     if kind == "mesu":
         mesu = MESU(50, 0.2, samples=3, prior="chain", coupling=0.1)
         rules = [mesu, BennaFusi(3, 0.3, importance="mesu")]
+    if kind == "sum":
+        rules = [BGD(0.1, reduction="sum")]
     trainer = make_trainer(
         *rules,
         Report(rules, folder),
@@ -173,7 +181,7 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
         strategy="ddp_spawn" if processes > 1 else "auto",
     )
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
-    model = Net(net, partial(torch.optim.Adam, lr=0.1)).double()
+    model = (Summing if kind == "sum" else Net)(net, partial(torch.optim.Adam, lr=0.1)).double()
     x, y = task(0)
     sampler = EvenOrOdd(24) if processes > 1 else None
     data = TensorDataset(x.double(), y)
@@ -181,7 +189,7 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("kind", ["mesu", "cascade"])
+@pytest.mark.parametrize("kind", ["mesu", "sum", "cascade"])
 def test_metaplastic_rules_learn_over_two_processes_what_they_do_in_one(kind: str, tmp_path: Path) -> None:
     """With several draws, and micro-batches whose gradients are not averaged one by one."""
     first, second = metaplastic(tmp_path / "two", kind, 2)
