@@ -20,9 +20,10 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
+from torchmetrics import MeanMetric
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
-from cl_callbacks.extra_pass import quiet, task_batches
+from cl_callbacks.extra_pass import quiet, task_batches, unremembered
 from tests.references.fisher import exact_fisher
 from tests.training import FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
@@ -285,3 +286,15 @@ def test_every_precision(precision: str) -> None:
         assert t.dtype is expected
         assert t.isfinite().all()
     assert ewc.synapses.view["importance"][-1].sum() > 0
+
+
+def test_a_metric_does_not_remember_what_it_computed_in_the_pass() -> None:
+    model = Net()
+    model.metric = MeanMetric()
+    model.metric.update(1.0)
+    assert model.metric.compute() == 1
+    with unremembered(model):
+        model.metric.update(5.0)
+        assert model.metric.compute() == 3
+    assert model.metric.compute() == 1
+    assert model.metric._update_count == 1

@@ -130,6 +130,17 @@ def test_gates_are_the_plasticity_of_the_other() -> None:
     assert all((gate < 1).any() for gate in gates)
 
 
+def test_weights_that_the_other_does_not_know_flow_freely() -> None:
+    def train(**options: Any) -> Tensor:
+        torch.manual_seed(0)
+        model = Net(plain_net(), partial(torch.optim.SGD, lr=0.1))
+        other = SynapticIntelligence(0.0, parameters=r"net\.2", name="important")
+        make_trainer(BennaFusi(3, 0.4, **options), other, max_epochs=3).fit(model, loader(*task(0)))
+        return weights(model)
+
+    assert torch.equal(train(importance="important"), train())
+
+
 def test_rules_that_cannot_gate_are_refused() -> None:
     with pytest.raises(
         MisconfigurationException, match=r"importance='ewk'.* that of 0.*\['ewc', 'metaplasticgate'\]"

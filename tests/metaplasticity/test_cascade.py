@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,11 @@ from cl_callbacks import Cascade
 from cl_callbacks.functional.cascade import switch_probabilities
 from cl_callbacks.weight_noise import numbered_generator
 from tests.references.cascade import step as reference_step
-from tests.training import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task
+from tests.training import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
-def test_equals_a_plain_loop_over_synapses() -> None:
+@pytest.mark.parametrize("lr", [0.3, 3.0])
+def test_equals_a_plain_loop_over_synapses(lr: float) -> None:
     """The events are the optimizer's updates in units of the way from one value to the other."""
     steps: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
 
@@ -27,7 +29,7 @@ def test_equals_a_plain_loop_over_synapses() -> None:
             super().rewrite(step)
             steps.append((proposed, levels, [level.clone() for level in step.synapses["level"]]))
 
-    model, rule = Net(plain_net(), partial(torch.optim.Adam, lr=0.3)), Recording(3, seed=4)
+    model, rule = Net(plain_net(), partial(torch.optim.Adam, lr=lr)), Recording(3, seed=4)
     sizes = [p.detach().abs().mean() for p in (model.net[0].weight, model.net[2].weight)]
     make_trainer(rule, max_epochs=3).fit(model, loader(*task(0)))
     switched = 0
@@ -60,6 +62,18 @@ def test_one_level_follows_the_optimizer_on_average() -> None:
     moved = (model.net.weight > 0).float().mean().item() * 2 * size
     assert size * 2 > 0.01
     assert moved == pytest.approx(min(0.2, 2 * size), rel=0.1)
+
+
+def test_an_update_that_is_no_number_is_no_event() -> None:
+    class Broken(Net):
+        def on_after_backward(self) -> None:
+            self.net[0].weight.grad[0, 0] = math.nan
+
+    model, rule = Broken(plain_net(), partial(torch.optim.SGD, lr=0.1)), Cascade(3)
+    sign = torch.where(model.net[0].weight[0, 0] < 0, -1.0, 1.0)
+    fit_tasks(model, rule, tasks=1)
+    assert weights(model).isfinite().all()
+    assert rule.synapses.view["level"][0][0, 0] == sign
 
 
 def test_biases_stay_with_the_optimizer() -> None:

@@ -108,6 +108,26 @@ def test_the_sum_and_the_mean_of_a_loss_give_the_same_training(rule: str) -> Non
         torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9)
 
 
+def test_all_micro_batches_of_a_step_count_and_no_other() -> None:
+    class Noting(BGD):
+        def _scale(self) -> Any:
+            scales.append(super()._scale())
+            return scales[-1]
+
+    class Interrupted(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1 and not scales:
+                raise RuntimeError("stop")
+
+    scales: list[float] = []
+    rule, model, data = Noting(0.1), Interrupted(), loader(*task(0, samples=12))
+    with pytest.raises(RuntimeError, match="stop"):
+        make_trainer(rule, accumulate_grad_batches=2).fit(model, data)
+    scales.append(0)
+    make_trainer(rule, accumulate_grad_batches=2, max_epochs=2).fit(model, data)
+    assert scales == [0, 12, 12]
+
+
 def test_observations_may_be_counted_by_the_user() -> None:
     class Twice(BGD):
         def observations(self, batch: Any) -> int:
@@ -294,6 +314,27 @@ def test_under_manual_optimization_the_present_batch_counts() -> None:
     for rule, expected in ((Noting(0.1), 8), (Twice(0.1), 16), (Noting(0.1, reduction="sum"), 1)):
         fit_tasks(Seldom(), rule, tasks=1)
         assert rule.scale == expected
+
+
+@pytest.mark.parametrize("prior", ["zero", "chain"])
+def test_no_rule_changes_what_the_step_began_with(prior: Any) -> None:
+    """A gate behind the owner scales the move from there."""
+
+    class Looking(SynapticCallback):
+        needs = frozenset({"before"})
+
+        def rewrite(self, step: Any) -> None:
+            assert torch.equal(torch.cat([b.flatten() for b in step.before]), before)
+
+    class Noting(MESU):
+        def rewrite(self, step: Any) -> None:
+            nonlocal before
+            before = torch.cat([b.flatten() for b in step.before])
+            super().rewrite(step)
+
+    before = torch.empty(0)
+    fit_tasks(Net(plain_net()), Noting(50, prior=prior, coupling=0.1), Looking(), tasks=1)
+    assert len(before)
 
 
 def test_other_rules_see_the_step_as_it_was() -> None:
