@@ -85,7 +85,7 @@ class Cascade(SynapticCallback):
         events = torch._foreach_sub(weights, before)
         torch._foreach_div_(events, size)
         torch._foreach_div_(events, 2.0)
-        drive = _flat(events).nan_to_num_(0.0).clamp_(-1.0, 1.0)
+        drive = _flat(events).clamp_(-1.0, 1.0)  # one that is no number is none
         generator = numbered_generator(self.seed, self.steps, drive.device)
         uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
         found = cascade(_flat(levels), drive, uniform, self.levels, self.x)
