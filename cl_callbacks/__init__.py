@@ -2,6 +2,7 @@
 
 from cl_callbacks.boundaries import (
     BatchBoundaries,
+    DriftBoundaries,
     EpochBoundaries,
     FitBoundaries,
     PlateauBoundaries,
@@ -29,6 +30,7 @@ __all__ = [
     "BatchBoundaries",
     "BennaFusi",
     "Cascade",
+    "DriftBoundaries",
     "EpochBoundaries",
     "FitBoundaries",
     "KFACLaplace",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.log import is_due, log
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
 from cl_callbacks.weight_noise import WeightNoise
@@ -52,6 +54,8 @@ class SynapticCallback(Callback):
 
     fields: Mapping[str, Fill] = {}
     needs: frozenset[Need] = frozenset()
+    gathered: ClassVar[tuple[str, ...]] = ()
+    """Fields that a task fills and its end reads; a change that is found late takes them back."""
     owns_update: ClassVar[bool] = False
     """Whether the rule puts an update of its own in the place of the optimizer's."""
     matrices_only: ClassVar[bool] = False
@@ -145,14 +149,10 @@ class SynapticCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
-        if not trainer.loggers or not trainer._logger_connector.should_update_logs:
-            return
-        penalty = self.penalty(self.synapses.view)
-        if penalty is not None:
-            # The x axis of Lightning's own metrics, so that both share one panel.
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            for logger in trainer.loggers:
-                logger.log_metrics({f"cl/penalty/{self.name}": penalty.item()}, step=step)
+        if is_due(trainer):
+            penalty = self.penalty(self.synapses.view)
+            if penalty is not None:
+                log(trainer, {f"cl/penalty/{self.name}": penalty.item()})
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Has the state laid out again before the next step.
@@ -210,6 +210,35 @@ class SynapticCallback(Callback):
         """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""
         self.synapses.load_state_dict(state_dict["synapses"])
         self.tasks = state_dict["tasks"]
+
+    # -- boundaries that are found late ------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copies of what the rule has ``gathered`` in this task: ``{field: {name: tensor}}``."""
+        state = self.synapses.state_dict()
+        return {field: {name: t.clone() for name, t in state[field].items()} for field in self.gathered}
+
+    @contextmanager
+    def rewound(self, snapshot: dict[str, Any]) -> Iterator[None]:
+        """Within, what the rule has gathered is as in the snapshot; what came since is the next task's."""
+        with torch.no_grad():
+            now = SynapticCallback.snapshot(self)
+            self._gathered(snapshot, Tensor.copy_)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                # What the task's end left of the snapshot, and all that came after it.
+                self._gathered(snapshot, Tensor.sub_)
+                self._gathered(now, Tensor.add_)
+
+    def _gathered(self, values: dict[str, Any], change: Callable[[Tensor, Tensor], Any]) -> None:
+        state = self.synapses.state_dict()
+        for field in self.gathered:
+            for name, value in values[field].items():
+                live = state[field].get(name)
+                if live is not None and live.shape == value.shape:  # neither vanished nor grown since
+                    change(live, value)
 
     # -- parameters --------------------------------------------------------------------------------
 

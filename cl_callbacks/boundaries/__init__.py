@@ -1,8 +1,16 @@
 """Who says that a task has ended."""
 
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
+from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
 from cl_callbacks.boundaries.plateau_boundaries import PlateauBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries
 
-__all__ = ["BatchBoundaries", "EpochBoundaries", "FitBoundaries", "PlateauBoundaries", "TaskBoundaries"]
+__all__ = [
+    "BatchBoundaries",
+    "DriftBoundaries",
+    "EpochBoundaries",
+    "FitBoundaries",
+    "PlateauBoundaries",
+    "TaskBoundaries",
+]

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.functional.batches import count_samples, map_tensors, plain_containers
-
-
-class RecentBatches:
-    """The most recent batches that together hold so many samples.
-
-    Args:
-        samples: how many samples to keep at least, once that many were seen.
-
-    Example:
-        >>> recent = RecentBatches(samples=2)
-        >>> for i in range(4):
-        ...     recent.append(torch.tensor([i]))
-        >>> list(recent)
-        [tensor([2]), tensor([3])]
-    """
-
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.batches: deque[Any] = deque()
-
-    def append(self, batch: Any) -> None:
-        """Takes a batch in and lets the oldest go that are not needed any more."""
-        # A copy: the training step may work on its batch in place.
-        self.batches.append(map_tensors(Tensor.clone, batch))
-        held = sum(map(count_samples, self.batches))
-        while held - count_samples(self.batches[0]) >= self.samples:
-            held -= count_samples(self.batches.popleft())
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
 
 
 class BatchBoundaries(TaskBoundaries):
@@ -84,7 +52,7 @@ class BatchBoundaries(TaskBoundaries):
             self.end(trainer)
         if not self.task_is_open:
             self.task = task
-            self.recent_batches.batches.clear()
+            self.recent_batches.clear()
             self.begin(trainer)
         self.recent_batches.append(batch)
 
@@ -109,13 +77,12 @@ class BatchBoundaries(TaskBoundaries):
 
     def state_dict(self) -> dict[str, Any]:
         """With the recent batches, so that a resumed task ends as the uninterrupted one."""
-        return super().state_dict() | {"recent_batches": [plain_containers(b) for b in self.recent_batches]}
+        return super().state_dict() | {"recent_batches": self.recent_batches.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def restore(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.recent_batches.batches = deque(state_dict["recent_batches"])
+        super().restore(state_dict)
+        self.recent_batches.load_state_dict(state_dict["recent_batches"])
 
 
 def _refuse_disagreement(tasks: Tensor) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.boundaries.batch_boundaries import RecentBatches
-from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.arguments import whole
+from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
+from cl_callbacks.boundaries.recent_batches import RecentBatches
+from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.extra_pass import quiet
 from cl_callbacks.functional.batches import cat_samples, plain_containers, take_samples
@@ -23,7 +21,7 @@ from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.model_outputs import ReadsOutputs
 
 
-class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
+class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     """A task ends when the training loss has come to rest; nobody needs to declare it.
 
     At a plateau the network has learned what it is shown, which is the moment to consolidate, whatever
@@ -63,18 +61,11 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
         recent_samples: int = 500,
         hard_samples: int = 0,
     ) -> None:
-        super().__init__()
-        if check_every_n_steps < 1 or recent_samples < 1 or hard_samples < 0:
-            raise ValueError(
-                f"check_every_n_steps and recent_samples must be at least 1 and hard_samples at least 0; "
-                f"got {check_every_n_steps}, {recent_samples} and {hard_samples}"
-            )
+        super().__init__(LossSignal(), check_every_n_steps)
         self.detector = Plateau() if detector is None else detector
-        self.check_every_n_steps, self.hard_samples = check_every_n_steps, hard_samples
-        self._recent = RecentBatches(recent_samples)
+        self.hard_samples = whole("hard_samples", hard_samples, least=0)
+        self._recent = RecentBatches(whole("recent_samples", recent_samples, least=1))
         self._hard: Any = None
-        self._losses: list[Tensor] = []
-        self._skipped = False
 
     @property
     def recent_batches(self) -> Iterable[Any]:
@@ -84,46 +75,26 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins a task, and keeps the batch."""
+        """Keeps the batch."""
         if self.hard_samples:
-            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if not self.task_is_open:
-            self.begin(trainer)
+            ReadsOutputs.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
+        MonitoredBoundaries.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
         if not self.hard_samples:
             self._recent.append(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks for a plateau."""
+        """Keeps the hardest samples."""
         if self.hard_samples:
             self._keep_hardest(trainer, pl_module, batch)
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning hands the loss on divided by the number of batches that it accumulates.
-            self._losses.append(loss.detach().float().mean() * trainer.accumulate_grad_batches)
-        elif not pl_module.automatic_optimization:  # otherwise a batch that is skipped
-            raise MisconfigurationException(
-                f"PlateauBoundaries watches the loss, and training_step of {type(pl_module).__name__} "
-                f"returns none: under manual optimization, return it too."
-            )
-        if len(self._losses) >= self.check_every_n_steps and self._detects(trainer):
-            self.end(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _detects(self, trainer: Trainer) -> bool:
-        device = trainer.strategy.root_device
-        stacked = torch.stack([loss.to(device) for loss in self._losses])
-        losses = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
-        self._losses = []
-        found = False
-        for loss in losses:
-            if math.isfinite(loss):
-                self.detector.update(loss)
-                found |= self.detector.drift_detected
-            elif not self._skipped:
-                self._skipped = True
-                rank_zero_warn("PlateauBoundaries passes over losses that are not finite.")
-        return found
+    def see(self, trainer: Trainer, batch: int, value: float) -> None:
+        """Looks for a plateau."""
+        self.detector.update(value)
+        if self.detector.drift_detected:
+            self.end(trainer)
 
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         candidates = batch
@@ -146,16 +117,13 @@ class PlateauBoundaries(ReadsOutputs, TaskBoundaries):
         """With the detector, and the samples that a resumed task may end on."""
         return super().state_dict() | {
             "detector": self.detector.state_dict(),
-            "losses": [loss.item() for loss in self._losses],
-            "recent": [plain_containers(b) for b in self._recent],
+            "recent": self._recent.state_dict(),
             "hard": plain_containers(self._hard),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def restore(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written."""
-        super().load_state_dict(state_dict)
-        if not self._evaluating:
-            self.detector.load_state_dict(state_dict["detector"])
-            self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
-            self._recent.batches = deque(state_dict["recent"])
-            self._hard = state_dict["hard"]
+        super().restore(state_dict)
+        self.detector.load_state_dict(state_dict["detector"])
+        self._recent.load_state_dict(state_dict["recent"])
+        self._hard = state_dict["hard"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+_NOW = nullcontext()
 
 
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
@@ -44,9 +47,15 @@ class TaskBoundaries(Callback):
         self.task_is_open = True
         dispatch(trainer, "on_task_start", self.task)
 
-    def end(self, trainer: Trainer) -> None:
-        """Declares that the task ends; what it leaves behind is in the checkpoints of this step."""
-        dispatch(trainer, "on_task_end", self.task)
+    def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
+        """Declares that the task ends; what it leaves behind is in the checkpoints of this step.
+
+        Args:
+            trainer: that is training.
+            as_of: within it everything is as it was when the task ended; default: as it is.
+        """
+        with as_of:
+            dispatch(trainer, "on_task_end", self.task)
         self.task_is_open = False
         self.task += 1
         _rewrite_last_checkpoints(trainer)
@@ -89,7 +98,11 @@ class TaskBoundaries(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written, but not for a mere evaluation."""
         if not self._evaluating:
-            self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
+            self.restore(state_dict)
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state; to be extended by boundaries with more of it."""
+        self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
 
 
 class FitBoundaries(TaskBoundaries):

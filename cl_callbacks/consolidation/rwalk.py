@@ -68,6 +68,7 @@ class RWalk(BoundaryRule):
         "score": "zeros",
         "start": "parameter",
     }
+    gathered: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
@@ -149,6 +150,12 @@ class RWalk(BoundaryRule):
     def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
         """Replaces the importance: Fisher and score remember the earlier tasks themselves."""
         merge_latest_(synapses["importance"], synapses["anchor"], measured, synapses.parameters, decay=0.0)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Closes the window, so that no path leads across it."""
+        with torch.no_grad():
+            self._close_window(self.synapses.view)
+        return super().snapshot()
 
     def state_dict(self) -> dict[str, Any]:
         """With the place in the window."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -66,6 +67,7 @@ class SynapticIntelligence(BoundaryRule):
     """
 
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
+    gathered: ClassVar[tuple[str, ...]] = ("path",)
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
     def __init__(

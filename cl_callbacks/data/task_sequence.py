@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from cl_callbacks.arguments import whole
+from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.data.image_tasks import (
     ImageTask,
@@ -21,6 +24,7 @@ from cl_callbacks.data.image_tasks import (
     pad_images,
     splits_of,
 )
+from cl_callbacks.data.transition import Ramp, blended
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
@@ -29,13 +33,16 @@ class TaskSequence(LightningDataModule):
     """Tasks one after the other: training data of the current task, evaluation data of all.
 
     The current task moves on when a boundary callback says that a task has ended, and the training stops
-    after the last one. Within one ``fit`` that needs a Trainer with
-    ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and ``test_dataloader`` give one loader per
-    task; without a validation split, validation shows the test split.
+    after the last one; or, with ``epochs_per_task``, by itself, whoever notices. Within one ``fit`` either
+    needs a Trainer with ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and
+    ``test_dataloader`` give one loader per task; without a validation split, validation shows the test split.
 
     Args:
         tasks: one mapping per task with the data sets ``"train"``, and ``"validation"`` or ``"test"`` or
             both; a Hugging Face ``DatasetDict`` is one.
+        epochs_per_task: after so many epochs the next task begins; ``None`` to wait for a boundary callback.
+        transition: for so many batches around each change neighbouring tasks are mixed: the share of the
+            later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
         num_workers: of each loader.
@@ -59,6 +66,8 @@ class TaskSequence(LightningDataModule):
         self,
         tasks: Sequence[Mapping[str, Any]],
         *,
+        epochs_per_task: int | None = None,
+        transition: int = 0,
         batch_size: int = 32,
         eval_batch_size: int = 512,
         num_workers: int = 0,
@@ -70,6 +79,11 @@ class TaskSequence(LightningDataModule):
         for index, task in enumerate(tasks):
             if "train" not in task:
                 raise ValueError(f"task {index} has no data set 'train'; it has {list(task)}")
+        if epochs_per_task is not None:
+            whole("epochs_per_task", epochs_per_task, least=1)
+        elif whole("transition", transition, least=0):
+            raise ValueError("transition needs epochs_per_task: nobody knows yet when a change will come")
+        self.epochs_per_task, self.transition = epochs_per_task, whole("transition", transition, least=0)
         self.tasks = list(tasks)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.collate_fn = num_workers, collate_fn
@@ -92,7 +106,7 @@ class TaskSequence(LightningDataModule):
             tasks: how many.
             seed: of the permutations.
             pad: empty pixels added on each side before permuting.
-            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+            loaders: other arguments of the class.
         """
         splits = _image_splits(dataset, seed, pad)
         pixels = splits["train"][0][0].numel()
@@ -111,7 +125,7 @@ class TaskSequence(LightningDataModule):
             degrees: one angle per task, counter-clockwise.
             seed: of the split, if the data have none.
             pad: empty pixels added on each side before rotating.
-            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+            loaders: other arguments of the class.
         """
         splits = _image_splits(dataset, seed, pad)
         return cls._transformed(splits, [Rotate(angle) for angle in degrees], loaders)
@@ -136,7 +150,7 @@ class TaskSequence(LightningDataModule):
                 of keeping them.
             seed: of the split, if the data have none.
             pad: empty pixels added on each side.
-            loaders: ``batch_size``, ``eval_batch_size``, ``num_workers``.
+            loaders: other arguments of the class.
 
         Raises:
             ValueError: a group of which the data have no image.
@@ -172,9 +186,32 @@ class TaskSequence(LightningDataModule):
         """Makes sure that somebody says when a task ends, also without a rule."""
         if stage == "fit" and self.trainer is not None:
             ensure_boundaries(self.trainer)
+            self._refuse_what_never_changes(self.trainer)
+
+    def _refuse_what_never_changes(self, trainer: Trainer) -> None:
+        if self.epochs_per_task is None:
+            if any(isinstance(c, DriftBoundaries) for c in trainer.callbacks):  # type: ignore[attr-defined]
+                raise MisconfigurationException(
+                    "DriftBoundaries waits for the data to change, and this TaskSequence changes them when a "
+                    "boundary is declared: give it epochs_per_task, so that tasks change by themselves."
+                )
+            return
+        epochs = self.epochs_per_task * len(self)
+        if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
+                "use Trainer(reload_dataloaders_every_n_epochs=1)."
+            )
+        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= epochs:
+            raise MisconfigurationException(
+                f"{len(self)} tasks of {self.epochs_per_task} epochs end after {epochs} epochs: use "
+                f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
+            )
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Moves on to the next task; after the last, ends the training."""
+        if self.epochs_per_task is not None:
+            return  # found or declared, the data change by themselves
         self.current_task += 1
         if self.current_task == len(self.tasks):
             trainer.should_stop = True
@@ -190,12 +227,34 @@ class TaskSequence(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training data of the current task."""
+        epoch = 0
+        if self.epochs_per_task is not None and self.trainer is not None:
+            self.current_task, epoch = divmod(self.trainer.current_epoch, self.epochs_per_task)
         if not 0 <= self.current_task < len(self.tasks):
             raise ValueError(
                 f"all {len(self.tasks)} tasks of the sequence have been trained; set `current_task` to go "
                 f"back to one"
             )
-        return self._loader(self.tasks[self.current_task]["train"], self.batch_size, shuffle=True)
+        loader = self._loader(self.tasks[self.current_task]["train"], self.batch_size, shuffle=True)
+        return self._blended(loader, epoch) if self.transition else loader
+
+    def _blended(self, plain: DataLoader, epoch: int) -> DataLoader:
+        """The loader with samples of the neighbouring tasks in it, if they reach into this epoch."""
+        assert self.epochs_per_task is not None
+        batches = len(plain)
+        if self.transition > self.epochs_per_task * batches:
+            raise ValueError(
+                f"transition={self.transition} is longer than task {self.current_task}, which has "
+                f"{self.epochs_per_task * batches} batches: only neighbouring tasks can be mixed"
+            )
+        task, last = self.current_task, len(self) - 1
+        ramp = Ramp(
+            self.transition,
+            since=epoch * batches if task > 0 else None,
+            until=(self.epochs_per_task - epoch) * batches if task < last else None,
+        )
+        neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
+        return blended(plain, neighbours, ramp)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per task, of the validation split or else the test split."""

@@ -3,6 +3,10 @@
 A detector has ``update(x)`` and, after it, ``drift_detected``.
 """
 
+from cl_callbacks.drift.cusum import CUSUM
+from cl_callbacks.drift.feature_shift import FeatureShift
 from cl_callbacks.drift.plateau import Plateau
+from cl_callbacks.drift.rise_monitor import RiseMonitor
+from cl_callbacks.drift.scoring import BoundaryScore, score_boundaries
 
-__all__ = ["Plateau"]
+__all__ = ["CUSUM", "BoundaryScore", "FeatureShift", "Plateau", "RiseMonitor", "score_boundaries"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling, timescales
+from cl_callbacks.log import log
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import Fill
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback, warn_of_half_precision
@@ -107,8 +108,7 @@ class BennaFusi(SynapticCallback):
             f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
         )
         times = {f"cl/timescale_steps/{self.name}/beaker_{k}": t for k, t in enumerate(steps, 1)}
-        for logger in trainer.loggers:
-            logger.log_metrics(times, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        log(trainer, times)
         if self.importance is not None:
             self._gating = self._find(trainer, self.importance)
 

@@ -190,7 +190,7 @@ def test_losses_that_are_not_finite_are_passed_over() -> None:
             for p in self.parameters():
                 p.grad.nan_to_num_(0.0)
 
-    with pytest.warns(UserWarning, match="passes over losses"):
+    with pytest.warns(UserWarning, match="passes over values"):
         make_trainer(boundaries).fit(Skipping(plain_net()), stream(heights))
     assert boundaries.task == 2
 

@@ -1,0 +1,209 @@
+"""Tasks that end when the data have changed, which nobody declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from cl_callbacks.arguments import positive, whole
+from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
+from cl_callbacks.boundaries.recent_batches import RecentBatches
+from cl_callbacks.boundaries.signals import signal_of
+from cl_callbacks.boundaries.snapshots import Snapshots
+from cl_callbacks.drift.plateau import Plateau
+from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
+from cl_callbacks.log import is_due, log
+
+
+class Boundary(NamedTuple):
+    """A boundary that was found. Batches are counted over the whole training.
+
+    Attributes:
+        task: that it ends.
+        batch: with which the change was found.
+        onset: the first batch after the change, by estimate.
+    """
+
+    task: int
+    batch: int
+    onset: int
+
+    @property
+    def delay(self) -> int:
+        """How many batches after its onset the change was found."""
+        return self.batch - self.onset
+
+
+class DriftBoundaries(MonitoredBoundaries):
+    r"""A task ends when the training loss rises for good: the data have changed.
+
+    The loss of each batch, before the update that it makes, is compared with the recent ones: its logarithm
+    in standard deviations from their median goes to a change detector, whose alarms count if the loss has
+    risen (see :class:`~cl_callbacks.drift.rise_monitor.RiseMonitor`). Between tasks nobody needs to tell
+    anything.
+
+    An alarm comes some steps after the change, when the network has begun to learn the new data. Therefore
+    the task ends as of the onset of the change: on ``on_task_end``, weights and buffers are those of the
+    last snapshot before it, what rules have gathered (the path of
+    :class:`~cl_callbacks.consolidation.synaptic_intelligence.SynapticIntelligence`) is what they had then,
+    and rules that measure on data get the last samples from before it. Then training goes on from the
+    present weights. So no rule needs access to data of an earlier task, and none is measured on the
+    next one's.
+
+    What is learned after the last boundary stays an open task, with which the next fit goes on. Found
+    boundaries are logged, ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and
+    ``cl/boundary_delay`` in batches, and ``cl/drift/score`` is the evidence for a change. Beside the
+    training there are two snapshots of weights and buffers, and on the CPU the recent samples; all of it
+    is in checkpoints, so that a resumed run goes on bit for bit.
+
+    Args:
+        detector: gets standardised values; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
+            ``update(x)`` and ``drift_detected`` will do, such as ``river.drift.ADWIN()``.
+        monitor: ``"loss"`` that ``training_step`` returns; ``"feature_shift"``, the distance of the
+            features from where they usually are, for shifts that the loss misses; or a key that the module
+            logs in each training step.
+        mode: ``"min"`` for values that are the better the lower they are, ``"max"`` for the others.
+        min_task_steps: so many batches after a boundary only tell what is usual in the new task; none
+            ends in them.
+        snapshot_every: batches between snapshots: up to so many of the old task's last steps do not count.
+        recent_samples: how many samples from before a change to keep, per process, and as many since; use
+            at least the ``samples`` of the rules.
+        recent_bytes: that these may take at most.
+        check_every_n_steps: the device is waited for once in so many batches; a change is found up to so
+            many later.
+        feature_layer: name of the module whose input are the features; default: the last ``nn.Linear``.
+
+    Attributes:
+        found: the boundaries so far.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+        TypeError: a detector that is none.
+
+    Example:
+        >>> from cl_callbacks.drift import CUSUM
+        >>> DriftBoundaries(CUSUM(threshold=20.0), min_task_steps=200).found
+        []
+    """
+
+    def __init__(
+        self,
+        detector: Detector | None = None,
+        *,
+        monitor: str = "loss",
+        mode: Literal["min", "max"] = "min",
+        min_task_steps: int = 50,
+        snapshot_every: int = 10,
+        recent_samples: int = 500,
+        recent_bytes: float = 2**28,
+        check_every_n_steps: int = 5,
+        feature_layer: str | None = None,
+    ) -> None:
+        super().__init__(signal_of(monitor, feature_layer), check_every_n_steps)
+        if isinstance(detector, Plateau):
+            raise ValueError("Plateau finds where a loss comes to rest, not a change: use PlateauBoundaries")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode!r} is neither 'min' nor 'max'")
+        if feature_layer is not None and monitor != "feature_shift":
+            raise ValueError(f"feature_layer is for monitor='feature_shift', not for {monitor!r}")
+        self.monitor, self.mode = monitor, mode
+        self.rise = RiseMonitor(detector, warm_up=min_task_steps, logarithm=mode == "min")
+        self.snapshot_every = whole("snapshot_every", snapshot_every, least=1)
+        self.found: list[Boundary] = []
+        self._recent = RecentBatches(
+            whole("recent_samples", recent_samples, least=1),
+            positive("recent_bytes", recent_bytes, endless=True),
+            device="cpu",
+        )
+        self._snapshots = Snapshots()
+        self._onset = 0
+
+    @property
+    def recent_batches(self) -> Iterable[Any]:
+        """What rules measure on at the end of a task."""
+        return self._recent
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the batch, and at first the network as it is."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._snapshots.latest < 0:
+            self._snapshots.take(trainer, pl_module, self._batches)
+        self._recent.append(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks for a change, and takes a snapshot now and then."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._batches - self._snapshots.latest >= self.snapshot_every:
+            self._snapshots.take(trainer, pl_module, self._batches)
+        if is_due(trainer):
+            log(trainer, {"cl/drift/score": self.rise.score})
+        if not self._unread:  # all values have been seen
+            self._look_back()
+
+    def see(self, trainer: Trainer, batch: int, value: float) -> None:
+        """Ends the task if the values have risen for good."""
+        self.rise.update(value if self.mode == "min" else -value)
+        if self.rise.age <= 1:
+            self._onset = batch + 1 - self.rise.age
+        if self.rise.drift_detected:
+            boundary = Boundary(self.task, self._batches - 1, self._onset)
+            self.found.append(boundary)
+            self.end(trainer, as_of=self._as_of_onset(trainer))
+            self._report(trainer, boundary)
+
+    def _look_back(self) -> None:
+        """Keeps what there would have to be if a change has begun at the present estimate."""
+        self._recent.divide(self._onset)
+        self._snapshots.prune(self._onset)
+
+    @contextmanager
+    def _as_of_onset(self, trainer: Trainer) -> Iterator[None]:
+        self._look_back()
+        with self._snapshots.rewound(trainer, trainer.lightning_module):
+            yield
+        self._recent.forget_before(self._onset)
+        self._snapshots.clear()
+        self._snapshots.take(trainer, trainer.lightning_module, self._batches)
+        self.rise.restart()
+        self._onset = self._batches
+
+    def _report(self, trainer: Trainer, boundary: Boundary) -> None:
+        rank_zero_info(
+            f"DriftBoundaries: the data have changed at about batch {boundary.onset}, found {boundary.delay} "
+            f"batches later; task {boundary.task} has ended."
+        )
+        log(
+            trainer,
+            {
+                "cl/boundary": boundary.task,
+                "cl/boundary_onset": boundary.onset,
+                "cl/boundary_delay": boundary.delay,
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """With all that is needed to find a change that has begun before the checkpoint."""
+        return super().state_dict() | {
+            "rise": self.rise.state_dict(),
+            "found": [list(boundary) for boundary in self.found],
+            "recent": self._recent.state_dict(),
+            "snapshots": self._snapshots.state_dict(),
+            "onset": self._onset,
+        }
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the task in which the checkpoint was written."""
+        super().restore(state_dict)
+        self.rise.load_state_dict(state_dict["rise"])
+        self.found = [Boundary(*found) for found in state_dict["found"]]
+        self._recent.load_state_dict(state_dict["recent"])
+        self._snapshots.load_state_dict(state_dict["snapshots"])
+        self._onset = state_dict["onset"]

@@ -1,0 +1,123 @@
+"""Boundaries that nobody declares: what they share is a value that is watched."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from cl_callbacks.arguments import whole
+from cl_callbacks.boundaries.signals import Signal
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+
+
+class MonitoredBoundaries(TaskBoundaries):
+    """Base of the boundaries that are found in a value of each training batch.
+
+    Values stay on the device until so many are there to be read at once; they are averaged over processes
+    before anybody sees them, so that all processes decide alike. Values that are not finite are passed
+    over.
+
+    Args:
+        signal: what is watched.
+        check_every_n_steps: how many values are read at a time.
+
+    Attributes:
+        skipped: how many values were not finite.
+    """
+
+    def __init__(self, signal: Signal, check_every_n_steps: int) -> None:
+        super().__init__()
+        self.signal = signal
+        self.check_every_n_steps = whole("check_every_n_steps", check_every_n_steps, least=1)
+        self.skipped = 0
+        self._batches = 0  # that were trained on
+        self._unread: list[tuple[int, Tensor]] = []  # with the batch that each value belongs to
+        self._unseen: deque[tuple[int, float]] = deque()
+
+    def see(self, trainer: Trainer, batch: int, value: float) -> None:
+        """Takes the next finite value in, and ends the task if it says so.
+
+        Args:
+            trainer: that is training.
+            batch: index of the batch that the value belongs to, counted over the whole training.
+            value: of the signal.
+        """
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to watch."""
+        super().on_train_start(trainer, pl_module)
+        self.signal.attach(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins a task if none is open."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._see_all(trainer)  # what a checkpoint was written in the middle of
+        if not self.task_is_open:
+            self.begin(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Reads the values once there are enough."""
+        value = self.signal.read(trainer, pl_module, outputs)
+        if value is not None:
+            self._unread.append((self._batches, value))
+        self._batches += 1
+        if len(self._unread) >= self.check_every_n_steps:
+            self._read(trainer)
+            self._see_all(trainer)
+
+    def _read(self, trainer: Trainer) -> None:
+        device = trainer.strategy.root_device
+        batches, values = zip(*self._unread, strict=True)
+        means = trainer.strategy.reduce(torch.stack([v.to(device) for v in values]), reduce_op="mean")
+        self._unseen.extend(zip(batches, self.signal.values(means).tolist(), strict=True))
+        self._unread = []
+
+    def _see_all(self, trainer: Trainer) -> None:
+        while self._unseen:
+            batch, value = self._unseen.popleft()
+            if math.isfinite(value):
+                self.see(trainer, batch, value)
+                continue
+            self.skipped += 1
+            if self.skipped == 1:
+                rank_zero_warn(
+                    f"{type(self).__name__} passes over values that are not finite, such as that of batch "
+                    f"{batch}; `skipped` counts them."
+                )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Watches no more."""
+        self.signal.detach()
+        super().teardown(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Watches no more, also when training breaks off."""
+        self.signal.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the values that nobody has seen yet."""
+        return super().state_dict() | {
+            "signal": self.signal.state_dict(),
+            "unread": list(self._unread),
+            "unseen": list(self._unseen),
+            "batches": self._batches,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with these values."""
+        super().restore(state_dict)
+        self.signal.load_state_dict(state_dict["signal"])
+        self._unread, self._unseen = list(state_dict["unread"]), deque(state_dict["unseen"])
+        self._batches, self.skipped = state_dict["batches"], state_dict["skipped"]

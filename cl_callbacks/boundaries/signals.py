@@ -1,0 +1,169 @@
+"""What a boundary callback may watch: one number, or a vector, for each training batch."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from cl_callbacks.drift.feature_shift import FeatureShift
+
+_PATIENCE = 100  # batches within which a key has to be logged
+
+
+class Signal(Protocol):
+    """A value of each training batch."""
+
+    def attach(self, pl_module: LightningModule) -> None:
+        """Gets ready to watch a module."""
+
+    def detach(self) -> None:
+        """Leaves it."""
+
+    def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
+        """Of the batch that this process has just trained on; ``None`` if there is none."""
+
+    def values(self, means: Tensor) -> Tensor:
+        """Of several batches, the numbers to watch, from what was read, averaged over processes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+
+
+class LossSignal:
+    """The loss that ``training_step`` returns, in its own units whatever is accumulated.
+
+    The pull of the rules is a gradient and no part of it.
+    """
+
+    def attach(self, pl_module: LightningModule) -> None:
+        """Nothing to do."""
+
+    def detach(self) -> None:
+        """Nothing to do."""
+
+    def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
+        """The loss of a batch, before the update that it made."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            # Lightning hands the loss on divided by the number of batches that it accumulates.
+            return loss.detach().float().mean() * trainer.accumulate_grad_batches
+        if not pl_module.automatic_optimization:  # otherwise a batch that is skipped
+            raise MisconfigurationException(
+                f"There is no loss to watch: training_step of {type(pl_module).__name__} returns none. "
+                f"Under manual optimization, return it too."
+            )
+        return None
+
+    def values(self, means: Tensor) -> Tensor:
+        """As they are."""
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """No state."""
+
+
+class LoggedSignal(LossSignal):
+    """What the module logs under a key in each training step.
+
+    Args:
+        key: as in ``self.log(key, ...)``.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._missed = 0
+
+    def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
+        """The value of a batch."""
+        value = trainer.callback_metrics.get(self.key)
+        if value is not None:
+            return torch.as_tensor(value).detach().float().mean()
+        self._missed += 1
+        if self._missed >= _PATIENCE or trainer.is_last_batch:
+            raise MisconfigurationException(
+                f"{self.key!r} is to be watched, and {type(pl_module).__name__} has not logged it in "
+                f"{self._missed} training steps, but {sorted(trainer.callback_metrics) or 'nothing'}: "
+                f"call self.log({self.key!r}, ...) in training_step, or set monitor='loss'."
+            )
+        return None
+
+
+class FeatureSignal:
+    """How far the features of a batch lie from where they usually are.
+
+    Args:
+        layer: name of the module whose input are the features; default: the last ``nn.Linear``.
+
+    See :class:`~cl_callbacks.drift.feature_shift.FeatureShift`.
+    """
+
+    def __init__(self, layer: str | None = None) -> None:
+        self.layer = layer
+        self.shift = FeatureShift()
+        self._handle: Any = None
+        self._features: Tensor | None = None
+
+    def attach(self, pl_module: LightningModule) -> None:
+        """Listens to what goes into the layer."""
+        modules = dict(pl_module.named_modules())
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        name = self.layer if self.layer is not None else next(reversed(linear), "")
+        if not name or name not in modules:
+            raise MisconfigurationException(
+                f"feature_layer={self.layer!r} is no module of {type(pl_module).__name__}"
+                f"{'' if linear else ', which has no nn.Linear'}: name the module whose input are the "
+                f"features, one of {list(modules)[1:]}"
+            )
+        self._handle = modules[name].register_forward_pre_hook(self._listen)
+
+    def detach(self) -> None:
+        """Listens no more."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._features = None
+
+    def _listen(self, module: nn.Module, inputs: Any) -> None:
+        if module.training and inputs and isinstance(inputs[0], Tensor):
+            found = inputs[0].detach()
+            # Channels come second in pictures and last elsewhere.
+            self._features = found.mean((0, 2, 3)) if found.ndim == 4 else found.flatten(0, -2).mean(0)
+
+    def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
+        """Mean features of a batch."""
+        found, self._features = self._features, None
+        return found
+
+    def values(self, means: Tensor) -> Tensor:
+        """The distance of each batch."""
+        return torch.stack([self.shift.update(features) for features in means])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the averages."""
+        return self.shift.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+        self.shift.load_state_dict(state_dict)
+
+
+def signal_of(monitor: str, layer: str | None = None) -> Signal:
+    """The signal that a user names.
+
+    Example:
+        >>> type(signal_of("loss")).__name__, signal_of("train_acc").key
+        ('LossSignal', 'train_acc')
+    """
+    if monitor == "feature_shift":
+        return FeatureSignal(layer)
+    return LossSignal() if monitor == "loss" else LoggedSignal(monitor)

@@ -1,0 +1,132 @@
+"""Gradual changes: neighbouring tasks mixed, for some steps around the change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from cl_callbacks.functional.batches import cat_samples
+
+
+class Ramp:
+    r"""How likely a sample is from a neighbouring task.
+
+    Between two tasks the share of the later one grows linearly from 0 to 1 over ``width`` batches, of which
+    half come before the change.
+
+    Args:
+        width: of the ramp, in batches.
+        since: how many batches of the task have come before; ``None`` if none was before the task.
+        until: how many are to come, from now on; ``None`` if no task is to come.
+
+    Example:
+        >>> ramp = Ramp(width=4, since=0, until=6)
+        >>> for batch in range(6): print(ramp(batch))
+        (0.375, 0.0)
+        (0.125, 0.0)
+        (0.0, 0.0)
+        (0.0, 0.0)
+        (0.0, 0.125)
+        (0.0, 0.375)
+    """
+
+    def __init__(self, width: int, since: int | None, until: int | None) -> None:
+        self.width, self.since, self.until = width, since, until
+
+    def __call__(self, batch: int) -> tuple[float, float]:
+        """Shares of the task before and of the task after in a batch, counted from now on."""
+        before = 0.0 if self.since is None else 0.5 - (self.since + batch + 0.5) / self.width
+        after = 0.0 if self.until is None else 0.5 - (self.until - batch - 0.5) / self.width
+        return max(0.0, before), max(0.0, after)
+
+    def touches(self, batches: int) -> bool:
+        """Whether any of the next batches is mixed."""
+        return self(0)[0] > 0 or self(batches - 1)[1] > 0
+
+
+class Blend(Dataset[Any]):
+    """A task's data set, followed by those of its neighbours: index ``k * size + i`` is of the k-th.
+
+    Args:
+        datasets: the task itself, the one before and the one after; ``None`` where there is none.
+
+    Example:
+        >>> Blend([[1, 2], None, [3]]).__getitems__([0, 4, 5])
+        [1, 3, 3]
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self.datasets = list(datasets)
+        self.size = len(self.datasets[0])
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        part, row = divmod(index, self.size)
+        return self.datasets[part][row % len(self.datasets[part])]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Samples in the form in which the data sets give several at once, those of one task together."""
+        found: Any = None
+        for part, dataset in enumerate(self.datasets):
+            rows = [i % self.size for i in indices if i // self.size == part]
+            if rows:
+                some = _several(dataset, [row % len(dataset) for row in rows])
+                if found is None:
+                    found = some
+                else:
+                    found = [*found, *some] if isinstance(some, list) else cat_samples(found, some)
+        return found
+
+
+def _several(dataset: Any, rows: list[int]) -> Any:
+    return dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[i] for i in rows]
+
+
+class BlendedBatches(BatchSampler):
+    """Batches of which some samples are taken from neighbouring tasks.
+
+    Args:
+        sampler: of the task itself.
+        batch_size: as in torch.
+        drop_last: as in torch.
+        size: of the task's data set.
+        ramp: says how many.
+    """
+
+    def __init__(
+        self, sampler: Sampler[int], batch_size: int, drop_last: bool, size: int, ramp: Ramp
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.size, self.ramp = size, ramp
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(super().__iter__()):
+            before, after = self.ramp(number)
+            draws = torch.rand(len(batch)).tolist() if before or after else [1.0] * len(batch)
+            parts = [1 if draw < before else 2 if draw < before + after else 0 for draw in draws]
+            yield [part * self.size + index for part, index in zip(parts, batch, strict=True)]
+
+
+def blended(plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp) -> DataLoader:
+    """A task's loader with samples of its neighbours in it; the loader itself if they do not reach into it.
+
+    Args:
+        plain: the task's loader.
+        neighbours: data sets of the task before and of the task after.
+        ramp: how much of them.
+    """
+    if not ramp.touches(len(plain)):
+        return plain
+    sampler: Any = plain.sampler
+    size = len(plain.dataset)  # type: ignore[arg-type]
+    return DataLoader(
+        Blend([plain.dataset, *neighbours]),
+        batch_sampler=BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp),
+        num_workers=plain.num_workers,
+        collate_fn=plain.collate_fn,
+    )

@@ -1,0 +1,54 @@
+"""Cumulative sum of what lies above expectation."""
+
+from __future__ import annotations
+
+from cl_callbacks.arguments import positive
+
+
+class CUSUM:
+    r"""Says when the mean of a stream of standardised values has risen, however slightly.
+
+    .. math:: S \leftarrow \max(0,\ S + z - k), \qquad \text{alarm when } S > h .
+
+    A rise by :math:`\delta > k` standard deviations is found after about :math:`h/(\delta-k)` values. What
+    falls is never an alarm. After an alarm the sum starts anew.
+
+    Source: Page 1954, Biometrika 41, 100–115.
+
+    Args:
+        threshold: :math:`h`, in standard deviations of a value. A larger one makes fewer false alarms and
+            later true ones; ``inf`` makes none.
+        allowance: :math:`k`, half the rise that is worth finding, in standard deviations.
+
+    Attributes:
+        drift_detected: whether the last value raised the alarm.
+        sum: :math:`S`, the evidence for a rise.
+        age: how many values ago the sum was last 0: where a rise began, if there is one.
+
+    Raises:
+        ValueError: a threshold or an allowance that is not positive, at construction.
+
+    Example:
+        >>> cusum = CUSUM(threshold=4.0)
+        >>> for step, z in enumerate([0.0] * 20 + [2.0] * 5):
+        ...     cusum.update(z)
+        ...     if cusum.drift_detected: print(step, cusum.age)
+        22 3
+    """
+
+    def __init__(self, threshold: float = 12.0, allowance: float = 0.5) -> None:
+        self.threshold = positive("threshold", threshold, endless=True)
+        self.allowance = positive("allowance", allowance)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.drift_detected = False
+        self.sum, self.age = 0.0, 0
+
+    def update(self, x: float) -> None:
+        """Takes the next value in; afterwards see ``drift_detected``."""
+        if self.drift_detected:
+            self._reset()
+        self.sum = max(0.0, self.sum + x - self.allowance)
+        self.age = self.age + 1 if self.sum else 0
+        self.drift_detected = self.sum > self.threshold

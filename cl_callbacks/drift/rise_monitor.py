@@ -1,0 +1,147 @@
+"""Finds changes for the worse in a stream of raw values, and when they began."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from typing import Any, Protocol
+
+from cl_callbacks.arguments import whole
+from cl_callbacks.drift.cusum import CUSUM
+from cl_callbacks.drift.standardiser import Standardiser
+
+_EVIDENCE = 4.0  # sum of deviations from which a rise is suspected; by chance about one value in fifty
+_REMEMBERED = 10_000
+
+
+class Detector(Protocol):
+    """What a detector of change is, here and in the river library."""
+
+    @property
+    def drift_detected(self) -> bool:
+        """Whether the last value raised the alarm."""
+
+    def update(self, x: float) -> Any:
+        """Takes the next value in."""
+
+
+class RiseMonitor:
+    r"""Says when a positive raw value, such as a loss, has risen for good, and since when.
+
+    The logarithm of each value is standardised by what was usual (see
+    :class:`~cl_callbacks.drift.standardiser.Standardiser`) and handed to the detector. When that raises an
+    alarm, the onset is where the cumulative sum of :math:`z-\frac12` was last 0. An alarm without a rise
+    is none: detectors that look both ways also find that the network is learning. While a rise is
+    suspected, what is usual stays as it is, for at most ``window`` values: a rise of which the detector
+    makes nothing by then is the new normal.
+
+    Args:
+        detector: gets standardised values; anything with ``update(x)`` and ``drift_detected``, such as
+            those of ``river.drift``. It is copied, now and at each restart.
+        warm_up: how many values after each restart only tell what is usual.
+        window: how many recent values tell what is usual.
+        logarithm: whether to take it. Of values that are not positive it cannot be taken: the first
+            negative one turns it off.
+
+    Attributes:
+        drift_detected: whether the last value raised an alarm.
+        age: how many values ago the rise began, the last one included; 0 if nothing has risen.
+        score: evidence for a rise, the cumulative sum in standard deviations.
+
+    Raises:
+        TypeError: a detector without ``update`` and ``drift_detected``.
+        ValueError: numbers that cannot work, or a detector that draws random numbers without a seed.
+
+    Example:
+        >>> monitor = RiseMonitor()
+        >>> for step, loss in enumerate([0.1, 0.12, 0.08, 0.11] * 20 + [1.0] * 3):
+        ...     monitor.update(loss)
+        >>> monitor.drift_detected, monitor.age
+        (True, 3)
+    """
+
+    def __init__(
+        self,
+        detector: Detector | None = None,
+        *,
+        warm_up: int = 50,
+        window: int = 100,
+        logarithm: bool = True,
+    ) -> None:
+        detector = CUSUM() if detector is None else detector
+        if not callable(getattr(detector, "update", None)) or not hasattr(detector, "drift_detected"):
+            raise TypeError(
+                f"a detector has a method update(x) and, after it, drift_detected, as those of "
+                f"cl_callbacks.drift and river.drift have; {type(detector).__name__} has not"
+            )
+        if getattr(detector, "seed", 0) is None:
+            raise ValueError(
+                f"{type(detector).__name__} draws random numbers, and without a seed of its own a resumed "
+                f"run, or another process, would decide otherwise: give it seed=0"
+            )
+        whole("warm_up", warm_up, least=2)
+        self._standardise = Standardiser(whole("window", window, least=10), warm_up)
+        self._pristine, self.logarithm = detector, logarithm
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew, at a level that nobody knows yet."""
+        self.detector = copy.deepcopy(self._pristine)
+        self._fed: deque[float] = deque(maxlen=_REMEMBERED)
+        self._standardise.restart()
+        self._rise = CUSUM(threshold=math.inf)
+        self._suspected = 0
+        self.drift_detected = False
+
+    @property
+    def age(self) -> int:
+        """How many values ago the rise began."""
+        return self._rise.age
+
+    @property
+    def score(self) -> float:
+        """Evidence for a rise."""
+        return self._rise.sum
+
+    def update(self, x: float) -> None:
+        """Takes the next value in; afterwards see ``drift_detected``."""
+        self.drift_detected = False
+        z = self._standardise(self._scaled(x), hold=self._suspected > 0)
+        if z is None:
+            return
+        self._fed.append(z)
+        self.detector.update(z)
+        self._rise.update(z)
+        risen = self.score > _EVIDENCE
+        self.drift_detected = risen and bool(self.detector.drift_detected)
+        self._suspected = self._suspected + 1 if risen else 0
+        if self._suspected > self._standardise.window and not self.drift_detected:
+            self._rise, self._suspected = CUSUM(threshold=math.inf), 0
+
+    def _scaled(self, x: float) -> float:
+        if self.logarithm and x < 0:
+            self.logarithm = False
+            self.restart()
+        return math.log(max(x, 1e-30)) if self.logarithm else x
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only: a detector is built again from the last 10,000 values that it was given."""
+        return {
+            "usual": self._standardise.state_dict(),
+            "fed": list(self._fed),
+            "rise": [self._rise.sum, self._rise.age],
+            "suspected": self._suspected,
+            "logarithm": self.logarithm,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+        self.logarithm = state_dict["logarithm"]
+        self.restart()
+        self._standardise.load_state_dict(state_dict["usual"])
+        for z in state_dict["fed"]:
+            self._fed.append(z)
+            self.detector.update(z)
+        self._rise.sum, self._rise.age = state_dict["rise"]
+        self._suspected = state_dict["suspected"]
