@@ -25,7 +25,7 @@ bench-fisher: .venv/.core
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev,drift]'
 	touch $@
 
 clean:

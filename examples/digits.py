@@ -4,14 +4,17 @@
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
     python examples/digits.py --methods none metaplastic cascade --network binary
+    python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
+    python examples/digits.py --methods ewc si --boundaries drift --transition 200  # gradual changes
     python examples/digits.py --methods ewc --strength 30 --tasks 5 --seed 1
     python examples/digits.py --data mnist --data-dir DIR  # DIR/train.parquet, DIR/test.parquet
 
 The data are scikit-learn's digits, padded to 16 by 16 pixels, or MNIST, from a folder or from the hub
 (ylecun/mnist); each task shows them under another fixed permutation of the pixels. An ordinary
-LightningModule is trained by one Trainer in one ``fit``; all that differs between the methods is the list of
-callbacks. The boundaries in it are for the measurements, and for those methods that need them. Writes the
-accuracy matrices as a picture and a W&B run for each method, offline unless you are logged in.
+LightningModule is trained by one Trainer in one ``fit`` on data that change by themselves; all that differs
+between the methods is the list of callbacks, and who says when a task ends: ``EpochBoundaries``, which know
+it, or ``DriftBoundaries``, which find it. Writes the accuracy matrices as a picture and a W&B run for each
+method, offline unless you are logged in.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DriftBoundaries,
     EpochBoundaries,
     KFACLaplace,
     MetaplasticGate,
@@ -57,6 +61,7 @@ from cl_callbacks import (
     TaskSequence,
 )
 from cl_callbacks.data import digits
+from cl_callbacks.drift import score_boundaries
 
 
 class Setting(NamedTuple):
@@ -169,19 +174,19 @@ class Classifier(LightningModule):
 
 
 class AccuracyMatrix(Callback):
-    """At the end of each task, the accuracy on every task: the Trainer's own validation."""
+    """After each task, the accuracy on every task: the Trainer's own validation, which comes then."""
 
     def __init__(self) -> None:
         self.rows: list[list[float]] = []
 
-    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = trainer.callback_metrics
         tasks = len(trainer.val_dataloaders)
         self.rows.append([found[f"val_acc/dataloader_idx_{k}"].item() for k in range(tasks)])
         seen = self.rows[-1][: len(self.rows)]
         for logger in trainer.loggers:
             logger.log_metrics(
-                {"cl_task/index": task, "cl_task/average_accuracy": sum(seen) / len(seen)},
+                {"cl_task/index": len(self.rows) - 1, "cl_task/average_accuracy": sum(seen) / len(seen)},
                 step=trainer.global_step,
             )
 
@@ -196,10 +201,16 @@ def load(data: str, folder: Path | None) -> Any:
     return load_dataset("parquet", data_files={s: str(folder / f"{s}.parquet") for s in ("train", "test")})
 
 
-def task_sequence(data: str, folder: Path | None, tasks: int, seed: int) -> TaskSequence:
+def task_sequence(data: str, folder: Path | None, tasks: int, seed: int, transition: int = 0) -> TaskSequence:
     setting = SETTINGS[data]
     return TaskSequence.permuted(
-        load(data, folder), tasks=tasks, seed=seed, pad=setting.pad, batch_size=setting.batch_size
+        load(data, folder),
+        tasks=tasks,
+        seed=seed,
+        pad=setting.pad,
+        batch_size=setting.batch_size,
+        epochs_per_task=setting.epochs,
+        transition=transition,
     )
 
 
@@ -211,10 +222,11 @@ def strength_of(method: str, args: argparse.Namespace) -> float:
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     setting = SETTINGS[args.data]
-    data = task_sequence(args.data, args.data_dir, args.tasks, args.seed)
+    data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     strength = strength_of(method, args)
     matrix = AccuracyMatrix()
+    boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
         project=f"cl_callbacks-{args.data}",
@@ -227,7 +239,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*METHODS[method](strength), EpochBoundaries(setting.epochs), matrix],
+        callbacks=[*METHODS[method](strength), boundaries, matrix],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
@@ -242,7 +254,16 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     average, last = sum(matrix.rows[-1]) / args.tasks, matrix.rows[-1][-1]
     logger.experiment.summary["average_accuracy"] = average
     wandb.finish()
-    return {
+    found = {}
+    if isinstance(boundaries, DriftBoundaries):
+        batches = int(trainer.num_training_batches) * setting.epochs
+        changes = [batches * task for task in range(1, args.tasks)]
+        # A change that is gradual begins earlier, and is over later.
+        begins = [change - args.transition // 2 for change in changes]
+        alarms = [boundary.batch for boundary in boundaries.found]
+        score = score_boundaries(alarms, begins, tolerance=100 + args.transition)
+        found = {"found": score._asdict(), "boundaries": boundaries.found, "changes": changes}
+    return found | {
         "average_accuracy": average,
         "last_accuracy": last,
         "strength": strength,
@@ -267,6 +288,12 @@ def show_table(console: Console, method: str, result: dict[str, Any]) -> None:
         seen = [f"{100 * accuracy:.0f}" for accuracy in row[: task + 1]]
         table.add_row(str(task + 1), *seen)
     console.print(table)
+    if "found" in result:
+        score = result["found"]
+        console.print(
+            f"{method}: found {score['recall'] * (len(matrix) - 1):.0f} of {len(matrix) - 1} changes, median "
+            f"delay {score['delay']:g} batches, {score['false_alarms']} false alarms"
+        )
     console.print(
         f"{method}: average accuracy {result['average_accuracy']:.3f} over all {len(matrix)} tasks "
         f"after the last, {result['seconds']:.0f} s\n"
@@ -314,6 +341,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
     parser.add_argument("--data", choices=SETTINGS, default="digits")
+    parser.add_argument("--boundaries", choices=("declared", "drift"), default="declared")
+    parser.add_argument("--transition", type=int, default=0, help="batches in which neighbouring tasks mix")
     parser.add_argument("--network", choices=("real", "binary"), default="real", help="kind of weights")
     parser.add_argument("--data-dir", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--tasks", type=int, default=10, help="how many permutations (at least 2)")

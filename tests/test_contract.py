@@ -21,6 +21,7 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DriftBoundaries,
     EpochBoundaries,
     FitBoundaries,
     KFACLaplace,
@@ -325,3 +326,40 @@ def test_arguments_that_cannot_work(rule: str) -> None:
     if rule not in MATRICES_ONLY:  # without state, or with whole numbers
         with pytest.raises(ValueError, match="floating-point"):
             make(rule, state_dtype="int8")
+
+
+class Told(DriftBoundaries):
+    """Finds two changes: at once, or late and then as of their onset."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__(check_every_n_steps=1, snapshot_every=4, recent_samples=16)
+        self.late = late
+
+    def see(self, trainer: Any, batch: int, value: float) -> None:
+        onset = 8 if batch < 16 else 20
+        self._onset = min(batch + 1, onset)
+        if self.late and batch == onset + self.late:
+            self.end(trainer, as_of=self._as_of_onset(trainer))
+        elif not self.late and batch == onset - 1:
+            self._look_back()
+            self.end(trainer)
+
+
+@pytest.mark.parametrize("late", [3, 7])
+@every_rule
+def test_a_change_that_is_found_late_is_consolidated_as_of_its_onset(rule: str, late: int) -> None:
+    """State and weights are those of a boundary that was declared when it was there."""
+    found = []
+    for delay in (late, 0):
+        torch.manual_seed(0)
+        options = {} if rule in MATRICES_ONLY else {"state_dtype": "float64"}  # those have no state
+        memory = make(rule, 0.0, **options)
+        model = Net().double()
+        x, y = task(0, samples=8 * 32)
+        make_trainer(memory, Told(delay)).fit(model, loader(x.double(), y))
+        found.append((state(memory), weights(model), memory.tasks))
+    assert found[0][2] == found[1][2] == (2 if rule in PULLING and "streaming" not in rule else 0)
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][0].keys() == found[1][0].keys()
+    for key, value in found[0][0].items():
+        torch.testing.assert_close(value, found[1][0][key], rtol=1e-9, atol=1e-15)

@@ -24,13 +24,16 @@ from cl_callbacks import (
     BatchBoundaries,
     BennaFusi,
     Cascade,
+    DriftBoundaries,
     EpochBoundaries,
     KFACLaplace,
     RWalk,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
+    TaskSequence,
 )
+from tests.drift.traces import noisy
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 
@@ -199,3 +202,96 @@ def test_metaplastic_rules_learn_over_two_processes_what_they_do_in_one(kind: st
     torch.testing.assert_close(dict(first["weights"]), dict(one["weights"]), rtol=1e-6, atol=1e-9)
     for found, expected in zip(first["states"], one["states"], strict=True):
         torch.testing.assert_close(found["synapses"], expected["synapses"], rtol=1e-6, atol=1e-9)
+
+
+class Scripted(Net):
+    """Its loss has the height that the batch says."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        return loss * batch[2].mean() / loss.detach()
+
+
+class Found(Callback):
+    def __init__(self, boundaries: DriftBoundaries, folder: Path) -> None:
+        self.boundaries, self.folder = boundaries, folder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        found = [list(boundary) for boundary in self.boundaries.found]
+        torch.save(found, self.folder / f"found-{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("monitor", ["loss", "feature_shift"])
+def test_every_process_finds_the_same_boundaries_at_the_same_steps(monitor: str, tmp_path: Path) -> None:
+    """Each sees a rise of its own; they agree on that of their mean."""
+    heights = torch.tensor(
+        [
+            noisy([(0.1, 100), (2.0, 100), (40.0, 60)], seed=0),
+            noisy([(0.1, 100), (0.5, 100), (10.0, 60)], seed=1),
+        ]
+    )
+    x, y = task(0, samples=2 * 4 * 260)
+    x[2 * 4 * 100 :] += 3.0
+    x[2 * 4 * 200 :] -= 6.0
+    # The sampler gives even samples to one process and odd ones to the other.
+    per_sample = heights.T.repeat_interleave(4, dim=0).flatten()
+    rules: list[SynapticCallback] = [SynapticIntelligence(1.0), OnTriples(1.0, samples=20)]
+    boundaries = DriftBoundaries(monitor=monitor)
+    trainer = make_trainer(
+        *rules,
+        boundaries,
+        Found(boundaries, tmp_path),
+        Report(rules, tmp_path),
+        strategy="ddp_spawn",
+        devices=2,
+        use_distributed_sampler=False,
+    )
+    net = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    data = DataLoader(TensorDataset(x, y, per_sample), 4, sampler=EvenOrOdd(len(x)))
+    trainer.fit(Scripted(net, partial(torch.optim.SGD, lr=0.01)), data)
+    first, second = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
+    assert first == second
+    assert len(first) == 2
+    for (_, batch, onset), change in zip(first, (100, 200), strict=True):
+        assert abs(onset - change) <= 2
+        assert change < batch < change + 20
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert states[0]["states"][0]["tasks"] == states[0]["states"][1]["tasks"] == 2
+    assert same(states[0]["states"], states[1]["states"])
+    assert same(dict(states[0]["weights"]), dict(states[1]["weights"]))
+
+
+class Shares(Callback):
+    """Which tasks each batch is from, on each rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shares = folder, []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.shares.append(batch[0][:, 0].mean().item())
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(self.shares, self.folder / f"shares-{trainer.global_rank}.pt")
+
+
+def test_tasks_mix_around_the_change_on_every_process(tmp_path: Path) -> None:
+    """Each sees half of the batches, and the ramp in its own."""
+    sets = [TensorDataset(torch.full((160, FEATURES), float(k)), torch.zeros(160).long()) for k in range(2)]
+    sequence = TaskSequence(
+        [{"train": data, "test": data} for data in sets], batch_size=8, epochs_per_task=1, transition=8
+    )
+    trainer = make_trainer(
+        Shares(tmp_path),
+        SynapticIntelligence(1.0),
+        strategy="ddp_spawn",
+        devices=2,
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    trainer.fit(Net(nn.Linear(FEATURES, CLASSES), partial(torch.optim.SGD, lr=0.1)), sequence)
+    for rank in range(2):
+        shares = torch.load(tmp_path / f"shares-{rank}.pt")
+        assert len(shares) == 20
+        assert shares[:6] == [0.0] * 6
+        assert shares[14:] == [1.0] * 6
+        assert 0.0 < sum(shares[6:10]) / 4 < 0.5 < sum(shares[10:14]) / 4 < 1.0

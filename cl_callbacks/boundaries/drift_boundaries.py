@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
@@ -41,10 +41,9 @@ class Boundary(NamedTuple):
 class DriftBoundaries(MonitoredBoundaries):
     r"""A task ends when the training loss rises for good: the data have changed.
 
-    The loss of each batch, before the update that it makes, is compared with the recent ones: its logarithm
-    in standard deviations from their median goes to a change detector, whose alarms count if the loss has
-    risen (see :class:`~cl_callbacks.drift.rise_monitor.RiseMonitor`). Between tasks nobody needs to tell
-    anything.
+    The loss of each batch, before the update that it makes, is ranked among the recent ones, and the rank, as
+    a number of standard deviations, goes to a change detector, whose alarms count if the loss has risen (see
+    :class:`~cl_callbacks.drift.rise_monitor.RiseMonitor`). Nobody needs to declare anything.
 
     An alarm comes some steps after the change, when the network has begun to learn the new data. Therefore
     the task ends as of the onset of the change: on ``on_task_end``, weights and buffers are those of the
@@ -61,7 +60,7 @@ class DriftBoundaries(MonitoredBoundaries):
     is in checkpoints, so that a resumed run goes on bit for bit.
 
     Args:
-        detector: gets standardised values; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
+        detector: gets normal scores; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
             ``update(x)`` and ``drift_detected`` will do, such as ``river.drift.ADWIN()``.
         monitor: ``"loss"`` that ``training_step`` returns; ``"feature_shift"``, the distance of the
             features from where they usually are, for shifts that the loss misses; or a key that the module
@@ -135,6 +134,19 @@ class DriftBoundaries(MonitoredBoundaries):
         if self._snapshots.latest < 0:
             self._snapshots.take(trainer, pl_module, self._batches)
         self._recent.append(batch)
+        if self._recent.seen == 1:
+            self._say_what_is_kept()
+
+    def _say_what_is_kept(self) -> None:
+        kept, wanted = self._recent.capacity, self._recent.samples
+        rank_zero_info(
+            f"DriftBoundaries keeps up to {kept} samples from before a change and as many since, on the CPU "
+            f"in at most {self._recent.max_bytes / 2**20:.0f} MiB."
+        )
+        if kept < wanted:
+            rank_zero_warn(
+                f"recent_bytes has room for {kept} of the {wanted} recent_samples that rules may measure on."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,10 +166,10 @@ class DriftBoundaries(MonitoredBoundaries):
         if self.rise.age <= 1:
             self._onset = batch + 1 - self.rise.age
         if self.rise.drift_detected:
-            boundary = Boundary(self.task, self._batches - 1, self._onset)
+            boundary, score = Boundary(self.task, self._batches - 1, self._onset), self.rise.score
             self.found.append(boundary)
             self.end(trainer, as_of=self._as_of_onset(trainer))
-            self._report(trainer, boundary)
+            self._report(trainer, boundary, score)
 
     def _look_back(self) -> None:
         """Keeps what there would have to be if a change has begun at the present estimate."""
@@ -175,7 +187,7 @@ class DriftBoundaries(MonitoredBoundaries):
         self.rise.restart()
         self._onset = self._batches
 
-    def _report(self, trainer: Trainer, boundary: Boundary) -> None:
+    def _report(self, trainer: Trainer, boundary: Boundary, score: float) -> None:
         rank_zero_info(
             f"DriftBoundaries: the data have changed at about batch {boundary.onset}, found {boundary.delay} "
             f"batches later; task {boundary.task} has ended."
@@ -186,6 +198,7 @@ class DriftBoundaries(MonitoredBoundaries):
                 "cl/boundary": boundary.task,
                 "cl/boundary_onset": boundary.onset,
                 "cl/boundary_delay": boundary.delay,
+                "cl/drift/score": score,
             },
         )
 

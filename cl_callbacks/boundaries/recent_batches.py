@@ -73,6 +73,12 @@ class RecentBatches:
         self.seen += 1
         self._trim()
 
+    @property
+    def capacity(self) -> int:
+        """How many samples like those kept there is room for, on either side of an onset."""
+        size = max((kept.size / max(1, kept.samples) for kept in self._kept), default=0.0)
+        return self.samples if not size else min(self.samples, int(self.max_bytes / 2 / size))
+
     def divide(self, onset: int | None) -> None:
         """Serves from now on what came before ``onset``."""
         self.onset = onset

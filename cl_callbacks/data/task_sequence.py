@@ -239,22 +239,16 @@ class TaskSequence(LightningDataModule):
         return self._blended(loader, epoch) if self.transition else loader
 
     def _blended(self, plain: DataLoader, epoch: int) -> DataLoader:
-        """The loader with samples of the neighbouring tasks in it, if they reach into this epoch."""
+        """The loader with samples of the neighbouring tasks in it, as far as they reach into this epoch."""
         assert self.epochs_per_task is not None
-        batches = len(plain)
-        if self.transition > self.epochs_per_task * batches:
-            raise ValueError(
-                f"transition={self.transition} is longer than task {self.current_task}, which has "
-                f"{self.epochs_per_task * batches} batches: only neighbouring tasks can be mixed"
-            )
         task, last = self.current_task, len(self) - 1
         ramp = Ramp(
             self.transition,
-            since=epoch * batches if task > 0 else None,
-            until=(self.epochs_per_task - epoch) * batches if task < last else None,
+            since=epoch if task > 0 else None,
+            until=self.epochs_per_task - epoch if task < last else None,
         )
         neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
-        return blended(plain, neighbours, ramp)
+        return blended(plain, neighbours, ramp, self.epochs_per_task)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per task, of the validation split or else the test split."""

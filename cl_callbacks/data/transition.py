@@ -19,12 +19,12 @@ class Ramp:
 
     Args:
         width: of the ramp, in batches.
-        since: how many batches of the task have come before; ``None`` if none was before the task.
-        until: how many are to come, from now on; ``None`` if no task is to come.
+        since: how many epochs of the task have come before; ``None`` if no task was before it.
+        until: how many are left, this one included; ``None`` if no task is to come.
 
     Example:
-        >>> ramp = Ramp(width=4, since=0, until=6)
-        >>> for batch in range(6): print(ramp(batch))
+        >>> ramp = Ramp(width=4, since=0, until=1)
+        >>> for batch in range(6): print(ramp(batch, batches=6))
         (0.375, 0.0)
         (0.125, 0.0)
         (0.0, 0.0)
@@ -36,15 +36,19 @@ class Ramp:
     def __init__(self, width: int, since: int | None, until: int | None) -> None:
         self.width, self.since, self.until = width, since, until
 
-    def __call__(self, batch: int) -> tuple[float, float]:
-        """Shares of the task before and of the task after in a batch, counted from now on."""
-        before = 0.0 if self.since is None else 0.5 - (self.since + batch + 0.5) / self.width
-        after = 0.0 if self.until is None else 0.5 - (self.until - batch - 0.5) / self.width
-        return max(0.0, before), max(0.0, after)
+    def __call__(self, batch: int, batches: int) -> tuple[float, float]:
+        """Shares of the task before and of the task after in a batch.
 
-    def touches(self, batches: int) -> bool:
-        """Whether any of the next batches is mixed."""
-        return self(0)[0] > 0 or self(batches - 1)[1] > 0
+        Args:
+            batch: its number in the epoch.
+            batches: in an epoch.
+        """
+        before = after = 0.0
+        if self.since is not None:
+            before = 0.5 - (self.since * batches + batch + 0.5) / self.width
+        if self.until is not None:
+            after = 0.5 - (self.until * batches - batch - 0.5) / self.width
+        return max(0.0, before), max(0.0, after)
 
 
 class Blend(Dataset[Any]):
@@ -95,38 +99,44 @@ class BlendedBatches(BatchSampler):
         batch_size: as in torch.
         drop_last: as in torch.
         size: of the task's data set.
-        ramp: says how many.
+        ramp: how many samples.
+        epochs: of a task.
     """
 
     def __init__(
-        self, sampler: Sampler[int], batch_size: int, drop_last: bool, size: int, ramp: Ramp
+        self, sampler: Sampler[int], batch_size: int, drop_last: bool, size: int, ramp: Ramp, epochs: int
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self.size, self.ramp = size, ramp
+        self.size, self.ramp, self.epochs = size, ramp, epochs
 
     def __iter__(self) -> Iterator[list[int]]:
+        batches = len(self)  # of this process
+        if self.ramp.width > self.epochs * batches:
+            raise ValueError(
+                f"transition={self.ramp.width} is longer than a task, which has {self.epochs * batches} "
+                f"batches: only neighbouring tasks can be mixed"
+            )
         for number, batch in enumerate(super().__iter__()):
-            before, after = self.ramp(number)
+            before, after = self.ramp(number, batches)
             draws = torch.rand(len(batch)).tolist() if before or after else [1.0] * len(batch)
             parts = [1 if draw < before else 2 if draw < before + after else 0 for draw in draws]
             yield [part * self.size + index for part, index in zip(parts, batch, strict=True)]
 
 
-def blended(plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp) -> DataLoader:
-    """A task's loader with samples of its neighbours in it; the loader itself if they do not reach into it.
+def blended(plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp, epochs: int) -> DataLoader:
+    """A task's loader with samples of its neighbours in it.
 
     Args:
         plain: the task's loader.
         neighbours: data sets of the task before and of the task after.
         ramp: how much of them.
+        epochs: of a task.
     """
-    if not ramp.touches(len(plain)):
-        return plain
     sampler: Any = plain.sampler
     size = len(plain.dataset)  # type: ignore[arg-type]
     return DataLoader(
         Blend([plain.dataset, *neighbours]),
-        batch_sampler=BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp),
+        batch_sampler=BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp, epochs),
         num_workers=plain.num_workers,
         collate_fn=plain.collate_fn,
     )

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from cl_callbacks.arguments import whole
 from cl_callbacks.drift.cusum import CUSUM
-from cl_callbacks.drift.standardiser import Standardiser
+from cl_callbacks.drift.normal_scores import NormalScores
 
-_EVIDENCE = 4.0  # sum of deviations from which a rise is suspected; by chance about one value in fifty
+_EVIDENCE = 4.0  # sum of deviations without which nothing has risen; by chance of about one value in fifty
 _REMEMBERED = 10_000
 
 
@@ -27,22 +27,22 @@ class Detector(Protocol):
 
 
 class RiseMonitor:
-    r"""Says when a positive raw value, such as a loss, has risen for good, and since when.
+    r"""Says when a raw value, such as a loss, has risen for good, and since when.
 
-    The logarithm of each value is standardised by what was usual (see
-    :class:`~cl_callbacks.drift.standardiser.Standardiser`) and handed to the detector. When that raises an
+    Each value becomes a number of standard deviations by its rank among the recent ones (see
+    :class:`~cl_callbacks.drift.normal_scores.NormalScores`), and goes to the detector. When that raises an
     alarm, the onset is where the cumulative sum of :math:`z-\frac12` was last 0. An alarm without a rise
-    is none: detectors that look both ways also find that the network is learning. While a rise is
-    suspected, what is usual stays as it is, for at most ``window`` values: a rise of which the detector
+    is none: detectors that look both ways also find that the network is learning. As long as the sum is
+    not 0, what is usual stays as it is, but for at most ``window`` values: a rise of which the detector
     makes nothing by then is the new normal.
 
     Args:
-        detector: gets standardised values; anything with ``update(x)`` and ``drift_detected``, such as
+        detector: gets normal scores; anything with ``update(x)`` and ``drift_detected``, such as
             those of ``river.drift``. It is copied, now and at each restart.
         warm_up: how many values after each restart only tell what is usual.
         window: how many recent values tell what is usual.
-        logarithm: whether to take it. Of values that are not positive it cannot be taken: the first
-            negative one turns it off.
+        logarithm: whether values are compared by their logarithms, of which differences below 0.02 count
+            as none. The first negative value turns it off.
 
     Attributes:
         drift_detected: whether the last value raised an alarm.
@@ -55,10 +55,10 @@ class RiseMonitor:
 
     Example:
         >>> monitor = RiseMonitor()
-        >>> for step, loss in enumerate([0.1, 0.12, 0.08, 0.11] * 20 + [1.0] * 3):
+        >>> for step, loss in enumerate([0.1, 0.12, 0.08, 0.11] * 20 + [1.0] * 10):
         ...     monitor.update(loss)
-        >>> monitor.drift_detected, monitor.age
-        (True, 3)
+        ...     if monitor.drift_detected: print(step, monitor.age); break
+        85 6
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RiseMonitor:
         detector: Detector | None = None,
         *,
         warm_up: int = 50,
-        window: int = 100,
+        window: int = 200,
         logarithm: bool = True,
     ) -> None:
         detector = CUSUM() if detector is None else detector
@@ -81,7 +81,7 @@ class RiseMonitor:
                 f"run, or another process, would decide otherwise: give it seed=0"
             )
         whole("warm_up", warm_up, least=2)
-        self._standardise = Standardiser(whole("window", window, least=10), warm_up)
+        self._scores = NormalScores(window, warm_up, resolution=0.02)
         self._pristine, self.logarithm = detector, logarithm
         self.restart()
 
@@ -89,9 +89,8 @@ class RiseMonitor:
         """Begins anew, at a level that nobody knows yet."""
         self.detector = copy.deepcopy(self._pristine)
         self._fed: deque[float] = deque(maxlen=_REMEMBERED)
-        self._standardise.restart()
+        self._scores.restart()
         self._rise = CUSUM(threshold=math.inf)
-        self._suspected = 0
         self.drift_detected = False
 
     @property
@@ -107,17 +106,16 @@ class RiseMonitor:
     def update(self, x: float) -> None:
         """Takes the next value in; afterwards see ``drift_detected``."""
         self.drift_detected = False
-        z = self._standardise(self._scaled(x), hold=self._suspected > 0)
-        if z is None:
-            return
-        self._fed.append(z)
-        self.detector.update(z)
-        self._rise.update(z)
-        risen = self.score > _EVIDENCE
-        self.drift_detected = risen and bool(self.detector.drift_detected)
-        self._suspected = self._suspected + 1 if risen else 0
-        if self._suspected > self._standardise.window and not self.drift_detected:
-            self._rise, self._suspected = CUSUM(threshold=math.inf), 0
+        x = self._scaled(x)
+        z = self._scores(x)
+        if z is not None:
+            self._fed.append(z)
+            self.detector.update(z)
+            self._rise.update(z)
+            self.drift_detected = self.score > _EVIDENCE and bool(self.detector.drift_detected)
+            if self.age > self._scores.window and not self.drift_detected:
+                self._rise = CUSUM(threshold=math.inf)
+        self._scores.add(x, hold=self.age > 0)
 
     def _scaled(self, x: float) -> float:
         if self.logarithm and x < 0:
@@ -128,10 +126,9 @@ class RiseMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Numbers only: a detector is built again from the last 10,000 values that it was given."""
         return {
-            "usual": self._standardise.state_dict(),
+            "usual": self._scores.state_dict(),
             "fed": list(self._fed),
             "rise": [self._rise.sum, self._rise.age],
-            "suspected": self._suspected,
             "logarithm": self.logarithm,
         }
 
@@ -139,9 +136,8 @@ class RiseMonitor:
         """Goes on where the state was taken."""
         self.logarithm = state_dict["logarithm"]
         self.restart()
-        self._standardise.load_state_dict(state_dict["usual"])
+        self._scores.load_state_dict(state_dict["usual"])
         for z in state_dict["fed"]:
             self._fed.append(z)
             self.detector.update(z)
         self._rise.sum, self._rise.age = state_dict["rise"]
-        self._suspected = state_dict["suspected"]

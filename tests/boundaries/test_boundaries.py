@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, TaskSequence
 from cl_callbacks.boundaries.batch_boundaries import _refuse_disagreement
-from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.extra_pass import task_batches
 from cl_callbacks.functional.batches import count_samples
 from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -156,15 +155,6 @@ def test_processes_that_disagree_on_the_task_are_told_so() -> None:
     _refuse_disagreement(torch.tensor([3, 3]))
     with pytest.raises(ValueError, match=r"different tasks at the same batch: \[3, 4\]"):
         _refuse_disagreement(torch.tensor([3, 4]))
-
-
-def test_kept_batches_are_copies_and_as_many_as_needed() -> None:
-    recent = RecentBatches(samples=5)
-    batches = [{"x": torch.full((2,), float(i))} for i in range(6)]
-    for batch in batches:
-        recent.append(batch)
-        batch["x"].fill_(-1.0)
-    assert [b["x"][0].item() for b in recent] == [3.0, 4.0, 5.0]
 
 
 def test_two_boundary_callbacks_are_refused() -> None:

@@ -1,0 +1,82 @@
+"""How unusual a value is among those that came before."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from statistics import NormalDist
+from typing import Any
+
+from cl_callbacks.arguments import whole
+
+_NORMAL = NormalDist()
+
+
+class NormalScores:
+    r"""Values in standard deviations, whatever their distribution: by their rank among the recent ones.
+
+    .. math:: z = \Phi^{-1}\!\left(\frac{r + \frac12}{n+1}\right), \qquad
+              r = \#\{x_i < x\} + \tfrac12\,\#\{x_i = x\}
+
+    over the last :math:`n \le` ``window`` values :math:`x_i` before :math:`x`. As long as nothing changes,
+    :math:`z` is standard normal, also where losses are skewed, or small but for a hard batch now and then,
+    which makes a change of every such batch if values are measured in deviations from a median. What is
+    nearer than ``resolution`` counts as equal.
+
+    Source: van der Waerden 1952; as a basis of control charts, Hawkins & Deng 2010 (J. Quality Technology).
+
+    Args:
+        window: how many recent values are usual.
+        warm_up: how many values have to be seen before the first :math:`z`.
+        resolution: the smallest difference that counts.
+
+    Example:
+        >>> score = NormalScores(warm_up=4)
+        >>> for x in (1.0, 2.0, 3.0, 4.0): score.add(x)
+        >>> score(2.5), round(score(100.0), 2)
+        (0.0, 1.28)
+    """
+
+    def __init__(self, window: int = 200, warm_up: int = 50, resolution: float = 0.0) -> None:
+        self.window = whole("window", window, least=10)
+        self.warm_up = whole("warm_up", warm_up, least=2)
+        self.resolution = resolution
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was usual."""
+        self.recent: deque[float] = deque(maxlen=self.window)
+        self.held: list[float] = []
+        self.seen = 0
+
+    def __call__(self, x: float) -> float | None:
+        """The next value in standard deviations; ``None`` while warming up."""
+        if self.seen < self.warm_up:
+            return None
+        values = sorted(self.recent)
+        below = bisect_left(values, x - self.resolution)
+        equal = bisect_right(values, x + self.resolution) - below
+        return _NORMAL.inv_cdf((below + equal / 2 + 0.5) / (len(values) + 1))
+
+    def add(self, x: float, hold: bool = False) -> None:
+        """Takes the value in.
+
+        Args:
+            x: the value.
+            hold: keep what is usual as it is. Values that are held join it with the next that is not.
+        """
+        self.seen += 1
+        self.held.append(x)
+        if not hold:
+            self.recent.extend(self.held)
+            self.held.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {"recent": list(self.recent), "held": list(self.held), "seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+        self.restart()
+        self.recent.extend(state_dict["recent"])
+        self.held, self.seen = list(state_dict["held"]), state_dict["seen"]

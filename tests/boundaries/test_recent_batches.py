@@ -1,0 +1,83 @@
+"""Which samples are kept for a task that may be over already."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from cl_callbacks.boundaries.recent_batches import RecentBatches
+
+
+def numbers(recent: RecentBatches) -> list[int]:
+    return [int(batch["x"][0]) for batch in recent]
+
+
+def filled(batches: int, samples: int = 6, size: int = 2, **options: float) -> RecentBatches:
+    recent = RecentBatches(samples, **options)
+    for i in range(batches):
+        recent.append({"x": torch.full((size,), i)})
+    return recent
+
+
+def test_copies_and_as_many_as_needed() -> None:
+    recent = RecentBatches(samples=5)
+    for i in range(6):
+        batch = {"x": torch.full((2,), i)}
+        recent.append(batch)
+        batch["x"].fill_(-1)
+    assert numbers(recent) == [3, 4, 5]
+
+
+def test_an_onset_parts_them() -> None:
+    recent = filled(4)
+    recent.divide(onset=3)
+    assert numbers(recent) == [1, 2]
+    for i in range(4, 20):
+        recent.append({"x": torch.full((2,), i)})
+    assert numbers(recent) == [1, 2]  # whatever has come since
+    recent.forget_before(3)
+    assert numbers(recent) == [17, 18, 19]
+
+
+def test_a_suspicion_that_was_none() -> None:
+    recent = filled(5)
+    recent.divide(onset=5)
+    for i in range(5, 8):
+        recent.append({"x": torch.full((2,), i)})
+    recent.divide(onset=6)
+    assert numbers(recent) == [3, 4, 5]
+    recent.divide(onset=8)
+    assert numbers(recent) == [5, 6, 7]
+
+
+def test_bounded_in_bytes() -> None:
+    """Eight bytes a sample: two batches of two fit on either side."""
+    recent = filled(10, samples=100, max_bytes=64)
+    assert recent.capacity == 4
+    assert numbers(recent) == [8, 9]
+    recent.divide(onset=9)
+    for i in range(10, 20):
+        recent.append({"x": torch.full((2,), i)})
+    assert numbers(recent) == [8]
+    assert sum(kept.size for kept in recent._kept) <= 64
+    # A batch that is larger by itself is cut.
+    assert [len(batch["x"]) for batch in filled(3, samples=100, size=50, max_bytes=64)] == [4]
+    assert [len(batch["x"]) for batch in filled(3, samples=100, size=50, max_bytes=1)] == [1]
+
+
+def test_goes_on_from_its_state() -> None:
+    recent, restored = filled(8), RecentBatches(6)
+    recent.divide(onset=6)
+    restored.load_state_dict(copy.deepcopy(recent.state_dict()))
+    assert numbers(restored) == numbers(recent)
+    restored.forget_before(6)
+    restored.append({"x": torch.full((2,), 8)})
+    assert numbers(restored) == [6, 7, 8]
+
+
+def test_batches_without_tensors() -> None:
+    recent = RecentBatches(2, max_bytes=10)
+    recent.append("nothing")
+    assert list(recent) == ["nothing"]
+    assert recent.capacity == 2
