@@ -197,15 +197,17 @@ class TaskSequence(LightningDataModule):
                 )
             return
         epochs = self.epochs_per_task * len(self)
-        if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
-                "use Trainer(reload_dataloaders_every_n_epochs=1)."
-            )
-        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= epochs:
+        limit = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if limit > epochs or (limit < 0 and trainer.max_steps < 0):
             raise MisconfigurationException(
                 f"{len(self)} tasks of {self.epochs_per_task} epochs end after {epochs} epochs: use "
                 f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
+            )
+        within_a_task = trainer.current_epoch // self.epochs_per_task == (limit - 1) // self.epochs_per_task
+        if not within_a_task and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
+                "use Trainer(reload_dataloaders_every_n_epochs=1)."
             )
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:

@@ -7,18 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LIMIT = 2.0  # standard deviations by which one batch counts at most
+
 
 class FeatureShift:
     r"""Distance of a batch's mean features from their running mean, in their running variance.
 
-    .. math:: d = \frac1D \sum_{i=1}^D \frac{(\bar\phi_i-m_i)^2}{v_i}
+    .. math:: d = \frac1D \sum_{i=1}^D \frac{(\bar\phi_i-m_i)^2}{v_i}, \qquad
+              m \leftarrow m + (1-\gamma)\,\psi, \quad v \leftarrow \gamma\,(v + (1-\gamma)\,\psi^2),
 
-    with running averages :math:`m` and :math:`v` of the batches before: the diagonal Mahalanobis distance,
-    about 1 as long as nothing changes. It sees shifts of the input that the loss misses, and misses those
-    that leave the features where they are, such as permuted labels.
+    the diagonal Mahalanobis distance, about 1 as long as nothing changes. The averages take in a deviation
+    :math:`\psi = \bar\phi-m` of at most :math:`2\sqrt v`, so that a change is not usual after a few batches.
+    The distance sees shifts of the input that the loss misses, and misses those that leave the features where
+    they are, such as permuted labels.
 
     Args:
-        decay: share of the averages that each batch keeps, 0 to below 1.
+        decay: :math:`\gamma`, share of the averages that each batch keeps, 0 to below 1. Long averages take
+            the drift of features that are being learned for a change.
 
     Example:
         >>> shift = FeatureShift()
@@ -28,7 +33,7 @@ class FeatureShift:
         tensor(True)
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is the share that the averages keep, 0 to below 1; got {decay}")
         self.decay = decay
@@ -45,6 +50,9 @@ class FeatureShift:
         smallest = 1e-6 * self.variance.mean() + torch.finfo(torch.float32).tiny
         distance = (apart.square() / (self.variance + smallest)).mean()
         kept = min(self.decay, self.seen / (self.seen + 1))  # plain averages at first
+        if kept == self.decay:
+            bound = _LIMIT * self.variance.sqrt() + smallest
+            apart = apart.clamp(-bound, bound)
         self.mean = self.mean + (1 - kept) * apart
         self.variance = kept * (self.variance + (1 - kept) * apart.square())
         self.seen += 1

@@ -23,28 +23,33 @@ def test_equals_plain_statistics_while_it_averages_all() -> None:
     assert shift.update(features[-1]).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_recent_batches_weigh_more() -> None:
-    """The closed form of exponential averages of mean and variance, far from the start."""
-    features = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
-    features[1500:] += 10.0
-    shift = FeatureShift(decay=0.9)
-    distances(shift, features)
-    weight = 0.1 * 0.9 ** torch.arange(2999, -1, -1.0)
-    mean = (weight[:, None] * features).sum(0)
-    torch.testing.assert_close(shift.mean, mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        shift.variance, (weight[:, None] * (features - mean) ** 2).sum(0), rtol=1e-3, atol=1e-3
-    )
+def test_recent_batches_weigh_more_and_outliers_count_as_two_deviations() -> None:
+    """Against a plain loop over numbers."""
+    features = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features[100] = 50.0
+    shift, mean, variance = FeatureShift(decay=0.8), 0.0, 0.0
+    for n, x in enumerate(features[:, 0].tolist()):
+        found = shift.update(torch.tensor([x]))
+        expected = (x - mean) ** 2 / variance if n > 1 else 1.0
+        assert found.item() == pytest.approx(expected, rel=1e-3)
+        kept = min(0.8, n / (n + 1))
+        apart = x - mean
+        if kept == 0.8:
+            apart = max(-2 * variance**0.5, min(2 * variance**0.5, apart))
+        mean += (1 - kept) * apart
+        variance = kept * (variance + (1 - kept) * apart**2)
+    assert shift.mean.item() == pytest.approx(mean, rel=1e-3)
+    assert shift.variance.item() == pytest.approx(variance, rel=1e-3)
 
 
-def test_is_about_one_until_the_input_shifts() -> None:
+def test_is_near_one_until_the_input_shifts_and_long_after() -> None:
     features = torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
-    found = distances(FeatureShift(), features)
-    assert found[:2].tolist() == [1.0, 1.0]
-    assert found[50:].mean().item() == pytest.approx(1.0, abs=0.1)
     shift = FeatureShift()
-    distances(shift, features)
-    assert shift.update(features[0] + 3.0) > 5.0
+    found = distances(shift, features)
+    assert found[:2].tolist() == [1.0, 1.0]
+    assert 1.0 < found[50:].mean() < 1.5
+    after = distances(shift, features[:8] + 5.0)
+    assert (after > found[50:].max()).all()
 
 
 def test_units_that_are_silent_say_nothing() -> None:
