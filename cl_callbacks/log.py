@@ -8,8 +8,10 @@ from lightning.pytorch import Trainer
 
 
 def is_due(trainer: Trainer) -> bool:
-    """Whether this step is one of those that are logged."""
-    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+    """Whether this batch completes one of the steps that are logged."""
+    if not trainer.loggers or not trainer._logger_connector.should_update_logs:
+        return False
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:

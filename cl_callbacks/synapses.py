@@ -158,6 +158,18 @@ class Synapses:
                 state.pop(name, None)
 
 
+def known_rows(live: Tensor, known: Tensor) -> Tensor | None:
+    """What was known of a tensor before it grew along its first dimension; ``None`` if it does not fit.
+
+    Example:
+        >>> known_rows(torch.zeros(5, 2), torch.ones(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    if not _fits(known, live):
+        return None
+    return live if known.shape == live.shape else live[: len(known)]
+
+
 def _fits(state: Tensor, parameter: Tensor) -> bool:
     if state.shape == parameter.shape:
         return True

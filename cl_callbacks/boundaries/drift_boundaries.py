@@ -53,11 +53,15 @@ class DriftBoundaries(MonitoredBoundaries):
     present weights. So no rule needs access to data of an earlier task, and none is measured on the
     next one's.
 
+    Changes that a listener makes to weights in ``on_task_end`` are therefore undone (make them in
+    ``on_task_start``).
+
     What is learned after the last boundary stays an open task, with which the next fit goes on. Found
     boundaries are logged, ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and
     ``cl/boundary_delay`` in batches, and ``cl/drift/score`` is the evidence for a change. Beside the
     training there are two snapshots of weights and buffers, and on the CPU the recent samples; all of it
-    is in checkpoints, so that a resumed run goes on bit for bit.
+    is in checkpoints, so that a resumed run of one process goes on bit for bit (of several, each then has
+    the first one's recent samples).
 
     Args:
         detector: gets normal scores; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
@@ -68,7 +72,8 @@ class DriftBoundaries(MonitoredBoundaries):
         mode: ``"min"`` for values that are the better the lower they are, ``"max"`` for the others.
         min_task_steps: so many batches after a boundary only tell what is usual in the new task; none
             ends in them.
-        snapshot_every: batches between snapshots: up to so many of the old task's last steps do not count.
+        snapshot_every: batches between snapshots, which are taken when values are read: up to so many of the
+            old task's last steps do not count.
         recent_samples: how many samples from before a change to keep, per process, and as many since; use
             at least the ``samples`` of the rules.
         recent_bytes: that these may take at most.
@@ -82,6 +87,8 @@ class DriftBoundaries(MonitoredBoundaries):
     Raises:
         ValueError: an argument that cannot work, at construction.
         TypeError: a detector that is none.
+        MisconfigurationException: in training, when there is nothing to watch: no loss, a key that is not
+            logged, a layer that does not run.
 
     Example:
         >>> from cl_callbacks.drift import CUSUM
@@ -110,6 +117,11 @@ class DriftBoundaries(MonitoredBoundaries):
         if feature_layer is not None and monitor != "feature_shift":
             raise ValueError(f"feature_layer is for monitor='feature_shift', not for {monitor!r}")
         self.monitor, self.mode = monitor, mode
+        if whole("min_task_steps", min_task_steps, least=2) < check_every_n_steps:
+            raise ValueError(
+                f"check_every_n_steps={check_every_n_steps} must not exceed min_task_steps={min_task_steps}, "
+                f"or two tasks would end at once"
+            )
         self.rise = RiseMonitor(detector, warm_up=min_task_steps, logarithm=mode == "min")
         self.snapshot_every = whole("snapshot_every", snapshot_every, least=1)
         self.found: list[Boundary] = []
@@ -133,7 +145,7 @@ class DriftBoundaries(MonitoredBoundaries):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._snapshots.latest < 0:
             self._snapshots.take(trainer, pl_module, self._batches)
-        self._recent.append(batch)
+        self._recent.append(batch, number=self._batches)
         if self._recent.seen == 1:
             self._say_what_is_kept()
 
@@ -153,12 +165,12 @@ class DriftBoundaries(MonitoredBoundaries):
     ) -> None:
         """Looks for a change, and takes a snapshot now and then."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._batches - self._snapshots.latest >= self.snapshot_every:
-            self._snapshots.take(trainer, pl_module, self._batches)
+        if not self._unread:  # all values have been seen
+            if self._batches - self._snapshots.latest >= self.snapshot_every:
+                self._snapshots.take(trainer, pl_module, self._batches)
+            self._look_back()
         if is_due(trainer):
             log(trainer, {"cl/drift/score": self.rise.score})
-        if not self._unread:  # all values have been seen
-            self._look_back()
 
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
         """Ends the task if the values have risen for good."""

@@ -69,6 +69,10 @@ class MonitoredBoundaries(TaskBoundaries):
     ) -> None:
         """Reads the values once there are enough."""
         value = self.signal.read(trainer, pl_module, outputs)
+        if value is None and trainer.world_size > 1:
+            # Processes read together: one that has no value says so instead of making the others wait.
+            last = self._unread[-1][1] if self._unread else torch.zeros((), device=pl_module.device)
+            value = torch.full_like(last, torch.nan)
         if value is not None:
             self._unread.append((self._batches, value))
         self._batches += 1
@@ -87,6 +91,8 @@ class MonitoredBoundaries(TaskBoundaries):
         while self._unseen:
             batch, value = self._unseen.popleft()
             if math.isfinite(value):
+                if not self.task_is_open:
+                    self.begin(trainer)
                 self.see(trainer, batch, value)
                 continue
             self.skipped += 1

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cl_callbacks.functional.batches import (
     count_samples,
     flat_tensors,
+    is_plain,
     map_tensors,
     plain_containers,
     take_samples,
@@ -61,14 +63,20 @@ class RecentBatches:
         self.onset: int | None = None
         self._kept: list[_Kept] = []
 
-    def append(self, batch: Any) -> None:
-        """Takes a copy of a batch in (training may work on it in place), and lets go what is too old."""
-        samples, size = count_samples(batch), _bytes(batch)
-        if samples and size > self.max_bytes / 2:
+    def append(self, batch: Any, number: int | None = None) -> None:
+        """Takes a copy of a batch in (training may work on it in place), and lets go what is too old.
+
+        Args:
+            batch: one whose samples cannot be counted counts as one.
+            number: of the batch in the stream; default: the next.
+        """
+        samples, size = max(1, count_samples(batch)), _bytes(batch)
+        if size > self.max_bytes / 2:
             samples = max(1, int(samples * self.max_bytes / 2 / size))
             batch = take_samples(batch, slice(0, samples))
             size = _bytes(batch)
         copied = map_tensors(lambda t: t.to(self.device or t.device, non_blocking=True, copy=True), batch)
+        self.seen = self.seen if number is None else number
         self._kept.append(_Kept(self.seen, samples, size, copied))
         self.seen += 1
         self._trim()
@@ -76,8 +84,8 @@ class RecentBatches:
     @property
     def capacity(self) -> int:
         """How many samples like those kept there is room for, on either side of an onset."""
-        size = max((kept.size / max(1, kept.samples) for kept in self._kept), default=0.0)
-        return self.samples if not size else min(self.samples, int(self.max_bytes / 2 / size))
+        size = max((kept.size / kept.samples for kept in self._kept), default=0.0)
+        return int(min(self.samples, self.max_bytes / 2 / size)) if size else self.samples
 
     def divide(self, onset: int | None) -> None:
         """Serves from now on what came before ``onset``."""
@@ -109,8 +117,18 @@ class RecentBatches:
         return part
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches in plain containers, and numbers."""
-        kept = [[k.number, k.samples, k.size, plain_containers(k.batch)] for k in self._kept]
+        """Batches in plain containers, and numbers.
+
+        Batches of other types (dataclasses, named tuples, objects of your own), which a checkpoint could not
+        give back, are left out and said.
+        """
+        savable = [k for k in self._kept if is_plain(k.batch)]
+        if len(savable) < len(self._kept):
+            rank_zero_warn(
+                "recent batches hold values of types that no checkpoint can give back, so they are not in "
+                "it, and after a resume rules measure on what comes then. Use dicts, lists, tuples, tensors."
+            )
+        kept = [[k.number, k.samples, k.size, plain_containers(k.batch)] for k in savable]
         return {"kept": kept, "seen": self.seen, "onset": self.onset}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -83,18 +83,22 @@ class LoggedSignal(LossSignal):
     def __init__(self, key: str) -> None:
         self.key = key
         self._missed = 0
+        self._last: Tensor | None = None
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
         """The value of a batch."""
         value = trainer.callback_metrics.get(self.key)
         if value is not None:
-            return torch.as_tensor(value).detach().float().mean()
+            # Lightning goes on showing the last value when none has been logged since.
+            old = self._last is not None and self._last.data_ptr() == value.data_ptr()
+            self._last = value
+            return None if old else value.detach().float().mean()
         self._missed += 1
         if self._missed >= _PATIENCE or trainer.is_last_batch:
             raise MisconfigurationException(
                 f"{self.key!r} is to be watched, and {type(pl_module).__name__} has not logged it in "
                 f"{self._missed} training steps, but {sorted(trainer.callback_metrics) or 'nothing'}: "
-                f"call self.log({self.key!r}, ...) in training_step, or set monitor='loss'."
+                f"call self.log({self.key!r}, ..., on_step=True) in training_step, or set monitor='loss'."
             )
         return None
 
@@ -113,6 +117,7 @@ class FeatureSignal:
         self.shift = FeatureShift()
         self._handle: Any = None
         self._features: Tensor | None = None
+        self._missed = 0
 
     def attach(self, pl_module: LightningModule) -> None:
         """Listens to what goes into the layer."""
@@ -134,14 +139,27 @@ class FeatureSignal:
         self._handle = self._features = None
 
     def _listen(self, module: nn.Module, inputs: Any) -> None:
-        if module.training and inputs and isinstance(inputs[0], Tensor):
-            found = inputs[0].detach()
-            # Channels come second in pictures and last elsewhere.
-            self._features = found.mean((0, 2, 3)) if found.ndim == 4 else found.flatten(0, -2).mean(0)
+        if not module.training or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        found = inputs[0].detach()
+        if not found.is_floating_point() or found.ndim < 2:
+            raise MisconfigurationException(
+                f"what goes into {type(module).__name__} are no features but a {found.dtype} of shape "
+                f"{tuple(found.shape)}: name another feature_layer, whose input has one row per sample."
+            )
+        # Channels come second in pictures and signals, and last elsewhere.
+        channels = 1 if found.ndim > 3 or type(module).__name__.startswith("Conv") else -1
+        self._features = found.movedim(channels, -1).flatten(0, -2).mean(0)
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
         """Mean features of a batch."""
         found, self._features = self._features, None
+        self._missed = self._missed + 1 if found is None else 0
+        if self._missed >= _PATIENCE:
+            raise MisconfigurationException(
+                f"the layer whose input are the features (feature_layer={self.layer!r}) has not run in "
+                f"{self._missed} training steps: name one that {type(pl_module).__name__} uses."
+            )
         return found
 
     def values(self, means: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+
+from cl_callbacks.synapses import known_rows
 
 
 @runtime_checkable
@@ -49,7 +50,9 @@ class Snapshots:
             pl_module: its module.
             batches: how many it has been trained on.
         """
-        network = {name: t.detach().clone() for name, t in _changing(pl_module).items()}
+        trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        changing = trainable | dict(pl_module.named_buffers())
+        network = {name: t.detach().clone() for name, t in changing.items()}
         gathered = {rule.state_key: rule.snapshot() for rule in _rewindable(trainer)}
         self._kept.append({"batches": batches, "network": network, "gathered": gathered})
 
@@ -70,9 +73,9 @@ class Snapshots:
         Also after an exception. What the callbacks do within is kept.
         """
         then = self._kept[0]
-        changing = _changing(pl_module)
-        live = {name: t for name, t in changing.items() if name in then["network"]}
-        now = {name: t.detach().clone() for name, t in live.items()}
+        # Frozen since, or not: all that is known.
+        live = _known(dict(pl_module.named_parameters()) | dict(pl_module.named_buffers()), then["network"])
+        now = {name: t.clone() for name, t in live.items()}
         with ExitStack() as stack:
             stack.callback(_copy, live, now)
             _copy(live, then["network"])
@@ -94,12 +97,12 @@ def _rewindable(trainer: Trainer) -> list[Rewindable]:
     return [c for c in trainer.callbacks if isinstance(c, Rewindable)]  # type: ignore[attr-defined]
 
 
-def _changing(pl_module: LightningModule) -> dict[str, Tensor]:
-    trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-    return trainable | dict(pl_module.named_buffers())
+def _known(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parts that a snapshot is of; heads may have grown since."""
+    parts = {name: known_rows(live[name].detach(), t) for name, t in values.items() if name in live}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
-@torch.no_grad()
 def _copy(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in live.items():
         tensor.copy_(values[name])

@@ -41,7 +41,8 @@ class RWalk(BoundaryRule):
     Args:
         strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
         decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to below 1.
-        every_n_steps: length of a window.
+        every_n_steps: length of a window; one also ends with each snapshot of
+            :class:`~cl_callbacks.boundaries.drift_boundaries.DriftBoundaries`.
         damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
         proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
             strength, instead of adding its gradient; it wants another strength.

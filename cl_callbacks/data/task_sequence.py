@@ -204,7 +204,7 @@ class TaskSequence(LightningDataModule):
                 f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
             )
         within_a_task = trainer.current_epoch // self.epochs_per_task == (limit - 1) // self.epochs_per_task
-        if not within_a_task and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+        if (self.transition or not within_a_task) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
                 "use Trainer(reload_dataloaders_every_n_epochs=1)."
@@ -250,7 +250,8 @@ class TaskSequence(LightningDataModule):
             until=self.epochs_per_task - epoch if task < last else None,
         )
         neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
-        return blended(plain, neighbours, ramp, self.epochs_per_task)
+        limit = getattr(self.trainer, "limit_train_batches", 1.0)
+        return blended(plain, neighbours, ramp, self.epochs_per_task, limit)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per task, of the validation split or else the test split."""

@@ -101,16 +101,25 @@ class BlendedBatches(BatchSampler):
         size: of the task's data set.
         ramp: how many samples.
         epochs: of a task.
+        limit: of batches in an epoch, a number or a share, as in Lightning's ``limit_train_batches``.
     """
 
     def __init__(
-        self, sampler: Sampler[int], batch_size: int, drop_last: bool, size: int, ramp: Ramp, epochs: int
+        self,
+        sampler: Sampler[int],
+        batch_size: int,
+        drop_last: bool,
+        size: int,
+        ramp: Ramp,
+        epochs: int,
+        limit: int | float,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self.size, self.ramp, self.epochs = size, ramp, epochs
+        self.size, self.ramp, self.epochs, self.limit = size, ramp, epochs, limit
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = len(self)  # of this process
+        batches = min(batches, self.limit) if isinstance(self.limit, int) else int(batches * self.limit)
         if self.ramp.width > self.epochs * batches:
             raise ValueError(
                 f"transition={self.ramp.width} is longer than a task, which has {self.epochs * batches} "
@@ -123,7 +132,9 @@ class BlendedBatches(BatchSampler):
             yield [part * self.size + index for part, index in zip(parts, batch, strict=True)]
 
 
-def blended(plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp, epochs: int) -> DataLoader:
+def blended(
+    plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp, epochs: int, limit: int | float
+) -> DataLoader:
     """A task's loader with samples of its neighbours in it.
 
     Args:
@@ -131,12 +142,14 @@ def blended(plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp, epochs: in
         neighbours: data sets of the task before and of the task after.
         ramp: how much of them.
         epochs: of a task.
+        limit: of batches in an epoch.
     """
     sampler: Any = plain.sampler
     size = len(plain.dataset)  # type: ignore[arg-type]
+    batches = BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp, epochs, limit)
     return DataLoader(
         Blend([plain.dataset, *neighbours]),
-        batch_sampler=BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp, epochs),
+        batch_sampler=batches,
         num_workers=plain.num_workers,
         collate_fn=plain.collate_fn,
     )

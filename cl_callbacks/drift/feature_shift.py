@@ -25,6 +25,9 @@ class FeatureShift:
         decay: :math:`\gamma`, share of the averages that each batch keeps, 0 to below 1. Long averages take
             the drift of features that are being learned for a change.
 
+    Raises:
+        ValueError: a decay that is none.
+
     Example:
         >>> shift = FeatureShift()
         >>> batches = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
@@ -45,6 +48,7 @@ class FeatureShift:
         features = features.float()
         if not self.seen:
             self.mean, self.variance = torch.zeros_like(features), torch.zeros_like(features)
+        self.mean, self.variance = self.mean.to(features), self.variance.to(features)
         apart = features - self.mean
         # Features that never vary (units that are silent) say nothing until they do.
         smallest = 1e-6 * self.variance.mean() + torch.finfo(torch.float32).tiny

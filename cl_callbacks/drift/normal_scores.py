@@ -23,7 +23,8 @@ class NormalScores:
     which makes a change of every such batch if values are measured in deviations from a median. What is
     nearer than ``resolution`` counts as equal.
 
-    Source: van der Waerden 1952; as a basis of control charts, Hawkins & Deng 2010 (J. Quality Technology).
+    Source: van der Waerden 1952; for control charts, Conover, Tercero-Gómez & Cordero-Franco 2017, "The
+    sequential normal scores transformation" (Sequential Analysis 36).
 
     Args:
         window: how many recent values are usual.

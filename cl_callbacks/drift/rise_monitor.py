@@ -13,6 +13,7 @@ from cl_callbacks.drift.normal_scores import NormalScores
 
 _EVIDENCE = 4.0  # sum of deviations without which nothing has risen; by chance of about one value in fifty
 _REMEMBERED = 10_000
+_RESOLUTION = 0.02  # of a logarithm: changes of a loss by less than 2 % are none
 
 
 class Detector(Protocol):
@@ -70,10 +71,11 @@ class RiseMonitor:
         logarithm: bool = True,
     ) -> None:
         detector = CUSUM() if detector is None else detector
-        if not callable(getattr(detector, "update", None)) or not hasattr(detector, "drift_detected"):
+        protocol = callable(getattr(detector, "update", None)) and hasattr(detector, "drift_detected")
+        if isinstance(detector, type) or not protocol:
             raise TypeError(
-                f"a detector has a method update(x) and, after it, drift_detected, as those of "
-                f"cl_callbacks.drift and river.drift have; {type(detector).__name__} has not"
+                f"a detector is an object with a method update(x) and, after it, drift_detected, such as "
+                f"CUSUM() or river.drift.ADWIN(); got {detector!r}"
             )
         if getattr(detector, "seed", 0) is None:
             raise ValueError(
@@ -81,7 +83,7 @@ class RiseMonitor:
                 f"run, or another process, would decide otherwise: give it seed=0"
             )
         whole("warm_up", warm_up, least=2)
-        self._scores = NormalScores(window, warm_up, resolution=0.02)
+        self._scores = NormalScores(window, warm_up)
         self._pristine, self.logarithm = detector, logarithm
         self.restart()
 
@@ -90,6 +92,7 @@ class RiseMonitor:
         self.detector = copy.deepcopy(self._pristine)
         self._fed: deque[float] = deque(maxlen=_REMEMBERED)
         self._scores.restart()
+        self._scores.resolution = _RESOLUTION if self.logarithm else 0.0
         self._rise = CUSUM(threshold=math.inf)
         self.drift_detected = False
 

@@ -50,6 +50,20 @@ def plain_containers(batch: Any) -> Any:
     return batch
 
 
+def is_plain(batch: Any) -> bool:
+    """Whether :func:`plain_containers` makes something of it that serves in its place.
+
+    Example:
+        >>> is_plain({"x": [torch.zeros(1), "a", None]}), is_plain(object())
+        (True, False)
+    """
+    if isinstance(batch, Mapping):
+        return all(is_plain(value) for value in batch.values())
+    if isinstance(batch, list | tuple):
+        return not hasattr(batch, "_fields") and all(is_plain(item) for item in batch)
+    return batch is None or isinstance(batch, Tensor) or type(batch) in (str, bytes, bool, int, float)
+
+
 def count_samples(batch: Any) -> int:
     """How many samples a batch holds: the first dimension that most of its tensors share.
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cl_callbacks import EWC, DriftBoundaries, SynapticIntelligence
+from cl_callbacks import EWC, DriftBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.drift import CUSUM, Plateau
 from cl_callbacks.extra_pass import task_batches
 from tests.drift.traces import noisy
@@ -94,13 +94,14 @@ def test_a_task_ends_as_of_the_onset_of_the_change(first: bool, accumulate: int)
         assert sorted(set(kept)) == list(range(found.onset - 5, found.onset))
 
 
-def test_neutral_without_a_rule() -> None:
-    found = []
-    for boundaries in ([], [DriftBoundaries()]):
+def test_training_goes_on_as_if_nothing_had_happened() -> None:
+    found, boundaries = [], DriftBoundaries()
+    for callbacks in ([], [boundaries]):
         torch.manual_seed(0)
         model = Scripted()
-        make_trainer(*boundaries).fit(model, stream(HEIGHTS))
+        make_trainer(*callbacks).fit(model, stream(HEIGHTS))
         found.append(Looking.network(model))
+    assert len(boundaries.found) == 2
     assert torch.equal(*found)
 
 
@@ -346,7 +347,8 @@ def test_a_training_step_without_a_loss_is_refused() -> None:
         ({"detector": Plateau()}, "use PlateauBoundaries"),
         ({"mode": "up"}, "neither 'min' nor 'max'"),
         ({"feature_layer": "net"}, "for monitor='feature_shift'"),
-        ({"min_task_steps": 1}, "warm_up|min_task_steps"),
+        ({"min_task_steps": 1}, "min_task_steps"),
+        ({"min_task_steps": 5, "check_every_n_steps": 6}, "must not exceed min_task_steps=5"),
         ({"snapshot_every": 0}, "snapshot_every"),
         ({"recent_samples": 0}, "recent_samples"),
         ({"recent_bytes": -1.0}, "recent_bytes"),
@@ -362,3 +364,171 @@ def test_a_detector_without_the_protocol() -> None:
     with pytest.raises(TypeError, match="drift_detected"):
         DriftBoundaries(detector=object())  # type: ignore[arg-type]
     assert DriftBoundaries(CUSUM(20.0)).found == []
+
+
+class Growing(Callback):
+    """Gives the head two more classes, for another output layer with the old rows in it."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.at:
+            old = pl_module.net[2]
+            new = nn.Linear(old.in_features, old.out_features + 2)
+            with torch.no_grad():
+                new.weight[: old.out_features] = old.weight
+                new.bias[: old.out_features] = old.bias
+            pl_module.net[2] = new
+            trainer.optimizers[0].add_param_group({"params": list(new.parameters())})
+
+
+def test_a_head_that_grows_between_onset_and_alarm() -> None:
+    rule, boundaries, looking = SynapticIntelligence(1.0), DriftBoundaries(), Looking()
+    model = Scripted(plain_net())
+    make_trainer(Growing(104), rule, boundaries, looking, max_steps=120).fit(model, stream(HEIGHTS))
+    assert len(boundaries.found) == 1
+    assert model.net[2].weight.shape[0] == CLASSES + 2
+    before = looking.history[100]  # the last snapshot before the change
+    then = looking.ends[0][0]
+    hidden = 8 * FEATURES + 8
+    assert torch.equal(then[:hidden], before[:hidden])
+    assert torch.equal(then[hidden : hidden + CLASSES * 8], before[hidden : hidden + CLASSES * 8])
+    importance = rule.synapses.state_dict()["importance"]
+    assert importance["net.2.weight"][:CLASSES].sum() > 0
+
+
+class Toggling(Callback):
+    def __init__(self, at: int, trainable: bool) -> None:
+        self.at, self.trainable = at, trainable
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.at:
+            pl_module.net[0].requires_grad_(self.trainable)
+
+
+def test_a_layer_that_is_frozen_between_onset_and_alarm_is_taken_back_too() -> None:
+    looking, boundaries = Looking(), DriftBoundaries()
+    trainer = make_trainer(Toggling(107, trainable=False), boundaries, looking, max_steps=120)
+    trainer.fit(Scripted(plain_net()), stream(HEIGHTS))
+    assert len(boundaries.found) == 1
+    assert torch.equal(looking.ends[0][0], looking.history[100])
+
+
+@pytest.mark.parametrize("make", [SynapticIntelligence, RWalk])
+def test_what_a_layer_has_gathered_that_thawed_since_counts_once(make: Any) -> None:
+    """The snapshot does not know it: all of it goes into the task that ends."""
+    model = Scripted(plain_net())
+    model.net[0].requires_grad_(False)
+    rule, boundaries = make(1.0), DriftBoundaries()
+    paths: list[Tensor] = []
+
+    class Watching(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            kept = rule.synapses.state_dict()["fisher" if make is RWalk else "path"]
+            paths.append(kept["net.0.weight"].clone() if "net.0.weight" in kept else torch.zeros(1))
+
+    trainer = make_trainer(Toggling(104, trainable=True), Watching(), rule, boundaries, max_steps=120)
+    trainer.fit(model, stream(HEIGHTS))
+    (found,) = boundaries.found
+    before, after = paths[found.batch], paths[found.batch + 1]
+    assert after.abs().sum() <= 1.5 * before.abs().sum()
+
+
+def test_a_gradient_that_is_not_finite_is_left_behind_with_its_task() -> None:
+    class Cleaned(Scripted):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.cleaned = True
+            for p in self.parameters():
+                p.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+    heights = [*HEIGHTS]
+    heights[50] = float("nan")
+    rule, boundaries = SynapticIntelligence(1.0), DriftBoundaries()
+    with pytest.warns(UserWarning, match="some gradient of this task was not finite"):
+        make_trainer(rule, boundaries).fit(Cleaned(plain_net()), stream(heights))
+    assert rule.tasks == 2
+    assert all(path.isfinite().all() for path in rule.synapses.view["path"])
+    assert sum(importance.sum() for importance in rule.synapses.view["importance"]) > 0
+
+
+def test_batches_that_never_come_and_a_fit_that_breaks_off() -> None:
+    """What is kept is numbered as the values are."""
+
+    class Gaps:
+        def __iter__(self) -> Any:
+            for batch in stream(HEIGHTS):
+                yield batch
+                if int(batch[3][0]) % 4 == 0:
+                    yield None
+
+    looking, boundaries = Looking(), DriftBoundaries(recent_samples=20)
+    model = Scripted(plain_net())
+    make_trainer(looking, boundaries).fit(model, Gaps())
+    for _, kept in looking.ends:
+        assert len(set(kept)) == 5
+    assert max(looking.ends[0][1]) in (101, 102)
+    assert max(looking.ends[1][1]) in (201, 202)
+
+    class Breaking(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 30:
+                raise RuntimeError("out of luck")
+            return super().training_step(batch, batch_idx)
+
+    looking, boundaries = Looking(), DriftBoundaries(recent_samples=20)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        make_trainer(boundaries).fit(Breaking(plain_net()), stream(HEIGHTS))
+    make_trainer(looking, boundaries).fit(Scripted(plain_net()), stream(HEIGHTS))
+    assert max(looking.ends[0][1]) in (101, 102)
+
+
+def test_a_value_that_is_logged_now_and_then_is_seen_once() -> None:
+    seen: list[float] = []
+
+    class Sometimes(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx % 10 == 0:
+                self.log("rare", float(batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    class Watching(DriftBoundaries):
+        def see(self, trainer: Any, batch: int, value: float) -> None:
+            assert batch == value
+            seen.append(value)
+
+    make_trainer(Watching(monitor="rare")).fit(Sometimes(plain_net()), stream(HEIGHTS))
+    assert seen == [float(i) for i in range(0, 250, 10)]
+
+
+def test_layers_that_give_no_features() -> None:
+    class Unused(Scripted):
+        def __init__(self) -> None:
+            super().__init__(plain_net())
+            self.teacher = nn.Linear(3, 3)
+
+    with pytest.raises(MisconfigurationException, match="has not run in 100 training steps"):
+        make_trainer(DriftBoundaries(monitor="feature_shift")).fit(Unused(), stream(HEIGHTS))
+
+    class Tokens(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(nn.Embedding(4, 5), nn.Flatten(), nn.Linear(10, CLASSES)))
+
+    boundaries = DriftBoundaries(monitor="feature_shift", feature_layer="net.0")
+    with pytest.raises(MisconfigurationException, match="name another feature_layer"):
+        make_trainer(boundaries).fit(Tokens(), loader(torch.zeros(8, 2).long(), torch.zeros(8).long()))
+
+
+def test_values_that_came_with_the_alarm_are_seen_after_a_resume(tmp_path: Path) -> None:
+    """A checkpoint that is written again at the boundary, in the midst of an accumulated step."""
+    boundaries = DriftBoundaries(check_every_n_steps=17)
+    saving = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=29)
+    options = {"accumulate_grad_batches": 4, "max_steps": 30, "enable_checkpointing": True}
+    make_trainer(saving, boundaries, **options).fit(Scripted(plain_net()), stream(HEIGHTS))
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["DriftBoundaries"]
+    assert [found[1] for found in state["found"]] == [118]
+    assert 0 < len(state["unseen"]) < 17
+    resumed = DriftBoundaries(check_every_n_steps=17)
+    resumed.load_state_dict(state)
+    make_trainer(resumed, max_steps=1).fit(Scripted(plain_net()), stream(HEIGHTS))
+    assert resumed.state_dict()["rise"] == boundaries.state_dict()["rise"]

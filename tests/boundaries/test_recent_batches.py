@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
+import pytest
 import torch
 
 from cl_callbacks.boundaries.recent_batches import RecentBatches
@@ -76,8 +78,30 @@ def test_goes_on_from_its_state() -> None:
     assert numbers(restored) == [6, 7, 8]
 
 
-def test_batches_without_tensors() -> None:
+def test_batches_whose_samples_cannot_be_counted_are_let_go_too() -> None:
     recent = RecentBatches(2, max_bytes=10)
-    recent.append("nothing")
-    assert list(recent) == ["nothing"]
+    for i in range(100):
+        recent.append([f"sentence {i}"])
+    assert list(recent) == [["sentence 98"], ["sentence 99"]]
     assert recent.capacity == 2
+
+
+def test_without_a_bound() -> None:
+    assert filled(5, samples=6, max_bytes=float("inf")).capacity == 6
+
+
+def test_what_no_checkpoint_can_give_back_is_left_out() -> None:
+    class Graph:
+        pass
+
+    recent = RecentBatches(10)
+    for batch in ({"x": torch.zeros(2)}, {"x": Graph()}, Pair(torch.zeros(2), torch.zeros(2))):
+        recent.append(batch)
+    with pytest.warns(UserWarning, match="no checkpoint can give back"):
+        state = recent.state_dict()
+    assert [type(kept[3]) for kept in state["kept"]] == [dict]
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor

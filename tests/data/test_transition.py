@@ -141,6 +141,25 @@ def test_a_transition_longer_than_a_task() -> None:
         fit(sequence(epochs_per_task=1, transition=11), max_epochs=3)
 
 
+def test_epochs_that_are_cut_short() -> None:
+    seen, _ = fit(sequence(epochs_per_task=2, transition=8), limit_train_batches=6)
+    shares = torch.tensor(seen.shares)
+    pure = [*range(8), *range(16, 20), *range(28, 36)]
+    assert (shares[pure].max(1).values == 1.0).all()
+    assert 0 < shares[8:12, 1].mean() < 0.5 < shares[12:16, 1].mean() < 1
+
+
+def test_one_fit_per_task_needs_no_new_loader_within_it() -> None:
+    data, trainer, net = sequence(epochs_per_task=2), make_trainer(seen := Seen(), max_epochs=2), model()
+    for task in range(3):
+        trainer.fit(net, data)
+        assert data.current_task == task
+        trainer.fit_loop.max_epochs += 2
+    assert [share.index(1.0) for share in seen.shares] == [0] * 20 + [1] * 20 + [2] * 20
+    with pytest.raises(MisconfigurationException, match="reload_dataloaders_every_n_epochs=1"):
+        make_trainer(max_epochs=2).fit(model(), sequence(epochs_per_task=2, transition=4))
+
+
 def test_a_trainer_that_does_not_fit() -> None:
     with pytest.raises(MisconfigurationException, match=r"Trainer\(reload_dataloaders_every_n_epochs=1\)"):
         fit(sequence(epochs_per_task=2), reload_dataloaders_every_n_epochs=0)
