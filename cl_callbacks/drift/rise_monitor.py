@@ -23,8 +23,8 @@ class Detector(Protocol):
     def drift_detected(self) -> bool:
         """Whether the last value raised the alarm."""
 
-    def update(self, x: float) -> Any:
-        """Takes the next value in."""
+    def update(self, x: Any) -> Any:
+        """Takes the next value, a number, in."""
 
 
 class RiseMonitor:

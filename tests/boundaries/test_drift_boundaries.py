@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +20,7 @@ from cl_callbacks.drift import CUSUM, Plateau
 from cl_callbacks.extra_pass import task_batches
 from tests.drift.traces import noisy
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.wandb_files import history
 
 SAMPLES = 4  # in a batch
 
@@ -105,21 +106,22 @@ def test_training_goes_on_as_if_nothing_had_happened() -> None:
     assert torch.equal(*found)
 
 
-def test_found_boundaries_are_logged(tmp_path: Path) -> None:
-    boundaries = DriftBoundaries()
-    trainer = make_trainer(boundaries, logger=CSVLogger(tmp_path), log_every_n_steps=10)
+def test_found_boundaries_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    boundaries, logger = DriftBoundaries(), WandbLogger(save_dir=tmp_path, offline=True)
+    trainer = make_trainer(boundaries, logger=logger, log_every_n_steps=10)
     trainer.fit(Scripted(plain_net()), stream(HEIGHTS))
-    trainer.logger.save()
-    rows = list(csv.DictReader((Path(trainer.logger.log_dir) / "metrics.csv").open()))
-    events = [row for row in rows if row["cl/boundary"]]
-    assert [int(row["cl/boundary"]) for row in events] == [0, 1]
+    wandb.finish()
+    rows = history(tmp_path)
+    events = [row for row in rows if "cl/boundary" in row]
+    assert [row["cl/boundary"] for row in events] == [0, 1]
     for row, found in zip(events, boundaries.found, strict=True):
-        assert int(row["step"]) == found.batch
-        assert int(row["cl/boundary_onset"]) == found.onset
-        assert int(row["cl/boundary_delay"]) == found.delay
-    scores = [float(row["cl/drift/score"]) for row in rows if row["cl/drift/score"]]
+        assert row["trainer/global_step"] == found.batch
+        assert row["cl/boundary_onset"] == found.onset
+        assert row["cl/boundary_delay"] == found.delay
+        assert row["cl/drift/score"] > 12.0
+    scores = [row["cl/drift/score"] for row in rows if "cl/drift/score" in row]
     assert len(scores) == len(HEIGHTS) // 10 + 2
-    assert [float(row["cl/drift/score"]) > 12.0 for row in events] == [True, True]
     assert min(scores) == 0.0
 
 

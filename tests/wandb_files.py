@@ -1,0 +1,43 @@
+"""What an offline W&B run has logged, read back from its file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+_BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, 7
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the only run below a folder."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    rows = []
+    for data in _records(file.read_bytes()):
+        record = Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append(
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+            )
+    return rows
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Of a log in LevelDB's format: blocks of chunks, each with checksum, length and type."""
+    position, parts = _FILE_HEADER, b""
+    while position + _RECORD_HEADER <= len(data):
+        if _BLOCK - position % _BLOCK < _RECORD_HEADER:  # the padding of a block
+            position += _BLOCK - position % _BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + _RECORD_HEADER])
+        position += _RECORD_HEADER
+        parts += data[position : position + length]
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
