@@ -41,8 +41,8 @@ WARM_UP = 1000  # samples whose mean and spread are taken for those of the strea
 
 RULES: dict[str, Callable[[], list[Callback]]] = {
     "none": list,
-    # Each the best of a small grid on seed 10 with boundaries that are found: what is remembered, mean of both
-    # streams, at a loss of at most 3 points online. EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
+    # Of a small grid on seed 10, with boundaries that are found, what remembers most in the mean of both streams
+    # at a loss of at most 3 points online. EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
     "ewc": lambda: [OnTriples(100.0)],
     "si": lambda: [SynapticIntelligence(10.0)],
     "mesu": lambda: [MESU(memory=100_000)],

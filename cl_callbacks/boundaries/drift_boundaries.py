@@ -175,8 +175,8 @@ class DriftBoundaries(MonitoredBoundaries):
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
         """Ends the task if the values have risen for good."""
         self.rise.update(value if self.mode == "min" else -value)
-        if self.rise.age <= 1:
-            self._onset = batch + 1 - self.rise.age
+        if self.rise.age == 0:
+            self._onset = batch + 1
         if self.rise.drift_detected:
             boundary, score = Boundary(self.task, self._batches - 1, self._onset), self.rise.score
             self.found.append(boundary)
@@ -194,7 +194,6 @@ class DriftBoundaries(MonitoredBoundaries):
         with self._snapshots.rewound(trainer, trainer.lightning_module):
             yield
         self._recent.forget_before(self._onset)
-        self._snapshots.clear()
         self._snapshots.take(trainer, trainer.lightning_module, self._batches)
         self.rise.restart()
         self._onset = self._batches

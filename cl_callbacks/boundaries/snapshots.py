@@ -62,10 +62,6 @@ class Snapshots:
             del self._kept[0]
         del self._kept[1:-1]
 
-    def clear(self) -> None:
-        """Lets go of all."""
-        self._kept.clear()
-
     @contextmanager
     def rewound(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         """Within, network and callbacks are as in the older snapshot; afterwards as they were before.
