@@ -41,8 +41,8 @@ WARM_UP = 1000  # samples whose mean and spread are taken for those of the strea
 
 RULES: dict[str, Callable[[], list[Callback]]] = {
     "none": list,
-    # Of a small grid on seed 10, with boundaries that are found, what remembers most in the mean of both streams
-    # at a loss of at most 3 points online. EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
+    # What remembers most (mean of both streams, boundaries found) at a loss of at most 3 points online, of a
+    # small grid on seed 10: EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
     "ewc": lambda: [OnTriples(100.0)],
     "si": lambda: [SynapticIntelligence(10.0)],
     "mesu": lambda: [MESU(memory=100_000)],
@@ -156,7 +156,7 @@ def show(cases: list[Case], results: list[dict[str, Any]]) -> list[dict[str, Any
         "boundaries",
         "online",
         "remembered",
-        "changes found (rows, first seed)",
+        "found at (rows, first seed)",
     ):
         table.add_column(column)
     rows = []
