@@ -68,16 +68,16 @@ class Case(NamedTuple):
 
 
 class Ends(Callback):
-    """After how many batches tasks were said to have ended."""
+    """With which batches tasks were said to have ended."""
 
     def __init__(self) -> None:
-        self.batches, self.ends = 0, list[int]()
+        self.batch, self.ends = -1, list[int]()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self.batches += 1
+        self.batch += 1
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        self.ends.append(self.batches)
+        self.ends.append(self.batch)
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -113,6 +113,7 @@ def summary(cases: list[Case], results: list[dict[str, Any]]) -> list[dict[str, 
         mine = [c for c in cases if (c.boundaries, c.width, c.rule) == (kind, width, rule)]
         row: dict[str, Any] = {"boundaries": kind, "width": width, "rule": rule}
         row["accuracy"] = [found[c]["accuracy"] for c in mine]
+        row["ends"] = [found[c]["ends"] for c in mine]
         declared = [found.get(c._replace(boundaries="declared")) for c in mine]
         if all(declared):
             pairs = zip(declared, row["accuracy"], strict=True)

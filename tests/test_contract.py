@@ -40,7 +40,7 @@ PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
     "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 5.0, 1e5),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
-    "rwalk": (lambda s, **o: RWalk(s, every_n_steps=2, **o), 1.0, 1e6),
+    "rwalk": (lambda s, **o: RWalk(s, every_n_steps=3, **o), 1.0, 1e6),
     "kfac": (KFACLaplace, 20.0, 1e5),
     "kfac list": (lambda s, **o: KFACLaplace(s, accumulate="list", **o), 20.0, 1e5),
     "streaming fisher": (lambda s, **o: StreamingConsolidation(s, importance="fisher", **o), 100.0, 1e8),
