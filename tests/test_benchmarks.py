@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from datasets import Dataset
+
 from tests.pictures import write_pictures
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -48,6 +51,52 @@ def test_long_stream(tmp_path: Path) -> None:
         assert [len(seed["accuracies"]) for seed in runs] == [3, 3]
         assert all(len(seed["fresh accuracies"]) == 3 for seed in runs)
         assert runs[0]["last"] == runs[0]["accuracies"][-1]
+
+
+def test_boundaries(tmp_path: Path) -> None:
+    arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
+    kinds = ["declared", "cusum", "none"]
+    run("boundaries.py", *arguments, "--boundaries", *kinds, "--json", "found.json", folder=tmp_path)
+    rows = {row["boundaries"]: row for row in json.loads((tmp_path / "found.json").read_text())}
+    assert list(rows) == kinds
+    assert rows["declared"]["regret"] == 0.0
+    assert (rows["cusum"]["precision"], rows["cusum"]["recall"]) == (1.0, 1.0)
+    # The first of the mixed batches is the 431st.
+    (alarm,) = rows["cusum"]["ends"][0]
+    assert rows["cusum"]["delay"] == alarm - 430
+    assert rows["none"]["regret"] > rows["cusum"]["regret"]
+
+
+def test_detectors(tmp_path: Path) -> None:
+    monitors = ["cusum", "adwin", "cusum, median/MAD"]
+    arguments = ["--steps", "300", "--json", "detectors.json"]
+    run("detectors.py", "--monitors", *monitors, *arguments, folder=tmp_path)
+    results = json.loads((tmp_path / "detectors.json").read_text())
+    assert list(results) == monitors
+    assert results["cusum"]["delay, 4 sd"] < results["adwin"]["delay, 4 sd"]
+    assert results["cusum"]["a hard batch in ten"] < results["cusum, median/MAD"]["a hard batch in ten"]
+
+
+def test_streams(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    for name, label in (("elec2", "class"), ("insects_gradual", "label")):
+        x = numbers.normal(size=(2500, 3))
+        x[1500:] += 4.0
+        y = (x[:, 0] > 0).astype(int)
+        y[1500:] = x[1500:, 1] < 4.0
+        columns = {f"f{i}": x[:, i] for i in range(3)} | {label: y}
+        Dataset.from_dict(columns).to_parquet(tmp_path / f"{name}.parquet")
+    arguments = ["--data-dir", ".", "--rules", "ewc", "--seeds", "0", "--jobs", "1", "--json", "streams.json"]
+    said = run("streams.py", *arguments, folder=tmp_path)
+    assert said.count("hindsight splits it at row 1,500") == 2
+    rows = json.loads((tmp_path / "streams.json").read_text())
+    assert [row["boundaries"] for row in rows] == ["none", "declared", "found"] * 2
+    for row in rows:
+        (found,) = row["runs"]
+        assert 0.5 < found["online"] < 1.0
+        assert 0.4 < found["remembered"] <= 1.0
+        if row["boundaries"] == "found":
+            assert any(abs(at - 1500) < 60 for at in found["found"])
 
 
 def test_choices_explain_themselves(tmp_path: Path) -> None:

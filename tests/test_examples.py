@@ -40,6 +40,19 @@ def test_digits(tmp_path: Path) -> None:
     assert "average accuracy" in done.stdout
 
 
+def test_boundaries_that_are_found(tmp_path: Path) -> None:
+    arguments = ["--methods", "si", "--tasks", "2", "--boundaries", "drift", "--transition", "40"]
+    done = run(*arguments, "--json", "results.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results.json").read_text())["si"]
+    assert "found 1 of 1 changes" in done.stdout
+    assert result["changes"] == [450]
+    ((task, batch, onset),) = result["boundaries"]
+    assert task == 0
+    assert 415 < onset < batch < 500
+    assert (result["found"]["recall"], result["found"]["false_alarms"]) == (1.0, 0)
+
+
 def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=256, test=40)
     methods = ["none", "ewc", "si", "mas", "rwalk", "kfac", "streaming"]

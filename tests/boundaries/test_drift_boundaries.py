@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import wandb
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,6 +124,15 @@ def test_found_boundaries_are_in_the_log(tmp_path: Path, monkeypatch: pytest.Mon
     scores = [row["cl/drift/score"] for row in rows if "cl/drift/score" in row]
     assert len(scores) == len(HEIGHTS) // 10 + 2
     assert min(scores) == 0.0
+
+
+def test_an_accumulated_step_is_logged_once(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(DriftBoundaries(), logger=logger, log_every_n_steps=10, accumulate_grad_batches=4)
+    trainer.fit(Scripted(plain_net()), stream(HEIGHTS[:100]))
+    logger.save()
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    assert [row["step"] for row in rows if row["cl/drift/score"]] == ["9", "19"]
 
 
 def test_a_logged_key_of_either_mode() -> None:
