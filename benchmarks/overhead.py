@@ -4,21 +4,26 @@
 
 Times, in turn and many times over, a plain step of an MLP (forward, backward, Adam), one pass over its
 parameters (an in-place addition of a second list of tensors), and what each rule does around the step once
-a task has been consolidated; with BGD and MESU that includes drawing the weights. Prints medians of the
-ratios of each turn, lowest and highest in brackets.
+a task has been consolidated; with BGD and MESU that includes drawing the weights. Then, in turn too, fits of
+100 batches in a Trainer with and without DriftBoundaries. Prints medians of the ratios of each turn, lowest
+and highest in brackets.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from cl_callbacks import (
     BGD,
@@ -27,6 +32,7 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DriftBoundaries,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
@@ -66,6 +72,12 @@ class Net(LightningModule):
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.net(x), y)
 
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.loss(*batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-5)
+
 
 def consolidated(rule: SynapticCallback, model: Net) -> SynapticCallback:
     """As after a task, with some importance everywhere."""
@@ -90,6 +102,30 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def fit(model: Net, x: Tensor, y: Tensor, *callbacks: Callback, batches: int = 100) -> float:
+    """Seconds from the second batch to the last."""
+    clock = Clock()
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[*callbacks, clock],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    data = TensorDataset(x.repeat(batches, 1), y.repeat(batches))
+    trainer.fit(model, DataLoader(data, len(x)))
+    return clock.last - clock.first
+
+
+class Clock(Callback):
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        self.last = time.perf_counter()
+        if trainer.global_step == 1:
+            self.first = self.last
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,6 +133,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--fits", type=int, default=9)
     args = parser.parse_args()
     torch.manual_seed(0)
     model = Net(args.width)
@@ -140,6 +177,11 @@ def main() -> None:
     print(f"MLP of {millions:.1f} M parameters, batch {args.batch_size}, {torch.get_num_threads()} threads")
     for name in calls:
         print(f"{name:34} {shown(steps[name])} of a step, {shown(passes[name])} of one pass")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    found = [fit(model, x, y, DriftBoundaries()) / fit(model, x, y) for _ in range(args.fits)]
+    print(f"{'DriftBoundaries, a fit':34} {shown(found)} of one without")
 
 
 def shown(ratios: list[float]) -> str:

@@ -37,8 +37,11 @@ def test_scaling(tmp_path: Path) -> None:
 
 
 def test_overhead(tmp_path: Path) -> None:
-    said = run("overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", folder=tmp_path)
+    said = run(
+        "overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", "--fits", "1", folder=tmp_path
+    )
     assert said.count("of one pass") == 15
+    assert "DriftBoundaries, a fit" in said
 
 
 def test_long_stream(tmp_path: Path) -> None:
