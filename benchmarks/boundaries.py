@@ -19,8 +19,9 @@ import logging
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +48,17 @@ def river(name: str, **options: Any) -> DriftBoundaries:
     return DriftBoundaries(getattr(drift, name)(**options))
 
 
+class Late(DriftBoundaries):
+    """Ends a task when the alarm comes, as the network is then: what looking back is worth."""
+
+    @contextmanager
+    def _as_of_onset(self, trainer: Trainer) -> Iterator[None]:
+        self._onset = self._batches
+        self._snapshots.take(trainer, trainer.lightning_module, self._batches)
+        with super()._as_of_onset(trainer):
+            yield
+
+
 BOUNDARIES: dict[str, Callable[[], Callback]] = {
     "none": FitBoundaries,  # the whole stream is one task
     "declared": lambda: EpochBoundaries(SETTING.epochs),
@@ -54,6 +66,7 @@ BOUNDARIES: dict[str, Callable[[], Callback]] = {
     "adwin": lambda: river("ADWIN"),
     "kswin": lambda: river("KSWIN", seed=0),
     "page-hinkley": lambda: river("PageHinkley", mode="up", delta=0.5, threshold=20.0),
+    "cusum, late": Late,
     "features": lambda: DriftBoundaries(monitor="feature_shift"),
     "plateau": PlateauBoundaries,
 }
