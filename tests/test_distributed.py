@@ -209,7 +209,7 @@ class Scripted(Net):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        return loss * batch[2].mean() / loss.detach()
+        return loss * batch[2].mean() / loss.detach().clamp_min(1e-6)
 
 
 class Found(Callback):

@@ -33,7 +33,7 @@ class Scripted(Net):
         loss = F.cross_entropy(self(batch[0]), batch[1])
         self.log("height", batch[2].mean())
         self.log("goodness", -batch[2].mean())
-        return loss * batch[2].mean() / loss.detach()
+        return loss * batch[2].mean() / loss.detach().clamp_min(1e-6)
 
 
 def stream(heights: list[float]) -> Any:

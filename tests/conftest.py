@@ -1,0 +1,11 @@
+"""Every test begins with the same random numbers, whichever ran before it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
