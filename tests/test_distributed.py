@@ -236,7 +236,9 @@ def test_every_process_finds_the_same_boundaries_at_the_same_steps(monitor: str,
     # The sampler gives even samples to one process and odd ones to the other.
     per_sample = heights.T.repeat_interleave(4, dim=0).flatten()
     rules: list[SynapticCallback] = [SynapticIntelligence(1.0), OnTriples(1.0, samples=20)]
-    boundaries = DriftBoundaries(monitor=monitor)
+    boundaries = DriftBoundaries(
+        monitor=monitor, feature_layer="net.0" if monitor == "feature_shift" else None
+    )
     trainer = make_trainer(
         *rules,
         boundaries,

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FLOOR = 1e-2  # of the mean variance: features that hardly ever vary count for less
 _LIMIT = 2.0  # standard deviations by which one batch counts at most
 
 
 class FeatureShift:
     r"""Distance of a batch's mean features from their running mean, in their running variance.
 
-    .. math:: d = \frac1D \sum_{i=1}^D \frac{(\bar\phi_i-m_i)^2}{v_i}, \qquad
+    .. math:: d = \frac1D \sum_{i=1}^D \frac{(\bar\phi_i-m_i)^2}{v_i+\bar v/100}, \qquad
               m \leftarrow m + (1-\gamma)\,\psi, \quad v \leftarrow \gamma\,(v + (1-\gamma)\,\psi^2),
 
     the diagonal Mahalanobis distance, about 1 as long as nothing changes. The averages take in a deviation
-    :math:`\psi = \bar\phi-m` of at most :math:`2\sqrt v`, so that a change is not usual after a few batches.
+    :math:`\psi = \bar\phi-m` of at most :math:`2\sqrt{v_i+\bar v/100}`, with the mean :math:`\bar v` over
+    features, so that a change is not usual after a few batches; features that hardly ever vary count for less.
     The distance sees shifts of the input that the loss misses, and misses those that leave the features where
     they are, such as permuted labels.
 
@@ -50,12 +52,11 @@ class FeatureShift:
             self.mean, self.variance = torch.zeros_like(features), torch.zeros_like(features)
         self.mean, self.variance = self.mean.to(features), self.variance.to(features)
         apart = features - self.mean
-        # Features that never vary (units that are silent) say nothing until they do.
-        smallest = 1e-6 * self.variance.mean() + torch.finfo(torch.float32).tiny
+        smallest = _FLOOR * self.variance.mean() + torch.finfo(torch.float32).tiny
         distance = (apart.square() / (self.variance + smallest)).mean()
         kept = min(self.decay, self.seen / (self.seen + 1))  # plain averages at first
         if kept == self.decay:
-            bound = _LIMIT * self.variance.sqrt() + smallest
+            bound = _LIMIT * (self.variance + smallest).sqrt()
             apart = apart.clamp(-bound, bound)
         self.mean = self.mean + (1 - kept) * apart
         self.variance = kept * (self.variance + (1 - kept) * apart.square())
