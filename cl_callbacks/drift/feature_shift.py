@@ -19,9 +19,9 @@ class FeatureShift:
 
     the diagonal Mahalanobis distance, about 1 as long as nothing changes. The averages take in a deviation
     :math:`\psi = \bar\phi-m` of at most :math:`2\sqrt{v_i+\bar v/100}`, with the mean :math:`\bar v` over
-    features, so that a change is not usual after a few batches; features that hardly ever vary count for less.
-    The distance sees shifts of the input that the loss misses, and misses those that leave the features where
-    they are, such as permuted labels.
+    features, so that a change is not usual after a few batches; features that hardly ever vary count for
+    less. The distance sees sudden shifts of the input that the loss misses. It misses those that leave the
+    features where they are, such as permuted labels, and gradual ones, which the averages follow.
 
     Args:
         decay: :math:`\gamma`, share of the averages that each batch keeps, 0 to below 1. Long averages take
