@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from cl_callbacks.functional.averaging import zero_nonfinite_
 
 Fill = Literal["zeros", "parameter"] | float
 """What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
@@ -121,6 +124,38 @@ class Synapses:
         """
         for field in self._state:
             self._state[field] = {name: t.detach().clone() for name, t in state.get(field, {}).items()}
+
+    def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """A snapshot of some fields: ``{field: {name: tensor}}``."""
+        return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
+
+    @contextmanager
+    def rewound(self, snapshot: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within, these fields are as in the snapshot; afterwards what came since is added to them.
+
+        State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
+        """
+        then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
+        now = {key: live.clone() for key, live in self._known(then).items()}
+        with torch.no_grad():
+            for key, live in self._known(then).items():
+                live.copy_(then[key])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, live in self._known(now).items():
+                    live.sub_(then[key].to(live)).add_(now[key])
+                    zero_nonfinite_([live])
+
+    def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
+        """The parts of the state that such values are of."""
+        live = {
+            (field, name): known_rows(self._state[field][name], value)
+            for (field, name), value in values.items()
+            if name in self._state[field]
+        }
+        return {key: part for key, part in live.items() if part is not None}
 
     def _beside(self, old: Tensor | None, parameter: Tensor, fill: Fill) -> Tensor:
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
-from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.log import is_due, log
 from cl_callbacks.step import Need, Step, SynapticStep
-from cl_callbacks.synapses import Fill, Synapses, SynapseView, known_rows, plain_name
+from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
 from cl_callbacks.weight_noise import WeightNoise
 
 Patterns = str | Sequence[str] | None
@@ -216,33 +215,11 @@ class SynapticCallback(Callback):
 
     def snapshot(self) -> dict[str, Any]:
         """Copies of what the rule has ``gathered`` in this task: ``{field: {name: tensor}}``."""
-        state = self.synapses.state_dict()
-        return {field: {name: t.clone() for name, t in state[field].items()} for field in self.gathered}
+        return self.synapses.copies(self.gathered)
 
-    @contextmanager
-    def rewound(self, snapshot: dict[str, Any]) -> Iterator[None]:
+    def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
         """Within, what the rule has gathered is as in the snapshot; what came since is the next task's."""
-        then = {(field, name): t for field in self.gathered for name, t in snapshot[field].items()}
-        now = {key: live.clone() for key, live in self._known(then).items()}
-        with torch.no_grad():
-            for key, live in self._known(then).items():
-                live.copy_(then[key])
-        try:
-            yield
-        finally:
-            # What the task's end made of the snapshot, and all that came after it.
-            with torch.no_grad():
-                for key, live in self._known(now).items():
-                    live.sub_(then[key].to(live)).add_(now[key])
-                    zero_nonfinite_([live])
-
-    def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
-        """The parts of the state that such values are of: a snapshot may know less than there is now."""
-        state = self.synapses.state_dict()
-        live = {
-            key: known_rows(state[key[0]][key[1]], t) for key, t in values.items() if key[1] in state[key[0]]
-        }
-        return {key: t for key, t in live.items() if t is not None}
+        return self.synapses.rewound(snapshot)
 
     # -- parameters --------------------------------------------------------------------------------
 
