@@ -52,7 +52,9 @@ class TaskSequence(LightningDataModule):
         current_task: index of the task that ``train_dataloader`` serves; may be set.
 
     Raises:
-        ValueError: no task, or a task without training data.
+        ValueError: no task, a task without training data, or numbers that cannot work; in training, a
+            transition that is longer than a task.
+        MisconfigurationException: in ``fit``, a Trainer under which tasks would never change.
 
     Example:
         >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
