@@ -31,6 +31,9 @@ class NormalScores:
         warm_up: how many values have to be seen before the first :math:`z`.
         resolution: the smallest difference that counts.
 
+    Raises:
+        ValueError: a window of fewer than 10 values, or a warm-up of fewer than 2.
+
     Example:
         >>> score = NormalScores(warm_up=4)
         >>> for x in (1.0, 2.0, 3.0, 4.0): score.add(x)

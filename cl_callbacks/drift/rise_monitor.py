@@ -7,7 +7,6 @@ import math
 from collections import deque
 from typing import Any, Protocol
 
-from cl_callbacks.arguments import whole
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.normal_scores import NormalScores
 
@@ -82,7 +81,6 @@ class RiseMonitor:
                 f"{type(detector).__name__} draws random numbers, and without a seed of its own a resumed "
                 f"run, or another process, would decide otherwise: give it seed=0"
             )
-        whole("warm_up", warm_up, least=2)
         self._scores = NormalScores(window, warm_up)
         self._pristine, self.logarithm = detector, logarithm
         self.restart()

@@ -444,7 +444,8 @@ def test_what_a_layer_has_gathered_that_thawed_since_counts_once(make: Any) -> N
     trainer.fit(model, stream(HEIGHTS))
     (found,) = boundaries.found
     before, after = paths[found.batch], paths[found.batch + 1]
-    assert after.abs().sum() <= 1.5 * before.abs().sum()
+    # A running Fisher goes on; a path that the task's end has read starts anew.
+    assert after.abs().sum() <= (1.5 if make is RWalk else 0.7) * before.abs().sum()
 
 
 def test_a_gradient_that_is_not_finite_is_left_behind_with_its_task() -> None:
