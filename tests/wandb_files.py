@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,27 @@ _BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, 7
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the only run below a folder."""
+    """The rows of the only run below a folder, which has finished."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     rows = []
-    for data in _records(file.read_bytes()):
-        record = Record.FromString(data)
+    for record in _finished(file):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append(
                 {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
             )
     return rows
+
+
+def _finished(file: Path, patience: float = 60.0) -> list[Record]:
+    """All records: another process writes the last of them, at times after `finish` has returned."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        records = [Record.FromString(data) for data in _records(file.read_bytes())]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.05)
+    raise TimeoutError(f"{file} is not complete after {patience:g} s")
 
 
 def _records(data: bytes) -> Iterator[bytes]:
@@ -36,6 +47,8 @@ def _records(data: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + _RECORD_HEADER])
         position += _RECORD_HEADER
+        if position + length > len(data):  # still being written
+            return
         parts += data[position : position + length]
         position += length
         if kind in (1, 4):  # whole, or the last part
