@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -30,6 +31,8 @@ from torchmetrics import Metric
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all
+from cl_callbacks.shards import group_of, total
 
 
 @contextmanager
@@ -227,6 +230,7 @@ def mean_over_task(
     *,
     samples: int | None,
     seed: int = 0,
+    shards: dist.ProcessGroup | None = None,
 ) -> list[Tensor] | None:
     """Mean over samples of the current task of whatever ``measure`` sums over a batch, in a quiet pass.
 
@@ -239,28 +243,32 @@ def mean_over_task(
         zeros: what the sums are for no sample.
         samples: how many samples of the task to use; all for ``None``.
         seed: of the choice of samples and of random labels.
+        shards: the processes that each sum over all samples, on a shard of the parameters of their own;
+            default: each sums over its share of the samples, on all parameters.
 
     Returns:
         The means; ``None`` if no sample is finite.
     """
     totals, used, seen = zeros, 0, 0
     with quiet(trainer, pl_module, seed):
-        for batch in task_batches(trainer, samples, seed):
+        batches = task_batches(trainer, samples, seed)
+        for batch in batches if shards is None else seen_by_all(batches, trainer, seed):
             sums, n = measure(batch)
             seen += count_samples(batch)
-            if all(torch.stack([s.isfinite().all() for s in sums])):
-                totals = [total.to(s.dtype).add_(s) for total, s in zip(totals, sums, strict=True)]
+            if not total(torch.stack([s.isfinite().logical_not().sum() for s in sums]).sum(), shards):
+                totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]
                 used += n
-    counts = torch.tensor([used, seen], device=pl_module.device)
-    used, seen = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-    totals = [trainer.strategy.reduce(total, reduce_op="sum") for total in totals]
+    if shards is None:
+        counts = torch.tensor([used, seen], device=pl_module.device)
+        used, seen = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        totals = [trainer.strategy.reduce(summed, reduce_op="sum") for summed in totals]
     if used < seen:
         rank_zero_warn(
             f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
             f"out of the importance."
         )
     rank_zero_info(f"importance measured on {used} samples")
-    return None if used == 0 else [total / used for total in totals]
+    return None if used == 0 else [summed / used for summed in totals]
 
 
 def mean_of_gradients(
@@ -279,7 +287,7 @@ def mean_of_gradients(
     Args:
         trainer: a trainer that is fitting.
         pl_module: its module, not wrapped.
-        parameters: of ``pl_module``.
+        parameters: of ``pl_module``; of sharded ones the means are on this process's shards.
         forward: ``batch -> (outputs, labels)``.
         cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
         magnitude: ``torch.Tensor.square_`` or ``torch.Tensor.abs_``.
@@ -291,7 +299,9 @@ def mean_of_gradients(
     """
     names = {id(p): name for name, p in pl_module.named_parameters()}
     named = {names[id(p)]: p for p in parameters}
-    per_sample = PerSampleGradients(pl_module, named, forward, magnitude=magnitude)
+    shards = group_of(parameters)
+    kind = PerSampleGradients if shards is None else ShardedGradients
+    per_sample = kind(pl_module, named, forward, magnitude=magnitude)
     return mean_over_task(
         trainer,
         pl_module,
@@ -299,4 +309,5 @@ def mean_of_gradients(
         per_sample.zeros(),
         samples=samples,
         seed=seed,
+        shards=shards,
     )

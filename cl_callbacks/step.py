@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cl_callbacks.shards import held
 from cl_callbacks.synapses import Synapses, SynapseView
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -96,7 +97,7 @@ class _Plan:
         parameters: list[Tensor],
         buffers: dict[Need, dict[Tensor, Tensor]],
     ) -> None:
-        self.parameters = parameters  # held, so that no other parameter can take one's identity
+        self.parameters = parameters  # kept, so that no other parameter can take one's identity
         self.members: list[tuple[Rule, Step]] = []
         self.noise: WeightNoise | None = None
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
@@ -109,9 +110,9 @@ class _Plan:
             for kind in rule.needs:
                 # One buffer holds the weights before while rules rewrite, and then becomes the undo.
                 store = buffers["before" if kind == "undo" else kind]
-                for p in view.parameters:
+                for p in view.sources:
                     if p not in store:
-                        store[p] = torch.zeros_like(p.detach())
+                        store[p] = torch.zeros_like(held(p.detach()))
                     self._snapshots[kind][p] = store[p]
                     lists[kind].append(store[p])
             step = Step(
@@ -122,7 +123,7 @@ class _Plan:
                 before=lists["before"],
                 undo=lists["undo"],
                 optimizer=optimizer,
-                groups=[group_of[p] for p in view.parameters],
+                groups=[group_of[p] for p in view.sources],
             )
             self.members.append((rule, step))
             self.noise = rule.noise or self.noise
@@ -132,14 +133,14 @@ class _Plan:
         gradients, noise = self._snapshots["gradient"], self._snapshots["noise"]
         weights = self._snapshots["before"] | self._snapshots["undo"]
         if gradients or weights:  # in one pass
-            sources = _gradients(gradients) + list(weights)
+            sources = _gradients(gradients) + _held(weights)
             torch._foreach_copy_([*gradients.values(), *weights.values()], sources)
         if noise and self.noise is not None:
             torch._foreach_copy_(list(noise.values()), self.noise.take(list(noise)))
 
     def pull(self) -> None:
         for rule, step in self.members:
-            rule.pull(step.synapses, _gradients(step.synapses.parameters))
+            rule.pull(step.synapses, _gradients(step.synapses.sources))
         pulled = self._snapshots["pulled"]
         if pulled:
             torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
@@ -149,7 +150,7 @@ class _Plan:
             rule.rewrite(step)
         undo = self._snapshots["undo"]
         if undo:
-            torch._foreach_sub_(list(undo.values()), list(undo))
+            torch._foreach_sub_(list(undo.values()), _held(undo))
         for rule, step in self.members:
             rule.observe(step)
 
@@ -205,7 +206,7 @@ class SynapticStep:
         for rule in self.rules:
             if rule.noise is not None:
                 rule.noise.pause(stepping)
-        key = (id(optimizer), *map(id, stepping))
+        key = (id(optimizer), *map(id, _held(stepping)))
         plan = self._plans.get(key)
         if plan is None:
             _refuse_sparse(stepping)
@@ -226,7 +227,12 @@ class SynapticStep:
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]  # a plan holds no parameter without one
+    # A plan holds no parameter without one.
+    return [held(p.grad) for p in parameters if p.grad is not None]
+
+
+def _held(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [held(p) for p in parameters]
 
 
 def _refuse_sparse(parameters: list[Tensor]) -> None:

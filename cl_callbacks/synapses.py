@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.shards import extremes, group_of, held, spread, total, whole
 
 Fill = Literal["zeros", "parameter"] | float
 """What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
@@ -35,12 +36,15 @@ def plain_name(name: str) -> str:
 class SynapseView:
     """Some synapses as aligned lists: their names, live parameters and fields.
 
-    A rule changes fields in place; the tensors belong to :class:`Synapses`.
+    A rule changes fields in place; the tensors belong to :class:`Synapses`. Of a parameter that is sharded
+    over processes, ``parameters`` and ``fields`` hold this process's shard, and ``sources`` the parameter
+    itself, which module and optimizer know; of any other, both are the parameter.
     """
 
     names: list[str]
     parameters: list[Tensor]
     fields: dict[str, list[Tensor]]
+    sources: list[Tensor]
 
     def __getitem__(self, field: str) -> list[Tensor]:
         return self.fields[field]
@@ -49,14 +53,23 @@ class SynapseView:
         return len(self.parameters)
 
     def among(self, parameters: Iterable[Tensor]) -> SynapseView:
-        """The synapses of this view that are among ``parameters``, in this view's order."""
+        """The synapses of this view whose sources are among ``parameters``, in this view's order."""
         wanted = {id(p) for p in parameters}
-        keep = [i for i, p in enumerate(self.parameters) if id(p) in wanted]
+        keep = [i for i, p in enumerate(self.sources) if id(p) in wanted]
         return SynapseView(
             [self.names[i] for i in keep],
             [self.parameters[i] for i in keep],
             {field: [tensors[i] for i in keep] for field, tensors in self.fields.items()},
+            [self.sources[i] for i in keep],
         )
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all synapses, from that over those which this process holds."""
+        return total(value, group_of(self.sources))
+
+    def extremes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value over all synapses, also of those that others hold."""
+        return extremes(tensors, group_of(self.sources))
 
 
 class Synapses:
@@ -81,14 +94,14 @@ class Synapses:
         self.dtype, self.strict = dtype, strict
         self._fill = dict(fields)
         self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
-        self.view = SynapseView([], [], {field: [] for field in fields})
+        self.view = SynapseView([], [], {field: [] for field in fields}, [])
 
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
         """Lays the state out beside the selected parameters of a model; safe to repeat.
 
-        State is moved to each parameter's device. A parameter without state gets the field's fill. One
-        that has grown along its first dimension (an output layer with new classes) keeps its state, and
-        its new rows get the fill. State of parameters that are not selected is kept as it is.
+        State is moved to each parameter's device, and sharded like it. A parameter without state gets the
+        field's fill. One that has grown along its first dimension (an output layer with new classes) keeps
+        its state, and its new rows get the fill. State of parameters that are not selected is kept as it is.
 
         Args:
             model: all parameters of the model, by plain name.
@@ -103,8 +116,9 @@ class Synapses:
                 state[name] = self._beside(state.get(name), model[name], self._fill[field])
         self.view = SynapseView(
             list(selected),
+            [held(model[name]) for name in selected],
+            {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
             [model[name] for name in selected],
-            {field: [state[name] for name in selected] for field, state in self._state.items()},
         )
         return self.view
 
@@ -114,8 +128,14 @@ class Synapses:
         return any(self._state.values())
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The live state: ``{field: {name: tensor}}``."""
-        return {field: dict(state) for field, state in self._state.items()}
+        """The live state: ``{field: {name: tensor}}``.
+
+        What is sharded is put together, for which all processes have to ask.
+        """
+        return {
+            field: {name: whole(tensor) for name, tensor in state.items()}
+            for field, state in self._state.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes copies of saved state, to be laid out by the next :meth:`place`.
@@ -146,7 +166,7 @@ class Synapses:
             with torch.no_grad():
                 for key, live in self._known(now).items():
                     live.sub_(then[key].to(live)).add_(now[key])
-                    zero_nonfinite_([live])
+                    zero_nonfinite_([held(live)])
 
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
         """The parts of the state that such values are of."""
@@ -160,15 +180,15 @@ class Synapses:
     def _beside(self, old: Tensor | None, parameter: Tensor, fill: Fill) -> Tensor:
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
         if old is not None and old.shape == parameter.shape:
-            return old.to(parameter.device, dtype)
-        source = parameter.detach()
+            return spread(old.to(parameter.device, dtype), parameter)
+        source = parameter.detach() if old is None else whole(parameter.detach())
         if fill == "parameter":
             new = source.to(dtype, copy=True)
         else:
             new = torch.full_like(source, 0.0 if fill == "zeros" else fill, dtype=dtype)
         if old is not None:
-            new[: len(old)].copy_(old)
-        return new
+            new[: len(old)].copy_(whole(old))
+        return spread(new, parameter)
 
     def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
         held = {name: t for state in self._state.values() for name, t in state.items()}

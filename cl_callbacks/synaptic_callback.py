@@ -17,6 +17,7 @@ from torch.optim import LBFGS, Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.log import is_due, log
+from cl_callbacks.shards import misfits, reshard
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
 from cl_callbacks.weight_noise import WeightNoise
@@ -58,6 +59,8 @@ class SynapticCallback(Callback):
     """Fields that a task fills and its end reads; a change that is found late takes them back."""
     owns_update: ClassVar[bool] = False
     """Whether the rule puts an update of its own in the place of the optimizer's."""
+    shardable: ClassVar[bool] = True
+    """Whether the rule can work on shards of parameters."""
     matrices_only: ClassVar[bool] = False
     """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
     noise: WeightNoise | None = None
@@ -166,7 +169,8 @@ class SynapticCallback(Callback):
         """Lets the rule remember the task."""
         self._place(pl_module)
         view = self.synapses.view
-        if not all(torch.stack([p.isfinite().all() for p in view.parameters])):
+        lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
+        if view.total(lost):  # the same on every process, or some would wait for others
             rank_zero_warn(
                 f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
@@ -229,6 +233,7 @@ class SynapticCallback(Callback):
         Within a task the selection only grows: an optimizer that steps while others are toggled off has
         made all parameters but its own look frozen.
         """
+        reshard(pl_module)
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = set(self.synapses.view.names) if growing else set()
         trainable = [name for name, p in model.items() if p.requires_grad or name in held]
@@ -256,6 +261,9 @@ class SynapticCallback(Callback):
                 f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
                 f"nothing to it of the trainable parameters {_few(trainable)}"
             )
+        trainer = pl_module._trainer
+        if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            _refuse_shards(self, {name: model[name] for name in selected})
         self.synapses.place(model, selected)
 
     def _selects(self, name: str, parameter: Tensor) -> bool:
@@ -299,11 +307,26 @@ def warn_of_half_precision(rule: SynapticCallback) -> None:
 
 
 def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:
-    refused = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-    if isinstance(trainer.strategy, refused):
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         raise MisconfigurationException(
-            f"{type(rule).__name__} needs whole parameters on every process, and "
-            f"{type(trainer.strategy).__name__} shards them: use strategy='ddp' or a single device."
+            f"{type(rule).__name__} cannot find the weights and gradients of single synapses under "
+            f"{type(trainer.strategy).__name__}: use strategy='ddp', or FSDP2, which is "
+            f"ModelParallelStrategy with `fully_shard` in `configure_model`."
+        )
+
+
+def _refuse_shards(rule: SynapticCallback, parameters: Mapping[str, Tensor]) -> None:
+    if not rule.shardable:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} needs whole parameters on every process, and these are sharded: use "
+            f"strategy='ddp' or a single device, or a rule that is local to each weight, such as EWC."
+        )
+    wrong = misfits(parameters.items())
+    if wrong:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} works on parameters that FSDP2's `fully_shard` has sharded over one "
+            f"dimension of processes and keeps beside them, and these are not: {_few(wrong)}. Wrap the whole "
+            f"network with `fully_shard`, without offloading, or leave parameters out with exclude."
         )
 
 

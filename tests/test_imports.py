@@ -18,13 +18,22 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments"},
-    {"synapses", "weight_noise", "step", "extra_pass", "noisy_training", "log"},
+    {
+        "shards",
+        "sharded_gradients",
+        "synapses",
+        "weight_noise",
+        "step",
+        "extra_pass",
+        "noisy_training",
+        "log",
+    },
     {"synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},
     {"cli", "__main__"},
 ]
-RULES = LAYERS[3]
+RULES = LAYERS[4]
 
 
 def level(part: str) -> int:

@@ -98,10 +98,10 @@ class AnchoredRule(SynapticCallback):
     def penalty(self, synapses: SynapseView) -> Tensor:
         """The penalty, a scalar."""
         with torch.no_grad():
-            return quadratic_penalty(
+            distances = quadratic_penalty(
                 synapses.parameters,
                 self.effective_importance(synapses),
                 synapses["anchor"],
                 self.stiffness,
-                self._offset,
             )
+            return synapses.total(distances) + 0.5 * self.stiffness * self._offset

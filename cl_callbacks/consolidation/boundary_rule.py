@@ -110,7 +110,7 @@ class BoundaryRule(AnchoredRule):
             merge_latest_(importance, anchor, new, synapses.parameters, kept)
         else:
             growth = merge_each_(importance, anchor, new, synapses.parameters, kept)
-            self._offset = kept * self._offset + growth.item()
+            self._offset = kept * self._offset + synapses.total(growth).item()
 
     def state_dict(self) -> dict[str, Any]:
         """Importance, anchor and counts."""

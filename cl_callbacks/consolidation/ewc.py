@@ -114,7 +114,7 @@ class EWC(ReadsOutputs, BoundaryRule):
         return mean_of_gradients(
             trainer,
             pl_module,
-            synapses.parameters,
+            synapses.sources,
             lambda batch: self.outputs_and_labels(pl_module, batch),
             self._cotangents,
             samples=self.samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -70,6 +70,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         >>> trainer = Trainer(
         ...     callbacks=[KFACLaplace(strength=30.0)], logger=False, enable_checkpointing=False)
     """
+
+    shardable: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ class MAS(ReadsOutputs, BoundaryRule):
         return mean_of_gradients(
             trainer,
             pl_module,
-            synapses.parameters,
+            synapses.sources,
             lambda batch: self.outputs_and_labels(pl_module, batch),
             lambda outputs, labels: [sensitivity_cotangent(outputs, self.norm)],
             Tensor.abs_,

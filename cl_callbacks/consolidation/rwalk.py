@@ -146,7 +146,8 @@ class RWalk(BoundaryRule):
         score, fisher = synapses["score"], synapses["fisher"]
         if self.tasks:  # the first task's score has nothing to be averaged with
             torch._foreach_mul_(score, 0.5)
-        return list(torch._foreach_add(min_max(fisher), min_max(score)))
+        scaled = [min_max(found, *synapses.extremes(found)) for found in (fisher, score)]
+        return list(torch._foreach_add(*scaled))
 
     def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
         """Replaces the importance: Fisher and score remember the earlier tasks themselves."""

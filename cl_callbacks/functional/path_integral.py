@@ -122,13 +122,17 @@ def add_score_(
     torch._foreach_copy_(list(start), list(parameters))
 
 
-def min_max(tensors: Sequence[Tensor]) -> list[Tensor]:
+def min_max(tensors: Sequence[Tensor], least: Tensor, greatest: Tensor) -> list[Tensor]:
     """All tensors on one common scale from 0, their least value, to 1, their greatest.
 
+    Args:
+        tensors: of any shapes.
+        least: value of all, a scalar.
+        greatest: likewise.
+
     Example:
-        >>> min_max([torch.tensor([1.0, 2.0]), torch.tensor([5.0])])
+        >>> min_max([torch.tensor([1.0, 2.0]), torch.tensor([5.0])], torch.tensor(1.0), torch.tensor(5.0))
         [tensor([0.0000, 0.2500]), tensor([1.])]
     """
-    least = torch.stack([t.min() for t in tensors]).min()
-    span = torch.stack([t.max() for t in tensors]).max() - least
+    span = greatest - least
     return [torch.where(span > 0, (t - least) / span, 0.0) for t in tensors]

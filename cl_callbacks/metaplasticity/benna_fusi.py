@@ -134,7 +134,7 @@ class BennaFusi(SynapticCallback):
         if self._gating is None:
             return None
         mine = step.synapses
-        view = self._gating.synapses.view.among(mine.parameters)
+        view = self._gating.synapses.view.among(mine.sources)
         rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
         found = self._gating.plasticity(view, [rates[name] for name in view.names])
         known = dict(zip(view.names, found or [], strict=True))

@@ -37,6 +37,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
     owns_update: ClassVar[bool] = True
+    shardable: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,0 +1,106 @@
+"""Per-sample gradients of a network whose parameters are sharded over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from cl_callbacks.functional.batches import count_samples, take_samples
+from cl_callbacks.functional.layer_gradients import Magnitude
+from cl_callbacks.functional.per_sample import Cotangents, Forward
+from cl_callbacks.shards import held
+
+
+class ShardedGradients:
+    """Sums of squared (or absolute) per-sample gradients on this process's shards, batch after batch.
+
+    A backward leaves each process its shard of the gradient, averaged over processes. Where all have seen
+    the same single sample the average is that sample's own gradient: one forward and backward for each
+    sample and cotangent, by all processes together, with no more memory than training takes.
+
+    Args:
+        module: the network, in evaluation mode.
+        parameters: the parameters asked for, all of them sharded.
+        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        forward: Forward,
+        *,
+        magnitude: Magnitude = Tensor.square_,
+    ) -> None:
+        self.module, self.forward, self.magnitude = module, forward, magnitude
+        self.parameters = list(parameters.values())
+
+    def zeros(self) -> list[Tensor]:
+        """The sums over no sample."""
+        shards = [held(p.detach()) for p in self.parameters]
+        return [torch.zeros_like(s, dtype=torch.promote_types(s.dtype, torch.float32)) for s in shards]
+
+    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
+        """Sum over samples and cotangents, and the number of samples; all processes give the same batch.
+
+        A sample whose outputs are not finite is left out.
+        """
+        totals, used = self.zeros(), 0
+        with _gradients_apart(self.module):
+            for i in range(count_samples(batch)):
+                used += self._add(totals, take_samples(batch, slice(i, i + 1)), cotangents)
+        return totals, used
+
+    def _add(self, totals: list[Tensor], sample: Any, cotangents: Cotangents) -> int:
+        outputs, labels = self.forward(sample)
+        if not outputs.isfinite().all():
+            return 0
+        for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
+            if number:  # the backward before has given the layers' weights back
+                outputs, _ = self.forward(sample)
+            outputs.backward(vector)
+            for total, p in zip(totals, self.parameters, strict=True):
+                if p.grad is not None:
+                    total += self.magnitude(held(p.grad).to(total.dtype))
+            self.module.zero_grad()
+        return 1
+
+
+@contextmanager
+def _gradients_apart(module: nn.Module) -> Iterator[None]:
+    """Within, gradients accumulate from nothing; afterwards those of training are there again."""
+    kept = [(p, p.grad) for p in module.parameters()]
+    module.zero_grad()
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
+
+
+def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:
+    """The batches of all processes, each of them on all, where random numbers are the same for it.
+
+    Args:
+        batches: of this process; others may have fewer, or none.
+        trainer: that is fitting.
+        seed: of the random numbers.
+    """
+    own, numbers = iter(batches), count()
+    while True:
+        shown: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+        dist.all_gather_object(shown, [move_data_to_device(batch, "cpu") for batch in islice(own, 1)])
+        if not any(shown):
+            return
+        for (batch,) in filter(None, shown):
+            torch.manual_seed(1000003 * seed + next(numbers))
+            yield move_data_to_device(batch, trainer.strategy.root_device)
