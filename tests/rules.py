@@ -1,0 +1,94 @@
+"""Every public rule, as the tests build it; a new rule joins with one line in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_callbacks import (
+    BGD,
+    EWC,
+    MAS,
+    MESU,
+    BennaFusi,
+    Cascade,
+    KFACLaplace,
+    MetaplasticGate,
+    RWalk,
+    StreamingConsolidation,
+    SynapticCallback,
+    SynapticIntelligence,
+)
+
+# Rules that pull: with a strength that shows, and one that forbids any movement.
+PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
+    "ewc": (EWC, 20.0, 1e5),
+    "ewc each": (lambda s, **o: EWC(s, anchors="each", decay=0.9, estimator="sampled", **o), 20.0, 1e5),
+    "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 5.0, 1e5),
+    "mas": (MAS, 1.0, 1e4),
+    "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
+    "rwalk": (lambda s, **o: RWalk(s, every_n_steps=3, **o), 1.0, 1e6),
+    "kfac": (KFACLaplace, 20.0, 1e5),
+    "kfac list": (lambda s, **o: KFACLaplace(s, accumulate="list", **o), 20.0, 1e5),
+    "streaming fisher": (lambda s, **o: StreamingConsolidation(s, importance="fisher", **o), 100.0, 1e8),
+    "streaming |g|": (lambda s, **o: StreamingConsolidation(s, importance="sensitivity", **o), 10, 1e7),
+    "streaming path": (lambda s, **o: StreamingConsolidation(s, importance="path", **o), 10.0, 1e8),
+}  # fmt: skip
+
+# Rules that change the optimizer's update: with a strength that shows.
+REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
+    "benna-fusi": (lambda s, **o: BennaFusi(4, s, **o), 0.2),
+    "metaplastic": (MetaplasticGate, 5.0),
+}
+
+# Rules that put another in its place: there is no strength at which they do nothing.
+OWNING: dict[str, Callable[..., Any]] = {
+    "bgd": lambda **o: BGD(0.1, **o),
+    "mesu": lambda **o: MESU(100, 0.2, **o),
+    "mesu chain": lambda **o: MESU(100, 0.2, samples=1, prior="chain", beakers=3, coupling=0.1, **o),
+    "cascade": lambda **o: Cascade(3, **o),
+}
+RULES = [*PULLING, *REWRITING, *OWNING]
+every_rule = pytest.mark.parametrize("rule", RULES)
+pulling_rule = pytest.mark.parametrize("rule", PULLING)
+MATRICES_ONLY = {"metaplastic", "cascade"}
+
+
+def make(rule: str, strength: float | None = None, **options: Any) -> Any:
+    if rule in OWNING:
+        return OWNING[rule](**options)
+    build, usual = (PULLING | REWRITING)[rule][:2]
+    return build(usual if strength is None else strength, **options)
+
+
+def selected(rule: str, names: list[str]) -> list[str]:
+    """Those that the rule takes of all parameters."""
+    return [name for name in names if rule not in MATRICES_ONLY or name.endswith("weight")]
+
+
+def state(rule: SynapticCallback) -> dict[str, Tensor]:
+    """All tensors of a rule's state, flat."""
+    found: dict[str, Tensor] = {}
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(f"{path}/{key}", inner)
+        elif isinstance(value, list):
+            for key, inner in enumerate(value):
+                visit(f"{path}/{key}", inner)
+        else:
+            found[path] = torch.as_tensor(value)
+
+    visit("", rule.state_dict())
+    return found
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
