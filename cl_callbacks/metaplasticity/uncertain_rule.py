@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.extra_pass import evaluation_mode
@@ -72,7 +73,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._training: NoisyTraining | None = None
         self._counts: list[float | Tensor] = []
         self._micro_batches: int | None = None
-        self._updated = False
+        self._window_ended = False
 
     def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
         """The rule's equation, in place on the state and on the weights, which are the means before.
@@ -101,17 +102,24 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             )
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
-        self._counts, self._updated = [], False
+        self._counts, self._window_ended = [], False
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Counts the observations that go into the next step, over micro-batches and processes."""
-        if self._updated:
-            self._counts, self._updated = [], False
+        if self._window_ended:
+            self._counts, self._window_ended = [], False
         self._counts.append(self._count(trainer, batch))
         self._micro_batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Ends the window of micro-batches, whether its step is then taken or skipped on an overflow."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._window_ended = True
 
     def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
         if self.reduction == "sum":
@@ -143,7 +151,6 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         zero_nonfinite_(noise_gradients)
         torch._foreach_copy_(step.synapses.parameters, step.before)
         self.update(step, gradients, noise_gradients)
-        self._updated = True
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
