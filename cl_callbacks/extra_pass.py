@@ -32,7 +32,7 @@ from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all
-from cl_callbacks.shards import group_of, total
+from cl_callbacks.shards import group_of, reshard, total
 
 
 @contextmanager
@@ -84,6 +84,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
             # cuDNN's recurrent layers cannot run backward in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.callback(reshard, pl_module)
         stack.enter_context(unremembered(pl_module))
         stack.enter_context(evaluation_mode(pl_module))
         torch.manual_seed(seed + trainer.global_rank)

@@ -159,13 +159,13 @@ class Synapses:
         now = {key: live.clone() for key, live in self._known(then).items()}
         with torch.no_grad():
             for key, live in self._known(then).items():
-                live.copy_(then[key])
+                live.copy_(spread(then[key], live))
         try:
             yield
         finally:
             with torch.no_grad():
                 for key, live in self._known(now).items():
-                    live.sub_(then[key].to(live)).add_(now[key])
+                    live.sub_(spread(then[key].to(live), live)).add_(now[key])
                     zero_nonfinite_([held(live)])
 
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:

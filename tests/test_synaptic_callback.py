@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
@@ -166,10 +165,6 @@ def test_what_cannot_work_is_refused() -> None:
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(MisconfigurationException, match="fused=False"):
         record(Net(optimizer=partial(torch.optim.SGD, lr=0.1, fused=True)), Recorder(), plugins=[plugin])
-    trainer = make_trainer(rule := Recorder())
-    trainer.strategy.__class__ = ModelParallelStrategy  # as if sharded: no process group is needed
-    with pytest.raises(MisconfigurationException, match="use strategy='ddp'"):
-        rule.setup(trainer, Net(), "fit")
 
 
 def test_a_head_that_grows_between_tasks() -> None:

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from cl_callbacks.shards import reshard, spread, whole
 from cl_callbacks.synapses import known_rows
 
 
@@ -50,6 +52,7 @@ class Snapshots:
             pl_module: its module.
             batches: how many it has been trained on.
         """
+        reshard(pl_module)
         trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
         changing = trainable | dict(pl_module.named_buffers())
         network = {name: t.detach().clone() for name, t in changing.items()}
@@ -68,6 +71,7 @@ class Snapshots:
 
         Also after an exception. What the callbacks do within is kept.
         """
+        reshard(pl_module)
         then = self._kept[0]
         # Frozen since, or not: all that is known.
         live = _known(dict(pl_module.named_parameters()) | dict(pl_module.named_buffers()), then["network"])
@@ -81,8 +85,8 @@ class Snapshots:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only."""
-        return {"kept": list(self._kept)}
+        """Tensors and numbers only; what is sharded is put together, for which all processes have to ask."""
+        return {"kept": [apply_to_collection(kept, Tensor, whole) for kept in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with these."""
@@ -101,4 +105,4 @@ def _known(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str
 
 def _copy(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in live.items():
-        tensor.copy_(values[name])
+        tensor.copy_(spread(values[name], tensor))

@@ -1,0 +1,194 @@
+"""Training whose parameters are sharded over processes, as FSDP2 does it."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
+from cl_callbacks.shards import held, whole
+from tests import rules
+from tests.processes import train_together
+from tests.rules import SHARDABLE
+from tests.settings.processes import EXACT_LABELS, DealtTasks, DoubleTasks, Sharded
+from tests.settings.training import BATCH, EPOCHS
+from tests.test_contract import Told
+from tests.training import Net, loader, make_trainer, plain_net, task
+
+ALL = sorted(SHARDABLE)
+
+
+def callbacks() -> list[Any]:
+    """Every rule at once, each with a name of its own."""
+    exact = {rule: {"estimator": "exact"} if rule in EXACT_LABELS else {} for rule in ALL}
+    return [rules.make(rule, name=rule.replace(" ", "_"), **exact[rule]) for rule in ALL]
+
+
+def strategy(processes: int, folder: bool = False) -> ModelParallelStrategy:
+    return ModelParallelStrategy(processes, 1, save_distributed_checkpoint=folder)
+
+
+def train(model: Net, folder: Path, name: str, resumed: str | None = None, **options: Any) -> None:
+    """Three tasks; the middle of the second is kept in a checkpoint."""
+    memory = callbacks()
+    keep = ModelCheckpoint(folder / name, "{epoch}", every_n_epochs=1, save_top_k=-1)
+    trainer = make_trainer(
+        *memory,
+        EpochBoundaries(EPOCHS),
+        keep,
+        max_epochs=3 * EPOCHS,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=True,
+        **options,
+    )
+    data = DoubleTasks() if options["devices"] == 1 and "strategy" not in options else DealtTasks()
+    checkpoint = resumed and folder / resumed / "epoch=2.ckpt"
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    found = {
+        "weights": {name: whole(p.detach()) for name, p in model.named_parameters()},
+        "states": [rules.state(rule) for rule in memory],
+        "penalties": [rule.penalty(rule.synapses.view) for rule in memory],
+        "bytes": sum(t.nbytes for rule in memory for ts in rule.synapses.view.fields.values() for t in ts),
+    }
+    torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
+
+
+def build(kind: type[Net] = Net) -> Net:
+    torch.manual_seed(0)
+    return kind(plain_net(), partial(torch.optim.Adam, lr=0.01)).double()
+
+
+def two(rank: int, folder: Path) -> None:
+    for name in ("file", "folder"):
+        for run, resumed in ((name, None), (f"resumed from {name}", name)):
+            kept_as = strategy(2, folder=name == "folder")
+            train(build(Sharded), folder, run, resumed, devices=2, strategy=kept_as)
+    drift(folder, "drift")
+    drift(folder, "resumed drift", "drift")
+
+
+class OneByOne(DealtTasks):
+    """A batch for each epoch."""
+
+    def samples(self) -> tuple[Tensor, ...]:
+        now = slice(BATCH * self.trainer.current_epoch, BATCH * (self.trainer.current_epoch + 1))
+        x, y = task(0, samples=16 * BATCH)
+        return x[now].double(), y[now]
+
+
+def drift(folder: Path, name: str, resumed: str | None = None) -> None:
+    """A change after 8 batches that is found after 11; after 9 a checkpoint is written."""
+    model, memory = build(Sharded), [SynapticIntelligence(1.0), EWC(1.0), RWalk(1.0, every_n_steps=3)]
+    keep = ModelCheckpoint(folder / name, "{epoch}", every_n_epochs=9)
+    trainer = make_trainer(
+        *memory,
+        Told(3),
+        keep,
+        max_epochs=16,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=True,
+        devices=2,
+        strategy=strategy(2),
+    )
+    checkpoint = resumed and folder / resumed / "epoch=8.ckpt"
+    trainer.fit(model, OneByOne(), ckpt_path=checkpoint, weights_only=True)
+    found = [whole(p.detach()) for p in model.parameters()], [rules.state(rule) for rule in memory]
+    torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
+
+
+class Partly(Net):
+    def configure_model(self) -> None:
+        fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
+
+
+class Replicated(Net):
+    def configure_model(self) -> None:
+        names = ("copies", "shards")
+        fully_shard(self.net, mesh=init_device_mesh("cpu", (1, 1), mesh_dim_names=names))
+
+
+class Elsewhere(Sharded):
+    def on_fit_start(self) -> None:
+        weight = self.net[2].weight  # as offloaded parameters are, on a device that is here
+        weight._local_tensor = held(weight).to("meta")
+
+
+def one(rank: int, folder: Path) -> None:
+    for name in ("file", "folder"):
+        train(build(Sharded), folder, f"one from {name}", name, devices=1, strategy=strategy(1))
+    refused = {}
+    for kind in (Partly, Replicated, Elsewhere):
+        trainer = make_trainer(EWC(1.0), strategy=strategy(1))
+        with pytest.raises(MisconfigurationException) as error:
+            trainer.fit(kind(plain_net()), loader(*task(0)))
+        refused[kind.__name__] = str(error.value)
+    torch.save(refused, folder / "refused.pt")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sharded")
+    train_together(2, two, folder)
+    train_together(1, one, folder)
+    train(build(), folder, "plain", devices=1)
+    train(build(), folder, "plain from file", "file", devices=1)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_resume_is_bit_identical(runs: dict[str, Any], form: str) -> None:
+    found, expected = runs[f"resumed from {form}-0"], runs[f"{form}-0"]
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["one from file", "one from folder", "plain from file", "plain"])
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(runs: dict[str, Any], name: str) -> None:
+    found, expected = runs[f"{name}-0"], runs["file-0"]
+    for part in ("weights", "states", "penalties"):
+        torch.testing.assert_close(found[part], expected[part], rtol=1e-9, atol=1e-12)
+
+
+def test_each_process_holds_half_of_the_state(runs: dict[str, Any]) -> None:
+    """The network has 8 units and 3 classes: 8 of 9 rows divide by two."""
+    first, second, alone = (runs[name]["bytes"] for name in ("file-0", "file-1", "plain-0"))
+    assert first + second == alone
+    assert 0.4 < second / alone <= 0.5
+
+
+def test_a_change_is_found_late_on_shards(runs: dict[str, Any]) -> None:
+    """With a checkpoint between the change and its alarm."""
+    whole_run, resumed = runs["drift-0"], runs["resumed drift-0"]
+    torch.testing.assert_close(resumed, whole_run, rtol=0.0, atol=0.0)
+    assert all(state["/tasks"] == 1 for state in whole_run[1])
+
+
+def test_what_is_sharded_otherwise_is_refused(runs: dict[str, Any]) -> None:
+    reasons = {
+        "Partly": "net.2.weight: not sharded, so nobody averages its gradient",
+        "Replicated": r"net.0.weight: placed as \(Replicate\(\), Shard\(dim=0\)\) over 2 dimensions",
+        "Elsewhere": "net.2.weight: offloaded to meta",
+    }
+    for kind, reason in reasons.items():
+        assert re.search(reason, runs["refused"][kind]), runs["refused"][kind]
+        assert "Wrap the whole network with `fully_shard`" in runs["refused"][kind]
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+def test_other_ways_to_shard_are_refused_and_fsdp2_named(kind: type) -> None:
+    trainer = make_trainer(rule := EWC(1.0))
+    trainer.strategy.__class__ = kind  # they need a GPU, or a package
+    with pytest.raises(MisconfigurationException, match="FSDP2, which is ModelParallelStrategy"):
+        rule.setup(trainer, Net(), "fit")
