@@ -187,6 +187,11 @@ class SynapticStep:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._buffers: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has stepped since rules or parameters have changed."""
+        return not self._plans
+
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Asks the optimizers to tell when they have stepped."""
         self._handles = [o.register_step_post_hook(self._stepped) for o in optimizers]
