@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -181,6 +182,7 @@ class SynapticStep:
         self.rules, self._place = rules, place
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, _Plan] = {}
+        self._evaluated: dict[Optimizer, int] = {}  # closures, of optimizers that are within a step
         self.refresh()
 
     def refresh(self) -> None:
@@ -188,9 +190,16 @@ class SynapticStep:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._buffers: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has stepped since rules or parameters have changed."""
+        return not self._plans
+
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Asks the optimizers to tell when they have stepped."""
-        self._handles = [o.register_step_post_hook(self._stepped) for o in optimizers]
+        """Asks the optimizers to tell when they step and when they have stepped."""
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._stepping))
+            self._handles.append(optimizer.register_step_post_hook(self._stepped))
 
     def detach(self) -> None:
         """Leaves the optimizers as they were."""
@@ -198,10 +207,14 @@ class SynapticStep:
             handle.remove()
         self._handles.clear()
         self._pending.clear()
+        self._evaluated.clear()
         self.refresh()
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        if optimizer in self._evaluated:
+            self._evaluated[optimizer] += 1
+            _refuse_several_closures(optimizer, self._evaluated[optimizer])
         stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         for rule in self.rules:
             if rule.noise is not None:
@@ -219,7 +232,11 @@ class SynapticStep:
             plan.pull()
         self._pending[optimizer] = plan
 
+    def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._evaluated[optimizer] = 0
+
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._evaluated.pop(optimizer, None)
         plan = self._pending.pop(optimizer, None)
         if plan is not None:
             with torch.no_grad():
@@ -240,4 +257,13 @@ def _refuse_sparse(parameters: list[Tensor]) -> None:
         raise ValueError(
             "A parameter has a sparse gradient, which the synaptic rules cannot read: build its "
             "nn.Embedding with sparse=False, or keep it out of the optimizer."
+        )
+
+
+def _refuse_several_closures(optimizer: Optimizer, evaluated: int) -> None:
+    if evaluated > 1:
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__} evaluates the loss several times within one step, at weights other "
+            f"than those it steps from, which a pull on the gradient cannot follow: use a first-order "
+            f"optimizer that calls its closure once."
         )

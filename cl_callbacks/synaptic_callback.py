@@ -143,6 +143,13 @@ class SynapticCallback(Callback):
             for rule in rules:
                 rule._step = step
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lays out what a new task has unfrozen before its first forward, for a rule that sets weights."""
+        if self.owns_update and self._step is not None and self._step.is_new:
+            self._place(pl_module, growing=True)
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:

@@ -50,12 +50,31 @@ OWNING: dict[str, Callable[..., Any]] = {
     "bgd": lambda **o: BGD(0.1, **o),
     "mesu": lambda **o: MESU(100, 0.2, **o),
     "mesu chain": lambda **o: MESU(100, 0.2, samples=1, prior="chain", beakers=3, coupling=0.1, **o),
+    "mesu draws": lambda **o: MESU(100, 0.2, samples=2, **o),
     "cascade": lambda **o: Cascade(3, **o),
 }
 RULES = [*PULLING, *REWRITING, *OWNING]
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
 MATRICES_ONLY = {"metaplastic", "cascade"}
+# Rules whose loss is summed over observations, which they count.
+COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
+
+# What tells the forms of one class apart, where there are several.
+VARIANTS = {
+    "ewc": '`estimator="exact"`',
+    "ewc each": '`anchors="each"`, `estimator="sampled"`',
+    "mas": '`norm="squared"`',
+    "mas mean": '`norm="l2"`, `decay="mean"`',
+    "kfac": '`accumulate="nearest"`',
+    "kfac list": '`accumulate="list"`',
+    "streaming fisher": '`importance="fisher"`',
+    "streaming |g|": '`importance="sensitivity"`',
+    "streaming path": '`importance="path"`',
+    "mesu": "`samples=1`",
+    "mesu chain": '`prior="chain"`',
+    "mesu draws": "`samples=2`",
+}
 
 
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:

@@ -175,39 +175,6 @@ def test_frozen_parameters_stay_out(rule: str) -> None:
 
 
 @every_rule
-def test_optimizers_that_toggle_each_other_off(rule: str) -> None:
-    """As adversarial training does: while one steps, the other's parameters look frozen."""
-    found = []
-    for toggle in (False, True):
-
-        class Alternating(Net):
-            automatic_optimization = False
-            toggles = toggle
-
-            def configure_optimizers(self) -> Any:
-                return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
-
-            def training_step(self, batch: Any, batch_idx: int) -> None:
-                for optimizer in self.optimizers():
-                    if self.toggles:
-                        self.toggle_optimizer(optimizer)
-                    optimizer.zero_grad()
-                    self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
-                    optimizer.step()
-                    # What the other has left behind is not stepped upon in either run.
-                    self.zero_grad()
-                    if self.toggles:
-                        self.untoggle_optimizer(optimizer)
-
-        torch.manual_seed(0)
-        model, memory = Alternating(plain_net()), make(rule)
-        fit_tasks(model, memory, tasks=3)
-        assert memory.synapses.view.names == selected(rule, [name for name, _ in model.named_parameters()])
-        found.append(weights(model))
-    assert torch.equal(*found)
-
-
-@every_rule
 def test_the_order_in_the_list_does_not_matter(rule: str) -> None:
     found = []
     for order in (1, -1):

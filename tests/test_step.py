@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from cl_callbacks.step import Step, SynapticStep
@@ -206,6 +207,35 @@ def test_plans_stay_bounded_when_heads_come_and_go() -> None:
         step.about_to_step(optimizer)
     assert len(step._plans) <= 32
     assert rule.pulls == 100
+
+
+@pytest.mark.parametrize("closures", [1, 2])
+def test_an_optimizer_that_evaluates_its_closure_again_within_a_step_is_refused(closures: int) -> None:
+    class Searching(torch.optim.SGD):
+        def step(self, closure: Callable) -> None:  # type: ignore[override]
+            for _ in range(closures):
+                closure()
+            super().step()
+
+    model = nn.Linear(3, 2)
+    rule = Recorder(model, {"gradient"})
+    optimizer, step = Searching(model.parameters(), lr=0.1), SynapticStep([rule])
+    step.attach([optimizer])
+
+    def closure() -> None:
+        backward(model)
+        step.about_to_step(optimizer)
+
+    if closures > 1:
+        with pytest.raises(MisconfigurationException, match="Searching evaluates the loss several times"):
+            optimizer.step(closure)
+    else:
+        optimizer.step(closure)
+        optimizer.step(closure)
+    assert len(rule.seen) == (2 if closures == 1 else 0)
+    step.detach()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -109,6 +109,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Counts the observations that go into the next step, over micro-batches and processes."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._window_ended:
             self._counts, self._window_ended = [], False
         self._counts.append(self._count(trainer, batch))

@@ -1,0 +1,10 @@
+"""The settings under which every rule is run; a new one joins with one entry in the table of its family."""
+
+from tests.settings import networks, optimization, precision, together
+
+SETTINGS = [
+    *optimization.SETTINGS,
+    *precision.SETTINGS,
+    *networks.SETTINGS,
+    *together.SETTINGS,
+]

@@ -1,0 +1,206 @@
+"""How gradients become a step: accumulated, clipped, by hand, by several optimizers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from tests.rules import COUNTING
+from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
+from tests.settings.training import BATCH, Tasks, make, module, sgd, train
+from tests.training import Net
+
+# -- from other random numbers -----------------------------------------------------------------------------
+
+
+def plain(rule: str | None, seed: int = 0) -> Run:
+    model = module()
+    torch.manual_seed(seed)
+    return train(model, make(rule))
+
+
+# -- accumulation: 4, 4 and 2 micro-batches ----------------------------------------------------------------
+
+
+class Weighted(Net):
+    """As Lightning weights an incomplete window: by as many micro-batches as a whole one has."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (len(batch[0]) / BATCH)
+
+
+def accumulated(rule: str | None) -> Run:
+    data = Tasks(batch_size=BATCH // 4)
+    return train(module(), make(rule), data=data, accumulate_grad_batches=4, precision="64-true")
+
+
+def in_whole_batches(rule: str) -> Run:
+    # Rules that sum over observations count those of an incomplete window as what they are.
+    return train(module(Net if rule in COUNTING else Weighted), make(rule), precision="64-true")
+
+
+# -- clipping ----------------------------------------------------------------------------------------------
+
+
+class Clipping(torch.optim.SGD):
+    """Clips what the closure has left in ``.grad``, the pulls of the rules among it, before it steps."""
+
+    def __init__(self, parameters: Any, clip: Any) -> None:
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        self.clip = clip
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        self.clip([p for group in self.param_groups for p in group["params"]])
+        super().step()
+        return loss
+
+
+def clipped(rule: str | None, **options: Any) -> Run:
+    return train(module(), make(rule), **options)
+
+
+def clipping_by_itself(rule: str, clip: Any) -> Run:
+    return train(module(optimizer=partial(Clipping, clip=clip)), make(rule))
+
+
+# -- several optimizers ------------------------------------------------------------------------------------
+
+
+class ByHand(Net):
+    automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [sgd(self.net[0].parameters()), sgd(self.net[2].parameters())]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def two_groups(parameters: Any) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    return sgd([{"params": parameters[:2]}, {"params": parameters[2:]}])
+
+
+class Alternating(ByHand):
+    """As adversarial training does: while one steps, the other's parameters look frozen."""
+
+    toggles = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():
+            if self.toggles:
+                self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step()
+            self.zero_grad()  # what the other has left behind is not stepped upon in either run
+            if self.toggles:
+                self.untoggle_optimizer(optimizer)
+
+
+class NotToggling(Alternating):
+    toggles = False
+
+
+# -- refused -----------------------------------------------------------------------------------------------
+
+
+class Searching(torch.optim.SGD):
+    """Looks at the loss elsewhere before it steps, as sharpness-aware minimisation does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        with torch.enable_grad():
+            closure()
+        ascent = torch._foreach_mul([p.grad for p in parameters], 0.05)
+        torch._foreach_add_(parameters, ascent)
+        with torch.enable_grad():
+            loss = closure()
+        torch._foreach_sub_(parameters, ascent)
+        super().step()
+        return loss
+
+
+def refused(rule: str | None, optimizer: Any) -> Run:
+    return train(module(optimizer=optimizer), make(rule))
+
+
+DRAWS = {"mesu draws": Refused("set samples=1", "`samples` above 1 repeats passes that are the module's own")}
+
+SETTINGS = [
+    Setting(
+        "nothing special",
+        "itself, begun from other global random numbers",
+        plain,
+        partial(plain, seed=1),
+    ),
+    Setting(
+        "`accumulate_grad_batches=4`, the last window incomplete",
+        "batches four times as large, the last with its loss weighted as Lightning weights it",
+        accumulated,
+        in_whole_batches,
+        Within(1e-9, "another order of summation; in double precision"),
+        {"mesu draws": Differs("each micro-batch is seen with draws of its own, so there are more of them")},
+    ),
+    Setting(
+        "`gradient_clip_val`, by norm",
+        "an optimizer that clips in its step",
+        partial(clipped, gradient_clip_val=0.1),
+        partial(clipping_by_itself, clip=partial(clip_grad_norm_, max_norm=0.1)),
+    ),
+    Setting(
+        "`gradient_clip_val`, by value",
+        "an optimizer that clips in its step",
+        partial(clipped, gradient_clip_val=0.01, gradient_clip_algorithm="value"),
+        partial(clipping_by_itself, clip=partial(clip_grad_value_, clip_value=0.01)),
+    ),
+    Setting(
+        "manual optimization, two optimizers",
+        "automatic optimization, one optimizer with two parameter groups",
+        lambda rule: train(module(ByHand), make(rule)),
+        lambda rule: train(module(optimizer=two_groups), make(rule)),
+        exceptions={
+            "mesu draws": OWN_PASSES,
+            "rwalk": Differs("`every_n_steps` counts the steps of both optimizers"),
+            "cascade": Differs("each step of each optimizer has random transitions of its own"),
+        },
+    ),
+    Setting(
+        "alternating optimizers, `toggle_optimizer`",
+        "the same without toggling",
+        lambda rule: train(module(Alternating), make(rule)),
+        lambda rule: train(module(NotToggling), make(rule)),
+        exceptions={"mesu draws": OWN_PASSES},
+    ),
+    Setting(
+        "LBFGS",
+        "",
+        partial(refused, optimizer=torch.optim.LBFGS),
+        outcome=Refused("first-order optimizer", "it evaluates the loss several times in a step"),
+    ),
+    Setting(
+        "another optimizer that calls its closure several times in a step",
+        "",
+        partial(refused, optimizer=partial(Searching, lr=0.1)),
+        outcome=Refused(
+            "Searching evaluates the loss several times", "at weights that it does not step from"
+        ),
+    ),
+    Setting(
+        "`maximize=True`",
+        "",
+        partial(refused, optimizer=partial(torch.optim.SGD, lr=0.1, maximize=True)),
+        outcome=Refused("maximize=True climbs", "a pull would become a push"),
+    ),
+]

@@ -1,0 +1,56 @@
+"""Several rules on one Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_callbacks import SynapticIntelligence
+from tests.rules import MATRICES_ONLY, OWNING, state
+from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
+from tests.settings.training import alone, make, module, outcome, train
+
+
+def beside_an_observer(rule: str | None) -> Run:
+    return train(module(), make(rule), SynapticIntelligence(0.0, name="observer"))
+
+
+def halves(rule: str | None) -> Run:
+    if rule is None:
+        return train(module(), None)
+    end = r"\.weight" if rule in MATRICES_ONLY else ""
+    first, second = (make(rule, parameters=rf"net\.{layer}{end}") for layer in (0, 2))
+    model = module()
+    train(model, first, second)
+    return Run(outcome(model, None).weights, _union(state(first), state(second)))
+
+
+def _union(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the state of two halves: what each weight has is one of theirs, and penalties add up."""
+    for key in a.keys() & b.keys():
+        assert key == "/offset" or torch.equal(a[key], b[key]), f"the halves disagree on {key}"
+    both: dict[str, Any] = a | b
+    return both | ({"/offset": a["/offset"] + b["/offset"]} if "/offset" in a else {})
+
+
+SETTINGS = [
+    Setting(
+        "beside another rule that observes",
+        "alone",
+        beside_an_observer,
+        alone,
+    ),
+    Setting(
+        "two of it, each on its own parameters",
+        "one on all of them",
+        halves,
+        alone,
+        exceptions={
+            **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
+            "rwalk": Differs("importance is scaled over the parameters of one instance"),
+            "ewc each": Within(1e-6, "the constant part of the penalty is summed in another order"),
+        },
+    ),
+]
