@@ -29,7 +29,7 @@ bench-fisher: .venv/.core
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev,drift]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev,drift,transformers]'
 	touch $@
 
 clean:

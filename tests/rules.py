@@ -24,10 +24,12 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 
+EACH = {"anchors": "each", "decay": 0.9, "estimator": "sampled"}
+
 # Rules that pull: with a strength that shows, and one that forbids any movement.
 PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
     "ewc": (EWC, 20.0, 1e5),
-    "ewc each": (lambda s, **o: EWC(s, anchors="each", decay=0.9, estimator="sampled", **o), 20.0, 1e5),
+    "ewc each": (lambda s, **o: EWC(s, **EACH | o), 20.0, 1e5),
     "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 5.0, 1e5),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
@@ -59,6 +61,8 @@ pulling_rule = pytest.mark.parametrize("rule", PULLING)
 MATRICES_ONLY = {"metaplastic", "cascade"}
 # Rules whose loss is summed over observations, which they count.
 COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
+# Rules that are local to each weight, and so to each shard.
+SHARDABLE = {*PULLING, *REWRITING} - {"kfac", "kfac list"}
 
 # What tells the forms of one class apart, where there are several.
 VARIANTS = {

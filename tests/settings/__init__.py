@@ -1,10 +1,11 @@
 """The settings under which every rule is run; a new one joins with one entry in the table of its family."""
 
-from tests.settings import networks, optimization, precision, together
+from tests.settings import networks, optimization, precision, processes, together
 
 SETTINGS = [
     *optimization.SETTINGS,
     *precision.SETTINGS,
     *networks.SETTINGS,
     *together.SETTINGS,
+    *processes.SETTINGS,
 ]
