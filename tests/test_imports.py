@@ -18,16 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments"},
-    {
-        "shards",
-        "sharded_gradients",
-        "synapses",
-        "weight_noise",
-        "step",
-        "extra_pass",
-        "noisy_training",
-        "log",
-    },
+    {"shards", "synapses", "weight_noise", "step", "log"},
+    {"sharded_gradients", "extra_pass", "noisy_training"},
     {"synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},
