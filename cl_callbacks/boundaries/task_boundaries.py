@@ -137,6 +137,13 @@ class FitBoundaries(TaskBoundaries):
         if not self.task_is_open:
             self.begin(trainer)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins the task in mid-epoch, where a checkpoint that knows of none goes on."""
+        if not self.task_is_open:
+            self.begin(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the task in the last epoch, before the checkpoint of that epoch is written."""
         if self.task_is_open and _is_last_epoch(trainer):
