@@ -79,8 +79,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_precision(trainer))
-        if hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
             # cuDNN's recurrent layers cannot run backward in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))

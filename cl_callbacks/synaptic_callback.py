@@ -17,6 +17,7 @@ from torch.optim import LBFGS, Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.log import is_due, log
+from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.shards import misfits, reshard
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
@@ -213,9 +214,12 @@ class SynapticCallback(Callback):
 
         Validation, test and prediction restore callbacks from their checkpoint too; a rule that remembers
         anything has learned it since, and ignores them.
+
+        Raises:
+            ValueError: a state that is not of this rule, which is then as it was.
         """
         if not (self._evaluating and self.synapses.known):
-            self.restore(state_dict)
+            restore_whole(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""

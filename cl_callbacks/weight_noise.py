@@ -85,6 +85,11 @@ class WeightNoise:
         self._wanted = False
         self.pause()
 
+    def go_on(self, draw: int) -> None:
+        """Begins the next step with this draw, whatever has been drawn before."""
+        self.pause()
+        self.draws, self._taken, self._drawn = draw, False, None
+
     def restart(self) -> None:
         """Leaves behind a step that was begun and never taken, and what was gathered for it."""
         self._taken = self._taken or self._drawn is not None

@@ -75,13 +75,12 @@ class BatchBoundaries(TaskBoundaries):
             )
         return int(numbers[0])
 
-    def state_dict(self) -> dict[str, Any]:
-        """With the recent batches, so that a resumed task ends as the uninterrupted one."""
-        return super().state_dict() | {"recent_batches": self.recent_batches.state_dict()}
+    def process_state(self) -> dict[str, Any]:
+        """The recent batches, so that a resumed task ends as the uninterrupted one."""
+        return {"recent_batches": self.recent_batches.state_dict()}
 
-    def restore(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written."""
-        super().restore(state_dict)
+    def restore_process(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with this process's batches."""
         self.recent_batches.load_state_dict(state_dict["recent_batches"])
 
 

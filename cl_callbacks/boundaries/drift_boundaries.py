@@ -60,8 +60,8 @@ class DriftBoundaries(MonitoredBoundaries):
     boundaries are logged, ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and
     ``cl/boundary_delay`` in batches, and ``cl/drift/score`` is the evidence for a change. Beside the
     training there are two snapshots of weights and buffers, and on the CPU the recent samples; all of it
-    is in checkpoints, so that a resumed run of one process goes on bit for bit (of several, each then has
-    the first one's recent samples).
+    is in checkpoints, the recent samples of every process, so that a resumed run goes on bit for bit. With
+    another number of processes some of these samples are lost.
 
     Args:
         detector: gets normal scores; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
@@ -218,16 +218,23 @@ class DriftBoundaries(MonitoredBoundaries):
         return super().state_dict() | {
             "rise": self.rise.state_dict(),
             "found": [list(boundary) for boundary in self.found],
-            "recent": self._recent.state_dict(),
             "snapshots": self._snapshots.state_dict(),
             "onset": self._onset,
         }
+
+    def process_state(self) -> dict[str, Any]:
+        """With the recent samples, of which each process has its own."""
+        return super().process_state() | {"recent": self._recent.state_dict()}
+
+    def restore_process(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with this process's samples."""
+        super().restore_process(state_dict)
+        self._recent.load_state_dict(state_dict["recent"])
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written."""
         super().restore(state_dict)
         self.rise.load_state_dict(state_dict["rise"])
         self.found = [Boundary(*found) for found in state_dict["found"]]
-        self._recent.load_state_dict(state_dict["recent"])
         self._snapshots.load_state_dict(state_dict["snapshots"])
         self._onset = state_dict["onset"]

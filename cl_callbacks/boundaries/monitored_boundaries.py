@@ -115,7 +115,6 @@ class MonitoredBoundaries(TaskBoundaries):
         """With the values that nobody has seen yet."""
         return super().state_dict() | {
             "signal": self.signal.state_dict(),
-            "unread": list(self._unread),
             "unseen": list(self._unseen),
             "batches": self._batches,
             "skipped": self.skipped,
@@ -125,5 +124,13 @@ class MonitoredBoundaries(TaskBoundaries):
         """Goes on with these values."""
         super().restore(state_dict)
         self.signal.load_state_dict(state_dict["signal"])
-        self._unread, self._unseen = list(state_dict["unread"]), deque(state_dict["unseen"])
+        self._unseen = deque(state_dict["unseen"])
         self._batches, self.skipped = state_dict["batches"], state_dict["skipped"]
+
+    def process_state(self) -> dict[str, Any]:
+        """Values that have not been averaged over processes yet."""
+        return {"unread": list(self._unread)}
+
+    def restore_process(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with this process's values."""
+        self._unread = list(state_dict["unread"])

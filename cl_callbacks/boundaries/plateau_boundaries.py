@@ -114,16 +114,23 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         sample_losses(outputs, labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the detector, and the samples that a resumed task may end on."""
-        return super().state_dict() | {
-            "detector": self.detector.state_dict(),
+        """With the detector."""
+        return super().state_dict() | {"detector": self.detector.state_dict()}
+
+    def process_state(self) -> dict[str, Any]:
+        """With the samples, of which each process has its own."""
+        return super().process_state() | {
             "recent": self._recent.state_dict(),
             "hard": plain_containers(self._hard),
         }
+
+    def restore_process(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with this process's samples."""
+        super().restore_process(state_dict)
+        self._recent.load_state_dict(state_dict["recent"])
+        self._hard = state_dict["hard"]
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the task in which the checkpoint was written."""
         super().restore(state_dict)
         self.detector.load_state_dict(state_dict["detector"])
-        self._recent.load_state_dict(state_dict["recent"])
-        self._hard = state_dict["hard"]

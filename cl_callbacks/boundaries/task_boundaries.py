@@ -10,6 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
+from cl_callbacks.saved_state import restore_whole
+
 _NOW = nullcontext()
 
 
@@ -92,17 +95,32 @@ class TaskBoundaries(Callback):
         self._evaluating = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers only."""
-        return {"task": self.task, "task_is_open": self.task_is_open}
+        """Tensors and primitives only; of several processes all must call it."""
+        state = {"task": self.task, "task_is_open": self.task_is_open}
+        own = self.process_state()
+        return state | {"processes": of_all_processes(own)} if own else state
+
+    def process_state(self) -> dict[str, Any]:
+        """What each process has for itself; to be extended, and restored by :meth:`restore_process`."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written, but not for a mere evaluation."""
+        """Goes on in the task in which the checkpoint was written, but not for a mere evaluation.
+
+        Raises:
+            ValueError: a state that is not of these boundaries, which are then as they were.
+        """
         if not self._evaluating:
-            self.restore(state_dict)
+            restore_whole(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state; to be extended by boundaries with more of it."""
         self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
+        if "processes" in state_dict:
+            self.restore_process(of_this_process(state_dict["processes"]))
+
+    def restore_process(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`process_state` has given."""
 
 
 class FitBoundaries(TaskBoundaries):
@@ -134,6 +152,13 @@ class FitBoundaries(TaskBoundaries):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins the task, after every ``on_train_start``."""
+        if not self.task_is_open:
+            self.begin(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins the task in mid-epoch, where a checkpoint that knows of none goes on."""
         if not self.task_is_open:
             self.begin(trainer)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,13 +29,27 @@ def load_importance(
     """Reads what :func:`save_importance` wrote: state, number of tasks, offset.
 
     Raises:
-        ValueError: no such file, or it holds another kind of importance.
+        ValueError: no such file, a damaged one, or it holds another kind of importance.
     """
     if not Path(path).is_file():
         raise ValueError(f"importance={str(path)!r} is not a file; write one with `save_importance`")
+    try:
+        return _read(path, fields, measure)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or not the whole of one ({error}): copy it again, or write "
+            f"another with `save_importance`"
+        ) from error
+
+
+def _read(
+    path: str | PathLike[str], fields: Sequence[str], measure: Mapping[str, str]
+) -> tuple[State, int, float]:
     state: State = {field: {} for field in fields}
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
+        if not {"tasks", "offset"} <= about.keys():
+            raise ValueError(f"{path} was not written by `save_importance`: it holds other tensors")
         found = {key: about.get(key, "none") for key in measure}
         if found != measure:
             raise ValueError(
@@ -47,4 +61,8 @@ def load_importance(
             if field not in state:
                 raise ValueError(f"{path} holds {key!r}, and an importance file has only {list(state)}")
             state[field][name] = file.get_tensor(key)
+    names = set().union(*state.values())
+    lacking = [f"{field}/{name}" for field in fields for name in sorted(names - state[field].keys())]
+    if lacking:
+        raise ValueError(f"{path} is not whole: without {', '.join(lacking)}")
     return state, int(about["tasks"]), float(about["offset"])

@@ -214,4 +214,4 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state."""
         super().restore(state_dict)
-        self.noise.draws = state_dict["draws"]
+        self.noise.go_on(state_dict["draws"])

@@ -1,0 +1,82 @@
+"""State that is taken over whole, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Keeper(Protocol):
+    """What keeps a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, to be saved."""
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+
+
+def restore_whole(keeper: Keeper, state: Any) -> None:
+    """Has a keeper take over a state; if it cannot, it is as it was.
+
+    Raises:
+        ValueError: a state that is not of its kind; says what is wrong with it.
+
+    Example:
+        >>> from cl_callbacks import EWC
+        >>> restore_whole(EWC(1.0), {"tasks": 1})
+        Traceback (most recent call last):
+        ValueError: This is no state of EWC, whose own state is kept: without 'offset', 'synapses'. ...
+    """
+    own = keeper.state_dict()
+    misfits = list(_misfits(state, own))
+    if misfits:
+        raise ValueError(_refusal(keeper, "; ".join(misfits)))
+    try:
+        keeper.restore(state)
+    except Exception as error:  # of whatever kind: half a state must not stay
+        keeper.restore(own)
+        raise ValueError(_refusal(keeper, f"{type(error).__name__}: {error}")) from error
+
+
+def _refusal(keeper: Keeper, reason: str) -> str:
+    return (
+        f"This is no state of {type(keeper).__name__}, whose own state is kept: {reason}. Load what the "
+        f"`state_dict` of the same class with the same arguments has given, or a checkpoint with it; to "
+        f"begin anew, leave the state out."
+    )
+
+
+def _misfits(state: Any, own: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(state, Mapping):
+        yield f"it is a {type(state).__name__} and not a dict"
+        return
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    if missing:
+        yield f"without {', '.join(map(repr, sorted(missing)))}"
+    if unexpected:
+        yield f"with {', '.join(sorted(map(repr, unexpected)))}"
+    for key in sorted(own.keys() & state.keys()):
+        given, kept = state[key], own[key]
+        if given is not None and kept is not None and _kind(given) is not _kind(kept):
+            yield f"{key!r} is a {type(given).__name__} and not a {type(kept).__name__}"
+        elif key == "synapses":
+            yield from (f"in {key!r}: {misfit}" for misfit in _misfits_of_fields(given, kept))
+
+
+def _misfits_of_fields(state: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    found = list(_misfits(state, own))
+    tensors = [(f, n, t) for f in own if not found for n, t in state[f].items()]
+    yield from found
+    for field, name, tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            yield f"{field!r} of {name!r} is a {type(tensor).__name__} and not a Tensor"
+
+
+def _kind(value: Any) -> type:
+    """Of what type a value is, where numbers are alike."""
+    kinds: tuple[type, ...] = (bool, int, float, Mapping, Tensor)
+    found = next((kind for kind in kinds if isinstance(value, kind)), type(value))
+    return float if found is int else found

@@ -1,0 +1,170 @@
+"""Two gloo processes that are resumed in the middle of an epoch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from cl_callbacks import EWC, MESU, DriftBoundaries, EpochBoundaries, SynapticIntelligence
+from tests.drift.traces import noisy
+from tests.test_checkpoints import same
+from tests.test_contract import OWNING, RULES, make
+from tests.training import CLASSES, FEATURES, Net, make_trainer, task
+
+CHANGE = 40
+
+
+class Resumable(DataLoader):
+    """A share of the data for each process, that goes on within an epoch."""
+
+    def __init__(self, data: TensorDataset, trainer: Any, shuffle: bool) -> None:
+        sampler = DistributedSampler(data, trainer.world_size, trainer.global_rank, shuffle)
+        super().__init__(data, 4, sampler=sampler)
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self.place % len(self)
+        for index, batch in enumerate(super().__iter__()):
+            if index >= start:
+                self.place = index + 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.place = state_dict["place"]
+
+
+class Sharded(Net):
+    def __init__(self) -> None:
+        net = nn.Sequential(nn.Linear(FEATURES, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, CLASSES))
+        super().__init__(net, partial(torch.optim.Adam, lr=0.01))
+
+    def train_dataloader(self) -> Any:
+        return Resumable(TensorDataset(*task(0, samples=48)), self.trainer, shuffle=True)
+
+
+class Changing(Sharded):
+    """Its loss has the height that the data say, another one on each process, and rises at the change."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        return loss * batch[2].mean() / loss.detach().clamp_min(1e-6)
+
+    def train_dataloader(self) -> Any:
+        heights = [noisy([(0.1, CHANGE), (2.0, 40)], seed=seed) for seed in range(2)]
+        each = torch.tensor(heights).T.repeat_interleave(4, dim=0).flatten()  # samples go to both in turn
+        return Resumable(TensorDataset(*task(0, samples=len(each)), each), self.trainer, shuffle=False)
+
+
+class OnTriples(EWC):
+    def outputs(self, pl_module: Any, batch: Any) -> Any:
+        return pl_module(batch[0]), batch[1]
+
+
+def parts(case: str) -> tuple[Net, list[Any], Any, int, int]:
+    """Network, rules, boundaries, epochs, and the step of the checkpoint: all anew."""
+    if case == "drift":
+        found = DriftBoundaries(min_task_steps=20, check_every_n_steps=5, recent_samples=20)
+        # With unread values, and with samples from before the change that has just begun.
+        return Changing(), [OnTriples(1.0, samples=20), SynapticIntelligence(1.0)], found, 1, CHANGE + 3
+    several = [make(rule, 0.2, name=rule) for rule in RULES if rule not in OWNING]
+    rules = [MESU(100, 0.2, samples=3)] if case == "owner" else several
+    return Sharded(), rules, EpochBoundaries(2), 4, 15
+
+
+def train(case: str, folder: Path, resumed: Path | None, **options: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, rules, boundaries, epochs, step = parts(case)
+    saving = ModelCheckpoint(folder, f"{case}-{{step}}", every_n_train_steps=step, save_top_k=-1)
+    trainer = make_trainer(
+        *rules,
+        boundaries,
+        *([] if resumed else [saving]),
+        max_epochs=epochs,
+        enable_checkpointing=resumed is None,
+        **options,
+    )
+    trainer.fit(model, ckpt_path=resumed, weights_only=True)
+    penalties = [rule.penalty(rule.synapses.view) for rule in rules]
+    return {
+        "weights": dict(model.state_dict()),
+        "moments": trainer.optimizers[0].state_dict()["state"],
+        "rules": [rule.state_dict() for rule in rules],
+        "penalties": [penalty for penalty in penalties if penalty is not None],
+        "boundaries": boundaries.state_dict(),
+    }
+
+
+CASES = ("rules", "owner", "drift")
+
+
+def process(rank: int, folder: Path, port: int) -> None:
+    """Both runs of each case, as `torchrun` would have them, in one process group."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+    for case in CASES:
+        whole = train(case, folder, None, **options)
+        resumed = train(case, folder, next(folder.glob(f"{case}-*.ckpt")), **options)
+        torch.save([whole, resumed], folder / f"{case}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(process, (found, port), nprocs=2)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_go_on_as_if_they_had_never_stopped(case: str, folder: Path) -> None:
+    whole, resumed = zip(
+        *(torch.load(folder / f"{case}-{rank}.pt", weights_only=True) for rank in range(2)), strict=True
+    )
+    for rank in range(2):
+        for part, value in whole[rank].items():
+            assert same(value, resumed[rank][part]), (rank, part)
+    assert same(whole[0]["weights"], whole[1]["weights"])
+    assert all(value.isfinite().all() for value in whole[0]["weights"].values())
+    assert same(whole[0]["rules"], whole[1]["rules"])
+    tasks = [rule["tasks"] for rule in whole[0]["rules"]]
+    assert sum(tasks) == {"rules": 16, "owner": 0, "drift": 2}[case]
+
+
+def test_each_process_has_its_own_recent_samples_and_values_in_the_checkpoint(folder: Path) -> None:
+    (path,) = folder.glob("drift-*.ckpt")
+    first, second = torch.load(path, weights_only=True)["callbacks"]["DriftBoundaries"]["processes"]
+    assert len(first["unread"]) == len(second["unread"]) == 3
+    assert not same(first["unread"], second["unread"])
+    assert len(first["recent"]["kept"]) == len(second["recent"]["kept"]) > 5
+    for mine, others in zip(first["recent"]["kept"], second["recent"]["kept"], strict=True):
+        assert mine[:3] == others[:3]
+        assert not same(mine[3], others[3])
+
+
+def test_one_process_goes_on_with_the_samples_of_the_first_of_two(folder: Path, tmp_path: Path) -> None:
+    (path,) = folder.glob("drift-*.ckpt")
+    saved = torch.load(path, weights_only=True)["callbacks"]["DriftBoundaries"]
+    boundaries = parts("drift")[2]
+    with pytest.warns(UserWarning, match="written by 2 processes and is resumed by 1"):
+        boundaries.load_state_dict(saved)
+    assert same(boundaries.state_dict()["processes"], saved["processes"][:1])
