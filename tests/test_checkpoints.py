@@ -24,7 +24,7 @@ from cl_callbacks import (
     PlateauBoundaries,
     RWalk,
 )
-from tests.test_contract import RULES, assert_same, every_rule, make, state
+from tests.rules import RULES, assert_same, every_rule, make, state
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from cl_callbacks import EWC, MESU, DriftBoundaries, EpochBoundaries, SynapticIntelligence
 from tests.drift.traces import noisy
+from tests.rules import OWNING, RULES, make
 from tests.test_checkpoints import same
-from tests.test_contract import OWNING, RULES, make
 from tests.training import CLASSES, FEATURES, Net, make_trainer, task
 
 CHANGE = 40
