@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-fisher clean
+.PHONY: demo test test-all lint bench-fisher clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+# With the sweeps that take too long for every run.
+test-all: .venv/.dev
+	$(BIN)/python -m pytest -m "sweep or not sweep"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -56,3 +56,11 @@ def test_the_outcome_is_as_declared(rule: str, setting: Setting) -> None:
         tolerance = declared.tolerance if isinstance(declared, Within) else 0.0
         assert apart <= tolerance
         assert shown > max(1e-4, 100 * tolerance)
+
+
+def test_clipping_binds() -> None:
+    """Or there would be nothing to see in its rows."""
+    usual = without_a_rule(SETTINGS[0].title)
+    clipped = [without_a_rule(setting.title) for setting in SETTINGS if "clip" in setting.title]
+    assert len(clipped) == 2
+    assert all(distance(run.weights, usual.weights) > 0.1 for run in clipped)

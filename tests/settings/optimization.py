@@ -136,7 +136,7 @@ def refused(rule: str | None, optimizer: Any) -> Run:
     return train(module(optimizer=optimizer), make(rule))
 
 
-DRAWS = {"mesu draws": Refused("set samples=1", "samples > 1 repeats passes that are the module's own")}
+OWN_PASSES = Refused("set samples=1", "`samples` above 1 repeats passes, and these are the module's own")
 
 SETTINGS = [
     Setting(
@@ -171,7 +171,7 @@ SETTINGS = [
         lambda rule: train(module(ByHand), make(rule)),
         lambda rule: train(module(optimizer=two_groups), make(rule)),
         exceptions={
-            **DRAWS,
+            "mesu draws": OWN_PASSES,
             "rwalk": Differs("`every_n_steps` counts the steps of both optimizers"),
             "cascade": Differs("each step of each optimizer has random transitions of its own"),
         },
@@ -181,7 +181,7 @@ SETTINGS = [
         "the same without toggling",
         lambda rule: train(module(Alternating), make(rule)),
         lambda rule: train(module(NotToggling), make(rule)),
-        exceptions=DRAWS,
+        exceptions={"mesu draws": OWN_PASSES},
     ),
     Setting(
         "LBFGS",

@@ -86,7 +86,7 @@ def fused(rule: str | None) -> Run:
 SETTINGS = [
     Setting(
         '`precision="16-mixed"`, steps skipped on overflow',
-        "the same data without the batches that overflow",
+        "the same data without the batches that overflow (whose draws of the weights count as made)",
         overflowing,
         without_huge_batches,
     ),
