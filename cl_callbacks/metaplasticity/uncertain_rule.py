@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.extra_pass import evaluation_mode
-from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.batches import count_samples
 from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
@@ -71,14 +71,15 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._training: NoisyTraining | None = None
         self._counts: list[float | Tensor] = []
         self._micro_batches: int | None = None
-        self._updated = False
+        self._stepped = False
 
     def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
         """The rule's equation, in place on the state and on the weights, which are the means before.
 
         Args:
             step: that was taken.
-            gradients: of the summed loss, mean over the draws.
+            gradients: of the summed loss, mean over the draws; a synapse whose gradient is not finite must
+                stay as it is, or it would be lost for good.
             noise_gradients: the same times noise.
         """
         raise NotImplementedError
@@ -100,17 +101,24 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             )
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
-        self._counts, self._updated = [], False
+        self._counts, self._stepped = [], False
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Counts the observations that go into the next step, over micro-batches and processes."""
-        if self._updated:
-            self._counts, self._updated = [], False
+        if self._stepped:
+            self._counts, self._stepped = [], False
         self._counts.append(self._count(trainer, batch))
         self._micro_batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Closes the count, whether the step is then taken or skipped."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._stepped = True
 
     def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
         if self.reduction == "sum":
@@ -138,11 +146,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         scale = self._scale()
         gradients = list(torch._foreach_mul(step.pulled, scale))
         noise_gradients = list(torch._foreach_mul(step.noise_gradients, scale))
-        zero_nonfinite_(gradients)  # or a synapse would be lost for good
-        zero_nonfinite_(noise_gradients)
         torch._foreach_copy_(step.synapses.parameters, step.before)
         self.update(step, gradients, noise_gradients)
-        self._updated = True
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
