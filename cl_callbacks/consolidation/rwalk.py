@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_callbacks.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.functional.anchoring import merge_latest_
-from cl_callbacks.functional.averaging import average_square_, zero_nonfinite_
+from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
@@ -126,9 +126,6 @@ class RWalk(BoundaryRule):
             self._close_window(self.synapses.view)
 
     def _close_window(self, synapses: SynapseView) -> None:
-        # A gradient that was not finite must not enter the score, which remembers all tasks.
-        zero_nonfinite_(synapses["path"])
-        zero_nonfinite_(synapses["fisher"])
         add_score_(
             synapses["score"],
             synapses["path"],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.consolidation.anchored_rule import AnchoredRule
-from cl_callbacks.functional.averaging import average_, average_square_, newest_share, zero_nonfinite_
+from cl_callbacks.functional.averaging import average_, average_square_, newest_share
 from cl_callbacks.functional.path_integral import add_path_, path_importance
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import SynapseView
@@ -125,15 +125,13 @@ class StreamingConsolidation(AnchoredRule):
     def observe(self, step: Step) -> None:
         """Takes the step into the averages."""
         synapses, running = step.synapses, step.synapses["importance"]
-        zero_nonfinite_(step.gradients)  # or an infinite one would stay in the average for ever
         if self.kind == "fisher":
             average_square_(running, step.gradients, self._shares(synapses.names, self.importance_decay))
         elif self.kind == "sensitivity":
             sizes = torch._foreach_abs(step.gradients)
             average_(running, sizes, self._shares(synapses.names, self.importance_decay))
         else:
-            torch._foreach_mul_(running, self.importance_decay)
-            add_path_(running, step.gradients, step.undo)
+            add_path_(running, step.gradients, step.undo, self.importance_decay)
         average_(synapses["anchor"], synapses.parameters, self._shares(synapses.names, self.anchor_decay))
         self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
 

@@ -8,13 +8,11 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cl_callbacks.consolidation.boundary_rule import BoundaryRule, Decay
-from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
@@ -128,12 +126,6 @@ class SynapticIntelligence(BoundaryRule):
     ) -> list[Tensor]:
         """The importance of the path of this task, which then starts anew."""
         path = synapses["path"]
-        if not all(torch.stack([t.isfinite().all() for t in path])):
-            zero_nonfinite_(path)
-            rank_zero_warn(
-                "SynapticIntelligence: some gradient of this task was not finite; the synapses it met get no "
-                "importance from this task. Lower the learning rate, or use mixed precision's scaler."
-            )
         found = path_importance(path, synapses.parameters, synapses["anchor"], self.damping)
         torch._foreach_zero_(path)
         return found

@@ -1,4 +1,4 @@
-"""Running averages of what synapses see, in place."""
+"""Running averages of what synapses see, in place; what is not finite is not taken into them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequen
     """
     distance = torch._foreach_sub(list(values), list(average))
     torch._foreach_mul_(distance, list(shares))
+    zero_nonfinite_(distance)
     torch._foreach_add_(list(average), distance)
 
 
@@ -51,8 +52,26 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         >>> m
         [tensor([3.])]
     """
-    torch._foreach_mul_(list(average), [1.0 - share for share in shares])
-    torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
+    new = torch._foreach_mul(list(average), [1.0 - share for share in shares])
+    torch._foreach_addcmul_(new, list(values), list(values), list(shares))
+    take_finite_(average, new)
+
+
+def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Takes over what is finite, in place: a synapse that has met anything else stays as it was.
+
+    Nothing waits for the device, and what is finite is taken bit for bit.
+
+    Example:
+        >>> t = [torch.tensor([1.0, 2.0])]
+        >>> take_finite_(t, [torch.tensor([3.0, torch.nan])])
+        >>> t
+        [tensor([3., 2.])]
+    """
+    for old, value in zip(kept, new, strict=True):
+        value = value.to(old.dtype)
+        # 0 times a number is 0: two passes, where isfinite makes four.
+        torch.where(value * 0.0 == 0.0, value, old, out=old)
 
 
 def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.averaging import zero_nonfinite_
+
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
     r""":math:`C_k = r^{k-1}` of each beaker.
@@ -82,6 +84,7 @@ def flow_(
     r"""One step of the flow between all beakers of many synapses, at once and in place.
 
     Every flow is that of the levels before the step, so :math:`\sum_k C_ku_k` changes by what leaks alone.
+    Nothing flows to or from a weight that is not finite.
 
     Args:
         levels: :math:`u_k`: for each beaker one tensor per parameter, the weights first.
@@ -105,6 +108,8 @@ def flow_(
             outflow = list(torch._foreach_mul(list(level), 1.0))
         if gates is not None:
             torch._foreach_mul_(outflow, list(gates))
+        if k == 0:
+            zero_nonfinite_(outflow)
         if k > 0 or not hold_first:
             torch._foreach_add_(list(level), outflow, alpha=-conductances[k] / capacities[k])
         if flowed_in:

@@ -16,14 +16,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.averaging import take_finite_
 
-def add_path_(path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequence[Tensor]) -> None:
-    r"""Path integral of a step, in place: :math:`\omega \leftarrow \omega - g\,\Delta`.
+
+def add_path_(
+    path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequence[Tensor], decay: float = 1.0
+) -> None:
+    r"""Path integral of a step, in place: :math:`\omega \leftarrow \beta\omega - g\,\Delta`.
+
+    A synapse whose gradient or update is not finite stays as it was.
 
     Args:
         path: :math:`\omega`.
         gradients: :math:`g`, of the task's loss at the weights before the step.
         undo: :math:`-\Delta`, weights before the step minus weights after it.
+        decay: :math:`\beta`.
 
     Example:
         >>> path = [torch.zeros(1)]
@@ -31,7 +38,8 @@ def add_path_(path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequenc
         >>> path
         [tensor([1.])]
     """
-    torch._foreach_addcmul_(list(path), list(gradients), list(undo))
+    kept = list(path) if decay == 1.0 else torch._foreach_mul(list(path), decay)
+    take_finite_(path, torch._foreach_addcmul(kept, list(gradients), list(undo)))
 
 
 def without_decay(
@@ -94,7 +102,7 @@ def add_score_(
 
     The movement is measured by the change of the output distribution, of which
     :math:`\frac12 F\Delta^2` is the divergence; the paper's form, where its released code leaves the one
-    half out.
+    half out. The window of a synapse whose weight is not finite stays open.
 
     Args:
         score: :math:`s`.
@@ -116,10 +124,12 @@ def add_score_(
     torch._foreach_mul_(divergence, list(fisher))
     torch._foreach_mul_(divergence, 0.5)
     torch._foreach_add_(divergence, damping)
-    torch._foreach_clamp_min_(list(path), 0.0)
-    torch._foreach_addcdiv_(list(score), list(path), divergence)
-    torch._foreach_zero_(list(path))
-    torch._foreach_copy_(list(start), list(parameters))
+    new = torch._foreach_addcdiv(list(score), torch._foreach_clamp_min(list(path), 0.0), divergence)
+    nothing = torch._foreach_mul(distance, 0.0)  # and not a number where the weight is lost
+    torch._foreach_add_(new, nothing)
+    take_finite_(score, new)
+    take_finite_(path, nothing)
+    take_finite_(start, parameters)
 
 
 def min_max(tensors: Sequence[Tensor], least: Tensor, greatest: Tensor) -> list[Tensor]:

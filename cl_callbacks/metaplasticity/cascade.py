@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cl_callbacks.arguments import whole
+from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.cascade import cascade, switch_probabilities
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
@@ -86,7 +87,8 @@ class Cascade(SynapticCallback):
         events = torch._foreach_sub(weights, before)
         torch._foreach_div_(events, size)
         torch._foreach_div_(events, 2.0)
-        drive = _flat(events).clamp_(-1.0, 1.0)  # one that is no number is none
+        zero_nonfinite_(events)  # an update that is not finite is no event
+        drive = _flat(events).clamp_(-1.0, 1.0)
         generator = numbered_generator(self.seed, self.steps, drive.device)
         uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
         found = cascade(_flat(levels), drive, uniform, self.levels, self.x)
@@ -124,7 +126,9 @@ def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
     """Gives its two values to a tensor that has others, and new weights their first level."""
     new = level == 0
     size = weight.abs().mean() if new.all() else weight[~new].abs().mean()
-    if not size > 0:
+    if not size.isfinite():
+        return  # who has the weights next may find them whole again
+    if size == 0:
         raise ValueError(
             f"Cascade: all weights of {name} are 0, so they have no two values: initialise them at random, "
             f"or leave them out with exclude."

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.extra_pass import evaluation_mode
-from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.batches import count_samples
 from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
@@ -80,7 +79,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
         Args:
             step: that was taken.
-            gradients: of the summed loss, mean over the draws.
+            gradients: of the summed loss, mean over the draws; a synapse whose gradient is not finite must
+                stay as it is, or it would be lost for good.
             noise_gradients: the same times noise.
         """
         raise NotImplementedError
@@ -148,8 +148,6 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         scale = self._scale()
         gradients = list(torch._foreach_mul(step.pulled, scale))
         noise_gradients = list(torch._foreach_mul(step.noise_gradients, scale))
-        zero_nonfinite_(gradients)  # or a synapse would be lost for good
-        zero_nonfinite_(noise_gradients)
         torch._foreach_copy_(step.synapses.parameters, step.before)
         self.update(step, gradients, noise_gradients)
 

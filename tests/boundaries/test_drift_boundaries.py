@@ -448,7 +448,7 @@ def test_what_a_layer_has_gathered_that_thawed_since_counts_once(make: Any) -> N
     assert after.abs().sum() <= (1.5 if make is RWalk else 0.7) * before.abs().sum()
 
 
-def test_a_gradient_that_is_not_finite_is_left_behind_with_its_task() -> None:
+def test_a_gradient_that_is_not_finite_leaves_a_late_boundary_right() -> None:
     class Cleaned(Scripted):
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             self.cleaned = True
@@ -458,8 +458,7 @@ def test_a_gradient_that_is_not_finite_is_left_behind_with_its_task() -> None:
     heights = [*HEIGHTS]
     heights[50] = float("nan")
     rule, boundaries = SynapticIntelligence(1.0), DriftBoundaries()
-    with pytest.warns(UserWarning, match="some gradient of this task was not finite"):
-        make_trainer(rule, boundaries).fit(Cleaned(plain_net()), stream(heights))
+    make_trainer(rule, boundaries).fit(Cleaned(plain_net()), stream(heights))
     assert rule.tasks == 2
     assert all(path.isfinite().all() for path in rule.synapses.view["path"])
     assert sum(importance.sum() for importance in rule.synapses.view["importance"]) > 0

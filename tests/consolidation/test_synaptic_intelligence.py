@@ -212,7 +212,7 @@ def test_weight_decay_can_be_left_out() -> None:
     make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True)).fit(plain, loader(centres()))
 
 
-def test_an_infinite_gradient_does_not_stay_in_the_memory() -> None:
+def test_an_infinite_gradient_costs_one_step() -> None:
     """Clipping by value lets such a step happen."""
 
     class Bursting(Net):
@@ -226,12 +226,10 @@ def test_an_infinite_gradient_does_not_stay_in_the_memory() -> None:
 
     model, rule = Bursting(plain_net()), SynapticIntelligence(1.0)
     trainer = make_trainer(rule, gradient_clip_val=0.1, gradient_clip_algorithm="value")
-    with pytest.warns(UserWarning, match="some gradient of this task was not finite"):
-        trainer.fit(model, loader(*task(0)))
+    trainer.fit(model, loader(*task(0)))
     importance = rule.synapses.view["importance"]
     assert all(t.isfinite().all() for t in importance)
-    assert importance[0][0, 0] == 0
-    assert importance[0].sum() > 0
+    assert importance[0][0, 0] > 0  # from the task's other steps
 
 
 class Counting(TorchDispatchMode):
@@ -244,8 +242,11 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_costs_three_passes_over_the_parameters() -> None:
-    """One to remember gradient and weights, one for the update, one for the path; and the pull's two."""
+def test_a_step_costs_six_passes_over_the_parameters() -> None:
+    """One to remember gradient and weights, one for the update, one for the path; and the pull's two.
+
+    Three more, tensor by tensor, take over what is finite of the path.
+    """
     model, rule = Net(plain_net()), SynapticIntelligence(1.0)
     rule._place(model)
     optimizer = SGD(model.parameters(), lr=0.1)
@@ -253,8 +254,8 @@ def test_a_step_costs_three_passes_over_the_parameters() -> None:
     step.attach([optimizer])
     model(task(0)[0]).sum().backward()
     for tasks, expected in (
-        (0, ["_foreach_copy_", "_foreach_sub_", "_foreach_addcmul_"]),
-        (1, ["_foreach_copy_", "_foreach_sub", "_foreach_addcmul_", "_foreach_sub_", "_foreach_addcmul_"]),
+        (0, ["_foreach_copy_", "_foreach_sub_", "_foreach_addcmul"]),
+        (1, ["_foreach_copy_", "_foreach_sub", "_foreach_addcmul_", "_foreach_sub_", "_foreach_addcmul"]),
     ):
         rule.tasks = tasks
         optimizer.step = lambda: [h(optimizer, (), {}) for h in optimizer._optimizer_step_post_hooks.values()]
@@ -263,6 +264,7 @@ def test_a_step_costs_three_passes_over_the_parameters() -> None:
         with Counting() as counting:
             step.about_to_step(optimizer)
             optimizer.step()
+        expected += 4 * ["mul", "eq", "where"]  # of two layers
         assert [call for call in counting.calls if call not in ("detach", "alias")] == expected
 
 
