@@ -85,6 +85,7 @@ class ReadsOutputs(OutputsOfBatch):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Finds out before the first step, not after the first task, whether the batch can be read."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self._outputs_checked:
             with quiet(trainer, pl_module):
                 few = take_samples(batch, slice(0, 2))

@@ -182,7 +182,9 @@ class SynapticStep:
         self.rules, self._place = rules, place
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, _Plan] = {}
-        self._evaluated: dict[Optimizer, int] = {}  # closures, of optimizers that are within a step
+        # Of optimizers that are within a step: calls of `step` (a subclass calls its parent's), closures.
+        self._depth: dict[Optimizer, int] = {}
+        self._evaluated: dict[Optimizer, int] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -207,8 +209,13 @@ class SynapticStep:
             handle.remove()
         self._handles.clear()
         self._pending.clear()
-        self._evaluated.clear()
+        self.forget_broken_steps()
         self.refresh()
+
+    def forget_broken_steps(self) -> None:
+        """Between batches no step is under way, but one may have raised an error that somebody caught."""
+        self._depth.clear()
+        self._evaluated.clear()
 
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
@@ -233,10 +240,14 @@ class SynapticStep:
         self._pending[optimizer] = plan
 
     def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._evaluated[optimizer] = 0
+        self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
+        self._evaluated.setdefault(optimizer, 0)
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._evaluated.pop(optimizer, None)
+        self._depth[optimizer] -= 1
+        if self._depth[optimizer]:
+            return  # the step of a subclass goes on when its parent's is over
+        del self._depth[optimizer], self._evaluated[optimizer]
         plan = self._pending.pop(optimizer, None)
         if plan is not None:
             with torch.no_grad():

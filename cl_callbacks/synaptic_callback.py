@@ -148,8 +148,10 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Lays out what a new task has unfrozen before its first forward, for a rule that sets weights."""
-        if self.owns_update and self._step is not None and self._step.is_new:
-            self._place(pl_module, growing=True)
+        if self._step is not None:
+            self._step.forget_broken_steps()
+            if self.owns_update and self._step.is_new:
+                self._place(pl_module, growing=True)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

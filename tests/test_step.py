@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -207,6 +208,50 @@ def test_plans_stay_bounded_when_heads_come_and_go() -> None:
         step.about_to_step(optimizer)
     assert len(step._plans) <= 32
     assert rule.pulls == 100
+
+
+class Decaying(torch.optim.SGD):
+    """Goes on after its parent's step, whose hooks torch calls too once a plain SGD has been built."""
+
+    def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.data.mul_(0.5)
+
+
+def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is_done() -> None:
+    model = nn.Linear(3, 2)
+    torch.optim.SGD(model.parameters(), lr=0.1)
+    rule, owner = Recorder(model, {"undo"}), Rewriter(model, owns=True)
+    optimizer, step = Decaying(model.parameters(), lr=0.1), SynapticStep([rule, owner])
+    step.attach([optimizer])
+    for announced in (False, True):  # before the step, or by its closure
+        before = [p.detach().clone() for p in model.parameters()]
+        backward(model)
+        if not announced:
+            step.about_to_step(optimizer)
+        optimizer.step(partial(step.about_to_step, optimizer) if announced else None)
+        for p, b, u in zip(model.parameters(), before, rule.seen[-1]["undo"], strict=True):
+            torch.testing.assert_close(p.detach(), b + 0.5)
+            assert torch.equal(u, b - p.detach())
+    assert len(rule.seen) == 2
+
+
+def test_a_step_that_broke_off_does_not_hide_those_of_later_batches() -> None:
+    model = nn.Linear(3, 2)
+    rule = Recorder(model, {"undo"})
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
+    step.attach([optimizer])
+
+    def failing() -> None:
+        raise KeyError("as planned")
+
+    with pytest.raises(KeyError):
+        optimizer.step(failing)
+    step.forget_broken_steps()
+    backward(model)
+    optimizer.step(partial(step.about_to_step, optimizer))
+    assert len(rule.seen) == 1
 
 
 @pytest.mark.parametrize("closures", [1, 2])

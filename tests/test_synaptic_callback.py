@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ def test_manual_optimization_with_two_optimizers() -> None:
     assert [len(u) for u in rule.updates] == [sizes[0], sizes[0], sizes[1], sizes[0]]
     for gradient, update in zip(rule.gradients, rule.updates, strict=True):
         torch.testing.assert_close(update, -0.1 * gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_whose_error_the_module_survives_is_none() -> None:
+    class Surviving(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+
+            def closure() -> None:
+                if batch_idx == 1:
+                    raise KeyError("as planned")
+                optimizer.zero_grad()
+                self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+            with suppress(KeyError):
+                optimizer.step(closure)
+
+    rule = record(Surviving(plain_net()), Recorder())
+    assert len(rule.gradients) == 2
 
 
 def test_training_steps_that_return_nothing_are_no_steps() -> None:
