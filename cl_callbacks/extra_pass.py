@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,28 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
         samples: how many to use; all for ``None``.
         seed: of the choice.
     """
+    with _places_kept(trainer):
+        yield from _task_batches(trainer, samples, seed)
+
+
+@contextmanager
+def _places_kept(trainer: Trainer) -> Iterator[None]:
+    """What is read again although it is in use, and keeps its place for a resume, is then where it was."""
+    in_use = trainer.fit_loop._combined_loader
+    assert in_use is not None
+    parts: list[Any] = []
+    for loader in in_use.flattened:
+        parts.extend([loader.sampler, loader.batch_sampler] if isinstance(loader, DataLoader) else [loader])
+    keeping = [p for p in parts if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")]
+    places = [copy.deepcopy(p.state_dict()) for p in keeping]
+    try:
+        yield
+    finally:
+        for part, place in zip(keeping, places, strict=True):
+            part.load_state_dict(place)
+
+
+def _task_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterator[Any]:
     remaining = None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
     recent = _recent_batches(trainer)
     for batch in _fresh_batches(trainer, samples, seed) if recent is None else recent:

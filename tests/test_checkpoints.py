@@ -279,7 +279,7 @@ def test_an_importance_file_that_is_cut_short_is_refused(share: float, importanc
 def test_foreign_importance_files_are_refused(importance: Path, tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {"importance/weight": torch.ones(2)}
     about = {"rule": "EWC", "estimator": "exact", "likelihood": "categorical", "tasks": "1", "offset": "0.0"}
-    save_file(tensors, tmp_path / "a")
+    save_file(tensors, tmp_path / "a", {k: about[k] for k in ("rule", "estimator", "likelihood")})
     with pytest.raises(ValueError, match="not written by `save_importance`"):
         EWC(1.0, importance=tmp_path / "a")
     save_file(tensors, tmp_path / "b", about)

@@ -183,6 +183,12 @@ def test_a_rule_resumes_in_the_middle_of_an_epoch(rule: str, tmp_path: Path) -> 
     assert_resumes(Case(lambda: make(rule)), tmp_path, *AT)
 
 
+@pytest.mark.sweep
+@every_rule
+def test_a_rule_resumes_after_any_step(rule: str, tmp_path: Path) -> None:
+    assert_resumes(Case(lambda: make(rule)), tmp_path, *range(1, EPOCHS * BATCHES))
+
+
 MORE: dict[str, Rule] = {
     "plain": None,
     "antithetic": lambda: MESU(100, 0.2, samples=3),
@@ -206,7 +212,7 @@ def test_with_dropout_a_training_resumes_whose_random_numbers_are_kept(rule: str
 
 # What several draws have gathered goes with the gradients, which `DropGradients` cannot know.
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mesu draws"])
-@pytest.mark.parametrize("batch", [9, 10])
+@pytest.mark.parametrize("batch", [9, pytest.param(10, marks=pytest.mark.sweep)])
 def test_a_window_of_accumulated_gradients_that_is_open_is_lost_and_nothing_else(
     rule: str, batch: int, tmp_path: Path
 ) -> None:
@@ -284,6 +290,53 @@ def test_a_rule_that_joins_in_the_middle_of_an_epoch_begins_a_task(boundaries: A
     rule = make("ewc")
     Case(lambda: rule, boundaries).run(resumed=tmp_path / "step=21.ckpt")
     assert rule.tasks == 1
+
+
+class OwnOrder:
+    """Batches in an order that goes on from epoch to epoch, of a loader that is no DataLoader."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors, self.order, self.place = tensors, torch.arange(BATCHES), 0
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.place in (0, BATCHES):
+            self.order, self.place = self.order[torch.tensor([2, 0, 5, 1, 3, 4])], 0
+        while self.place < BATCHES:
+            start = 4 * int(self.order[self.place])
+            self.place += 1
+            yield [t[start : start + 4] for t in self.tensors]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order, "place": self.place}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.order, self.place = state_dict["order"], state_dict["place"]
+
+
+class OwnSampler(OwnOrder):
+    """The same, as the sampler of a DataLoader."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (int(index) for (batch,) in super().__iter__() for index in batch)
+
+    def __len__(self) -> int:
+        return 4 * BATCHES
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler"])
+def test_measuring_leaves_loaders_that_keep_their_place_where_they_are(kind: str) -> None:
+    x, y = task(0, samples=4 * BATCHES)
+    found = []
+    for rule in (None, lambda: make("ewc", 0.0), lambda: make("ewc", 0.0, samples=9)):
+        sampler = OwnSampler(torch.arange(4 * BATCHES))
+        data = OwnOrder(x, y) if kind == "loader" else DataLoader(TensorDataset(x, y), 4, sampler=sampler)
+        case = Case(rule, lambda: EpochBoundaries(1), data=lambda data=data: data)
+        found.append(case.run()[0])
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
 
 
 def test_a_rule_that_leaves_is_said(tmp_path: Path) -> None:

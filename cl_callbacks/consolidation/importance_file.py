@@ -48,8 +48,6 @@ def _read(
     state: State = {field: {} for field in fields}
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
-        if not {"tasks", "offset"} <= about.keys():
-            raise ValueError(f"{path} was not written by `save_importance`: it holds other tensors")
         found = {key: about.get(key, "none") for key in measure}
         if found != measure:
             raise ValueError(
@@ -61,6 +59,10 @@ def _read(
             if field not in state:
                 raise ValueError(f"{path} holds {key!r}, and an importance file has only {list(state)}")
             state[field][name] = file.get_tensor(key)
+    if not {"tasks", "offset"} <= about.keys():
+        raise ValueError(
+            f"{path} was not written by `save_importance`: it does not say of how many tasks it is"
+        )
     names = set().union(*state.values())
     lacking = [f"{field}/{name}" for field in fields for name in sorted(names - state[field].keys())]
     if lacking:
