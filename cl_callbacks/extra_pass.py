@@ -30,6 +30,7 @@ from torchmetrics import Metric
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.uninterrupted import uninterrupted
 
 
 @contextmanager
@@ -246,7 +247,8 @@ def mean_over_task(
     totals, used, seen = zeros, 0, 0
     with quiet(trainer, pl_module, seed):
         for batch in task_batches(trainer, samples, seed):
-            sums, n = measure(batch)
+            with uninterrupted():  # or hooks might stay on the module
+                sums, n = measure(batch)
             seen += count_samples(batch)
             if all(torch.stack([s.isfinite().all() for s in sums])):
                 totals = [total.to(s.dtype).add_(s) for total, s in zip(totals, sums, strict=True)]

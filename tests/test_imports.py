@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments"},
-    {"synapses", "weight_noise", "step", "extra_pass", "noisy_training", "log"},
+    {"synapses", "weight_noise", "step", "extra_pass", "noisy_training", "log", "uninterrupted"},
     {"synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},
