@@ -34,6 +34,7 @@ from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all
 from cl_callbacks.shards import group_of, reshard, total
+from cl_callbacks.uninterrupted import uninterrupted
 
 
 @contextmanager
@@ -276,7 +277,8 @@ def mean_over_task(
     with quiet(trainer, pl_module, seed):
         batches = task_batches(trainer, samples, seed)
         for batch in batches if shards is None else seen_by_all(batches, trainer, seed):
-            sums, n = measure(batch)
+            with uninterrupted():  # or hooks might stay on the module
+                sums, n = measure(batch)
             seen += count_samples(batch)
             if not total(torch.stack([s.isfinite().logical_not().sum() for s in sums]).sum(), shards):
                 totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]

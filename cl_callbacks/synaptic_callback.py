@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.shards import misfits, reshard
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
+from cl_callbacks.uninterrupted import uninterrupted
 from cl_callbacks.weight_noise import WeightNoise
 
 Patterns = str | Sequence[str] | None
@@ -83,6 +84,7 @@ class SynapticCallback(Callback):
         self.tasks = 0
         """How many tasks the rule has consolidated."""
         self._step: SynapticStep | None = None
+        self._commit = ExitStack()
         self._evaluating = False
 
     # -- what a rule overrides ---------------------------------------------------------------------
@@ -104,6 +106,10 @@ class SynapticCallback(Callback):
     ) -> bool:
         """Updates the state at the end of a task; returns whether there was anything to remember."""
         return False
+
+    def commit(self) -> None:
+        """For :meth:`consolidate`, before it changes the state: from here to its end Ctrl-C waits."""
+        self._commit.enter_context(uninterrupted())
 
     def penalty(self, synapses: SynapseView) -> Tensor | None:
         """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
@@ -185,8 +191,10 @@ class SynapticCallback(Callback):
                 f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
             )
-        elif self.consolidate(trainer, pl_module, view, task):
-            self.tasks += 1
+        else:
+            with ExitStack() as self._commit:
+                if self.consolidate(trainer, pl_module, view, task):
+                    self.tasks += 1
         if self._step is not None:
             self._step.refresh()
 

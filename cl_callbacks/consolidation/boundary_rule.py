@@ -95,6 +95,7 @@ class BoundaryRule(AnchoredRule):
                 return False
             if self.max_importance is not None:
                 torch._foreach_clamp_max_(measured, self.max_importance)
+            self.commit()
             self.merge(synapses, measured)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,11 +17,21 @@ State = dict[str, dict[str, Tensor]]
 def save_importance(
     path: str | PathLike[str], state: State, measure: Mapping[str, str], tasks: int, offset: float
 ) -> None:
-    """Writes one tensor ``FIELD/NAME`` per field and parameter, and what they are."""
+    """Writes one tensor ``FIELD/NAME`` per field and parameter, and what they are.
+
+    The file is there whole or not at all: if writing breaks off, an older one of that name is left as it was.
+    """
     tensors = {
         f"{field}/{name}": t.contiguous().cpu() for field, named in state.items() for name, t in named.items()
     }
-    save_file(tensors, path, {**measure, "tasks": str(tasks), "offset": repr(offset)})
+    path = Path(path)
+    # In the same folder, for only within a file system can it take another's place in one go.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, {**measure, "tasks": str(tasks), "offset": repr(offset)})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_importance(

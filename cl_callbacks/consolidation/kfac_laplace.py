@@ -142,6 +142,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
                     f"was not consolidated and the earlier state is kept."
                 )
                 return False
+            self.commit()
             self.memory.merge(factors, self.decay)
             new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
             merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)

@@ -78,12 +78,14 @@ class KroneckerMemory:
 
     def merge(self, new: Mapping[str, Factors], decay: float) -> None:
         """Takes a task's factors in; of the older tasks' the share ``decay`` is kept."""
+        merged = {}
         for name in {**self.factors, **new}:
             terms = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
             if name in new:
                 terms.append(new[name])
             nearest = self.accumulate == "nearest" and len(terms) > 1
-            self.factors[name] = [nearest_sum(terms)] if nearest else terms
+            merged[name] = [nearest_sum(terms)] if nearest else terms
+        self.factors = merged  # all at once: an exception on the way leaves the old ones
         self._eigen.clear()
 
     def pull(

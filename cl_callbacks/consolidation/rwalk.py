@@ -139,6 +139,7 @@ class RWalk(BoundaryRule):
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor]:
         """Running Fisher and averaged score, each on a scale from 0 to 1."""
+        self.commit()  # the state is changed while it is read
         self._close_window(synapses)
         score, fisher = synapses["score"], synapses["fisher"]
         if self.tasks:  # the first task's score has nothing to be averaged with

@@ -125,6 +125,7 @@ class SynapticIntelligence(BoundaryRule):
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor]:
         """The importance of the path of this task, which then starts anew."""
+        self.commit()  # the state is changed while it is read
         path = synapses["path"]
         found = path_importance(path, synapses.parameters, synapses["anchor"], self.damping)
         torch._foreach_zero_(path)
