@@ -180,14 +180,13 @@ def follows(name: str, way: str, rule: SynapticCallback, kind: str) -> frozenset
     """
     if kind == "one infinite gradient" and way != "skipped":
         return frozenset(rule.fields)
-    if way in ("zeroed", "clipped", "guarded") and name in ("BennaFusi", "MESU, chain"):
-        # Their time passes, whatever the weight does.
-        return frozenset(field for field in rule.fields if field.startswith("beaker"))
-    if way in ("zeroed", "clipped"):
-        if name.startswith("Streaming"):
-            return frozenset({"anchor"})
-        if isinstance(rule, RWalk) and rule.steps % rule.every_n_steps == 0:
-            return frozenset({"start", "score", "path"})
+    if way in ("zeroed", "clipped", "guarded"):
+        # A gradient of 0 is one more for an average, and time passes for what relaxes.
+        if name.startswith(("Streaming", "BennaFusi", "MESU")):
+            return frozenset(rule.fields)
+        if isinstance(rule, RWalk):
+            closed = rule.steps % rule.every_n_steps == 0
+            return frozenset({"fisher", "start", "score", "path"} if closed else {"fisher"})
     return frozenset()
 
 

@@ -155,6 +155,7 @@ def main() -> None:
                 rule.noise.begin()
                 rule.noise.end()
             step.about_to_step(optimizer)
+            step._stepping(optimizer, (), {})
             step._stepped(optimizer, (), {})
 
         return call

@@ -21,6 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cl_callbacks.flat import flat_zeros
+from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.shards import held
 from cl_callbacks.synapses import Synapses, SynapseView
 from cl_callbacks.weight_noise import WeightNoise
@@ -34,6 +36,8 @@ class Step:
     """What one optimizer step did to the synapses of one rule.
 
     The lists are aligned with ``synapses.parameters`` and shared by all rules: read them, or copy them.
+    Gradients and updates are always finite: what is not, counts as 0, as if the synapse had met nothing. The
+    weights themselves may be lost.
 
     Attributes:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
@@ -96,12 +100,13 @@ class _Plan:
         rules: Sequence[Rule],
         optimizer: Optimizer,
         parameters: list[Tensor],
-        buffers: dict[Need, dict[Tensor, Tensor]],
+        buffers: dict[Need, _Buffers],
     ) -> None:
         self.parameters = parameters  # kept, so that no other parameter can take one's identity
         self.members: list[tuple[Rule, Step]] = []
         self.noise: WeightNoise | None = None
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
+        self._flat: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
         group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for rule in rules:
             view = rule.synapses.view.among(parameters)
@@ -110,12 +115,9 @@ class _Plan:
             lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
             for kind in rule.needs:
                 # One buffer holds the weights before while rules rewrite, and then becomes the undo.
-                store = buffers["before" if kind == "undo" else kind]
-                for p in view.sources:
-                    if p not in store:
-                        store[p] = torch.zeros_like(held(p.detach()))
-                    self._snapshots[kind][p] = store[p]
-                    lists[kind].append(store[p])
+                flats, lists[kind] = buffers["before" if kind == "undo" else kind].beside(view.sources)
+                self._snapshots[kind].update(zip(view.sources, lists[kind], strict=True))
+                self._flat[kind] = list(dict.fromkeys([*self._flat[kind], *flats]))
             step = Step(
                 synapses=view,
                 gradients=lists["gradient"],
@@ -136,8 +138,10 @@ class _Plan:
         if gradients or weights:  # in one pass
             sources = _gradients(gradients) + _held(weights)
             torch._foreach_copy_([*gradients.values(), *weights.values()], sources)
+            zero_nonfinite_(self._flat["gradient"])
         if noise and self.noise is not None:
             torch._foreach_copy_(list(noise.values()), self.noise.take(list(noise)))
+            zero_nonfinite_(self._flat["noise"])
 
     def pull(self) -> None:
         for rule, step in self.members:
@@ -145,6 +149,7 @@ class _Plan:
         pulled = self._snapshots["pulled"]
         if pulled:
             torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
+            zero_nonfinite_(self._flat["pulled"])
 
     def finish(self) -> None:
         for rule, step in self._rewriting:
@@ -152,8 +157,28 @@ class _Plan:
         undo = self._snapshots["undo"]
         if undo:
             torch._foreach_sub_(list(undo.values()), _held(undo))
+            zero_nonfinite_(self._flat["undo"])
         for rule, step in self.members:
             rule.observe(step)
+
+
+class _Buffers:
+    """Tensors beside parameters, in a few flat ones."""
+
+    def __init__(self) -> None:
+        self._found: dict[Tensor, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def beside(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The flat tensors, and in them one for each parameter."""
+        new = [p for p in parameters if p not in self._found]
+        flats, views = flat_zeros([held(p.detach()) for p in new])
+        home = {(flat.device, flat.dtype): flat for flat in flats}
+        self._found |= {p: (home[v.device, v.dtype], v) for p, v in zip(new, views, strict=True)}
+        pairs = [self._found[p] for p in parameters]
+        return [flat for flat, _ in pairs], [view for _, view in pairs]
 
 
 class SynapticStep:
@@ -190,7 +215,7 @@ class SynapticStep:
     def refresh(self) -> None:
         """Forgets how rules and parameters meet, after either has changed."""
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._buffers: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
+        self._buffers: dict[Need, _Buffers] = {kind: _Buffers() for kind in get_args(Need)}
 
     @property
     def is_new(self) -> bool:

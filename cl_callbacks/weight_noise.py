@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.flat import flat_zeros
+
 
 class WeightNoise:
     r"""Replaces weights :math:`\mu` by :math:`\mu+\sigma\epsilon` in place, and puts the means back.
@@ -63,9 +65,9 @@ class WeightNoise:
         means = [torch.empty_like(p.detach()) for p in self.parameters]
         self._means = dict(zip(self.parameters, means, strict=True))
         self._std_of = dict(zip(self.parameters, self.stds, strict=True))
-        self._flat, noise = _flat(self.stds)
+        self._flat, noise = flat_zeros(self.stds)
         self._noise = dict(zip(self.parameters, noise, strict=True))
-        self._gathered_flat: dict[torch.device, Tensor] = {}  # of steps with several draws
+        self._gathered_flat: list[Tensor] = []  # of steps with several draws
         self._gathered: dict[Tensor, Tensor] = {}
         self._drawn: int | None = None
 
@@ -119,7 +121,7 @@ class WeightNoise:
         if self._taken and not self._versions:
             self.draws += 1
             self._taken = False
-            for total in self._gathered_flat.values():
+            for total in self._gathered_flat:
                 total.zero_()
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
@@ -133,7 +135,7 @@ class WeightNoise:
         """Goes on to another draw within the same step and puts it in place."""
         self.pause()
         if not self._gathered:
-            self._gathered_flat, gathered = _flat(self.stds)
+            self._gathered_flat, gathered = flat_zeros(self.stds)
             self._gathered = dict(zip(self.parameters, gathered, strict=True))
         self._gather(1.0)
         self.draws += 1
@@ -144,7 +146,7 @@ class WeightNoise:
     def take(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Gradient times noise, summed over the draws of a step, for weights that are about to step."""
         self._taken = True
-        for total in self._gathered_flat.values():
+        for total in self._gathered_flat:
             self.settle(total)
         drawn = [p for p in parameters if p in self._noise]  # another rule may have more
         products = torch._foreach_mul([self._noise[p] for p in drawn], _gradients(drawn)) if drawn else ()
@@ -167,11 +169,14 @@ class WeightNoise:
         if self._drawn == self.draws:
             return
         pair, second = divmod(self.draws, 2) if self.antithetic else (self.draws, 0)
-        for device, noise in self._flat.items():
+        generators: dict[torch.device, torch.Generator] = {}
+        for noise in self._flat:
             if second and self._drawn == self.draws - 1:
                 noise.neg_()
                 continue
-            noise.normal_(generator=numbered_generator(self.seed, pair, device))
+            if noise.device not in generators:
+                generators[noise.device] = numbered_generator(self.seed, pair, noise.device)
+            noise.normal_(generator=generators[noise.device])
             if second:
                 noise.neg_()
         self._drawn = self.draws
@@ -192,16 +197,3 @@ def _as_it_is(gathered: Tensor) -> None:
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def _flat(like: Sequence[Tensor]) -> tuple[dict[torch.device, Tensor], list[Tensor]]:
-    """Zeros of the shapes of tensors, as views into one flat tensor for each device."""
-    sizes = [t.numel() for t in like]
-    flat: dict[torch.device, Tensor] = {}
-    views: dict[int, Tensor] = {}
-    for device in dict.fromkeys(t.device for t in like):
-        mine = [i for i, t in enumerate(like) if t.device == device]
-        flat[device] = torch.zeros(sum(sizes[i] for i in mine), dtype=like[mine[0]].dtype, device=device)
-        pieces = flat[device].split([sizes[i] for i in mine])
-        views |= {i: piece.view_as(like[i]) for i, piece in zip(mine, pieces, strict=True)}
-    return flat, [views[i] for i in range(len(like))]

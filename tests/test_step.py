@@ -91,7 +91,7 @@ def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
     assert not any(idle._buffers.values())
     step.about_to_step(optimizer)
     assert len(step._buffers["gradient"]) == 2
-    assert step._buffers["before"] == {}
+    assert not step._buffers["before"]
     (plan,) = step._plans.values()
     (_, first), (_, second) = plan.members
     assert all(x is y for x, y in zip(first.gradients, second.gradients, strict=True))

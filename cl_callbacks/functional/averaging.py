@@ -1,4 +1,4 @@
-"""Running averages of what synapses see, in place; what is not finite is not taken into them."""
+"""Running averages of what synapses see, in place."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def newest_share(decay: float, steps: int) -> float:
 def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
     r"""Takes values into averages, each with its share: :math:`m \leftarrow m + w(x - m)`.
 
+    A value that is not finite, as of a lost weight, is left out.
+
     Example:
         >>> m = [torch.tensor([1.0])]
         >>> average_(m, [torch.tensor([3.0])], [0.25])
@@ -52,9 +54,8 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         >>> m
         [tensor([3.])]
     """
-    new = torch._foreach_mul(list(average), [1.0 - share for share in shares])
-    torch._foreach_addcmul_(new, list(values), list(values), list(shares))
-    take_finite_(average, new)
+    torch._foreach_mul_(list(average), [1.0 - share for share in shares])
+    torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
 
 
 def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:

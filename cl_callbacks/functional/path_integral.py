@@ -24,8 +24,6 @@ def add_path_(
 ) -> None:
     r"""Path integral of a step, in place: :math:`\omega \leftarrow \beta\omega - g\,\Delta`.
 
-    A synapse whose gradient or update is not finite stays as it was.
-
     Args:
         path: :math:`\omega`.
         gradients: :math:`g`, of the task's loss at the weights before the step.
@@ -38,8 +36,9 @@ def add_path_(
         >>> path
         [tensor([1.])]
     """
-    kept = list(path) if decay == 1.0 else torch._foreach_mul(list(path), decay)
-    take_finite_(path, torch._foreach_addcmul(kept, list(gradients), list(undo)))
+    if decay != 1.0:
+        torch._foreach_mul_(list(path), decay)
+    torch._foreach_addcmul_(list(path), list(gradients), list(undo))
 
 
 def without_decay(

@@ -3,8 +3,7 @@ r"""Synapses that know how sure they are: a Gaussian :math:`\mathcal N(\mu,\sigm
 The network is seen at weights :math:`w=\mu+\sigma\epsilon`; with the gradient :math:`g` there,
 :math:`\mathbb E[g]` and :math:`\mathbb E[g\epsilon]` are the derivatives of the expected loss with respect to
 :math:`\mu` and :math:`\sigma`. The loss is a *sum* over the observations of a step, so that variances are in
-units of weights squared and the update has no learning rate: a sure synapse takes small steps. A synapse
-whose gradient is not finite stays as it is.
+units of weights squared and the update has no learning rate: a sure synapse takes small steps.
 
 Sources: Zeno et al. 2018, Bayesian gradient descent (arXiv 1803.10123); Bonnet et al. 2025, "Bayesian
 continual learning and forgetting in neural networks" (MESU, Nature Communications).
@@ -17,8 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from cl_callbacks.functional.averaging import zero_nonfinite_
 
 SMALLEST_STD = 1e-6
 """Where the standard deviation ends, so that a synapse never stops for good."""
@@ -59,8 +56,6 @@ def bgd_(
     move = torch._foreach_mul(list(stds), list(stds))
     torch._foreach_mul_(move, list(gradients))
     torch._foreach_mul_(move, -rate)
-    zero_nonfinite_(a)
-    zero_nonfinite_(move)
     # √(1+a²) − a = (√(1+a²) + |a|)^(−sign a), which does not cancel to 0.
     growth = torch._foreach_mul(a, a)
     torch._foreach_add_(growth, 1.0)
@@ -141,8 +136,6 @@ def mesu_(
         torch._foreach_addcmul_(move, shares, torch._foreach_sub(list(slow), list(means)), value=coupling)
     elif math.isfinite(memory):
         torch._foreach_addcmul_(move, shares, list(means), value=-1.0 / memory)
-    zero_nonfinite_(move)
-    zero_nonfinite_(widen)
     if trust_region is not None:
         bounds = torch._foreach_mul(list(stds), trust_region)
         _limit_(move, bounds)

@@ -87,8 +87,9 @@ class Cascade(SynapticCallback):
         events = torch._foreach_sub(weights, before)
         torch._foreach_div_(events, size)
         torch._foreach_div_(events, 2.0)
-        zero_nonfinite_(events)  # an update that is not finite is no event
-        drive = _flat(events).clamp_(-1.0, 1.0)
+        drive = _flat(events)
+        zero_nonfinite_([drive])  # an update that is not finite is no event
+        drive.clamp_(-1.0, 1.0)
         generator = numbered_generator(self.seed, self.steps, drive.device)
         uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
         found = cascade(_flat(levels), drive, uniform, self.levels, self.x)

@@ -79,8 +79,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
         Args:
             step: that was taken.
-            gradients: of the summed loss, mean over the draws; a synapse whose gradient is not finite must
-                stay as it is, or it would be lost for good.
+            gradients: of the summed loss, mean over the draws.
             noise_gradients: the same times noise.
         """
         raise NotImplementedError

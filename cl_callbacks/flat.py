@@ -1,0 +1,32 @@
+"""Many tensors as views of a few flat ones, so that one call reaches them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def flat_zeros(like: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Zeros of the shapes, dtypes and devices of tensors, as views of a flat tensor for each kind.
+
+    Returns:
+        The flat tensors; the views, aligned with ``like``.
+
+    Example:
+        >>> (flat,), (a, b) = flat_zeros([torch.ones(2), torch.ones(1, 1)])
+        >>> flat += 1
+        >>> a, b
+        (tensor([1., 1.]), tensor([[1.]]))
+    """
+    flats: list[Tensor] = []
+    views: dict[int, Tensor] = {}
+    for device, dtype in dict.fromkeys((t.device, t.dtype) for t in like):
+        mine = [i for i, t in enumerate(like) if (t.device, t.dtype) == (device, dtype)]
+        sizes = [like[i].numel() for i in mine]
+        flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        flats.append(flat)
+        pieces = zip(mine, flat.split(sizes), strict=True)
+        views |= {i: piece.view_as(like[i]) for i, piece in pieces}
+    return flats, [views[i] for i in range(len(like))]
