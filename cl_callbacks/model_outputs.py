@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks.extra_pass import quiet
 from cl_callbacks.functional.batches import count_samples, take_samples
+from cl_callbacks.quiet import quiet
 
 _LABEL_KEYS = ("labels", "label")
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"

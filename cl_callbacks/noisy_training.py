@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.extra_pass import unremembered
+from cl_callbacks.quiet import unremembered
 from cl_callbacks.weight_noise import WeightNoise
 
 

@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.compatibility import few, refuse_optimizers, refuse_shards, refuse_strategy
 from cl_callbacks.log import is_due, log
 from cl_callbacks.saved_state import restore_whole
-from cl_callbacks.shards import misfits, reshard
+from cl_callbacks.shards import reshard
 from cl_callbacks.step import Need, Step, SynapticStep
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
 from cl_callbacks.uninterrupted import uninterrupted
@@ -130,7 +130,7 @@ class SynapticCallback(Callback):
         """Makes sure that somebody says when a task ends."""
         self._evaluating = stage != "fit"
         if stage == "fit":
-            _refuse_strategy(self, trainer)
+            refuse_strategy(self, trainer)
             ensure_boundaries(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,7 +138,7 @@ class SynapticCallback(Callback):
         self._place(pl_module)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
-            _refuse_optimizers(trainer)
+            refuse_optimizers(trainer)
             _refuse_two_owners(rules)
 
             def place() -> None:
@@ -274,17 +274,15 @@ class SynapticCallback(Callback):
             if not any(re.search(pattern, name) for name in model):
                 raise MisconfigurationException(
                     f"{type(self).__name__}: the pattern {pattern!r} matches no parameter of "
-                    f"{type(pl_module).__name__}; its parameters are {_few(list(model))}"
+                    f"{type(pl_module).__name__}; its parameters are {few(list(model))}"
                 )
         selected = [name for name in trainable if self._selects(name, model[name])]
         if not selected:
             raise MisconfigurationException(
                 f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
-                f"nothing to it of the trainable parameters {_few(trainable)}"
+                f"nothing to it of the trainable parameters {few(trainable)}"
             )
-        trainer = pl_module._trainer
-        if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
-            _refuse_shards(self, {name: model[name] for name in selected})
+        refuse_shards(self, pl_module._trainer, {name: model[name] for name in selected})
         self.synapses.place(model, selected)
 
     def _selects(self, name: str, parameter: Tensor) -> bool:
@@ -311,46 +309,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
-
-
-def warn_of_half_precision(rule: SynapticCallback) -> None:
-    """Says that weights of half precision have no room for updates as small as the rule's."""
-    view = rule.synapses.view
-    narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]
-    if narrow:
-        rank_zero_warn(
-            f"{type(rule).__name__} changes weights in steps that are mostly smaller than the rounding of "
-            f"half precision, in which {_few(narrow)} are kept, and lost there: train with "
-            f"precision='bf16-mixed' instead of 'bf16-true'."
-        )
-
-
-def _refuse_strategy(rule: Callback, trainer: Trainer) -> None:
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-        raise MisconfigurationException(
-            f"{type(rule).__name__} cannot find the weights and gradients of single synapses under "
-            f"{type(trainer.strategy).__name__}: use strategy='ddp', or FSDP2, which is "
-            f"ModelParallelStrategy with `fully_shard` in `configure_model`."
-        )
-
-
-def _refuse_shards(rule: SynapticCallback, parameters: Mapping[str, Tensor]) -> None:
-    if not rule.shardable:
-        raise MisconfigurationException(
-            f"{type(rule).__name__} needs whole parameters on every process, and these are sharded: use "
-            f"strategy='ddp' or a single device, or a rule that is local to each weight, such as EWC."
-        )
-    wrong = misfits(parameters.items())
-    if wrong:
-        raise MisconfigurationException(
-            f"{type(rule).__name__} works on parameters that FSDP2's `fully_shard` has sharded over one "
-            f"dimension of processes and keeps beside them, and these are not: {_few(wrong)}. Wrap the whole "
-            f"network with `fully_shard`, without offloading, or leave parameters out with exclude."
-        )
-
-
 def _refuse_two_owners(rules: list[SynapticCallback]) -> None:
     owners = [type(rule).__name__ for rule in rules if rule.owns_update]
     if len(owners) > 1:
@@ -363,23 +321,4 @@ def _refuse_two_owners(rules: list[SynapticCallback]) -> None:
         rank_zero_warn(
             f"{owners[0]} already remembers through its own update, and {', '.join(pulling)} pulls on the "
             f"gradient that goes into it: what was learned counts twice. One of them is enough."
-        )
-
-
-def _refuse_optimizers(trainer: Trainer) -> None:
-    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-        raise MisconfigurationException(
-            "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
-            "the gradient cannot follow: use a first-order optimizer."
-        )
-    if any(group.get("maximize", False) for o in trainer.optimizers for group in o.param_groups):
-        raise MisconfigurationException(
-            "An optimizer with maximize=True climbs, and so would turn the pull of the rules into a push: "
-            "minimise the negative instead."
-        )
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
-        raise MisconfigurationException(
-            "A fused optimizer under 16-bit mixed precision unscales the gradients inside its step, after "
-            "the rules have seen them: build it with fused=False, or use precision='bf16-mixed'."
         )

@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"functional", "drift", "arguments"},
     {"flat", "shards", "synapses", "weight_noise", "step", "log", "saved_state", "uninterrupted"},
-    {"sharded_gradients", "extra_pass", "noisy_training"},
-    {"synaptic_callback", "model_outputs", "boundaries"},
+    {"quiet", "sharded_gradients", "extra_pass", "noisy_training"},
+    {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},
     {"cli", "__main__"},

@@ -15,10 +15,10 @@ from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
-from cl_callbacks.extra_pass import quiet
 from cl_callbacks.functional.batches import cat_samples, plain_containers, take_samples
 from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.model_outputs import ReadsOutputs
+from cl_callbacks.quiet import quiet
 
 
 class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.arguments import positive, whole
+from cl_callbacks.compatibility import warn_of_half_precision
 from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling, timescales
 from cl_callbacks.log import log
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import Fill
-from cl_callbacks.synaptic_callback import Patterns, SynapticCallback, warn_of_half_precision
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
 
 
 class BennaFusi(SynapticCallback):

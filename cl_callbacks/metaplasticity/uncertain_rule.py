@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.arguments import positive, whole
-from cl_callbacks.extra_pass import evaluation_mode
+from cl_callbacks.compatibility import warn_of_half_precision
 from cl_callbacks.functional.batches import count_samples
 from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
+from cl_callbacks.quiet import evaluation_mode
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, plain_name
-from cl_callbacks.synaptic_callback import Patterns, SynapticCallback, warn_of_half_precision
+from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
 from cl_callbacks.weight_noise import WeightNoise
 
 

@@ -1,0 +1,107 @@
+"""Evaluation that training does not notice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torchmetrics import Metric
+
+from cl_callbacks.shards import reshard
+
+
+@contextmanager
+def unremembered(pl_module: LightningModule) -> Iterator[None]:
+    """Nothing is logged, and afterwards all buffers and metrics are as before, also after an exception."""
+    # With their places: a forward may change a buffer, or put another one there.
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in pl_module.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    metrics = [
+        (m, m._copy_state_dict(), m._update_count) for m in pl_module.modules() if isinstance(m, Metric)
+    ]
+    attributes = vars(pl_module)
+    silent = {"log": _ignore, "log_dict": _ignore}
+    own = {name: attributes[name] for name in silent if name in attributes}
+    attributes.update(silent)
+    try:
+        yield
+    finally:
+        for name in silent:
+            del attributes[name]
+        attributes.update(own)
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
+        for metric, state, count in metrics:
+            for attribute, kept in state.items():
+                setattr(metric, attribute, kept)
+            metric._update_count, metric._computed = count, None
+
+
+@contextmanager
+def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterator[None]:
+    """Evaluation mode in which nothing that happens is remembered.
+
+    Restores bit for bit, also after an exception: every submodule's train/eval mode, all buffers, the
+    random numbers of torch, NumPy and Python. Within, ``log`` and ``log_dict`` do nothing, gradients
+    are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_isolated_rng(trainer.strategy.root_device))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_precision(trainer))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
+            # cuDNN's recurrent layers cannot run backward in evaluation mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.callback(reshard, pl_module)
+        stack.enter_context(unremembered(pl_module))
+        stack.enter_context(evaluation_mode(pl_module))
+        torch.manual_seed(seed + trainer.global_rank)
+        yield
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule's own mode again."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
+
+
+@contextmanager
+def _isolated_rng(device: torch.device) -> Iterator[None]:
+    """Like Lightning's ``isolate_rng``, which does not restore after an exception."""
+    python, from_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(from_numpy)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict``."""
+
+
+def _precision(trainer: Trainer) -> Any:
+    # Mixed precision keeps float32 weights, and float16 gradients without a scaler underflow: measure
+    # in full precision. True half and double precision have no wider weights to use.
+    plugin = trainer.precision_plugin
+    return nullcontext() if isinstance(plugin, MixedPrecision) else plugin.forward_context()
