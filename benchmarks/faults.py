@@ -108,9 +108,9 @@ class PermutedDigits(Dataset):
 class OfTheEpoch(Sampler):
     """Reads the epoch when it begins.
 
-    A checkpoint keeps no random numbers, so the order must follow from the epoch; and Lightning calls ``iter``
-    on a loader once in the first epoch of a fit and twice in later ones, each of which moves a generator that
-    the loader was given.
+    A checkpoint keeps no random numbers, so the order must follow from the epoch; and Lightning calls
+    ``iter`` on a loader once in the first epoch of a fit and twice in later ones, each of which moves a
+    generator that the loader was given.
     """
 
     def __init__(self, trainer: Trainer) -> None:
