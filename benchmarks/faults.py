@@ -2,19 +2,19 @@
 
     python benchmarks/faults.py [--kills 20] [--bad-batches 1000] [--json FILE]
 
-Each round trains an MLP on permutations of scikit-learn's digits, four tasks in one fit, writes two checkpoints
-in every epoch, is killed (SIGKILL) and resumes from the newest whole one, until weights, optimizer and the state
-of every rule can be compared, bit for bit, with those of a run that nobody disturbed. The rounds go through
-sets of rules that cover every public one, and "none", which says what Lightning by itself does. Kills fall at a
-random moment, or while a checkpoint is being written. The processes are forked from one that has imported
-everything and started no thread.
+Each round trains an MLP on permutations of scikit-learn's digits, four tasks in one fit, writes two
+checkpoints in every epoch, is killed (SIGKILL) and resumes from the newest whole one, until weights,
+optimizer and the state of every rule can be compared, bit for bit, with those of a run that nobody
+disturbed. The rounds go through sets of rules that cover every public one, and "none", which says what
+Lightning by itself does. Kills fall at a random moment, or while a checkpoint is being written. The
+processes are forked from one that has imported everything and started no thread.
 
-How Lightning writes a checkpoint: serialised in memory, through fsspec to a temporary file in ``TMPDIR``, which
-then is moved to its name. Within one file system the move is a rename: a file is there whole or not at all, and
-``last.ckpt`` is the old one or the new one. From one file system to another the move is a copy, and a kill leaves
-a part of a file, also under the name of a ``last.ckpt`` that was whole before. So every second round writes to
-another file system than that of the temporary files, where there is one (``--elsewhere``), and a checkpoint is
-whole if ``torch.load(weights_only=True)`` reads it.
+How Lightning writes a checkpoint: serialised in memory, through fsspec to a temporary file in ``TMPDIR``,
+which is then moved to its name. Within one file system the move is a rename: a file is there whole or not
+at all, and ``last.ckpt`` is the old one or the new one. From one file system to another the move is a copy,
+and a kill leaves a part of a file, also under the name of a ``last.ckpt`` that was whole before. So every
+second time a set writes to another file system than that of the temporary files, where there is one
+(``--elsewhere``), and a checkpoint is whole if ``torch.load(weights_only=True)`` reads it.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ class PermutedDigits(Dataset):
 class OfTheEpoch(Sampler):
     """Reads the epoch when it begins.
 
-    A checkpoint keeps no random numbers, so the order must follow from the epoch; and a resumed fit asks for its
-    loader before it knows in which epoch it goes on.
+    A checkpoint keeps no random numbers, so the order must follow from the epoch; and Lightning calls
+    ``iter`` on a loader once in the first epoch of a fit and twice in later ones, each of which moves a
+    generator that the loader was given.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -244,7 +245,9 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         return list(itertools.chain(*(differences(a[key], b[key], f"{path}/{key}") for key in a)))
     if isinstance(a, list | tuple) and len(a) == len(b):
         return list(
-            itertools.chain(*(differences(x, y, f"{path}/{i}") for i, (x, y) in enumerate(zip(a, b))))
+            itertools.chain(
+                *(differences(x, y, f"{path}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True)))
+            )
         )
     same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
     return [] if same else [path]
@@ -287,7 +290,7 @@ def rounds(args: argparse.Namespace, here: Path, elsewhere: Path | None) -> list
             os.waitpid(child, 0)
             kills += 1
             resumed, parts = newest_whole(folder)
-            row["parts"] += parts
+            row["parts"] += [name for name in parts if name not in row["parts"]]
             row["from"].append(resumed.name if resumed else "the beginning")
         again = finish(forked(folder, temporary, rules, folder, args.ballast, resumed), folder)
         row["different"] = differences(final, again)

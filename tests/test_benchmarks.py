@@ -102,5 +102,15 @@ def test_streams(tmp_path: Path) -> None:
             assert any(abs(at - 1500) < 60 for at in found["found"])
 
 
+def test_faults(tmp_path: Path) -> None:
+    arguments = ["--kills", "2", "--bad-batches", "8", "--ballast", "100000", "--json", "faults.json"]
+    run("faults.py", *arguments, folder=tmp_path)
+    found = json.loads((tmp_path / "faults.json").read_text())
+    assert [row["rules"] for row in found["kills"]] == ["none", "EWC, SI, RWalk"]
+    assert all(row["kills"] and row["from"] and not row["different"] for row in found["kills"])
+    assert sum(row["bad"] for row in found["bad batches"]) == 8
+    assert not any(row["corrupted"] for row in found["bad batches"])
+
+
 def test_choices_explain_themselves(tmp_path: Path) -> None:
     assert "anchors" in run("choices.py", "--help", folder=tmp_path)
