@@ -179,6 +179,8 @@ class LineByLine(Callback):
             self.rule.on_task_end(trainer, pl_module, 1)
         finally:
             sys.settrace(earlier)
+            # Python itself may skip the exit of a `with` that is interrupted just before it.
+            torch.compiler.set_stance("default")
         return lines
 
 
