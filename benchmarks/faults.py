@@ -233,7 +233,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
             torch.load(path, weights_only=True, mmap=False)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):  # as torch reads a part of a file
             parts.append(path.name)
         else:
             return path, parts

@@ -69,6 +69,10 @@ def train(folder: Path, lr: float, **options: Any) -> list[dict[str, Any]]:
         SynapticIntelligence(1.0),
         RWalk(1.0, every_n_steps=2),
         StreamingConsolidation(1.0),
+        # Of a single sample one of the processes has none.
+        EWC(1.0, samples=1, name="one"),
+        MAS(1.0, samples=1, name="one"),
+        KFACLaplace(1.0, estimator="exact", samples=1, name="one"),
     ]
     trainer = make_trainer(
         *rules,
@@ -99,15 +103,15 @@ def same(a: Any, b: Any) -> bool:
 
 def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, Any]]]) -> None:
     first, second = two[0.1]
-    assert [state["tasks"] for state in first["states"]] == [2] * 7 + [0]
+    assert [state["tasks"] for state in first["states"]] == [2] * 7 + [0] + [2] * 3
     assert same(first["states"], second["states"])
     assert same(dict(first["weights"]), dict(second["weights"]))
 
 
 def test_two_processes_measure_what_one_does(two: dict[float, list[dict[str, Any]]], tmp_path: Path) -> None:
-    """With weights at rest; neither 25 nor 7 samples divide by two."""
+    """With weights at rest; neither 25 nor 7 samples nor a single one divide by two."""
     (one,) = train(tmp_path / "one", 0.0, devices=1)
-    for rule in range(4):
+    for rule in (0, 1, 2, 3, 8, 9, 10):
         found, expected = (run["states"][rule] for run in (two[0.0][0], one))
         torch.testing.assert_close(
             found["synapses"]["importance"], expected["synapses"]["importance"], rtol=1e-5, atol=1e-8
