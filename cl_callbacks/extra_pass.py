@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -29,7 +28,7 @@ from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
 from cl_callbacks.quiet import quiet
-from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all
+from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all, share_buffers
 from cl_callbacks.shards import group_of, total
 from cl_callbacks.uninterrupted import uninterrupted
 
@@ -47,28 +46,6 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
         samples: how many to use; all for ``None``.
         seed: of the choice.
     """
-    with _places_kept(trainer):
-        yield from _task_batches(trainer, samples, seed)
-
-
-@contextmanager
-def _places_kept(trainer: Trainer) -> Iterator[None]:
-    """What is read again although it is in use, and keeps its place for a resume, is then where it was."""
-    in_use = trainer.fit_loop._combined_loader
-    assert in_use is not None
-    parts: list[Any] = []
-    for loader in in_use.flattened:
-        parts.extend([loader.sampler, loader.batch_sampler] if isinstance(loader, DataLoader) else [loader])
-    keeping = [p for p in parts if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")]
-    places = [copy.deepcopy(p.state_dict()) for p in keeping]
-    try:
-        yield
-    finally:
-        for part, place in zip(keeping, places, strict=True):
-            part.load_state_dict(place)
-
-
-def _task_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterator[Any]:
     remaining = None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
     recent = _recent_batches(trainer)
     for batch in _fresh_batches(trainer, samples, seed) if recent is None else recent:
@@ -102,12 +79,12 @@ def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable
 def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
     """A loader of its own over the same data, without worker processes."""
     if not isinstance(loader, DataLoader):
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator) and iter(loader) is loader:
             raise TypeError(
                 f"The training data is an iterator ({type(loader).__name__}) that can be read only once, "
                 f"so its importance cannot be measured: pass a DataLoader or another re-iterable object."
             )
-        return loader
+        return _apart(loader)
 
     def load(dataset: Any, batch_size: int | None) -> DataLoader:
         return DataLoader(dataset, batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
@@ -132,13 +109,22 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
     own = getattr(sampler, "generator", None)
     state = own.get_state() if own is not None else None
     # Only as far as the epoch goes: it may be limited, and its sampler without end.
-    source = ([i] for i in sampler) if loader.batch_sampler is None else loader.batch_sampler
+    apart = _apart(sampler if loader.batch_sampler is None else loader.batch_sampler)
+    source = ([i] for i in apart) if loader.batch_sampler is None else apart
     batches = islice(source, _batches_in_epoch(trainer))
     visited = [i for batch in batches for i in batch]
     if own is not None:
         own.set_state(state)
     order = torch.randperm(len(visited), generator=generator)
     return [visited[i] for i in order[:samples]]
+
+
+def _apart(used: Any) -> Any:
+    """A copy to read in the place of what is in use, which may keep its place for a resume."""
+    apart = copy.copy(used)
+    if isinstance(apart, BatchSampler):
+        apart.sampler = copy.copy(apart.sampler)
+    return apart
 
 
 def _batches_in_epoch(trainer: Trainer) -> int | None:
@@ -182,6 +168,8 @@ def mean_over_task(
     """
     totals, used, seen = zeros, 0, 0
     with quiet(trainer, pl_module, seed):
+        if shards is not None:
+            share_buffers(pl_module)
         batches = task_batches(trainer, samples, seed)
         for batch in batches if shards is None else seen_by_all(batches, trainer, seed):
             with uninterrupted():  # or hooks might stay on the module

@@ -14,8 +14,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torchmetrics import Metric
 
-from cl_callbacks.shards import reshard
-
 
 @contextmanager
 def unremembered(pl_module: LightningModule) -> Iterator[None]:
@@ -65,7 +63,6 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
             # cuDNN's recurrent layers cannot run backward in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.callback(reshard, pl_module)
         stack.enter_context(unremembered(pl_module))
         stack.enter_context(evaluation_mode(pl_module))
         torch.manual_seed(seed + trainer.global_rank)

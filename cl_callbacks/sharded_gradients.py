@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward
-from cl_callbacks.shards import held
+from cl_callbacks.shards import group_of, held, reshard, total
 
 
 class ShardedGradients:
@@ -43,6 +43,7 @@ class ShardedGradients:
     ) -> None:
         self.module, self.forward, self.magnitude = module, forward, magnitude
         self.parameters = list(parameters.values())
+        self._group = group_of(self.parameters)
 
     def zeros(self) -> list[Tensor]:
         """The sums over no sample."""
@@ -62,15 +63,15 @@ class ShardedGradients:
 
     def _add(self, totals: list[Tensor], sample: Any, cotangents: Cotangents) -> int:
         outputs, labels = self.forward(sample)
-        if not outputs.isfinite().all():
+        if total(outputs.isfinite().logical_not().sum(), self._group):
             return 0
         for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
             if number:  # the backward before has given the layers' weights back
                 outputs, _ = self.forward(sample)
             outputs.backward(vector)
-            for total, p in zip(totals, self.parameters, strict=True):
+            for so_far, p in zip(totals, self.parameters, strict=True):
                 if p.grad is not None:
-                    total += self.magnitude(held(p.grad).to(total.dtype))
+                    so_far += self.magnitude(held(p.grad).to(so_far.dtype))
             self.module.zero_grad()
         return 1
 
@@ -78,6 +79,7 @@ class ShardedGradients:
 @contextmanager
 def _gradients_apart(module: nn.Module) -> Iterator[None]:
     """Within, gradients accumulate from nothing; afterwards those of training are there again."""
+    reshard(module)  # or it would be the parameters that a forward without a backward has put together
     kept = [(p, p.grad) for p in module.parameters()]
     module.zero_grad()
     try:
@@ -85,6 +87,12 @@ def _gradients_apart(module: nn.Module) -> Iterator[None]:
     finally:
         for p, gradient in kept:
             p.grad = gradient
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives all processes the first one's buffers (BatchNorm's statistics, …), which differ under FSDP2."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:

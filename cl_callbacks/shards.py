@@ -35,8 +35,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, sharded like a parameter."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    """A tensor sharded like a parameter, or whole beside one that is not; every process has to ask."""
+    if not isinstance(like, DTensor):
+        return whole(tensor)  # of a rule that goes on where nothing is sharded
+    if isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 

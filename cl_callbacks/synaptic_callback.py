@@ -61,8 +61,8 @@ class SynapticCallback(Callback):
     """Fields that a task fills and its end reads; a change that is found late takes them back."""
     owns_update: ClassVar[bool] = False
     """Whether the rule puts an update of its own in the place of the optimizer's."""
-    shardable: ClassVar[bool] = True
-    """Whether the rule can work on shards of parameters."""
+    shardable: ClassVar[bool] = False
+    """Whether the rule is local to each weight, and so can work on shards of parameters."""
     matrices_only: ClassVar[bool] = False
     """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
     noise: WeightNoise | None = None
@@ -84,7 +84,7 @@ class SynapticCallback(Callback):
         self.tasks = 0
         """How many tasks the rule has consolidated."""
         self._step: SynapticStep | None = None
-        self._commit = ExitStack()
+        self._committing: ExitStack | None = None
         self._evaluating = False
 
     # -- what a rule overrides ---------------------------------------------------------------------
@@ -108,8 +108,9 @@ class SynapticCallback(Callback):
         return False
 
     def commit(self) -> None:
-        """For :meth:`consolidate`, before it changes the state: from here to its end Ctrl-C waits."""
-        self._commit.enter_context(uninterrupted())
+        """For :meth:`consolidate`, before it changes the state: from here to the task's end Ctrl-C waits."""
+        if self._committing is not None:
+            self._committing.enter_context(uninterrupted())
 
     def penalty(self, synapses: SynapseView) -> Tensor | None:
         """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
@@ -192,9 +193,10 @@ class SynapticCallback(Callback):
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
             )
         else:
-            with ExitStack() as self._commit:
+            with ExitStack() as self._committing:
                 if self.consolidate(trainer, pl_module, view, task):
                     self.tasks += 1
+            self._committing = None
         if self._step is not None:
             self._step.refresh()
 

@@ -80,22 +80,6 @@ VARIANTS = {
     "mesu draws": "`samples=2`",
 }
 
-# What tells the forms of one class apart, where there are several.
-VARIANTS = {
-    "ewc": '`estimator="exact"`',
-    "ewc each": '`anchors="each"`, `estimator="sampled"`',
-    "mas": '`norm="squared"`',
-    "mas mean": '`norm="l2"`, `decay="mean"`',
-    "kfac": '`accumulate="nearest"`',
-    "kfac list": '`accumulate="list"`',
-    "streaming fisher": '`importance="fisher"`',
-    "streaming |g|": '`importance="sensitivity"`',
-    "streaming path": '`importance="path"`',
-    "mesu": "`samples=1`",
-    "mesu chain": '`prior="chain"`',
-    "mesu draws": "`samples=2`",
-}
-
 
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:
     if rule in OWNING:

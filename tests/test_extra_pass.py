@@ -299,3 +299,52 @@ def test_a_metric_does_not_remember_what_it_computed_in_the_pass() -> None:
         assert model.metric.compute() == 3
     assert model.metric.compute() == 1
     assert model.metric._update_count == 1
+
+
+class Keeping(Sampler):
+    """Keeps its place for a resume: the epoch after `load_state_dict` begins where that was."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.given, self.begin = samples, 0, 0
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self) -> Iterator[int]:
+        self.given, self.begin = self.begin, 0
+        for i in range(self.given, self.samples):
+            self.given += 1
+            yield i
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.begin = state_dict["given"]
+
+
+class KeepingLoader(Keeping):
+    """Gives batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        x, y = task(0)
+        return ((x[8 * i : 8 * i + 8], y[8 * i : 8 * i + 8]) for i in super().__iter__())
+
+
+@pytest.mark.parametrize("kind", ["sampler", "loader"])
+def test_what_keeps_its_place_has_it_afterwards(kind: str) -> None:
+    places: list[int] = []
+    keeping = Keeping(24) if kind == "sampler" else KeepingLoader(3)
+    data = DataLoader(TensorDataset(*task(0)), 8, sampler=keeping) if kind == "sampler" else keeping
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            places.append(keeping.given)
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            places.append(keeping.given)
+
+    trainer = make_trainer(EWC(1.0, samples=5), EpochBoundaries(1), Seen(), max_epochs=3)
+    trainer.fit(Net(plain_net()), data)
+    size = 8 if kind == "sampler" else 1
+    assert places == 3 * [size, 2 * size, 3 * size, 3 * size]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -75,6 +77,7 @@ def two(rank: int, folder: Path) -> None:
         for run, resumed in ((name, None), (f"resumed from {name}", name)):
             kept_as = strategy(2, folder=name == "folder")
             train(build(Sharded), folder, run, resumed, devices=2, strategy=kept_as)
+    left_out(folder, "left out", RootOnly, devices=2, strategy=strategy(2))
     drift(folder, "drift")
     drift(folder, "resumed drift", "drift")
 
@@ -86,6 +89,60 @@ class OneByOne(DealtTasks):
         now = slice(BATCH * self.trainer.current_epoch, BATCH * (self.trainer.current_epoch + 1))
         x, y = task(0, samples=16 * BATCH)
         return x[now].double(), y[now]
+
+
+class RootOnly(Net):
+    """All parameters are the root's, which stay together after a forward without a backward."""
+
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found if self.training else found / (x[:, 2:3] > -0.7)  # not finite for some samples
+
+
+class LeavingOut(RootOnly):
+    def configure_model(self) -> None:
+        pass
+
+
+class Seeing(EWC):
+    """Remembers the labels that it has drawn."""
+
+    drawn: ClassVar[list[Tensor]] = []
+
+    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+        for vector in super()._cotangents(outputs, labels):
+            self.drawn.append(vector)
+            yield vector
+
+
+def left_out(folder: Path, name: str, kind: type[Net], **options: Any) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, momentum=0.0)  # no statistics are gathered
+    net = nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Linear(8, 3))
+    model = kind(net, partial(torch.optim.SGD, lr=0.0)).double()
+    memory = [EWC(1.0), Seeing(1.0, estimator="sampled", name="sampled")]
+    trainer = make_trainer(*memory, use_distributed_sampler=False, **options)
+    kept: list[bool] = []
+
+    class Kept(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            norm.running_mean.fill_(trainer.global_rank)
+
+        def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
+            gradients = [None if p.grad is None else held(p.grad).clone() for p in pl_module.parameters()]
+            self.before = gradients
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            now = [None if p.grad is None else held(p.grad) for p in pl_module.parameters()]
+            kept.extend(torch.equal(a, b) for a, b in zip(self.before, now, strict=True) if a is not None)
+
+    trainer.callbacks.insert(0, Kept())
+    trainer.fit(model, DoubleTasks() if kind is LeavingOut else DealtTasks())
+    found = {"importance": rules.state(memory[0]), "kept": kept, "drawn": Seeing.drawn}
+    torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
 
 
 def drift(folder: Path, name: str, resumed: str | None = None) -> None:
@@ -144,6 +201,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     train_together(2, two, folder)
     train_together(1, one, folder)
     train(build(), folder, "plain", devices=1)
+    left_out(folder, "left out plain", LeavingOut, devices=1)
     train(build(), folder, "plain from file", "file", devices=1)
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
@@ -173,6 +231,18 @@ def test_a_change_is_found_late_on_shards(runs: dict[str, Any]) -> None:
     whole_run, resumed = runs["drift-0"], runs["resumed drift-0"]
     torch.testing.assert_close(resumed, whole_run, rtol=0.0, atol=0.0)
     assert all(state["/tasks"] == 1 for state in whole_run[1])
+
+
+def test_samples_that_are_left_out_and_buffers_that_differ(runs: dict[str, Any]) -> None:
+    """With weights at rest; processes have other statistics, of which those of the first are used."""
+    first, second, plain = (runs[name] for name in ("left out-0", "left out-1", "left out plain-0"))
+    assert first["kept"]
+    assert all(first["kept"] + second["kept"])
+    torch.testing.assert_close(first["importance"], second["importance"], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(first["importance"], plain["importance"], rtol=1e-9, atol=1e-12)
+    # The first are of the check before the first step, on the process's own samples.
+    torch.testing.assert_close(first["drawn"][1:], second["drawn"][1:], rtol=0.0, atol=0.0)
+    assert len(first["drawn"]) == 1 + 17
 
 
 def test_what_is_sharded_otherwise_is_refused(runs: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class AnchoredRule(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -62,6 +63,8 @@ class BennaFusi(SynapticCallback):
         >>> BennaFusi(beakers=4, horizon_steps=6400).timescales
         [100.0, 400.0, 1600.0, 6400.0]
     """
+
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,

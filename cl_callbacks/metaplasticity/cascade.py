@@ -57,7 +57,6 @@ class Cascade(SynapticCallback):
     fields: Mapping[str, Fill] = {"level": "zeros"}
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
-    shardable: ClassVar[bool] = False
     matrices_only: ClassVar[bool] = True
 
     def __init__(

@@ -38,7 +38,6 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
     owns_update: ClassVar[bool] = True
-    shardable: ClassVar[bool] = False
 
     def __init__(
         self,
