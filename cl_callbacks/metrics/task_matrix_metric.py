@@ -31,8 +31,8 @@ class TaskMatrixMetric(Metric):
     over processes counts. Calling a metric, ``metric(row, learned)``, returns the quantity of that row alone,
     as with every other torchmetrics metric; ``compute()`` is what knows the earlier rows.
 
-    A :class:`~torchmetrics.MetricCollection` keeps a matrix for each metric, since it takes states with NaN for
-    different; ``compute_groups=[[...]]`` with the names of the metrics makes them share one.
+    A :class:`~torchmetrics.MetricCollection` keeps a matrix for each metric, since it takes states with NaN
+    for different ones; ``compute_groups=[[...]]`` with the names of the metrics makes them share one.
 
     Args:
         higher_is_better: whether a higher *score* is a better one; False for losses and perplexities. Whether
