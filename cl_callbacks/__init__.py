@@ -18,6 +18,16 @@ from cl_callbacks.consolidation import (
 )
 from cl_callbacks.data import TaskSequence
 from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
+from cl_callbacks.metrics import (
+    AverageAccuracy,
+    BackwardTransfer,
+    Forgetting,
+    ForwardTransfer,
+    Intransigence,
+    LastTasksAccuracy,
+    LearningAccuracy,
+    TaskMatrixMetric,
+)
 from cl_callbacks.synaptic_callback import SynapticCallback
 
 __version__ = "0.1.0"
@@ -27,13 +37,20 @@ __all__ = [
     "EWC",
     "MAS",
     "MESU",
+    "AverageAccuracy",
+    "BackwardTransfer",
     "BatchBoundaries",
     "BennaFusi",
     "Cascade",
     "DriftBoundaries",
     "EpochBoundaries",
     "FitBoundaries",
+    "Forgetting",
+    "ForwardTransfer",
+    "Intransigence",
     "KFACLaplace",
+    "LastTasksAccuracy",
+    "LearningAccuracy",
     "MetaplasticGate",
     "PlateauBoundaries",
     "RWalk",
@@ -41,5 +58,6 @@ __all__ = [
     "SynapticCallback",
     "SynapticIntelligence",
     "TaskBoundaries",
+    "TaskMatrixMetric",
     "TaskSequence",
 ]

@@ -1,0 +1,246 @@
+r"""What a stream of tasks has left behind, from one matrix of scores.
+
+The task matrix :math:`R` has the shape (T + 1, T). Row :math:`k` holds the scores on every task after
+:math:`k` tasks have been learned, row 0 those from before any training: :math:`R_{k,j}` is the score on task
+:math:`j`, counted from 0, which is the :math:`(j+1)`-th to be learned. So :math:`R_{j+1,j}` is a task just
+learned and :math:`R_{j,j}` one just about to be. The papers count tasks from 1 and leave out row 0; their
+:math:`R_{i,i}` and :math:`R_{i-1,i}` are these two.
+
+NaN stands where nothing was measured, and is left out of every mean. In all equations :math:`T` is the number
+of tasks learned so far: the index of the last row in which anything was measured. A quantity for which no
+score is left, as the forgetting of a single task, is NaN and no error.
+
+Scores keep their units. ``higher_is_better=False`` is for losses and perplexities: a forgetting is positive
+where they rose, and a transfer where they fell.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tasks_learned(matrix: Tensor) -> int:
+    """How many tasks have been learned: the last row of the matrix in which anything was measured.
+
+    Args:
+        matrix: task matrix, of shape (T + 1, T).
+
+    Raises:
+        ValueError: a matrix of another shape, as one without the row from before training.
+
+    Example:
+        >>> nan = float("nan")
+        >>> tasks_learned(torch.tensor([[0.1, 0.1], [0.9, nan], [nan, nan]]))
+        1
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1:
+        raise ValueError(
+            f"a task matrix has the shape (T + 1, T), not {tuple(matrix.shape)}: one row from before any "
+            "training (NaN if it was not measured) and one after each of T tasks"
+        )
+    measured = (~matrix.isnan()).any(dim=1).nonzero()
+    return int(measured[-1]) if len(measured) else 0
+
+
+def average_accuracy(matrix: Tensor) -> Tensor:
+    r"""Mean score on the tasks learned so far, as of now.
+
+    .. math:: \frac1T \sum_{j<T} R_{T,j}
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+
+    Returns:
+        A scalar in the units of the scores; NaN before the first task.
+
+    Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), ACC; Chaudhry et al. 2018 (arXiv 1801.10112).
+
+    Example:
+        >>> average_accuracy(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
+        tensor(0.6250)
+    """
+    learned = tasks_learned(matrix)
+    return matrix[learned, :learned].nanmean()
+
+
+def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
+    r"""Mean score on the tasks learned most recently, as of now: memory of a limited span.
+
+    .. math:: \frac1m \sum_{T-m \le j<T} R_{T,j}, \qquad m = \min(\text{last}, T)
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        last: how many tasks to look back, at least 1.
+
+    Returns:
+        A scalar in the units of the scores; NaN before the first task.
+
+    Example:
+        >>> last_tasks_accuracy(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]), last=1)
+        tensor(0.7500)
+    """
+    if last < 1:
+        raise ValueError(f"last must be at least 1, not {last}")
+    learned = tasks_learned(matrix)
+    return matrix[learned, max(learned - last, 0) : learned].nanmean()
+
+
+def learning_accuracy(matrix: Tensor) -> Tensor:
+    r"""Mean score on each task just after it was learned: what could be learned, whatever was kept.
+
+    .. math:: \frac1T \sum_{j<T} R_{j+1,j}
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+
+    Returns:
+        A scalar in the units of the scores; NaN before the first task.
+
+    Source: Riemer et al. 2019 (arXiv 1810.11910), LA.
+
+    Example:
+        >>> learning_accuracy(torch.tensor([[0.1, 0.1], [1.0, 0.3], [0.5, 0.75]]))
+        tensor(0.8750)
+    """
+    learned = tasks_learned(matrix)
+    return matrix.diagonal(-1)[:learned].nanmean()
+
+
+def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+    r"""How far each task has fallen below the best score it ever had since it was learned.
+
+    .. math:: f_j = \max_{j < k < T} R_{k,j} - R_{T,j}, \qquad j < T - 1
+
+    Chaudhry et al. let the maximum begin with the first task of the stream, :math:`0 < k < T`. A score from
+    before a task was learned is no memory of it, and does not count here; this matters only for a task that
+    was better before it was learned than ever after. Negative where a task became better than it ever was.
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        higher_is_better: False for losses, whose best is the lowest.
+
+    Returns:
+        One value per task, of shape (T,), in the units of the scores; NaN for the task learned last, for
+        those that are still to be learned, and where either score is missing.
+
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112), forgetting of a task.
+
+    Example:
+        >>> forgetting_per_task(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
+        tensor([0.4000,    nan])
+    """
+    learned = tasks_learned(matrix)
+    scores = matrix if higher_is_better else -matrix
+    row = torch.arange(matrix.shape[0], device=matrix.device).unsqueeze(1)
+    task = torch.arange(matrix.shape[1], device=matrix.device)
+    remembered = (task < row) & (row < learned) & ~scores.isnan()
+    best = scores.masked_fill(~remembered, -torch.inf).amax(dim=0)
+    return torch.where(remembered.any(dim=0), best - scores[learned], torch.nan)
+
+
+def forgetting(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+    r"""Mean of :func:`forgetting_per_task` over all tasks but the last.
+
+    .. math:: \frac1{T-1} \sum_{j<T-1} f_j
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        higher_is_better: False for losses.
+
+    Returns:
+        A scalar in the units of the scores, positive where tasks became worse; NaN before the second task.
+
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112), average forgetting.
+
+    Example:
+        >>> forgetting(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
+        tensor(0.4000)
+    """
+    return forgetting_per_task(matrix, higher_is_better).nanmean()
+
+
+def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+    r"""What learning later tasks did to a task, from when it was learned until now.
+
+    .. math:: \frac1{T-1} \sum_{j<T-1} (R_{T,j} - R_{j+1,j})
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        higher_is_better: False for losses.
+
+    Returns:
+        A scalar in the units of the scores, positive where tasks became better; NaN before the second task.
+
+    Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), BWT.
+
+    Example:
+        >>> backward_transfer(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
+        tensor(-0.4000)
+    """
+    learned = tasks_learned(matrix)
+    scores = matrix if higher_is_better else -matrix
+    return (scores[learned] - scores.diagonal(-1))[: max(learned - 1, 0)].nanmean()
+
+
+def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+    r"""What learning earlier tasks did to a task that was still to be learned.
+
+    .. math:: \frac1{T-1} \sum_{0<j<T} (R_{j,j} - R_{0,j})
+
+    The baseline is the same network before any training, row 0.
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        higher_is_better: False for losses.
+
+    Returns:
+        A scalar in the units of the scores, positive where tasks became better; NaN before the second task,
+        and where row 0 was not measured.
+
+    Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), FWT.
+
+    Example:
+        >>> forward_transfer(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
+        tensor(0.2000)
+    """
+    learned = tasks_learned(matrix)
+    scores = matrix if higher_is_better else -matrix
+    return (scores.diagonal() - scores[0])[1:learned].nanmean()
+
+
+def intransigence(matrix: Tensor, reference: Tensor, higher_is_better: bool = True) -> Tensor:
+    r"""How far tasks, when just learned, stay behind a network that does not have to remember.
+
+    .. math:: \frac1T \sum_{j<T} (R^*_j - R_{j+1,j})
+
+    Chaudhry et al. take for :math:`R^*_j` a network trained on the data of all tasks up to :math:`j`
+    together; one trained on task :math:`j` alone is common too. They define each term, here is the mean.
+
+    Args:
+        matrix: :math:`R`, of shape (T + 1, T).
+        reference: :math:`R^*`, one score per task; there may be more of them than tasks.
+        higher_is_better: False for losses.
+
+    Returns:
+        A scalar in the units of the scores, positive where tasks were learned worse than by the reference;
+        NaN before the first task.
+
+    Raises:
+        ValueError: fewer references than tasks learned.
+
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112), intransigence.
+
+    Example:
+        >>> R = torch.tensor([[0.1, 0.1], [1.0, 0.3], [0.5, 0.75]])
+        >>> intransigence(R, torch.tensor([1.0, 1.0]))
+        tensor(0.1250)
+    """
+    learned = tasks_learned(matrix)
+    if reference.ndim != 1 or len(reference) < learned:
+        raise ValueError(
+            f"the reference must hold one score per task: its shape is {tuple(reference.shape)}, "
+            f"and {learned} tasks have been learned"
+        )
+    best, reached = reference[:learned].to(matrix), matrix.diagonal(-1)[:learned]
+    return (best - reached if higher_is_better else reached - best).nanmean()
