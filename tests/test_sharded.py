@@ -78,6 +78,11 @@ def two(rank: int, folder: Path) -> None:
             kept_as = strategy(2, folder=name == "folder")
             train(build(Sharded), folder, run, resumed, devices=2, strategy=kept_as)
     left_out(folder, "left out", RootOnly, devices=2, strategy=strategy(2))
+    memory = SynapticIntelligence(1.0, damping=1e-3)
+    for kind, on in ((Sharded, strategy(2)), (Net, "ddp"), (Sharded, strategy(2))):
+        trainer = make_trainer(memory, use_distributed_sampler=False, devices=2, strategy=on)
+        trainer.fit(build(kind), DealtTasks())
+    torch.save(rules.state(memory), folder / f"by turns-{rank}.pt")
     drift(folder, "drift")
     drift(folder, "resumed drift", "drift")
 
@@ -217,6 +222,12 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(runs: dict[str,
     found, expected = runs[f"{name}-0"], runs["file-0"]
     for part in ("weights", "states", "penalties"):
         torch.testing.assert_close(found[part], expected[part], rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_goes_on_whole_and_sharded_by_turns(runs: dict[str, Any]) -> None:
+    first, second = runs["by turns-0"], runs["by turns-1"]
+    assert first["/tasks"] == 3
+    torch.testing.assert_close(first, second, rtol=0.0, atol=0.0)
 
 
 def test_each_process_holds_half_of_the_state(runs: dict[str, Any]) -> None:
