@@ -1,0 +1,1 @@
+"""What is seen of a training: figures of scores, importance, plasticity and drift."""

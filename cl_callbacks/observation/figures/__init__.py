@@ -1,0 +1,11 @@
+"""Figures from plain data, without pyplot: no backend is needed and nothing stays open.
+
+They stand on a light card of their own, so that they are as readable on a dark page as on a white one.
+"""
+
+from cl_callbacks.observation.figures.layers import importance_by_layer, plasticity_by_layer
+from cl_callbacks.observation.figures.loss_and_drift import loss_and_drift
+from cl_callbacks.observation.figures.task_curves import task_curves
+from cl_callbacks.observation.figures.task_matrix import accuracy_matrix
+
+__all__ = ["accuracy_matrix", "importance_by_layer", "loss_and_drift", "plasticity_by_layer", "task_curves"]

@@ -1,0 +1,31 @@
+"""The numbers of the boundaries between tasks, above the axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cl_callbacks.observation.figures.card import INK, TEXT
+from cl_callbacks.observation.figures.labels import apart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def number_boundaries(axes: Axes, boundaries: Sequence[float]) -> None:
+    """Writes which task ended at each boundary, from 0, as far as there is room.
+
+    Args:
+        axes: on which everything is drawn; their limits along x stay as they are now.
+        boundaries: where tasks ended, in order.
+    """
+    if len(boundaries) == 0:
+        return
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high)
+    shown = apart([(boundary - low) / (high - low) for boundary in boundaries], gap=0.04)
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([boundaries[i] for i in shown], labels=[str(i) for i in shown])
+    top.tick_params(colors=INK, labelsize=TEXT - 1, length=0, pad=2)
+    top.set_xlabel("end of task", color=INK, fontsize=TEXT)
+    top.spines["top"].set_visible(False)

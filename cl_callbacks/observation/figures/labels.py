@@ -1,0 +1,90 @@
+"""Labels that fit: shortened, thinned out, spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def cut(name: str, size: int, head: float = 0.5) -> str:
+    """Leaves out the middle of a long name.
+
+    Args:
+        name: to be shortened.
+        size: characters that may remain.
+        head: the share of them before what is left out.
+
+    Example:
+        >>> cut("encoder.layer.3.attention.weight", size=18)
+        'encoder…on.weight'
+    """
+    if len(name) <= size:
+        return name
+    first = round((size - 1) * head)
+    return f"{name[:first].rstrip('._ ')}…{name[len(name) - (size - 1 - first) :].lstrip('._ ')}"
+
+
+def shortened(names: Sequence[str], size: int) -> list[str]:
+    """Cuts names to one length, where possible ``size``, at which they can still be told apart.
+
+    Example:
+        >>> shortened(["encoder.block.3.weight", "encoder.block.4.weight"], size=14)
+        ['enco…3.weight', 'enco…4.weight']
+    """
+    different = len(set(names))
+    for length in range(size, max(map(len, names), default=0)):
+        for head in (0.5, 0.3, 0.7):
+            short = [cut(name, length, head) for name in names]
+            if len(set(short)) == different:
+                return short
+    return list(names)
+
+
+def every(count: int, room: int) -> int:
+    """The round interval at which at most ``room`` of ``count`` labels stand.
+
+    Example:
+        >>> every(count=50, room=12), every(count=12, room=12)
+        (5, 1)
+    """
+    interval = 1
+    while -(-count // interval) > room:
+        text = str(interval)
+        interval = int({"1": "2", "2": "5", "5": "10"}[text[0]] + text[1:])
+    return interval
+
+
+def apart(positions: Sequence[float], gap: float) -> list[int]:
+    """Which of some rising positions, at a round interval, can be labelled ``gap`` from the label before.
+
+    Example:
+        >>> apart([0.0, 0.1, 0.5, 0.55, 1.0], gap=0.2)
+        [0, 2, 4]
+    """
+    chosen: list[int] = []
+    for index in range(0, len(positions), every(len(positions), room=int(1 / gap))):
+        if not chosen or positions[index] - positions[chosen[-1]] >= gap:
+            chosen.append(index)
+    return chosen
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Moves positions between 0 and 1 as far apart as labels need, in the same order.
+
+    Example:
+        >>> spread([0.5, 0.9, 0.9], gap=0.25)
+        [0.5, 0.75, 1.0]
+    """
+    order = np.argsort(positions, kind="stable")
+    placed = [float(positions[i]) for i in order]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    highest = 1.0
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], highest)
+        highest = placed[i] - gap
+    result = [0.0] * len(placed)
+    for i, position in zip(order, placed, strict=True):
+        result[i] = position
+    return result

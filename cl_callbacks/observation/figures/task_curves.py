@@ -1,0 +1,157 @@
+"""How the score on each task goes while all of them are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cl_callbacks.observation.figures.boundary_numbers import number_boundaries
+from cl_callbacks.observation.figures.card import EDGE, PAPER, TEXT, card, dress
+from cl_callbacks.observation.figures.labels import every, shortened, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_LABELS = 10
+MOST_MARKERS = 40
+
+
+def task_curves(
+    steps: ArrayLike,
+    scores: ArrayLike,
+    boundaries: Sequence[float] = (),
+    *,
+    names: Sequence[str] | None = None,
+    monitor: str = "accuracy",
+) -> Figure:
+    """The score on each task over training, one curve per task, dark for the oldest and light for the newest.
+
+    A curve is pale until the task before has ended, since its own task was not learned yet.
+    Up to ten tasks are named at the ends of their curves, more on a colour bar.
+
+    Args:
+        steps: at which scores were measured, N of them, rising.
+        scores: of shape (N, T), NaN where a task was not measured; a curve goes straight from one measured
+            score to the next.
+        boundaries: the steps at which tasks ended, in order; numbered from 0 at the top.
+        names: of the tasks; default: their numbers, from 0.
+        monitor: what the scores are.
+
+    Returns:
+        A figure to be saved or logged.
+
+    Raises:
+        ValueError: shapes that do not fit, or nothing measured.
+
+    Example:
+        >>> nan = float("nan")
+        >>> figure = task_curves([0, 10, 20], [[0.1, nan], [0.9, 0.2], [0.7, 0.9]], boundaries=[10, 20])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['task 0', 'task 1']
+    """
+    x, y = _checked(steps, scores, names)
+    tasks = y.shape[1]
+    figure = card(7.0, 4.0)
+    axes = figure.add_subplot()
+    dress(axes, x="step", y=monitor, grid="y")
+    colours = _by_age(tasks)
+    few = tasks <= MOST_LABELS
+    style: dict[str, Any] = {"linestyle": "-", "linewidth": 1.6 if few else 0.9, "markersize": 3}
+    style["marker"] = "o" if few and len(x) <= MOST_MARKERS else "none"
+    for task in range(tasks):
+        measured = np.isfinite(y[:, task])
+        at, score = x[measured], y[measured, task]
+        begins = boundaries[task - 1] if 0 < task <= len(boundaries) else -np.inf
+        since = int(np.searchsorted(at, begins, side="right"))
+        if since > 0:
+            axes.plot(at[:since], score[:since], color=colours[task], alpha=0.25, zorder=1.5, **style)
+        learned = slice(max(since - 1, 0), None)
+        axes.plot(at[learned], score[learned], color=colours[task], **style)
+    for boundary in boundaries:
+        axes.axvline(boundary, color=EDGE, linewidth=0.8 if len(boundaries) <= 15 else 0.5, zorder=0.9)
+    axes.margins(x=0.02)
+    number_boundaries(axes, boundaries)
+    if tasks <= MOST_LABELS:
+        _name_ends(axes, x, y, colours, names)
+    else:
+        _add_scale(figure, axes, tasks, names)
+    return figure
+
+
+def _checked(
+    steps: ArrayLike, scores: ArrayLike, names: Sequence[str] | None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    x, y = np.asarray(steps, dtype=float), np.asarray(scores, dtype=float)
+    if x.size == 0:
+        raise ValueError("steps is empty: there is no score to draw")
+    if x.ndim != 1 or y.ndim != 2 or len(x) != len(y) or y.shape[1] == 0:
+        raise ValueError(
+            f"scores must have a row for each step and a column for each task; "
+            f"steps has the shape {x.shape}, scores {y.shape}"
+        )
+    if not np.isfinite(y).any():
+        raise ValueError("scores holds no score: nothing in it is finite")
+    if names is not None and len(names) != y.shape[1]:
+        raise ValueError(f"names must be one per task: {y.shape[1]} tasks, {len(names)} names")
+    return x, y
+
+
+def _map_of_ages() -> Any:
+    """Plasma without its yellow end, which nobody can see on light paper."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("ages", colormaps["plasma"](np.linspace(0, 0.66, 128)))
+
+
+def _by_age(tasks: int) -> list[Any]:
+    return [_map_of_ages()(task / max(tasks - 1, 1)) for task in range(tasks)]
+
+
+def _name_ends(
+    axes: Axes,
+    x: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    colours: list[Any],
+    names: Sequence[str] | None,
+) -> None:
+    """Writes each task's name to the right of its curve, moved up or down to where there is room."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    ends = {
+        task: np.flatnonzero(np.isfinite(y[:, task]))[-1]
+        for task in range(y.shape[1])
+        if np.isfinite(y[:, task]).any()
+    }
+    heights = spread([(y[end, task] - low) / (high - low) for task, end in ends.items()], gap=0.08)
+    short = [f"task {task}" for task in range(y.shape[1])] if names is None else shortened(names, size=20)
+    for (task, end), height in zip(ends.items(), heights, strict=True):
+        axes.annotate(
+            short[task],
+            xy=(x[end], y[end, task]),
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=TEXT,
+            color=colours[task],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colours[task], "lw": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )
+
+
+def _add_scale(figure: Figure, axes: Axes, tasks: int, names: Sequence[str] | None) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
+
+    norm = BoundaryNorm(np.arange(tasks + 1) - 0.5, _map_of_ages().N)
+    bar = figure.colorbar(ScalarMappable(norm, _map_of_ages()), ax=axes)
+    shown = range(0, tasks, every(tasks, room=10))
+    short = [str(task) for task in range(tasks)] if names is None else shortened(names, size=16)
+    bar.set_ticks(list(shown), labels=[short[task] for task in shown])
+    bar.minorticks_off()
+    dress(bar.ax, y="task")
+    bar.outline.set(edgecolor=PAPER)

@@ -1,0 +1,170 @@
+"""The task matrix as a picture: what is known of every task after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cl_callbacks.observation.figures.card import (
+    EDGE,
+    FAINT,
+    INK,
+    PAPER,
+    TEXT,
+    VERMILLION,
+    card,
+    dress,
+    legend,
+)
+from cl_callbacks.observation.figures.labels import every, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+MOST_NUMBERS = 12
+
+
+def accuracy_matrix(
+    matrix: ArrayLike,
+    *,
+    names: Sequence[str] | None = None,
+    mode: Literal["max", "min"] = "max",
+    title: str | None = None,
+) -> Figure:
+    """The scores on every task after each of them, bright where they are good.
+
+    The task just learned is outlined, what was not measured is hatched. Up to twelve tasks have their numbers
+    written into the cells.
+
+    Args:
+        matrix: of shape (T + 1, T); row k holds the scores after k tasks, row 0 those before any training.
+            NaN where nothing was measured.
+        names: of the tasks; default: their numbers, from 0.
+        mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
+        title: above the matrix.
+
+    Returns:
+        A figure to be saved or logged.
+
+    Raises:
+        ValueError: another shape, or nothing measured.
+
+    Example:
+        >>> nan = float("nan")
+        >>> figure = accuracy_matrix([[0.1, nan], [0.9, 0.2], [0.8, 0.9]], names=["digits", "letters"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.10', '0.90', '0.20', '0.80', '0.90']
+    """
+    values = _checked(matrix, names, mode)
+    tasks = values.shape[1]
+    width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * tasks, 1.8), 5.2))
+    figure = card(width + 1.8, height + (1.5 if title else 1.2))
+    axes = figure.add_subplot()
+    dress(axes, x="score on task", y="tasks learned", title=title)
+    handles = _mark(axes, values)
+    low, high = _limits(values, mode)
+    image = axes.imshow(
+        np.ma.masked_where(np.isnan(values), values),
+        cmap="viridis" if mode == "max" else "viridis_r",
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        interpolation="nearest",
+        zorder=1,
+    )
+    _label_tasks(axes, tasks, names)
+    if tasks <= MOST_NUMBERS:
+        _write_numbers(axes, image, values)
+    bar = figure.colorbar(image, ax=axes)
+    dress(bar.ax, y="higher is better" if mode == "max" else "lower is better")
+    bar.outline.set(edgecolor=FAINT, linewidth=0.8)
+    legend(figure, handles, columns=2)
+    return figure
+
+
+def _checked(matrix: ArrayLike, names: Sequence[str] | None, mode: str) -> np.ndarray[Any, Any]:
+    values = np.asarray(matrix, dtype=float)
+    if values.size == 0:
+        raise ValueError("matrix is empty: there is no score to draw")
+    if values.ndim != 2 or values.shape[0] != values.shape[1] + 1:
+        raise ValueError(
+            f"matrix must have one row more than tasks, (T + 1, T), row 0 before any training; "
+            f"its shape is {values.shape}"
+        )
+    if np.isnan(values).all():
+        raise ValueError("matrix holds no score: everything in it is NaN")
+    if names is not None and len(names) != values.shape[1]:
+        raise ValueError(f"names must be one per task: {values.shape[1]} tasks, {len(names)} names")
+    if mode not in ("max", "min"):
+        raise ValueError(f"mode must be 'max' or 'min'; got {mode!r}")
+    return values
+
+
+def _limits(values: np.ndarray[Any, Any], mode: str) -> tuple[float, float]:
+    """Accuracies have one scale in all figures; anything else its own."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    if mode == "max" and low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _mark(axes: Axes, values: np.ndarray[Any, Any]) -> list[Any]:
+    """Outlines what was just learned, hatches what was not measured; returns what explains both."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Patch, Rectangle
+
+    rows, tasks = values.shape
+    cells = [Rectangle((task - 0.5, task + 0.5), 1, 1) for task in range(tasks)]
+    edge = 1.8 if tasks <= MOST_NUMBERS else 0.7
+    outline = PatchCollection(cells, facecolor="none", edgecolor=VERMILLION, linewidth=edge, zorder=3)
+    axes.add_collection(outline, autolim=False)
+    outline.set_clip_on(False)
+    handles = [Patch(facecolor="none", edgecolor=VERMILLION, linewidth=1.8, label="just learned")]
+    if np.isnan(values).any():
+        empty = {"facecolor": PAPER, "edgecolor": EDGE, "hatch": "////", "linewidth": 0.0}
+        axes.add_patch(Rectangle((-0.5, -0.5), tasks, rows, zorder=0, **empty))  # type: ignore[arg-type]
+        handles.append(Patch(label="not measured", **empty))  # type: ignore[arg-type]
+    return handles
+
+
+def _label_tasks(axes: Axes, tasks: int, names: Sequence[str] | None) -> None:
+    interval = every(tasks, room=13)
+    shown = range(0, tasks, interval)
+    axes.set_yticks(range(0, tasks + 1, every(tasks + 1, room=14)))
+    if names is None:
+        axes.set_xticks(shown, labels=[str(task) for task in shown])
+    else:
+        short = shortened(names, size=16)
+        upright = max(len(short[task]) for task in shown) * min(tasks, 13) > 28
+        axes.set_xticks(shown, labels=[short[task] for task in shown], rotation=90 if upright else 0)
+
+
+def _write_numbers(axes: Axes, image: AxesImage, values: np.ndarray[Any, Any]) -> None:
+    finite = np.abs(values[np.isfinite(values)])
+    largest = finite.max() if finite.size else 0.0
+    form = ".2f" if largest < 100 else ".0f" if largest < 10_000 else ".0e"
+    for (row, task), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axes.text(
+                task,
+                row,
+                format(value, form),
+                ha="center",
+                va="center",
+                fontsize=TEXT - 0.5,
+                color=_readable_on(image.cmap(image.norm(value))),
+            )
+
+
+def _readable_on(colour: ArrayLike) -> str:
+    """The dark or the light text colour, by the luminance of WCAG."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.asarray(colour)[:3]]
+    return INK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.2 else PAPER
