@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from cl_callbacks.observation.figures.card import INK, TEXT
@@ -21,6 +22,8 @@ def number_boundaries(axes: Axes, boundaries: Sequence[float]) -> None:
     """
     if len(boundaries) == 0:
         return
+    if any(first > second for first, second in pairwise(boundaries)):
+        raise ValueError(f"boundaries must be in the order of the tasks; got {list(boundaries)}")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high)
     shown = apart([(boundary - low) / (high - low) for boundary in boundaries], gap=0.04)

@@ -17,7 +17,7 @@ GRID = "#dde1e6"
 EDGE = "#b3bac4"
 
 # Okabe and Ito's colours, as far as they can be told from PAPER.
-BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+BLUE, VERMILLION = "#0072B2", "#D55E00"
 
 TEXT = 8.0
 
@@ -25,8 +25,14 @@ TEXT = 8.0
 def card(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER, edgecolor=PAPER)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER, edgecolor=PAPER)
+    # Styles and `savefig(transparent=True)` replace the figure's own background, but not what is drawn on it.
+    paper = Rectangle((0, 0), 1, 1, transform=figure.transFigure, color=PAPER, antialiased=False, zorder=-1)
+    paper.set_in_layout(False)
+    figure.add_artist(paper)
+    return figure
 
 
 def dress(axes: Axes, *, x: str = "", y: str = "", title: str | None = None, grid: str | None = None) -> None:

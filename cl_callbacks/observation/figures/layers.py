@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from cl_callbacks.observation.figures.card import BLUE, FAINT, INK, ORANGE, PAPER, TEXT, card, dress, legend
+from cl_callbacks.observation.figures.card import (
+    BLUE,
+    FAINT,
+    INK,
+    PAPER,
+    TEXT,
+    VERMILLION,
+    card,
+    dress,
+    legend,
+)
 from cl_callbacks.observation.figures.labels import every, shortened
 
 if TYPE_CHECKING:
@@ -50,8 +60,13 @@ def importance_by_layer(
     dress(axes, x="importance", title=title, grid="x")
     finite = [v for values in quantiles.values() for v in values if math.isfinite(v) and v > 0]
     low, high = (min(finite) / 3, max(finite) * 2) if finite else (0.1, 1.0)
+    widen = max(1.0, math.sqrt(100 * low / high))  # under two decades the ticks would be 2e-3, 3e-3, 4e-3
+    low, high = low / widen, high * widen
     axes.set_xscale("log")
     axes.set_xlim(low, high)
+    if not finite:
+        axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+        axes.grid(False)
     for row, values in enumerate(quantiles.values()):
         if not all(map(math.isfinite, values)):
             _note(axes, row, "not measured" if any(map(math.isnan, values)) else "infinite")
@@ -98,14 +113,13 @@ def plasticity_by_layer(frozen_fraction: Mapping[str, float], mean_plasticity: M
     figure, axes = _rows(list(frozen_fraction), "frozen_fraction", None, thickness=1.25)
     dress(axes, x="share", grid="x")
     axes.set_xlim(0, 1)
-    for measured, offset, colour in ((frozen_fraction, -0.2, BLUE), (mean_plasticity, 0.2, ORANGE)):
+    for measured, offset, colour in ((frozen_fraction, -0.2, BLUE), (mean_plasticity, 0.2, VERMILLION)):
         for row, layer in enumerate(frozen_fraction):
-            if not math.isnan(measured[layer]):
+            if math.isnan(measured[layer]):
+                _note(axes, row + offset, "not measured")
+            else:
                 axes.barh(row + offset, measured[layer], height=0.38, color=colour, edgecolor="none")
-    for row, layer in enumerate(frozen_fraction):
-        if math.isnan(frozen_fraction[layer]) and math.isnan(mean_plasticity[layer]):
-            _note(axes, row, "not measured")
-    entries = [Patch(color=BLUE, label="frozen weights"), Patch(color=ORANGE, label="mean plasticity")]
+    entries = [Patch(color=BLUE, label="frozen weights"), Patch(color=VERMILLION, label="mean plasticity")]
     legend(figure, entries, columns=2)
     return figure
 
@@ -133,7 +147,7 @@ def _rows(layers: list[str], what: str, title: str | None, thickness: float = 1.
     return figure, axes
 
 
-def _note(axes: Axes, row: int, text: str) -> None:
+def _note(axes: Axes, row: float, text: str) -> None:
     """Words at the left edge, in place of a bar."""
     axes.text(
         0.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT - 1, color=FAINT

@@ -68,7 +68,7 @@ def task_curves(
         begins = boundaries[task - 1] if 0 < task <= len(boundaries) else -np.inf
         since = int(np.searchsorted(at, begins, side="right"))
         if since > 0:
-            axes.plot(at[:since], score[:since], color=colours[task], alpha=0.25, zorder=1.5, **style)
+            axes.plot(at[:since], score[:since], color=_pale(colours[task]), zorder=1.5, **style)
         learned = slice(max(since - 1, 0), None)
         axes.plot(at[learned], score[learned], color=colours[task], **style)
     for boundary in boundaries:
@@ -93,6 +93,8 @@ def _checked(
             f"scores must have a row for each step and a column for each task; "
             f"steps has the shape {x.shape}, scores {y.shape}"
         )
+    if not (np.diff(x) >= 0).all():
+        raise ValueError("steps must rise from each score to the next")
     if not np.isfinite(y).any():
         raise ValueError("scores holds no score: nothing in it is finite")
     if names is not None and len(names) != y.shape[1]:
@@ -105,11 +107,18 @@ def _map_of_ages() -> Any:
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("ages", colormaps["plasma"](np.linspace(0, 0.66, 128)))
+    return LinearSegmentedColormap.from_list("ages", colormaps["plasma"](np.linspace(0, 0.58, 128)))
 
 
 def _by_age(tasks: int) -> list[Any]:
     return [_map_of_ages()(task / max(tasks - 1, 1)) for task in range(tasks)]
+
+
+def _pale(colour: Any) -> Any:
+    """Mixed with paper, not transparent: fifty curves on top of each other stay pale."""
+    from matplotlib.colors import to_rgb
+
+    return 0.25 * np.asarray(to_rgb(colour)) + 0.75 * np.asarray(to_rgb(PAPER))
 
 
 def _name_ends(
@@ -139,7 +148,14 @@ def _name_ends(
             fontsize=TEXT,
             color=colours[task],
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[task], "lw": 0.6, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[task],
+                "lw": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
         )
 
 
