@@ -62,8 +62,11 @@ def apart(positions: Sequence[float], gap: float) -> list[int]:
         >>> apart([0.0, 0.1, 0.5, 0.55, 1.0], gap=0.2)
         [0, 2, 4]
     """
+    if len(positions) < 2:
+        return list(range(len(positions)))
+    interval = every(len(positions) - 1, room=max(1, int((positions[-1] - positions[0]) / gap)))
     chosen: list[int] = []
-    for index in range(0, len(positions), every(len(positions), room=int(1 / gap))):
+    for index in range(0, len(positions), interval):
         if not chosen or positions[index] - positions[chosen[-1]] >= gap:
             chosen.append(index)
     return chosen
