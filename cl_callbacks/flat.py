@@ -11,8 +11,11 @@ from torch import Tensor
 def flat_zeros(like: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Zeros of the shapes, dtypes and devices of tensors, as views of a flat tensor for each kind.
 
+    Args:
+        like: tensors of any shapes.
+
     Returns:
-        The flat tensors; the views, aligned with ``like``.
+        The flat tensors, of one dimension; the views, aligned with ``like``.
 
     Example:
         >>> (flat,), (a, b) = flat_zeros([torch.ones(2), torch.ones(1, 1)])

@@ -21,6 +21,10 @@ class Keeper(Protocol):
 def restore_whole(keeper: Keeper, state: Any) -> None:
     """Has a keeper take over a state; if it cannot, it is as it was.
 
+    Args:
+        keeper: of the state.
+        state: that its ``state_dict`` has given, at some time and place.
+
     Raises:
         ValueError: a state that is not of its kind; says what is wrong with it.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
+from cl_callbacks.functional.network_gradients import wide_dtype
 from cl_callbacks.functional.per_sample import Cotangents, Forward
 from cl_callbacks.shards import group_of, held, reshard, total
 
@@ -48,12 +49,19 @@ class ShardedGradients:
     def zeros(self) -> list[Tensor]:
         """The sums over no sample."""
         shards = [held(p.detach()) for p in self.parameters]
-        return [torch.zeros_like(s, dtype=torch.promote_types(s.dtype, torch.float32)) for s in shards]
+        return [torch.zeros_like(s, dtype=wide_dtype(s)) for s in shards]
 
     def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
         """Sum over samples and cotangents, and the number of samples; all processes give the same batch.
 
         A sample whose outputs are not finite is left out.
+
+        Args:
+            batch: a batch, on the module's device.
+            cotangents: from outputs and labels of one sample to tensors of the shape of the outputs.
+
+        Returns:
+            One tensor per parameter, of the shape of this process's shard and at least float32; the count.
         """
         totals, used = self.zeros(), 0
         with _gradients_apart(self.module):

@@ -111,6 +111,15 @@ def state(rule: SynapticCallback) -> dict[str, Tensor]:
     return found
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees of tensors and numbers are alike, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for key, value in a.items():

@@ -24,16 +24,8 @@ from cl_callbacks import (
     PlateauBoundaries,
     RWalk,
 )
-from tests.rules import RULES, assert_same, every_rule, make, state
+from tests.rules import RULES, assert_same, every_rule, make, same, state
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def learned(rule: str | None, *callbacks: Callback, epochs: int = 2) -> Any:

@@ -34,6 +34,7 @@ from cl_callbacks import (
     TaskSequence,
 )
 from tests.drift.traces import noisy
+from tests.rules import same
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 
@@ -91,14 +92,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[dict[str, 
     folder = tmp_path_factory.mktemp("ddp")
     options = {"strategy": "ddp_spawn", "devices": 2}
     return {lr: train(folder / str(lr), lr, **options) for lr in (0.0, 0.1)}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, Any]]]) -> None:

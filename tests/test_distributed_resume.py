@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.multiprocessing.spawn import spawn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import TensorDataset
 
 from cl_callbacks import EWC, MESU, DriftBoundaries, EpochBoundaries, SynapticIntelligence
 from tests.drift.traces import noisy
-from tests.rules import OWNING, RULES, make
-from tests.test_checkpoints import same
+from tests.processes import train_together
+from tests.resumable import Resumable
+from tests.rules import OWNING, RULES, make, same
 from tests.training import CLASSES, FEATURES, Net, make_trainer, task
 
 CHANGE = 40
-
-
-class Resumable(DataLoader):
-    """A share of the data for each process, that goes on within an epoch."""
-
-    def __init__(self, data: TensorDataset, trainer: Any, shuffle: bool) -> None:
-        sampler = DistributedSampler(data, trainer.world_size, trainer.global_rank, shuffle)
-        super().__init__(data, 4, sampler=sampler)
-        self.place = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        start = self.place % len(self)
-        for index, batch in enumerate(super().__iter__()):
-            if index >= start:
-                self.place = index + 1
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.place = state_dict["place"]
 
 
 class Sharded(Net):
@@ -54,7 +28,8 @@ class Sharded(Net):
         super().__init__(net, partial(torch.optim.Adam, lr=0.01))
 
     def train_dataloader(self) -> Any:
-        return Resumable(TensorDataset(*task(0, samples=48)), self.trainer, shuffle=True)
+        data = TensorDataset(*task(0, samples=48))
+        return Resumable(data, processes=2, rank=self.trainer.global_rank)
 
 
 class Changing(Sharded):
@@ -67,7 +42,8 @@ class Changing(Sharded):
     def train_dataloader(self) -> Any:
         heights = [noisy([(0.1, CHANGE), (2.0, 40)], seed=seed) for seed in range(2)]
         each = torch.tensor(heights).T.repeat_interleave(4, dim=0).flatten()  # samples go to both in turn
-        return Resumable(TensorDataset(*task(0, samples=len(each)), each), self.trainer, shuffle=False)
+        data = TensorDataset(*task(0, samples=len(each)), each)
+        return Resumable(data, shuffle=False, processes=2, rank=self.trainer.global_rank)
 
 
 class OnTriples(EWC):
@@ -112,26 +88,19 @@ def train(case: str, folder: Path, resumed: Path | None, **options: Any) -> dict
 CASES = ("rules", "owner", "drift")
 
 
-def process(rank: int, folder: Path, port: int) -> None:
-    """Both runs of each case, as `torchrun` would have them, in one process group."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
-    os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+def both_runs(rank: int, folder: Path) -> None:
+    """Of each case, in one process group."""
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     for case in CASES:
         whole = train(case, folder, None, **options)
         resumed = train(case, folder, next(folder.glob(f"{case}-*.ckpt")), **options)
         torch.save([whole, resumed], folder / f"{case}-{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(process, (found, port), nprocs=2)
+    train_together(2, both_runs, found)
     return found
 
 

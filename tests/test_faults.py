@@ -218,6 +218,18 @@ def test_an_interrupt_in_any_line_leaves_the_old_state_or_the_new(rule: str) -> 
     assert interrupt_line_by_line(CONSOLIDATING[rule](), every=1).old > 50
 
 
+def test_who_consolidates_by_hand_can_still_interrupt() -> None:
+    class ByHand(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            memory.consolidate(trainer, pl_module, memory.synapses.view, 0)
+            self.found = signal.getsignal(signal.SIGINT)
+
+    memory, by_hand = SynapticIntelligence(1.0), ByHand()
+    before = signal.getsignal(signal.SIGINT)
+    make_trainer(by_hand, memory).fit(Net(plain_net()), loader(*task(0)))
+    assert by_hand.found is before
+
+
 class Dies(Callback):
     """Rank 1, at once and without a word, in mid-training or in the extra pass."""
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from cl_callbacks import (
     EWC,
@@ -27,32 +27,11 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
+from tests.resumable import Resumable
 from tests.rules import RULES, assert_same, every_rule, make, state
 from tests.training import CLASSES, FEATURES, Net, make_trainer, task
 
 EPOCHS, BATCHES = 4, 6
-
-
-class Resumable(DataLoader):
-    """Shuffled anew in each epoch, and goes on within one."""
-
-    def __init__(self, *tensors: Tensor, shuffle: bool = True) -> None:
-        data = TensorDataset(*tensors)
-        super().__init__(data, 4, sampler=DistributedSampler(data, 1, 0, shuffle))
-        self.place = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        start = self.place % len(self)
-        for index, batch in enumerate(super().__iter__()):
-            if index >= start:
-                self.place = index + 1
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.place = state_dict["place"]
 
 
 class Stopped(Exception):
@@ -139,7 +118,7 @@ class Case:
         rule: Rule,
         boundaries: Callable[[], Callback] = lambda: EpochBoundaries(2),
         net: Callable[[], Net] = normed_net,
-        data: Callable[[], Any] = lambda: Resumable(*task(0, samples=4 * BATCHES)),
+        data: Callable[[], Any] = lambda: Resumable(TensorDataset(*task(0, samples=4 * BATCHES))),
         **options: Any,
     ) -> None:
         self.rule, self.boundaries, self.net, self.data = rule, boundaries, net, data
@@ -244,7 +223,8 @@ def test_the_plain_trainer_loses_the_gradients_of_an_open_window(batch: int, tmp
 def triples() -> Resumable:
     """Two tasks in each epoch, told apart by their batches."""
     x, y = task(0, samples=4 * BATCHES)
-    return Resumable(x, y, torch.arange(4 * BATCHES) // (2 * BATCHES), shuffle=False)
+    numbers = torch.arange(4 * BATCHES) // (2 * BATCHES)
+    return Resumable(TensorDataset(x, y, numbers), shuffle=False)
 
 
 class OnTriples(EWC):

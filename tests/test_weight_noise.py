@@ -152,3 +152,13 @@ def test_weights_of_half_precision() -> None:
     noise.end()
     assert torch.equal(parameter, torch.ones_like(parameter))
     assert noise.take([parameter])[0].isfinite().all()
+
+
+def test_weights_of_several_dtypes_have_noise_of_their_own() -> None:
+    weights = [nn.Parameter(torch.zeros(64, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    noise = WeightNoise()
+    noise.place(weights, [torch.ones_like(w) for w in weights])
+    noise.begin()
+    drawn = [w.detach().double() for w in weights]
+    assert all(w.any() for w in drawn)
+    assert torch.corrcoef(torch.stack(drawn))[0, 1].abs() < 0.5

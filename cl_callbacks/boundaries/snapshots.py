@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from cl_callbacks.functional.batches import map_tensors
 from cl_callbacks.shards import reshard, spread, whole
 from cl_callbacks.synapses import known_rows
 
@@ -86,7 +86,7 @@ class Snapshots:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; what is sharded is put together, for which all processes have to ask."""
-        return {"kept": [apply_to_collection(kept, Tensor, whole) for kept in self._kept]}
+        return {"kept": [map_tensors(whole, kept) for kept in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with these."""

@@ -125,9 +125,12 @@ class BoundaryRule(AnchoredRule):
     def save_importance(self, path: str | PathLike[str]) -> None:
         """Writes the state to a safetensors file, for ``importance=`` of another run.
 
+        Under FSDP2 every process has a part of it, and all have to call this.
+
         Args:
-            path: of the file; per parameter one tensor ``importance/NAME``, one ``anchor/NAME``, and for
-                RWalk two more. It belongs with the weights that it was measured on.
+            path: of the file, which is written whole or not at all; per parameter one tensor
+                ``importance/NAME``, one ``anchor/NAME``, and for RWalk two more. It belongs with the weights
+                that it was measured on.
 
         Raises:
             ValueError: no task has been consolidated yet.

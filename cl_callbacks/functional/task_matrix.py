@@ -76,6 +76,9 @@ def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
     Returns:
         A scalar in the units of the scores; NaN before the first task.
 
+    Raises:
+        ValueError: ``last`` below 1.
+
     Example:
         >>> last_tasks_accuracy(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]), last=1)
         tensor(0.7500)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import rc_context, style
+from matplotlib import style
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def test_looks_the_same_on_every_page_and_in_every_style(draw: Callable[[], Figu
     plain = saved(draw())
     assert (plain[..., 3] == 1).all(), "the page shines through"
     dark = {"lines.linewidth": 9, "axes.grid": True, "font.size": 20, "savefig.transparent": True}
-    with rc_context({**style.library["dark_background"], **dark}):
+    with style.context(["dark_background", dark]):
         np.testing.assert_array_equal(saved(draw()), plain)
 
 
