@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.quiet import unremembered
+from cl_callbacks.quiet import unlogged, unremembered
 from cl_callbacks.weight_noise import WeightNoise
 
 
@@ -94,7 +94,8 @@ class NoisyTraining:
             backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
             for _ in range(self.samples - 1):
                 self.noise.redraw()
-                with unremembered(self.pl_module):  # buffers come back when backward is done with them
+                # Buffers come back when backward is done with them.
+                with unlogged(self.pl_module), unremembered(self.pl_module):
                     repeated = self._repeat()
                     if repeated is not None:
                         backward(repeated / self.samples, *args, **kwargs)

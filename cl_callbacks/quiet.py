@@ -16,17 +16,8 @@ from torchmetrics import Metric
 
 
 @contextmanager
-def unremembered(pl_module: LightningModule) -> Iterator[None]:
-    """Nothing is logged, and afterwards all buffers and metrics are as before, also after an exception."""
-    # With their places: a forward may change a buffer, or put another one there.
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in pl_module.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    metrics = [
-        (m, m._copy_state_dict(), m._update_count) for m in pl_module.modules() if isinstance(m, Metric)
-    ]
+def unlogged(pl_module: LightningModule) -> Iterator[None]:
+    """Within, ``log`` and ``log_dict`` do nothing."""
     attributes = vars(pl_module)
     silent = {"log": _ignore, "log_dict": _ignore}
     own = {name: attributes[name] for name in silent if name in attributes}
@@ -37,6 +28,23 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
         for name in silent:
             del attributes[name]
         attributes.update(own)
+
+
+@contextmanager
+def unremembered(pl_module: LightningModule) -> Iterator[None]:
+    """Afterwards all buffers and metrics are as before, also after an exception."""
+    # With their places: a forward may change a buffer, or put another one there.
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in pl_module.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    metrics = [
+        (m, m._copy_state_dict(), m._update_count) for m in pl_module.modules() if isinstance(m, Metric)
+    ]
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer.copy_(value)
@@ -55,7 +63,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
     """
     with ExitStack() as stack:
-        stack.enter_context(_isolated_rng(trainer.strategy.root_device))
+        stack.enter_context(isolated_rng(trainer.strategy.root_device))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_precision(trainer))
@@ -63,6 +71,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
             # cuDNN's recurrent layers cannot run backward in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(unlogged(pl_module))
         stack.enter_context(unremembered(pl_module))
         stack.enter_context(evaluation_mode(pl_module))
         torch.manual_seed(seed + trainer.global_rank)
@@ -72,8 +81,15 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every submodule's own mode again."""
+    with modes_kept(module):
+        module.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards every submodule is in training or evaluation mode as it was."""
     modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
     try:
         yield
     finally:
@@ -82,7 +98,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _isolated_rng(device: torch.device) -> Iterator[None]:
+def isolated_rng(device: torch.device) -> Iterator[None]:
     """Like Lightning's ``isolate_rng``, which does not restore after an exception."""
     python, from_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

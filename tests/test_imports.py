@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"functional", "drift", "arguments"},
     {"flat", "shards", "synapses", "weight_noise", "step", "log", "saved_state", "uninterrupted"},
-    {"quiet", "sharded_gradients", "extra_pass", "noisy_training"},
+    {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},

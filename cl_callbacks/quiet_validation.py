@@ -1,0 +1,59 @@
+"""The Trainer's own validation, run in the middle of training and noticed by nobody."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+
+from cl_callbacks.quiet import isolated_rng, modes_kept, unremembered
+from cl_callbacks.shards import reshard
+
+
+def quiet_validation(trainer: Trainer) -> dict[str, Tensor]:
+    """Runs the validation loop of a Trainer that is fitting, and returns what it has logged.
+
+    The module's ``validation_step``, its hooks and its metrics run as in any validation, over the same loaders
+    and as many batches; no callback and no logger hears of it. Afterwards everything is as before: modes,
+    buffers, metrics, random numbers, progress, gradients, what others read in ``trainer.callback_metrics``.
+    All processes have to call it.
+
+    Args:
+        trainer: that is fitting, and not validating.
+
+    Returns:
+        By name, as in ``trainer.callback_metrics``: with several loaders ``val_acc/dataloader_idx_0`` and so
+        on; nothing if there is nothing to validate with.
+    """
+    pl_module = trainer.lightning_module
+    with _unnoticed(trainer), modes_kept(pl_module), unremembered(pl_module):
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        found = dict(trainer.callback_metrics)
+    reshard(pl_module)  # a forward without backward leaves parameters whole
+    return found
+
+
+@contextmanager
+def _unnoticed(trainer: Trainer) -> Iterator[None]:
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
+    metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
+    first, current = connector._first_loop_iter, connector._current_fx
+    progress, last = copy.deepcopy(loop.batch_progress), getattr(trainer, "_last_val_time", None)
+    callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
+    connector.reset_metrics()
+    # The module may use its loggers: they are there, and forget what they are told.
+    trainer.callbacks, trainer.loggers = [], [DummyLogger() for _ in loggers]  # type: ignore[attr-defined]
+    trainer.validating = True
+    try:
+        with isolated_rng(trainer.strategy.root_device):
+            yield
+    finally:
+        trainer.training = True
+        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+        loop.batch_progress, trainer._last_val_time = progress, last  # type: ignore[attr-defined]
+        connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics = metrics
+        connector._first_loop_iter, connector._current_fx = first, current
