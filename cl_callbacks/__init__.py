@@ -28,6 +28,7 @@ from cl_callbacks.metrics import (
     LearningAccuracy,
     TaskMatrixMetric,
 )
+from cl_callbacks.observation import TaskEvaluation
 from cl_callbacks.synaptic_callback import SynapticCallback
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "SynapticCallback",
     "SynapticIntelligence",
     "TaskBoundaries",
+    "TaskEvaluation",
     "TaskMatrixMetric",
     "TaskSequence",
 ]

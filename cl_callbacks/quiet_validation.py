@@ -17,7 +17,7 @@ from cl_callbacks.shards import reshard
 def quiet_validation(trainer: Trainer) -> dict[str, Tensor]:
     """Runs the validation loop of a Trainer that is fitting, and returns what it has logged.
 
-    The module's ``validation_step``, its hooks and its metrics run as in any validation, over the same loaders
+    The module's ``validation_step``, hooks and metrics run as in any validation, over the same loaders
     and as many batches; no callback and no logger hears of it. Afterwards everything is as before: modes,
     buffers, metrics, random numbers, progress, gradients, what others read in ``trainer.callback_metrics``.
     All processes have to call it.

@@ -14,6 +14,7 @@ from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import signal_of
 from cl_callbacks.boundaries.snapshots import Snapshots
+from cl_callbacks.boundaries.trace import Trace
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
 from cl_callbacks.log import is_due, log
@@ -83,6 +84,7 @@ class DriftBoundaries(MonitoredBoundaries):
 
     Attributes:
         found: the boundaries so far.
+        trace: batch, value and evidence for a change over the training so far.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -125,6 +127,7 @@ class DriftBoundaries(MonitoredBoundaries):
         self.rise = RiseMonitor(detector, warm_up=min_task_steps, logarithm=mode == "min")
         self.snapshot_every = whole("snapshot_every", snapshot_every, least=1)
         self.found: list[Boundary] = []
+        self.trace = Trace()
         self._recent = RecentBatches(
             whole("recent_samples", recent_samples, least=1),
             positive("recent_bytes", recent_bytes, endless=True),
@@ -175,6 +178,7 @@ class DriftBoundaries(MonitoredBoundaries):
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
         """Ends the task if the values have risen for good."""
         self.rise.update(value if self.mode == "min" else -value)
+        self.trace.add(batch, value, self.rise.score)
         if self.rise.age == 0:
             self._onset = batch + 1
         if self.rise.drift_detected:
@@ -218,6 +222,7 @@ class DriftBoundaries(MonitoredBoundaries):
         return super().state_dict() | {
             "rise": self.rise.state_dict(),
             "found": [list(boundary) for boundary in self.found],
+            "trace": self.trace.state_dict(),
             "snapshots": self._snapshots.state_dict(),
             "onset": self._onset,
         }
@@ -236,5 +241,6 @@ class DriftBoundaries(MonitoredBoundaries):
         super().restore(state_dict)
         self.rise.load_state_dict(state_dict["rise"])
         self.found = [Boundary(*found) for found in state_dict["found"]]
+        self.trace.load_state_dict(state_dict["trace"])
         self._snapshots.load_state_dict(state_dict["snapshots"])
         self._onset = state_dict["onset"]

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
+from cl_callbacks.log import log_configuration
 from cl_callbacks.saved_state import restore_whole
 
 _NOW = nullcontext()
@@ -19,10 +20,12 @@ _NOW = nullcontext()
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
     """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
 
-    On the callbacks in list order, then the LightningModule, then the LightningDataModule.
+    On the callbacks in list order, those that merely observe what the others do (``observes = True``) after
+    them; then on the LightningModule, then on the LightningDataModule.
     """
     pl_module = trainer.lightning_module
-    for listener in (*trainer.callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+    callbacks = sorted(trainer.callbacks, key=lambda callback: getattr(callback, "observes", False))  # type: ignore[attr-defined]
+    for listener in (*callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
         hook = getattr(listener, event, None)
         if callable(hook):
             hook(trainer, pl_module, task)
@@ -37,12 +40,14 @@ class TaskBoundaries(Callback):
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.
         task_is_open: whether a task has begun and not ended.
+        looking_back: whether, while a task ends, everything is as it was some steps ago.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.task = 0
         self.task_is_open = False
+        self.looking_back = False
         self._evaluating = False
 
     def begin(self, trainer: Trainer) -> None:
@@ -57,8 +62,10 @@ class TaskBoundaries(Callback):
             trainer: that is training.
             as_of: within it everything is as it was when the task ended; default: as it is.
         """
+        self.looking_back = as_of is not _NOW
         with as_of:
             dispatch(trainer, "on_task_end", self.task)
+        self.looking_back = False
         self.task_is_open = False
         self.task += 1
         _rewrite_last_checkpoints(trainer)
@@ -74,7 +81,8 @@ class TaskBoundaries(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notices a ``fit`` that would return at once and learn nothing."""
+        """Logs how everything is set, and notices a ``fit`` that would return at once and learn nothing."""
+        log_configuration(trainer)
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # progress comes from the checkpoint, and a finished run may be resumed in vain
         done, limit = _epochs_done(trainer), trainer.max_epochs
@@ -172,6 +180,11 @@ class FitBoundaries(TaskBoundaries):
         if self.task_is_open:
             self.end(trainer)
         self._previous = list(trainer.optimizers) if self.carry_optimizer else []
+
+
+def boundaries_of(trainer: Trainer) -> TaskBoundaries:
+    """The boundary callback of a Trainer that has one."""
+    return next(c for c in trainer.callbacks if isinstance(c, TaskBoundaries))  # type: ignore[attr-defined]
 
 
 def ensure_boundaries(trainer: Trainer) -> None:

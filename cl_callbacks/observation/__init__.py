@@ -1,1 +1,5 @@
-"""What is seen of a training: figures of scores, importance, plasticity and drift."""
+"""What a training shows of itself: scores on every task, and the state of the synapses."""
+
+from cl_callbacks.observation.task_evaluation import TaskEvaluation
+
+__all__ = ["TaskEvaluation"]

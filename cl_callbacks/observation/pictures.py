@@ -1,0 +1,44 @@
+"""Pictures beside whatever a Trainer logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from cl_callbacks.log import log_folder, tell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 150
+
+
+def show(trainer: Trainer, key: str, figure: Figure) -> None:
+    """Writes a figure as ``figures/KEY.png`` into the log folder, and shows it to W&B and TensorBoard.
+
+    Does nothing on other processes than the first, and without a logger that has a folder.
+
+    Args:
+        trainer: that is training.
+        key: what it is, such as ``"cl_task/matrix"``; slashes are dashes in the file's name.
+        figure: of matplotlib.
+    """
+    folder = log_folder(trainer) if trainer.is_global_zero else None
+    if folder is None:
+        return
+    file = folder / "figures" / f"{key.replace('/', '-')}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=_DPI)
+    tell(trainer, lambda logger: _show(logger, key, file, trainer.global_step))
+
+
+def _show(logger: Logger, key: str, file: Path, step: int) -> None:
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [str(file)], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(key, imread(file), step, dataformats="HWC")

@@ -1,0 +1,233 @@
+"""Scores on every task, after every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
+from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
+from cl_callbacks.compatibility import few
+from cl_callbacks.log import is_due, log
+from cl_callbacks.observation.task_record import TaskRecord
+from cl_callbacks.observation.task_report import TaskReport
+from cl_callbacks.quiet_validation import quiet_validation
+from cl_callbacks.saved_state import restore_whole
+from cl_callbacks.synaptic_callback import SynapticCallback
+
+
+class TaskEvaluation(Callback):
+    """Measures the task matrix: the score on every task before any training and after each task.
+
+    The scores are those that the module logs in its validation, which has one loader per task: the Trainer's
+    own validation where it comes at the task's end, else one of this callback's that nothing else notices.
+    Of a task whose end is found late they are those of the network as it was then.
+
+    Logged with ``cl_task/index``, the task that has ended, as the x axis: ``cl_task/average`` over the tasks
+    learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``, ``cl_task/forward_transfer`` and
+    ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`), ``cl_task/score/0`` and
+    ``cl_task/forgetting/0`` and so on for each task learned, and ``cl_task/consolidation_seconds``, what the
+    rules took for it; ``cl/task``, the current task, by step. ``task_matrix.json``, ``task_matrix.csv`` and
+    ``figures/*.png`` are written beside the log of the Trainer's first logger that has a folder; W&B and
+    TensorBoard show the figures too, and W&B the matrix as a table. Pictures are drawn when training ends,
+    and before that as often as takes a hundredth of the time. A logger that fails is told nothing more.
+
+    Args:
+        monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
+            ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for names of the module's own.
+        mode: ``"max"`` for scores that are the better the higher they are, ``"min"`` for the others.
+        names: of the tasks; default: their numbers, from 0.
+        untrained: whether to score the tasks before training, which forward transfer is measured from.
+        artifact: whether a W&B artifact of the matrix and of the rules' state is to be logged at the end.
+        table: whether to print the matrix at the end of training.
+
+    Attributes:
+        record: the scores, also those of validations between tasks.
+        report: how they are told.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+        MisconfigurationException: in training, without validation data, and when the score is not logged.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from cl_callbacks import EWC, EpochBoundaries
+        >>> callbacks = [EWC(70.0), EpochBoundaries(10), TaskEvaluation("val_acc")]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+    """
+
+    observes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        monitor: str = "val_acc",
+        mode: Literal["max", "min"] = "max",
+        *,
+        names: Sequence[str] | None = None,
+        untrained: bool = True,
+        artifact: bool = False,
+        table: bool = True,
+    ) -> None:
+        super().__init__()
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is neither 'max' nor 'min'")
+        if names is not None and (isinstance(names, str) or len(set(names)) < len(names)):
+            raise ValueError(f"names must be a list of different names, one for each task; got {names!r}")
+        self.monitor, self.mode, self.names = monitor, mode, None if names is None else list(names)
+        self.untrained, self.artifact, self.table = untrained, artifact, table
+        self.record = TaskRecord(higher_is_better=mode == "max")
+        self._evaluating = False
+        self.report = TaskReport(self.record, monitor, names)
+        self._latest: tuple[int, list[float]] = (-1, [])
+
+    @property
+    def matrix(self) -> Tensor:
+        """The task matrix, of shape (T + 1, T): row k after k tasks, row 0 before training; else NaN."""
+        return self.record.matrix
+
+    def results(self) -> dict[str, float]:
+        """``average``, ``forgetting``, ``backward_transfer``, ``forward_transfer`` and ``learning``."""
+        return self.record.results()
+
+    # -- measuring ---------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes sure that somebody says when a task ends."""
+        self._evaluating = stage != "fit"
+        if stage == "fit":
+            ensure_boundaries(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores the network before training."""
+        if not trainer.enable_validation:
+            raise MisconfigurationException(
+                "TaskEvaluation scores tasks by the Trainer's validation, and there is none: give `fit` one "
+                "validation loader per task, the module a `validation_step`, and leave limit_val_batches "
+                "above 0."
+            )
+        self._latest = (-1, [])
+        self.report.begin(trainer)
+        boundaries = boundaries_of(trainer)
+        fresh = not boundaries.task_is_open and boundaries.task not in self.record.rows
+        if fresh and (self.untrained or boundaries.task):
+            self.record.rows[boundaries.task] = self._validated(trainer)
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Marks the boundary in the log."""
+        log(trainer, {"cl/task": task})
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Logs the current task on steps that log."""
+        if is_due(trainer):
+            log(trainer, {"cl/task": boundaries_of(trainer).task})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the scores of the Trainer's own validation."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Adds a row to the matrix."""
+        self._add_row(trainer, task)
+        self.record.ends.append(trainer.global_step)
+        self._tell(trainer, task)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the row of a last task that nobody can know to have ended."""
+        boundaries = boundaries_of(trainer)
+        if isinstance(boundaries, MonitoredBoundaries) and boundaries.task_is_open:
+            self._add_row(trainer, boundaries.task)
+            self._tell(trainer, boundaries.task)
+
+    def _add_row(self, trainer: Trainer, task: int) -> None:
+        if boundaries_of(trainer).looking_back:
+            self.record.rows[task + 1] = self._scores(trainer, quiet_validation(trainer))
+        elif self._latest[0] == trainer.global_step:
+            self.record.rows[task + 1] = self._latest[1]
+        else:
+            self.record.rows[task + 1] = self._validated(trainer)
+
+    def _tell(self, trainer: Trainer, task: int) -> None:
+        self._warn_of_too_many_tasks(task)
+        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        self.report.log_task(trainer, task, sum(getattr(rule, "seconds", 0.0) for rule in rules))
+
+    def _warn_of_too_many_tasks(self, task: int) -> None:
+        tasks = len(self.record.rows[task + 1])
+        if task == tasks:
+            rank_zero_warn(
+                f"TaskEvaluation: more tasks have ended than there are validation loaders, {tasks}, so that "
+                f"rows and columns of the task matrix are not of the same tasks: forgetting and transfers "
+                f"mean little; the scores stand as they are."
+            )
+
+    def _validated(self, trainer: Trainer) -> list[float]:
+        return self._keep(trainer, self._scores(trainer, quiet_validation(trainer)))
+
+    def _keep(self, trainer: Trainer, scores: list[float]) -> list[float]:
+        self._latest = (trainer.global_step, scores)
+        self.record.curve.append(self._latest)
+        return scores
+
+    def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
+        found = [metrics[name] for name in self._keys(trainer, metrics)]
+        values = torch.stack([value.detach().double().to(trainer.strategy.root_device) for value in found])
+        return trainer.strategy.reduce(values, reduce_op="mean").tolist()
+
+    def _keys(self, trainer: Trainer, metrics: Mapping[str, Any]) -> list[str]:
+        loaders = trainer.fit_loop.epoch_loop.val_loop.num_dataloaders
+        if "{task}" in self.monitor:
+            keys = [self.monitor.replace("{task}", str(task)) for task in range(len(metrics))]
+            keys = [key for key in keys if key in metrics]
+        elif loaders == 1:
+            keys = [self.monitor]
+        else:
+            keys = [f"{self.monitor}/dataloader_idx_{task}" for task in range(loaders)]
+        missing = [key for key in keys if key not in metrics]
+        if missing or not keys:
+            raise MisconfigurationException(
+                f"TaskEvaluation: validation logs no {missing[0] if missing else self.monitor!r}; it logs "
+                f"{few(sorted(metrics)) if metrics else 'nothing'}. Let `validation_step` call "
+                f"`self.log({self.monitor!r}, ...)`, or give TaskEvaluation another monitor."
+            )
+        return keys
+
+    # -- telling -----------------------------------------------------------------------------------
+
+    def task_summary(self, task: int) -> str:
+        """What is to be said of a task's end in one line."""
+        return self.report.line()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws, prints the table and logs the artifact; not between fits that are a task each."""
+        tasks = self.matrix.shape[1]
+        if isinstance(boundaries_of(trainer), FitBoundaries) and tasks not in self.record.rows:
+            return
+        self.report.draw(trainer)
+        if self.artifact:
+            rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+            self.report.log_artifact(trainer, {rule.state_key: rule.state_dict() for rule in rules})
+        if self.table and trainer.is_global_zero:
+            self.report.print_table()
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return self.record.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with what was measured, but not for a mere evaluation.
+
+        Raises:
+            ValueError: a state of something else; the record is then as it was.
+        """
+        if not self._evaluating:
+            restore_whole(self.record, state_dict)

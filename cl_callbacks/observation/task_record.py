@@ -1,0 +1,119 @@
+"""What was measured on every task, after every task."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.task_matrix import (
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forgetting_per_task,
+    forward_transfer,
+    learning_accuracy,
+    tasks_learned,
+)
+
+
+class TaskRecord:
+    """Scores on every task, by how many tasks had been learned and by step.
+
+    Args:
+        higher_is_better: whether the scores are so.
+
+    Attributes:
+        rows: scores after so many tasks.
+        curve: steps at which all tasks were scored, with the scores.
+        ends: steps at which tasks ended.
+
+    Example:
+        >>> record = TaskRecord(higher_is_better=True)
+        >>> record.rows = {1: [0.9, 0.1], 2: [0.5, 0.75]}
+        >>> record.matrix
+        tensor([[   nan,    nan],
+                [0.9000, 0.1000],
+                [0.5000, 0.7500]], dtype=torch.float64)
+        >>> record.results()["forgetting"]
+        0.4
+    """
+
+    def __init__(self, higher_is_better: bool) -> None:
+        self.higher_is_better = higher_is_better
+        self.rows: dict[int, list[float]] = {}
+        self.curve: list[tuple[int, list[float]]] = []
+        self.ends: list[int] = []
+
+    @property
+    def matrix(self) -> Tensor:
+        """The task matrix, of shape (T + 1, T); see :mod:`cl_callbacks.functional.task_matrix`."""
+        tasks = max([len(row) for row in self.rows.values()] + list(self.rows), default=0)
+        found = torch.full((tasks + 1, tasks), math.nan, dtype=torch.float64)
+        for learned, row in self.rows.items():
+            found[learned, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        return found
+
+    def results(self) -> dict[str, float]:
+        """The field's figures as of now; NaN for what is not known yet."""
+        matrix, higher = self.matrix, self.higher_is_better
+        figures = {
+            "average": average_accuracy(matrix),
+            "forgetting": forgetting(matrix, higher),
+            "backward_transfer": backward_transfer(matrix, higher),
+            "forward_transfer": forward_transfer(matrix, higher),
+            "learning": learning_accuracy(matrix),
+        }
+        return {name: value.item() for name, value in figures.items()}
+
+    def of_tasks(self, names: Sequence[str]) -> dict[str, float]:
+        """Score and forgetting of each task that has been learned, as far as they are known."""
+        matrix = self.matrix
+        learned = tasks_learned(matrix)
+        lost = forgetting_per_task(matrix, self.higher_is_better).tolist()
+        found: dict[str, float] = {}
+        for what, values in (("score", matrix[learned, :learned].tolist()), ("forgetting", lost)):
+            found |= {f"{what}/{name}": value for name, value in zip(names, values, strict=False)}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def worst(self) -> tuple[int, float] | None:
+        """The task that has been forgotten most, and how far."""
+        lost = forgetting_per_task(self.matrix, self.higher_is_better)
+        if lost.isnan().all():
+            return None
+        task = int(lost.nan_to_num(-math.inf).argmax())
+        return task, lost[task].item()
+
+    def write(self, folder: Path, about: dict[str, Any], names: Sequence[str]) -> list[Path]:
+        """Writes ``task_matrix.json`` and ``task_matrix.csv``.
+
+        Args:
+            folder: where to.
+            about: what else belongs into the first.
+            names: of the tasks.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [[None if math.isnan(s) else s for s in row] for row in self.matrix.tolist()]
+        results = {name: None if math.isnan(v) else v for name, v in self.results().items()}
+        found = about | {"matrix": rows, "results": results, "task_ends": self.ends}
+        as_json, as_csv = folder / "task_matrix.json", folder / "task_matrix.csv"
+        as_json.write_text(json.dumps(found, indent=1))
+        with as_csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["tasks_learned", *names])
+            writer.writerows([learned, *row] for learned, row in enumerate(rows))
+        return [as_json, as_csv]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {"rows": dict(self.rows), "curve": list(self.curve), "ends": list(self.ends)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on with these."""
+        self.rows, self.curve, self.ends = dict(state["rows"]), list(state["curve"]), list(state["ends"])

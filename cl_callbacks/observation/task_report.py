@@ -1,0 +1,135 @@
+"""How the task matrix is told: to loggers, in files, pictures and on the terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+
+from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
+from cl_callbacks.boundaries.task_boundaries import boundaries_of
+from cl_callbacks.log import log, log_folder, tell
+from cl_callbacks.observation.pictures import show
+from cl_callbacks.observation.task_record import TaskRecord
+from cl_callbacks.observation.task_table import task_table
+from cl_callbacks.observation.wandb_run import define_task_axis, log_artifact, log_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHARE_OF_DRAWING = 0.01
+
+
+class TaskReport:
+    """Tells what a :class:`~cl_callbacks.observation.task_record.TaskRecord` holds.
+
+    Args:
+        record: of the scores.
+        monitor: what the scores are.
+        names: of the tasks; numbers for ``None``.
+    """
+
+    def __init__(self, record: TaskRecord, monitor: str, names: Sequence[str] | None) -> None:
+        self.record, self.monitor, self._names = record, monitor, list(names or [])
+        self._drawn_at, self._drawing = 0.0, 0.5
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tasks: their names, or numbers where they have none."""
+        tasks = self.record.matrix.shape[1]
+        return (self._names + [str(task) for task in range(len(self._names), tasks)])[:tasks]
+
+    def begin(self, trainer: Trainer) -> None:
+        """Tells W&B which numbers are by task."""
+        self._drawn_at = time.monotonic()
+        if trainer.is_global_zero:
+            tell(trainer, define_task_axis)
+
+    def log_task(self, trainer: Trainer, task: int, seconds: float) -> None:
+        """Logs all figures at the end of a task, and draws if it is time to.
+
+        Args:
+            trainer: that is training.
+            task: that has ended.
+            seconds: that consolidation took.
+        """
+        results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
+        values = {"index": task, **results, **self.record.of_tasks(self.names)}
+        values["consolidation_seconds"] = seconds
+        log(trainer, {"cl/task": task} | {f"cl_task/{name}": value for name, value in values.items()})
+        self.write(trainer)
+        if time.monotonic() - self._drawn_at > self._drawing / _SHARE_OF_DRAWING:
+            self.draw(trainer)
+
+    def line(self) -> str:
+        """What there is to say in one line."""
+        text, worst = f"average {self.record.results()['average']:.3f}", self.record.worst()
+        if worst is None:
+            return text
+        return f"{text} · worst forgetting {worst[1]:.3f} (task {self.names[worst[0]]})"
+
+    def print_table(self) -> None:
+        """Prints the matrix and what follows from it."""
+        from rich.console import Console
+
+        console = Console()
+        title = f"{self.monitor} on each task (column) after learning each (row)"
+        console.print(task_table(self.record.matrix, self.names, title))
+        results = {name.replace("_", " "): value for name, value in self.record.results().items()}
+        known = [f"{name} {value:.3f}" for name, value in results.items() if not math.isnan(value)]
+        console.print(" · ".join(known), highlight=False)
+
+    def write(self, trainer: Trainer) -> None:
+        """Writes the matrix into the log folder, if there is one."""
+        folder = log_folder(trainer) if trainer.is_global_zero else None
+        if folder is not None:
+            self._files(folder)
+
+    def draw(self, trainer: Trainer) -> None:
+        """Shows the pictures, and the matrix as a table of W&B, on the first process and if there is a log."""
+        if not trainer.is_global_zero or log_folder(trainer) is None:
+            return
+        start = time.monotonic()
+        for key, figure in self.figures(trainer).items():
+            show(trainer, key, figure)
+        rows = [[learned, *row] for learned, row in enumerate(self.record.matrix.tolist())]
+        columns = ["tasks learned", *self.names]
+        tell(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
+        self._drawn_at = time.monotonic()
+        self._drawing = self._drawn_at - start
+
+    def figures(self, trainer: Trainer) -> dict[str, Figure]:
+        """Task matrix, curve of each task over training, and loss with drift score, by key."""
+        from cl_callbacks.observation.figures import accuracy_matrix, loss_and_drift, task_curves
+
+        names, record = self.names, self.record
+        mode: Literal["max", "min"] = "max" if record.higher_is_better else "min"
+        steps = [step for step, _ in record.curve]
+        scores = [scores + [math.nan] * (len(names) - len(scores)) for _, scores in record.curve]
+        drawn = {
+            "cl_task/matrix": accuracy_matrix(record.matrix, names=names, mode=mode, title=self.monitor),
+            "cl_task/curves": task_curves(steps, scores, record.ends, names=names, monitor=self.monitor),
+        }
+        boundaries = boundaries_of(trainer)
+        if isinstance(boundaries, DriftBoundaries) and boundaries.trace.points:
+            batches, losses, evidence = zip(*boundaries.trace.points, strict=True)
+            found, onsets = [b.batch for b in boundaries.found], [b.onset for b in boundaries.found]
+            drawn["cl/drift"] = loss_and_drift(batches, losses, evidence, found, onsets)
+        return drawn
+
+    def log_artifact(self, trainer: Trainer, states: Mapping[str, Any]) -> None:
+        """Gives W&B an artifact of the matrix and of the rules' states, from the first process."""
+        if trainer.is_global_zero:
+            with TemporaryDirectory() as folder:
+                files = self._files(Path(folder))
+                torch.save(dict(states), Path(folder) / "rules.pt")
+                tell(trainer, lambda logger: log_artifact(logger, [*files, Path(folder) / "rules.pt"]))
+
+    def _files(self, folder: Path) -> list[Path]:
+        return self.record.write(folder, {"monitor": self.monitor, "names": self.names}, self.names)

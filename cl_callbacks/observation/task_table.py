@@ -1,0 +1,63 @@
+"""The task matrix as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cl_callbacks.functional.task_matrix import tasks_learned
+from cl_callbacks.observation.figures.labels import cut, every
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROOM, _NAME = 8, 12
+
+
+def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
+    """Scores on each task (column) after learning each (row), as far as there is room for tasks.
+
+    Columns have the tasks' numbers, rows their names as well.
+
+    Args:
+        matrix: of shape (T + 1, T).
+        names: of the T tasks.
+        title: above the table.
+
+    Example:
+        >>> import torch
+        >>> nan = float("nan")
+        >>> matrix = torch.tensor([[nan, nan], [0.9, 0.1], [0.5, 0.75]])
+        >>> table = task_table(matrix, ["0", "1"], "accuracy")
+        >>> table.row_count, len(table.columns)
+        (2, 3)
+    """
+    from rich import box
+    from rich.table import Table
+
+    tasks, learned = len(names), tasks_learned(matrix)
+    interval = every(tasks, room=_ROOM)
+    shown = sorted({*range(0, tasks, interval), tasks - 1})
+    numbers = [str(task) for task in range(tasks)]
+    named = [n if n == name else f"{n} {cut(name, _NAME)}" for n, name in zip(numbers, names, strict=True)]
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("after", no_wrap=True)
+    for task in shown:
+        table.add_column(numbers[task], justify="right", no_wrap=True, min_width=5)
+    for row in range(learned + 1):
+        if matrix[row].isnan().all() or not (row == 0 or row == learned or row - 1 in shown):
+            continue
+        cells = [
+            _cell(matrix[row, task].item(), learned=task < row, latest=task == row - 1) for task in shown
+        ]
+        table.add_row("—" if row == 0 else named[row - 1], *cells)
+    return table
+
+
+def _cell(score: float, learned: bool, latest: bool) -> str:
+    if score != score:
+        return ""
+    text = f"{score:.3f}" if abs(score) < 10 else f"{score:.4g}"
+    return f"[bold]{text}[/]" if latest else text if learned else f"[dim]{text}[/]"

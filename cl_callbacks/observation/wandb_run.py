@@ -1,0 +1,33 @@
+"""What only W&B can show. Other loggers are passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+
+def define_task_axis(logger: Logger) -> None:
+    """Lets all that is logged by task have the task as its x axis."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.define_metric("cl_task/index", hidden=True)
+        logger.experiment.define_metric("cl_task/*", step_metric="cl_task/index")
+
+
+def log_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Logs a table."""
+    if isinstance(logger, WandbLogger):
+        logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+
+
+def log_artifact(logger: Logger, files: Sequence[Path]) -> None:
+    """Logs files as one artifact of the run, ``task-matrix-ID``."""
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        artifact = wandb.Artifact(f"task-matrix-{logger.experiment.id}", type="task-matrix")
+        for file in files:
+            artifact.add_file(str(file))
+        logger.experiment.log_artifact(artifact)
