@@ -92,7 +92,7 @@ class TaskReport:
             self._files(folder)
 
     def draw(self, trainer: Trainer) -> None:
-        """Shows the pictures, and the matrix as a table of W&B, on the first process and if there is a log."""
+        """Shows the pictures, and the matrix as a table of W&B, if there is a log."""
         if not trainer.is_global_zero or log_folder(trainer) is None:
             return
         start = time.monotonic()

@@ -174,8 +174,8 @@ def test_a_boundary_that_is_found_late_is_scored_as_of_then() -> None:
     rows = [*by_hand.rows, accuracies(model, weights(model))]  # the second task is never known to have ended
     torch.testing.assert_close(evaluation.matrix[1:3], torch.tensor(rows).double())
     assert len(evaluation.record.ends) == 1
-    # Of both ends and the start; the boundary is no point of the curve, its weights are of no present step.
-    assert [step for step, _ in evaluation.record.curve] == [0, 200, 200]
+    # The boundary is no point of the curve: its weights are of no present step.
+    assert [step for step, _ in evaluation.record.curve] == [0, 200]
 
 
 def test_names_of_the_modules_own(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_what_cannot_work_is_refused() -> None:
         fit(TaskEvaluation(), model=Net())
     with pytest.raises(MisconfigurationException, match="there is none"):
         fit(TaskEvaluation(), limit_val_batches=0)
-    with pytest.raises(MisconfigurationException, match="logs no 'val_f1/dataloader_idx_0'.*val_acc"):
+    with pytest.raises(MisconfigurationException, match=r"logs no 'val_f1/dataloader_idx_0'.*val_acc"):
         fit(TaskEvaluation("val_f1"))
 
 
