@@ -14,17 +14,32 @@ from wandb.proto.wandb_internal_pb2 import Record
 _BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, 7
 
 
+def run_file(folder: Path) -> Path:
+    """Of the only run below a folder."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return file
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     """The rows of the only run below a folder, which has finished."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    rows = []
-    for record in _finished(file):
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append(
-                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-            )
-    return rows
+    return [_values(record.history.item) for record in of_kind(folder, "history")]
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """What the run was configured with, by the first part of each key."""
+    found: dict[str, Any] = {}
+    for record in of_kind(folder, "config"):
+        found |= _values(record.config.update)
+    return found
+
+
+def of_kind(folder: Path, kind: str) -> list[Record]:
+    """All records of a kind, such as ``"artifact"`` or ``"metric"``, of the only run below a folder."""
+    return [record for record in _finished(run_file(folder)) if record.WhichOneof("record_type") == kind]
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def _finished(file: Path, patience: float = 60.0) -> list[Record]:
