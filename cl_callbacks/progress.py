@@ -112,8 +112,8 @@ def _rich(bar: RichProgressBar, trainer: Trainer, what: str, total: int | None) 
     try:
         yield advance
     finally:
-        live.remove_task(line)
-        bar.refresh()
+        live.update(line, visible=False)  # Lightning takes the ids of its own lines for indices
+        live.refresh()
         if started:
             bar._stop_progress()
 

@@ -198,7 +198,7 @@ class DriftBoundaries(MonitoredBoundaries):
         if not self.found or self.found[-1].task != task:
             return None
         onset, delay = self.found[-1].onset, self.found[-1].delay
-        return f"the data changed at about batch {onset}, found {delay} batches later"
+        return f"data changed near batch {onset}, found {delay} later"
 
     def _look_back(self) -> None:
         """Keeps what there would have to be if a change has begun at the present estimate."""
