@@ -220,6 +220,7 @@ def test_a_pass_knows_how_far_it_is(kind: Any, terminal: Terminal) -> None:
                 line = bar.progress.tasks[-1]
                 return line.completed, line.total, line.visible
             (line,) = [line for line in Tqdm._instances if line.desc.startswith("long")]
+            assert abs(line.pos) == 1  # a line below that of the training
             return line.n, line.total or float("inf"), not line.leave
 
     fit(Long(), EpochBoundaries(1), terminal.bar(kind))
@@ -342,7 +343,7 @@ def test_the_seconds_of_all_rules_are_told(terminal: Terminal) -> None:
     one, two = Sleeps(name="one"), Sleeps(name="two")
     assert one.seconds == 0.0
     fit(one, two, EpochBoundaries(1), terminal.bar(TQDMProgressBar))
-    assert 0.55 <= one.seconds < 0.8
+    assert 0.55 <= one.seconds < 5.0
     assert terminal.said() == [
         f"task 0 ended at step 3 · consolidation {one.seconds + two.seconds:.1f} s",
     ]
