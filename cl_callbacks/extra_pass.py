@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import (
@@ -21,12 +21,14 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     Subset,
 )
 
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.progress import progress, say
 from cl_callbacks.quiet import quiet
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all, share_buffers
 from cl_callbacks.shards import group_of, total
@@ -119,6 +121,18 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
     return [visited[i] for i in order[:samples]]
 
 
+def _count(trainer: Trainer, samples: int | None) -> int | None:
+    """How many samples all ranks together are going to use, where it can be told beforehand."""
+    in_use = trainer.fit_loop._combined_loader
+    loaders = [] if in_use is None or _recent_batches(trainer) is not None else in_use.flattened
+    if len(loaders) == 1 and isinstance(loaders[0], DataLoader):
+        loader = loaders[0]
+        if type(loader.sampler) in (RandomSampler, DistributedSampler, SequentialSampler):
+            dataset: Any = loader.dataset
+            return len(dataset) if samples is None else min(samples, len(dataset))
+    return samples
+
+
 def _apart(used: Any) -> Any:
     """A copy to read in the place of what is in use, which may keep its place for a resume."""
     apart = copy.copy(used)
@@ -146,6 +160,7 @@ def mean_over_task(
     zeros: list[Tensor],
     *,
     samples: int | None,
+    what: str,
     seed: int = 0,
     shards: dist.ProcessGroup | None = None,
 ) -> list[Tensor] | None:
@@ -159,6 +174,7 @@ def mean_over_task(
         measure: from a batch to sums over its samples, and how many samples went into them.
         zeros: what the sums are for no sample.
         samples: how many samples of the task to use; all for ``None``.
+        what: is measured, for the terminal.
         seed: of the choice of samples and of random labels.
         shards: the processes that each sum over all samples, on a shard of the parameters of their own;
             default: each sums over its share of the samples, on all parameters.
@@ -167,7 +183,10 @@ def mean_over_task(
         The means; ``None`` if no sample is finite.
     """
     totals, used, seen = zeros, 0, 0
-    with quiet(trainer, pl_module, seed):
+    count = _count(trainer, samples)
+    if count is not None and shards is None:
+        count = len(range(trainer.global_rank, count, trainer.world_size))
+    with quiet(trainer, pl_module, seed), progress(trainer, what, count) as advance:
         if shards is not None:
             share_buffers(pl_module)
         batches = task_batches(trainer, samples, seed)
@@ -175,6 +194,7 @@ def mean_over_task(
             with uninterrupted():  # or hooks might stay on the module
                 sums, n = measure(batch)
             seen += count_samples(batch)
+            advance(count_samples(batch))
             if not total(torch.stack([s.isfinite().logical_not().sum() for s in sums]).sum(), shards):
                 totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]
                 used += n
@@ -187,7 +207,7 @@ def mean_over_task(
             f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
             f"out of the importance."
         )
-    rank_zero_info(f"importance measured on {used} samples")
+    say(trainer, f"{what} measured on {used} samples")
     return None if used == 0 else [summed / used for summed in totals]
 
 
@@ -200,6 +220,7 @@ def mean_of_gradients(
     magnitude: Magnitude = Tensor.square_,
     *,
     samples: int | None,
+    what: str,
     seed: int = 0,
 ) -> list[Tensor] | None:
     r"""Mean size of per-sample gradients over the current task, :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
@@ -212,6 +233,7 @@ def mean_of_gradients(
         cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
         magnitude: ``torch.Tensor.square_`` or ``torch.Tensor.abs_``.
         samples: how many samples of the task to use; all for ``None``.
+        what: is measured, for the terminal.
         seed: of the choice of samples and of random labels.
 
     Returns:
@@ -228,6 +250,7 @@ def mean_of_gradients(
         lambda batch: per_sample.sums(batch, cotangents),
         per_sample.zeros(),
         samples=samples,
+        what=what,
         seed=seed,
         shards=shards,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar
@@ -83,6 +84,8 @@ class SynapticCallback(Callback):
         self.synapses = Synapses(self.fields, _dtype(state_dtype), strict)
         self.tasks = 0
         """How many tasks the rule has consolidated."""
+        self.seconds = 0.0
+        """How long the consolidation of the last task took; 0.0 if there was none."""
         self._step: SynapticStep | None = None
         self._committing: ExitStack | None = None
         self._evaluating = False
@@ -185,7 +188,7 @@ class SynapticCallback(Callback):
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Lets the rule remember the task."""
         self._place(pl_module)
-        view = self.synapses.view
+        view, self.seconds = self.synapses.view, 0.0
         lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
         if view.total(lost):  # the same on every process, or some would wait for others
             rank_zero_warn(
@@ -193,10 +196,12 @@ class SynapticCallback(Callback):
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
             )
         else:
+            start = time.perf_counter()
             with ExitStack() as self._committing:
                 if self.consolidate(trainer, pl_module, view, task):
                     self.tasks += 1
             self._committing = None
+            self.seconds = time.perf_counter() - start
         if self._step is not None:
             self._step.refresh()
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
@@ -15,9 +15,11 @@ from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import signal_of
 from cl_callbacks.boundaries.snapshots import Snapshots
 from cl_callbacks.boundaries.trace import Trace
+from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
 from cl_callbacks.log import is_due, log
+from cl_callbacks.progress import say
 
 
 class Boundary(NamedTuple):
@@ -150,13 +152,14 @@ class DriftBoundaries(MonitoredBoundaries):
             self._snapshots.take(trainer, pl_module, self._batches)
         self._recent.append(batch, number=self._batches)
         if self._recent.seen == 1:
-            self._say_what_is_kept()
+            self._say_what_is_kept(trainer)
 
-    def _say_what_is_kept(self) -> None:
+    def _say_what_is_kept(self, trainer: Trainer) -> None:
         kept, wanted = self._recent.capacity, self._recent.samples
-        rank_zero_info(
+        say(
+            trainer,
             f"DriftBoundaries keeps up to {kept} samples from before a change and as many since, on the CPU "
-            f"in at most {self._recent.max_bytes / 2**20:.0f} MiB."
+            f"in at most {self._recent.max_bytes / 2**20:.0f} MiB.",
         )
         if kept < wanted:
             rank_zero_warn(
@@ -185,7 +188,21 @@ class DriftBoundaries(MonitoredBoundaries):
             boundary, score = Boundary(self.task, self._batches - 1, self._onset), self.rise.score
             self.found.append(boundary)
             self.end(trainer, as_of=self._as_of_onset(trainer))
-            self._report(trainer, boundary, score)
+            self._log(trainer, boundary, score)
+
+    def shown(self) -> dict[str, str]:
+        """With the evidence for a change: in per cent of an alarm, if the detector says it so."""
+        detector, score = self.rise.detector, f"{self.rise.score:.1f}"
+        if isinstance(detector, CUSUM):
+            score = f"{detector.sum / detector.threshold:.0%}"
+        return super().shown() | {"drift": score}
+
+    def task_summary(self, task: int) -> str | None:
+        """How the end was found."""
+        if not self.found or self.found[-1].task != task:
+            return None
+        onset, delay = self.found[-1].onset, self.found[-1].delay
+        return f"data changed near batch {onset}, found {delay} later"
 
     def _look_back(self) -> None:
         """Keeps what there would have to be if a change has begun at the present estimate."""
@@ -202,11 +219,7 @@ class DriftBoundaries(MonitoredBoundaries):
         self.rise.restart()
         self._onset = self._batches
 
-    def _report(self, trainer: Trainer, boundary: Boundary, score: float) -> None:
-        rank_zero_info(
-            f"DriftBoundaries: the data have changed at about batch {boundary.onset}, found {boundary.delay} "
-            f"batches later; task {boundary.task} has ended."
-        )
+    def _log(self, trainer: Trainer, boundary: Boundary, score: float) -> None:
         log(
             trainer,
             {

@@ -42,6 +42,7 @@ class EpochBoundaries(TaskBoundaries):
         A checkpoint that was written in an epoch's very last step is from before its end, which Lightning
         leaves out when it goes on from there. Here the data are still those of the task.
         """
+        super().on_train_start(trainer, pl_module)
         reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         follows = hasattr(trainer.datamodule, "on_task_end")  # type: ignore[attr-defined]
         if follows and reload != 1:

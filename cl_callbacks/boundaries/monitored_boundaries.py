@@ -14,6 +14,7 @@ from torch import Tensor
 from cl_callbacks.arguments import whole
 from cl_callbacks.boundaries.signals import Signal
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.progress import show
 
 
 class MonitoredBoundaries(TaskBoundaries):
@@ -79,6 +80,7 @@ class MonitoredBoundaries(TaskBoundaries):
         if len(self._unread) >= self.check_every_n_steps:
             self._read(trainer)
             self._see_all(trainer)
+            show(trainer, self.shown())
 
     def _read(self, trainer: Trainer) -> None:
         device = trainer.strategy.root_device

@@ -96,6 +96,11 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         if self.detector.drift_detected:
             self.end(trainer)
 
+    def shown(self) -> dict[str, str]:
+        """With how near the loss is to a plateau; none is looked for before the loss has risen again."""
+        nearness = f"{self.detector.nearness:.0%}" if self.detector.peak else "reached"
+        return super().shown() | {"plateau": nearness}
+
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         candidates = batch
         if self._hard is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
 from cl_callbacks.log import log_configuration
+from cl_callbacks.progress import say, show
 from cl_callbacks.saved_state import restore_whole
 
 _NOW = nullcontext()
@@ -37,6 +38,9 @@ class TaskBoundaries(Callback):
     The events come in hooks where ``self.log`` works, but for a task that only the end of the fit ends
     (early stopping, the last task of a stream): there use ``trainer.logger``.
 
+    The progress bar shows the current task, and the terminal a line at the end of each. Any callback may add
+    to that line with a method ``task_summary(task)`` that returns a few words, or ``None``.
+
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.
         task_is_open: whether a task has begun and not ended.
@@ -53,6 +57,7 @@ class TaskBoundaries(Callback):
     def begin(self, trainer: Trainer) -> None:
         """Declares that the task begins."""
         self.task_is_open = True
+        show(trainer, self.shown())
         dispatch(trainer, "on_task_start", self.task)
 
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
@@ -66,9 +71,15 @@ class TaskBoundaries(Callback):
         with as_of:
             dispatch(trainer, "on_task_end", self.task)
         self.looking_back = False
+        ended = self.task
         self.task_is_open = False
         self.task += 1
         _rewrite_last_checkpoints(trainer)
+        say(trainer, _summary(trainer, ended))
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows in a task; to be extended by boundaries that know more."""
+        return {"task": str(self.task)}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a second boundary callback."""
@@ -97,6 +108,11 @@ class TaskBoundaries(Callback):
                 f"This `trainer.fit` would return at once: max_steps={trainer.max_steps} was reached by an "
                 f"earlier fit. Before each further fit, raise `trainer.fit_loop.epoch_loop.max_steps`."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows a task that goes on from a checkpoint or an earlier fit; Lightning has cleared its bar."""
+        if self.task_is_open:
+            show(trainer, self.shown())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the stage."""
@@ -154,6 +170,7 @@ class FitBoundaries(TaskBoundaries):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hands the previous fit's moments to the new optimizers."""
+        super().on_train_start(trainer, pl_module)
         if trainer.ckpt_path is None:  # a checkpoint brings the optimizers' state itself
             for old, new in zip(self._previous, trainer.optimizers, strict=False):
                 _carry_state(old, new)
@@ -202,6 +219,17 @@ def ensure_boundaries(trainer: Trainer) -> None:
         FitBoundaries(),
         *callbacks[first_checkpoint:],
     ]
+
+
+def _summary(trainer: Trainer, task: int) -> str:
+    """The line at a task's end: what it cost, and what callbacks have to say of it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    parts: list[str | None] = [f"task {task} ended at step {trainer.global_step}"]
+    seconds = sum(getattr(rule, "seconds", 0.0) for rule in callbacks if hasattr(rule, "consolidate"))
+    if seconds >= 0.001:  # rules that do nothing at the end of a task take no time
+        parts.append(f"consolidation {f'{seconds:.1f} s' if seconds >= 0.95 else f'{1000 * seconds:.0f} ms'}")
+    parts += [c.task_summary(task) for c in callbacks if hasattr(c, "task_summary")]
+    return " · ".join(filter(None, parts))
 
 
 def _epochs_done(trainer: Trainer) -> int:

@@ -118,6 +118,7 @@ class EWC(ReadsOutputs, BoundaryRule):
             lambda batch: self.outputs_and_labels(pl_module, batch),
             self._cotangents,
             samples=self.samples,
+            what=f"{type(self).__name__}: task {task}",
             seed=task,
         )
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cl_callbacks.consolidation.anchored_rule import AnchoredRule
@@ -17,6 +17,7 @@ from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
 from cl_callbacks.functional.kronecker import Factors, KroneckerFactors, paired
 from cl_callbacks.model_outputs import ReadsOutputs
+from cl_callbacks.progress import say
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import SynapseView
 from cl_callbacks.synaptic_callback import Patterns
@@ -147,7 +148,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
             merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)
         rest = [name for name in synapses.names if name not in covered]
-        rank_zero_info(f"{type(self).__name__}: {len(factors)} layers in factors, diagonal: {rest or 'none'}")
+        name = type(self).__name__
+        say(trainer, f"{name}: {len(factors)} layers in factors, diagonal: {rest or 'none'}")
         return True
 
     def _factors(
@@ -163,6 +165,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             lambda batch: factors.sums(batch, self._cotangents),
             factors.zeros(),
             samples=self.samples,
+            what=f"{type(self).__name__}: factors of task {task}",
             seed=task,
         )
         if means is None:
@@ -192,6 +195,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             lambda batch: self.outputs_and_labels(pl_module, batch),
             self._cotangents,
             samples=self.samples,
+            what=f"{type(self).__name__}: diagonal of task {task}",
             seed=task,
         )
         if means is None:

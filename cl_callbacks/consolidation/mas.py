@@ -116,5 +116,6 @@ class MAS(ReadsOutputs, BoundaryRule):
             lambda outputs, labels: [sensitivity_cotangent(outputs, self.norm)],
             Tensor.abs_,
             samples=self.samples,
+            what=f"{type(self).__name__}: task {task}",
             seed=task,
         )

@@ -40,6 +40,8 @@ class Plateau:
 
     Attributes:
         drift_detected: whether the last value completed a plateau.
+        peak: whether the loss is, or was, at a peak since the last plateau; if not, none is looked for.
+        nearness: how near the loss is to a plateau, from 0 to 1: level or spread, over what it is at last.
 
     Example:
         >>> plateau = Plateau()
@@ -75,6 +77,7 @@ class Plateau:
         self.drift_detected = False
         self.recent: list[float] = []
         self.since_peak: list[float] = []
+        self.nearness = 0.0
         self.high = 0.0  # of the values since the peak that are not kept any more
         self.peak = True
         self._warned = False
@@ -110,11 +113,16 @@ class Plateau:
 
     def _is_low(self, mean: float, variance: float) -> bool:
         if self.threshold == "absolute":
-            return mean < self.level and variance < self.spread
+            return self._is_below((mean, self.level), (variance, self.spread))
         high = max(self.high, sorted(self.since_peak)[int(0.95 * (len(self.since_peak) - 1))])
         if len(self.since_peak) >= _HISTORY:
             self.high, self.since_peak = high, list(self.recent)
-        return mean < self.level * high and variance**0.5 < self.spread * high
+        return self._is_below((mean, self.level * high), (variance**0.5, self.spread * high))
+
+    def _is_below(self, *compared: tuple[float, float]) -> bool:
+        """Whether each value is below its limit."""
+        self.nearness = max(0.0, min(limit / max(value, limit, 1e-30) for value, limit in compared))
+        return all(value < limit for value, limit in compared)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers only."""

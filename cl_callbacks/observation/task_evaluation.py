@@ -157,7 +157,7 @@ class TaskEvaluation(Callback):
     def _tell(self, trainer: Trainer, task: int) -> None:
         self._warn_of_too_many_tasks(task)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
-        self.report.log_task(trainer, task, sum(getattr(rule, "seconds", 0.0) for rule in rules))
+        self.report.log_task(trainer, task, sum(rule.seconds for rule in rules))
 
     def _warn_of_too_many_tasks(self, task: int) -> None:
         tasks = len(self.record.rows[task + 1])

@@ -1,0 +1,134 @@
+"""What the terminal shows beside Lightning's progress bar, without tearing it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info
+from rich.markup import escape
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(trainer: Trainer, what: str, total: int | None = None) -> Iterator[Advance]:
+    """A bar below Lightning's own while something takes its time inside a hook; gone afterwards.
+
+    Shows nothing without a progress bar, or with one that is neither Rich nor TQDM, or that is disabled as
+    on all processes but the first. How often to write to the terminal is left to the two libraries.
+
+    Args:
+        trainer: that is in a hook.
+        what: takes its time, in a few words.
+        total: how many steps (samples, batches) there are; ``None`` if nobody knows.
+
+    Returns:
+        ``advance(n)``, to be called after ``n`` further steps.
+
+    Example:
+        >>> with progress(Trainer(logger=False, enable_progress_bar=False), "EWC: task 3", 500) as advance:
+        ...     advance(32)
+    """
+    bar = _shown_bar(trainer)
+    if isinstance(bar, RichProgressBar):
+        with _rich(bar, trainer, what, total) as advance:
+            yield advance
+    elif isinstance(bar, TQDMProgressBar):
+        with _tqdm(bar, what, total) as advance:
+            yield advance
+    else:
+        yield lambda n: None
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """One line, above the progress bar where there is one, else in Lightning's log; from the first process.
+
+    Args:
+        trainer: whose bar it is.
+        text: the line.
+
+    Example:
+        >>> say(Trainer(logger=False, enable_progress_bar=False), "task 3 has ended")
+    """
+    bar = _shown_bar(trainer)
+    if isinstance(bar, TQDMProgressBar):
+        Tqdm.write(text, file=sys.stdout)  # the bar's own print says nothing before it runs and after
+    elif isinstance(bar, RichProgressBar):
+        if _is_live(bar):
+            assert bar.progress is not None
+            bar.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            rank_zero_info(text)
+    elif bar is not None:
+        bar.print(text)
+    elif trainer.is_global_zero:
+        rank_zero_info(text)
+
+
+def show(trainer: Trainer, values: Mapping[str, str]) -> None:
+    """Puts words among the metrics of the progress bar, where they stay until the fit ends.
+
+    What the user logs under the same key, a number, takes their place.
+
+    Args:
+        trainer: that is fitting.
+        values: by the key that the bar shows. Strings: numbers would get decimal places.
+    """
+    shown = trainer._logger_connector._progress_bar_metrics
+    for key, value in values.items():
+        if isinstance(shown.get(key, ""), str):
+            shown[key] = value  # type: ignore[assignment]
+
+
+def _shown_bar(trainer: Trainer) -> ProgressBar | None:
+    bar = trainer.progress_bar_callback
+    disabled = bar is None or not trainer.is_global_zero or getattr(bar, "is_disabled", False)
+    return None if disabled else bar
+
+
+def _is_live(bar: RichProgressBar) -> bool:
+    return bar.progress is not None and not bar._progress_stopped
+
+
+@contextmanager
+def _rich(bar: RichProgressBar, trainer: Trainer, what: str, total: int | None) -> Iterator[Advance]:
+    started = not _is_live(bar)
+    if started:  # a boundary before the training, or after it
+        bar._init_progress(trainer)
+    live = bar.progress
+    assert live is not None
+    line = bar._add_task(math.inf if total is None else total, escape(what))
+
+    def advance(n: int) -> None:
+        live.update(line, advance=n)
+        bar.refresh()
+
+    try:
+        yield advance
+    finally:
+        live.update(line, visible=False)  # Lightning takes the ids of its own lines for indices
+        live.refresh()
+        if started:
+            bar._stop_progress()
+
+
+@contextmanager
+def _tqdm(bar: TQDMProgressBar, what: str, total: int | None) -> Iterator[Advance]:
+    training = bar._train_progress_bar
+    below = training is not None and not training.disable  # a closed one counts as disabled
+    with Tqdm(
+        desc=what,
+        total=total,
+        position=2 * bar.process_position + below,
+        leave=False,
+        dynamic_ncols=True,
+        file=sys.stdout,
+        bar_format=bar.BAR_FORMAT,
+    ) as line:
+        yield line.update
