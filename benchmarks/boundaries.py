@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import METHODS, SETTINGS, STRENGTHS, AccuracyMatrix, Classifier, task_sequence
+from digits import METHODS, SETTINGS, STRENGTHS, Classifier, average_accuracy, task_sequence
 
 from cl_callbacks import DriftBoundaries, EpochBoundaries, FitBoundaries, PlateauBoundaries
 from cl_callbacks.drift import CUSUM, score_boundaries
@@ -100,13 +100,13 @@ def run(case: Case) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     seed_everything(case.seed, verbose=False)
     rules = METHODS[case.rule](STRENGTHS["digits"].get(case.rule, 0.0))
-    matrix, ends = AccuracyMatrix(), Ends()
+    ends = Ends()
     trainer = Trainer(
         max_epochs=SETTING.epochs * case.tasks,
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=SETTING.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*rules, BOUNDARIES[case.boundaries](), matrix, ends],
+        callbacks=[*rules, BOUNDARIES[case.boundaries](), ends],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -115,7 +115,7 @@ def run(case: Case) -> dict[str, Any]:
     )
     data = task_sequence("digits", None, case.tasks, case.seed, case.width)
     trainer.fit(Classifier(SETTING.pixels, SETTING.hidden), data)
-    return {"accuracy": statistics.mean(matrix.rows[-1]), "ends": ends.ends}
+    return {"accuracy": average_accuracy(trainer), "ends": ends.ends}
 
 
 def summary(cases: list[Case], results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import METHODS, SETTINGS, AccuracyMatrix, Classifier, task_sequence
+from digits import METHODS, SETTINGS, Classifier, average_accuracy, task_sequence
 
 from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, StreamingConsolidation
 from cl_callbacks.functional.fisher import ESTIMATORS
@@ -75,13 +75,12 @@ def train(rules: list[Callback], boundaries: Callback, case: Case, tasks: int = 
     seed_everything(case.seed, verbose=False)
     data = task_sequence(case.data, case.folder, tasks, case.seed)
     one_fit = isinstance(boundaries, EpochBoundaries)
-    matrix = AccuracyMatrix()
     trainer = Trainer(
         max_epochs=setting.epochs * (tasks if one_fit else 1),
         reload_dataloaders_every_n_epochs=int(one_fit),
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*rules, boundaries, matrix],
+        callbacks=[*rules, boundaries],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -93,7 +92,7 @@ def train(rules: list[Callback], boundaries: Callback, case: Case, tasks: int = 
     for _ in range(0 if one_fit else tasks - 1):
         trainer.fit_loop.max_epochs += setting.epochs
         trainer.fit(model, data)
-    return statistics.mean(matrix.rows[-1])
+    return average_accuracy(trainer)
 
 
 def train_at_once(rules: list[Callback], case: Case) -> float:

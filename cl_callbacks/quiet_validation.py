@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
+from cl_callbacks.progress import Advance, progress
 from cl_callbacks.quiet import isolated_rng, modes_kept, unremembered
 from cl_callbacks.shards import reshard
 
 
-def quiet_validation(trainer: Trainer) -> dict[str, Tensor]:
+def quiet_validation(trainer: Trainer, what: str = "validation") -> dict[str, Tensor]:
     """Runs the validation loop of a Trainer that is fitting, and returns what it has logged.
 
     The module's ``validation_step``, hooks and metrics run as in any validation, over the same loaders
@@ -24,21 +27,36 @@ def quiet_validation(trainer: Trainer) -> dict[str, Tensor]:
 
     Args:
         trainer: that is fitting, and not validating.
+        what: is being done, for the progress bar.
 
     Returns:
         By name, as in ``trainer.callback_metrics``: with several loaders ``val_acc/dataloader_idx_0`` and so
         on; nothing if there is nothing to validate with.
     """
-    pl_module = trainer.lightning_module
-    with _unnoticed(trainer), modes_kept(pl_module), unremembered(pl_module):
-        trainer.fit_loop.epoch_loop.val_loop.run()
+    pl_module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop.val_loop
+    batches = sum(loop.max_batches)  # 0 before the first validation
+    total = int(batches) if 0 < batches < math.inf else None
+    with progress(trainer, what, total) as advance, _unnoticed(trainer, _Counting(advance)):
+        with modes_kept(pl_module), unremembered(pl_module):
+            loop.run()
         found = dict(trainer.callback_metrics)
     reshard(pl_module)  # a forward without backward leaves parameters whole
     return found
 
 
+class _Counting(Callback):
+    """The only one that hears of it."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        """Moves the progress bar on."""
+        self.advance(1)
+
+
 @contextmanager
-def _unnoticed(trainer: Trainer) -> Iterator[None]:
+def _unnoticed(trainer: Trainer, counting: Callback) -> Iterator[None]:
     connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
     metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
     first, current = connector._first_loop_iter, connector._current_fx
@@ -46,7 +64,8 @@ def _unnoticed(trainer: Trainer) -> Iterator[None]:
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     connector.reset_metrics()
     # The module may use its loggers: they are there, and forget what they are told.
-    trainer.callbacks, trainer.loggers = [], [DummyLogger() for _ in loggers]  # type: ignore[attr-defined]
+    trainer.callbacks = [counting]  # type: ignore[attr-defined]
+    trainer.loggers = [DummyLogger() for _ in loggers]
     trainer.validating = True
     try:
         with isolated_rng(trainer.strategy.root_device):

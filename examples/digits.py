@@ -57,7 +57,9 @@ from cl_callbacks import (
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
+    SynapseStatistics,
     SynapticIntelligence,
+    TaskEvaluation,
     TaskSequence,
 )
 from cl_callbacks.data import digits
@@ -173,24 +175,6 @@ class Classifier(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-class AccuracyMatrix(Callback):
-    """After each task, the accuracy on every task: the Trainer's own validation, which comes then."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[float]] = []
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = trainer.callback_metrics
-        tasks = len(trainer.val_dataloaders)
-        self.rows.append([found[f"val_acc/dataloader_idx_{k}"].item() for k in range(tasks)])
-        seen = self.rows[-1][: len(self.rows)]
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {"cl_task/index": len(self.rows) - 1, "cl_task/average_accuracy": sum(seen) / len(seen)},
-                step=trainer.global_step,
-            )
-
-
 def load(data: str, folder: Path | None) -> Any:
     if data == "digits":
         return digits()
@@ -214,6 +198,12 @@ def task_sequence(data: str, folder: Path | None, tasks: int, seed: int, transit
     )
 
 
+def average_accuracy(trainer: Trainer) -> float:
+    """Over all tasks, in the latest validation."""
+    found = [value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_acc")]
+    return sum(found) / len(found)
+
+
 def strength_of(method: str, args: argparse.Namespace) -> float:
     known = STRENGTHS["binary" if args.network == "binary" else args.data]
     return known.get(method, 0.0) if args.strength is None else args.strength
@@ -225,7 +215,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     strength = strength_of(method, args)
-    matrix = AccuracyMatrix()
+    evaluation = TaskEvaluation("val_acc", table=False)
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -239,7 +229,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*METHODS[method](strength), boundaries, matrix],
+        callbacks=[*METHODS[method](strength), boundaries, evaluation, SynapseStatistics()],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
@@ -251,9 +241,9 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
-    average, last = sum(matrix.rows[-1]) / args.tasks, matrix.rows[-1][-1]
-    logger.experiment.summary["average_accuracy"] = average
     wandb.finish()
+    # Validation comes when a task ends, whenever that is noticed; the first row is of the untrained network.
+    matrix = [scores for _, scores in evaluation.record.curve[1:]]
     found = {}
     if isinstance(boundaries, DriftBoundaries):
         batches = int(trainer.num_training_batches) * setting.epochs
@@ -264,10 +254,10 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         score = score_boundaries(alarms, begins, tolerance=100 + args.transition)
         found = {"found": score._asdict(), "boundaries": boundaries.found, "changes": changes}
     return found | {
-        "average_accuracy": average,
-        "last_accuracy": last,
+        "average_accuracy": average_accuracy(trainer),
+        "last_accuracy": matrix[-1][-1],
         "strength": strength,
-        "matrix": matrix.rows,
+        "matrix": matrix,
         "seconds": seconds,
     }
 

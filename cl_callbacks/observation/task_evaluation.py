@@ -22,6 +22,8 @@ from cl_callbacks.quiet_validation import quiet_validation
 from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.synaptic_callback import SynapticCallback
 
+_WHAT = "TaskEvaluation: all tasks"
+
 
 class TaskEvaluation(Callback):
     """Measures the task matrix: the score on every task before any training and after each task.
@@ -148,7 +150,7 @@ class TaskEvaluation(Callback):
 
     def _add_row(self, trainer: Trainer, task: int) -> None:
         if boundaries_of(trainer).looking_back:
-            self.record.rows[task + 1] = self._scores(trainer, quiet_validation(trainer))
+            self.record.rows[task + 1] = self._scores(trainer, quiet_validation(trainer, _WHAT))
         elif self._latest[0] == trainer.global_step:
             self.record.rows[task + 1] = self._latest[1]
         else:
@@ -169,7 +171,7 @@ class TaskEvaluation(Callback):
             )
 
     def _validated(self, trainer: Trainer) -> list[float]:
-        return self._keep(trainer, self._scores(trainer, quiet_validation(trainer)))
+        return self._keep(trainer, self._scores(trainer, quiet_validation(trainer, _WHAT)))
 
     def _keep(self, trainer: Trainer, scores: list[float]) -> list[float]:
         self._latest = (trainer.global_step, scores)

@@ -60,6 +60,10 @@ class TaskRecord:
             found[learned, : len(row)] = torch.tensor(row, dtype=torch.float64)
         return found
 
+    def table(self) -> list[list[float | None]]:
+        """The rows of the matrix, with ``None`` for NaN."""
+        return [[None if math.isnan(score) else score for score in row] for row in self.matrix.tolist()]
+
     def results(self) -> dict[str, float]:
         """The field's figures as of now; NaN for what is not known yet."""
         matrix, higher = self.matrix, self.higher_is_better
@@ -99,7 +103,7 @@ class TaskRecord:
             names: of the tasks.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [[None if math.isnan(s) else s for s in row] for row in self.matrix.tolist()]
+        rows = self.table()
         results = {name: None if math.isnan(v) else v for name, v in self.results().items()}
         found = about | {"matrix": rows, "results": results, "task_ends": self.ends}
         as_json, as_csv = folder / "task_matrix.json", folder / "task_matrix.csv"

@@ -98,7 +98,10 @@ class TaskReport:
         start = time.monotonic()
         for key, figure in self.figures(trainer).items():
             show(trainer, key, figure)
-        rows = [[learned, *row] for learned, row in enumerate(self.record.matrix.tolist())]
+        rows = [
+            [k, *(None if math.isnan(s) else s for s in row)]
+            for k, row in enumerate(self.record.matrix.tolist())
+        ]
         columns = ["tasks learned", *self.names]
         tell(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
         self._drawn_at = time.monotonic()
