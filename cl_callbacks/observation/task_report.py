@@ -98,10 +98,7 @@ class TaskReport:
         start = time.monotonic()
         for key, figure in self.figures(trainer).items():
             show(trainer, key, figure)
-        rows = [
-            [k, *(None if math.isnan(s) else s for s in row)]
-            for k, row in enumerate(self.record.matrix.tolist())
-        ]
+        rows = [[learned, *row] for learned, row in enumerate(self.record.table())]
         columns = ["tasks learned", *self.names]
         tell(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
         self._drawn_at = time.monotonic()
