@@ -19,10 +19,12 @@ _NOW = nullcontext()
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
     """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
 
-    On the callbacks in list order, then the LightningModule, then the LightningDataModule.
+    On the callbacks in list order, but on those that only look on (with a class attribute ``observes``)
+    after the others; then the LightningModule, then the LightningDataModule.
     """
     pl_module = trainer.lightning_module
-    for listener in (*trainer.callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+    callbacks = sorted(trainer.callbacks, key=lambda callback: getattr(callback, "observes", False))  # type: ignore[attr-defined]
+    for listener in (*callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
         hook = getattr(listener, event, None)
         if callable(hook):
             hook(trainer, pl_module, task)
