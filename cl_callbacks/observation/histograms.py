@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -14,24 +16,25 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Example:
         >>> counts, edges = histogram(np.array([0.0, 1.0, 1.0]))
-        >>> counts[0], counts[-1], edges[0], edges[-1]
-        (np.int64(1), np.int64(2), np.float64(0.0), np.float64(1.0))
+        >>> int(counts[0]), int(counts[-1]), float(edges[0]), float(edges[-1])
+        (1, 2, 0.0, 1.0)
     """
     low, high = float(values.min()), float(values.max())
     # So many bins find no room between numbers that differ by rounding.
     return np.histogram(values.astype(np.float64), BINS, (low, max(high, low + 1e-6 * abs(low))))
 
 
-def show_histogram(trainer: Trainer, key: str, values: np.ndarray) -> None:
+def show_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     """Gives the finite ones of some numbers to W&B and TensorBoard, at the x axis of Lightning's metrics."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return
+    finite = {key: array[np.isfinite(array)] for key, array in values.items()}
+    finite = {key: array for key, array in finite.items() if len(array)}
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if finite else ():
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.log_metrics({key: wandb.Histogram(np_histogram=histogram(finite))}, step=step)  # type: ignore[dict-item]
+            bars = {k: wandb.Histogram(np_histogram=histogram(array)) for k, array in finite.items()}
+            logger.log_metrics(bars, step=step)  # type: ignore[arg-type]
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram(key, finite, global_step=step, bins=BINS)
+            for key, array in finite.items():
+                logger.experiment.add_histogram(key, array, global_step=step, bins=BINS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from torch.optim import Optimizer
 from cl_callbacks.arguments import whole
 from cl_callbacks.log import log
 from cl_callbacks.observation.figures import importance_by_layer, plasticity_by_layer
-from cl_callbacks.observation.histograms import show_histogram
+from cl_callbacks.observation.histograms import show_histograms
 from cl_callbacks.observation.pictures import show
 from cl_callbacks.observation.survey import ALL, QUANTILES, Statistics, Survey, read
 from cl_callbacks.synaptic_callback import SynapticCallback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SynapseStatistics(Callback):
@@ -141,13 +144,7 @@ class SynapseStatistics(Callback):
         self._latest = {key: self._shown(measures) for key, measures in found.items()}
         if found:
             log(trainer, dict(_log_entries(self._latest)))
-        for key, arrays in samples.items():
-            for measure, array in arrays.items():
-                if measure == "importance":  # spans decades
-                    name = f"cl_synapses/{key}/{measure}/log10_histogram"
-                    show_histogram(trainer, name, np.log10(array[array > 0]))
-                else:
-                    show_histogram(trainer, f"cl_synapses/{key}/{measure}/histogram", array)
+        show_histograms(trainer, dict(_histograms(samples)))
         return self._latest
 
     def _shown(self, found: Statistics) -> Statistics:
@@ -157,21 +154,37 @@ class SynapseStatistics(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         for key, measures in self._of_task.items() if self.by_layer else ():
-            layers = {measure: _layers_of(found) for measure, found in measures.items()}
-            if "importance" in layers:
-                quantiles = {
-                    layer: [found[name] for name in QUANTILES]
-                    for layer, found in layers["importance"].items()
-                }
-                figure = importance_by_layer(quantiles, title=key)
-                show(trainer, f"cl_synapses/{key}/importance_by_layer", figure)
-            if "plasticity" in layers:
-                frozen, mean = (
-                    {layer: found[name] for layer, found in layers["plasticity"].items()}
-                    for name in ("frozen_fraction", "mean")
-                )
-                figure = plasticity_by_layer(frozen, mean)
-                show(trainer, f"cl_synapses/{key}/plasticity_by_layer", figure)
+            for name, draw in _FIGURES.items():
+                try:
+                    figure = draw(measures)
+                except ValueError as error:  # of a rule of somebody's own; it must not end the training
+                    rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
+                    continue
+                if figure is not None:
+                    show(trainer, f"cl_synapses/{key}/{name}", figure)
+
+
+def _importance(measures: Statistics) -> Figure | None:
+    if "importance" not in measures:
+        return None
+    layers = _layers_of(measures["importance"])
+    return importance_by_layer(
+        {layer: [found[name] for name in QUANTILES] for layer, found in layers.items()}
+    )
+
+
+def _plasticity(measures: Statistics) -> Figure | None:
+    if "plasticity" not in measures:
+        return None
+    layers = _layers_of(measures["plasticity"])
+    frozen, mean = (
+        {layer: found[statistic] for layer, found in layers.items()}
+        for statistic in ("frozen_fraction", "mean")
+    )
+    return plasticity_by_layer(frozen, mean)
+
+
+_FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}
 
 
 def _layers_of(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -193,6 +206,15 @@ def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:
 def _learning_rates(optimizers: Iterable[Optimizer]) -> dict[int, float]:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return {id(p): float(group.get("lr", 1.0)) for group in groups for p in group["params"]}
+
+
+def _histograms(samples: dict[str, dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    for key, arrays in samples.items():
+        for measure, array in arrays.items():
+            if measure == "importance":  # spans decades
+                yield f"cl_synapses/{key}/{measure}/log10_histogram", np.log10(array[array > 0])
+            else:
+                yield f"cl_synapses/{key}/{measure}/histogram", array
 
 
 def _log_entries(found: dict[str, Statistics]) -> Iterator[tuple[str, float]]:

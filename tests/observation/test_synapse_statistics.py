@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_training_is_bit_identical(rule: str) -> None:
     for observers in ([], [SynapseStatistics(1)]):
         torch.manual_seed(0)
         model = Net()
-        fit_tasks(model, make(rule), *observers, tasks=2)
+        fit_tasks(model, make(rule), *observers, EpochBoundaries(1), tasks=1, max_epochs=2)
         found.append(weights(model))
         assert not observers or observers[0].latest
     assert torch.equal(*found)
@@ -255,15 +256,16 @@ def test_layers_that_are_called_like_a_statistic(tmp_path: Path) -> None:
             return self.q05(self.mean(self.net(x))) * self.all
 
     model, logger = Awkward(), CSVLogger(tmp_path)
-    known = {name: torch.full_like(p, 0.5 + 0.1 * i) for i, (name, p) in enumerate(model.named_parameters())}
+    known = {name: torch.full_like(p, 0.5 + 0.05 * i) for i, (name, p) in enumerate(model.named_parameters())}
     statistics = SynapseStatistics()
     fit_tasks(model, Known(known), statistics, tasks=1, logger=logger)
     found = statistics.latest["known"]["plasticity"]
     assert set(found) == {"all", "all.", "net", "mean.", "q05."}
-    logged = logger.experiment.metrics[0]
-    assert logged["cl_synapses/known/plasticity/mean"] == found["all"]["mean"]
-    assert logged["cl_synapses/known/plasticity/mean."] == found["mean."]["mean"]
-    assert logged["cl_synapses/known/frozen_fraction/all."] == 0.0
+    with open(logger.experiment.metrics_file_path) as file:
+        (logged,) = csv.DictReader(file)
+    assert float(logged["cl_synapses/known/plasticity/mean"]) == found["all"]["mean"]
+    assert float(logged["cl_synapses/known/plasticity/mean."]) == found["mean."]["mean"]
+    assert float(logged["cl_synapses/known/frozen_fraction/all."]) == 0.0
 
 
 def test_heads_that_grow_and_half_precision() -> None:
@@ -295,26 +297,29 @@ def test_heads_that_grow_and_half_precision() -> None:
 
 def test_what_is_logged_to_weights_and_biases(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True)
-    statistics = SynapseStatistics(2)
-    fit_tasks(Net(plain_net()), EWC(20.0), statistics, tasks=2, logger=logger)
+    memory, statistics = EWC(20.0), SynapseStatistics(2)
+    fit_tasks(Net(plain_net()), memory, statistics, tasks=2, logger=logger)
     logger.experiment.finish()
     rows = history(tmp_path)
     looks = [row for row in rows if "cl_synapses/ewc/plasticity/mean" in row]
-    assert [row["trainer/global_step"] for row in looks] == [2, 3, 4, 6, 6]
+    assert [row["trainer/global_step"] for row in looks] == [1, 3, 3, 5, 6]
     assert "cl_synapses/ewc/importance/mean" not in looks[0]
     latest = statistics.latest["ewc"]
     assert looks[-1]["cl_synapses/ewc/importance/net.0"] == latest["importance"]["net.0"]["mean"]
     assert looks[-1]["cl_synapses/ewc/importance/q95"] == latest["importance"]["all"]["q95"]
     frozen = looks[-1]["cl_synapses/ewc/frozen_fraction/net.2"]
     assert frozen == latest["plasticity"]["net.2"]["frozen_fraction"]
-    bars = [
-        row["cl_synapses/ewc/importance/log10_histogram"] for row in rows if any("log10" in k for k in row)
-    ]
-    assert len(bars) == 2
-    assert bars[-1]["_type"] == "histogram"
-    positive = latest["importance"]["all"]["q05"] > 0
-    assert sum(bars[-1]["values"]) == 83 if positive else 0 < sum(bars[-1]["values"]) < 83
-    assert max(bars[-1]["bins"]) < 1.5
+    bars = [row for row in rows if any("histogram" in key for key in row)]
+    assert [row["trainer/global_step"] for row in bars] == [3, 6]
+    for measure in ("plasticity", "drift"):
+        assert bars[-1][f"cl_synapses/ewc/{measure}/histogram/_type"] == "histogram"
+        assert sum(bars[-1][f"cl_synapses/ewc/{measure}/histogram/values"]) == 83
+    positive = torch.cat([t.flatten() for t in memory.synapses.view["importance"]])
+    positive = positive[positive > 0].log10()
+    key = "cl_synapses/ewc/importance/log10_histogram"
+    assert sum(bars[-1][f"{key}/values"]) == len(positive)
+    edges = bars[-1][f"{key}/bins"]
+    assert [edges[0], edges[-1]] == pytest.approx([positive.min().item(), positive.max().item()])
 
 
 def test_without_layers_and_histograms(tmp_path: Path) -> None:
@@ -354,6 +359,16 @@ def test_figures_when_training_is_over(early: bool, tmp_path: Path) -> None:
         f"{folder}/ewc/plasticity_by_layer.png",
         f"{folder}/mesu/plasticity_by_layer.png",
     }
+
+
+def test_measures_out_of_bounds_are_not_drawn_and_training_ends_well(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = Net(plain_net())
+    known = {name: torch.full_like(p, 2.0) for name, p in model.named_parameters()}
+    fit_tasks(model, Known(known), SynapseStatistics(), tasks=1)
+    assert any("known: no figure: frozen_fraction and mean_plasticity" in str(w.message) for w in recwarn)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(
