@@ -28,7 +28,7 @@ from cl_callbacks.metrics import (
     LearningAccuracy,
     TaskMatrixMetric,
 )
-from cl_callbacks.observation import TaskEvaluation
+from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
 from cl_callbacks.synaptic_callback import SynapticCallback
 
 __version__ = "0.1.0"
@@ -56,6 +56,7 @@ __all__ = [
     "PlateauBoundaries",
     "RWalk",
     "StreamingConsolidation",
+    "SynapseStatistics",
     "SynapticCallback",
     "SynapticIntelligence",
     "TaskBoundaries",

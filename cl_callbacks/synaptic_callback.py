@@ -33,7 +33,7 @@ class SynapticCallback(Callback):
 
     A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step (see
     :class:`~cl_callbacks.step.Step`), and overrides any of :meth:`pull`, :meth:`rewrite`, :meth:`observe`,
-    :meth:`consolidate`, :meth:`penalty` and :meth:`plasticity`.
+    :meth:`consolidate`, :meth:`penalty`, :meth:`plasticity` and :meth:`measures`.
 
     Args:
         parameters: regular expressions, searched in parameter names, of those to include; default: all
@@ -127,6 +127,20 @@ class SynapticCallback(Callback):
             rates: learning rate of each tensor.
         """
         return None
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """What there is to see of each synapse, none of it negative: by default its plasticity.
+
+        Args:
+            synapses: any part of this rule's, such as those of one layer.
+            rates: learning rate of each tensor.
+
+        Returns:
+            For each measure a list aligned with ``synapses.parameters``, to be read only: it may be the live
+            state.
+        """
+        plasticity = self.plasticity(synapses, rates)
+        return {} if plasticity is None else {"plasticity": plasticity}
 
     # -- hooks -------------------------------------------------------------------------------------
 

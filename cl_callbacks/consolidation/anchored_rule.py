@@ -9,7 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.anchoring import add_quadratic_pull_, quadratic_penalty, relax_to_anchor_
+from cl_callbacks.functional.anchoring import (
+    add_quadratic_pull_,
+    distances,
+    quadratic_penalty,
+    relax_to_anchor_,
+)
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import Fill, SynapseView
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
@@ -60,13 +65,22 @@ class AnchoredRule(SynapticCallback):
         return self.strength
 
     @property
+    def remembers(self) -> bool:
+        """Whether anything has been important yet."""
+        return self.tasks > 0
+
+    @property
     def anchored(self) -> bool:
         """Whether there is anything to be pulled to."""
-        return self.tasks > 0 and self.stiffness > 0
+        return self.remembers and self.stiffness > 0
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""
         return synapses["importance"]
+
+    def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
+        r"""The stiffness of each synapse by itself, in units of :math:`k`: the diagonal of the curvature."""
+        return self.effective_importance(synapses)
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient of the penalty."""
@@ -92,10 +106,18 @@ class AnchoredRule(SynapticCallback):
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r""":math:`1/(1+\eta k\Omega)`: how much of a move the pull leaves standing."""
-        stiff = torch._foreach_mul(self.effective_importance(synapses), self.stiffness)
+        stiff = torch._foreach_mul(self.importance_of_each(synapses), self.stiffness)
         torch._foreach_mul_(stiff, rates)
         torch._foreach_add_(stiff, 1.0)
         return list(torch._foreach_reciprocal(stiff))
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """Plasticity; and importance and distance to the anchor, once there is any importance."""
+        found = super().measures(synapses, rates)
+        if self.remembers:
+            found["importance"] = self.importance_of_each(synapses)
+            found["drift"] = distances(synapses.parameters, synapses["anchor"])
+        return found
 
     def penalty(self, synapses: SynapseView) -> Tensor:
         """The penalty, a scalar."""

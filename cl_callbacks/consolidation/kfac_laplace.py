@@ -124,6 +124,12 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             steps = [self.stiffness * rate for rate in step.option("lr")]
             self.memory.relax(self.synapses.view, step.synapses.names, steps)
 
+    def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
+        """The diagonal of what the factors say, and of the rest its own."""
+        found = [importance.clone() for importance in synapses["importance"]]
+        self.memory.add_diagonal(synapses.names, found)
+        return found
+
     def penalty(self, synapses: SynapseView) -> Tensor:
         """The penalty, a scalar."""
         diagonal = super().penalty(synapses)

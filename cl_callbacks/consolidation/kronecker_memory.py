@@ -15,6 +15,7 @@ from cl_callbacks.functional.kronecker import (
     bias_name,
     decompose,
     has_factors,
+    kronecker_diagonal,
     kronecker_pull,
     nearest_sum,
     paired,
@@ -119,6 +120,13 @@ class KroneckerMemory:
         changes = self._changes(synapses, synapses.names)
         terms = [(kronecker_pull(d, self.factors[name]) * d).sum() for name, d in changes.items()]
         return 0.5 * stiffness * torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def add_diagonal(self, names: list[str], importance: list[Tensor]) -> None:
+        """Adds the diagonal of the curvature to that of the named parameters, in place."""
+        target = dict(zip(names, importance, strict=True))
+        for name, terms in self.factors.items():
+            if {name, bias_name(name)} & target.keys():
+                _add(target, name, kronecker_diagonal(terms))
 
     def state_dict(self) -> dict[str, Any]:
         """Lists of tensors by the name of the weight: input factor, output factor, input factor, …."""

@@ -109,9 +109,9 @@ class StreamingConsolidation(AnchoredRule):
         """How many optimizer steps each synapse has taken; averages are corrected for their start."""
 
     @property
-    def anchored(self) -> bool:
+    def remembers(self) -> bool:
         """From the second step on."""
-        return bool(self.steps) and self.strength > 0
+        return bool(self.steps)
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""

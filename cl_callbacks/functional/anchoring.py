@@ -40,6 +40,18 @@ def quadratic_penalty(
     return 0.5 * stiffness * (total + offset)
 
 
+def distances(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> list[Tensor]:
+    r"""How far each synapse is from somewhere else, :math:`|\theta - \theta^*|`.
+
+    Example:
+        >>> distances([torch.tensor([1.0, -1.0])], [torch.tensor([3.0, -1.0])])
+        [tensor([2., 0.])]
+    """
+    found = torch._foreach_sub(list(parameters), list(anchor))
+    torch._foreach_abs_(found)
+    return list(found)
+
+
 def add_quadratic_pull_(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],

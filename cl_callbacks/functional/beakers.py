@@ -16,6 +16,7 @@ Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -115,6 +116,25 @@ def flow_(
         if flowed_in:
             torch._foreach_add_(list(level), flowed_in, alpha=conductances[k - 1] / capacities[k])
         inflow = outflow
+
+
+def level_differences(levels: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    r"""What drives the flow between neighbouring beakers, :math:`|u_k - u_{k+1}|`.
+
+    Args:
+        levels: :math:`u_k`: for each beaker one tensor per parameter, the weights first.
+
+    Returns:
+        For each pair of neighbours one tensor per parameter.
+
+    Example:
+        >>> level_differences([[torch.tensor([1.0])], [torch.tensor([3.0])], [torch.tensor([2.5])]])
+        [[tensor([2.])], [tensor([0.5000])]]
+    """
+    found = [torch._foreach_sub(list(upper), list(lower)) for upper, lower in pairwise(levels)]
+    for differences in found:
+        torch._foreach_abs_(differences)
+    return list(map(list, found))
 
 
 def flow_matrix(capacities: Sequence[float], conductances: Sequence[float]) -> Tensor:

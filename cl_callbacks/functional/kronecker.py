@@ -146,6 +146,17 @@ def kronecker_pull(change: Tensor, factors: Sequence[Factors]) -> Tensor:
     return total
 
 
+def kronecker_diagonal(factors: Sequence[Factors]) -> Tensor:
+    r"""Diagonal of :math:`\sum_k G_k\otimes A_k`, as a matrix of shape ``(O, I)``.
+
+    Example:
+        >>> kronecker_diagonal([Factors(torch.diag(torch.tensor([1.0, 3.0])), torch.diag(torch.ones(1)))])
+        tensor([[1., 3.]])
+    """
+    terms = [torch.outer(outputs.diagonal(), inputs.diagonal()) for inputs, outputs in factors]
+    return torch.stack(terms).sum(0)
+
+
 class Eigen(NamedTuple):
     """Eigenvalues and eigenvectors of both factors of a layer."""
 

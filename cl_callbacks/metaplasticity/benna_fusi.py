@@ -13,10 +13,17 @@ from torch import Tensor
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.compatibility import warn_of_half_precision
-from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling, timescales
+from cl_callbacks.functional.beakers import (
+    capacities,
+    conductances,
+    flow_,
+    largest_coupling,
+    level_differences,
+    timescales,
+)
 from cl_callbacks.log import log
 from cl_callbacks.step import Step
-from cl_callbacks.synapses import Fill
+from cl_callbacks.synapses import Fill, SynapseView
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
 
 
@@ -133,6 +140,12 @@ class BennaFusi(SynapticCallback):
         if self.coupling > 0:
             levels = [step.synapses.parameters, *(step.synapses[level] for level in self.levels)]
             flow_(levels, self._capacities, self._conductances, self._gates(step))
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """How far the level of each beaker is from that of the next; the first is the weight."""
+        levels = [synapses.parameters, *(synapses[level] for level in self.levels)]
+        pairs = enumerate(level_differences(levels), 1)
+        return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}
 
     def _gates(self, step: Step) -> list[Tensor] | None:
         if self._gating is None:

@@ -105,6 +105,10 @@ class Cascade(SynapticCallback):
         q = switch_probabilities(self.levels, self.x)
         return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
 
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the level, from 1."""
+        return super().measures(synapses, rates) | {"level": list(torch._foreach_abs(synapses["level"]))}
+
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.arguments import positive, whole
-from cl_callbacks.functional.beakers import capacities, conductances, flow_, largest_coupling
+from cl_callbacks.functional.beakers import (
+    capacities,
+    conductances,
+    flow_,
+    largest_coupling,
+    level_differences,
+)
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
 from cl_callbacks.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.step import Step
@@ -146,3 +152,9 @@ class MESU(UncertainRule):
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r""":math:`\sigma^2` in units of the prior's, at most 1."""
         return relative_variance(synapses["std"], self.prior_std)
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the distances between neighbouring beakers of the chain, the first of which is the mean."""
+        levels = [synapses.parameters, *(synapses[level] for level in self.slow)]
+        pairs = enumerate(level_differences(levels), 1)
+        return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}

@@ -20,7 +20,7 @@ from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
 from cl_callbacks.quiet import evaluation_mode
 from cl_callbacks.step import Need, Step
-from cl_callbacks.synapses import Fill, plain_name
+from cl_callbacks.synapses import Fill, SynapseView, plain_name
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -83,6 +83,10 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             noise_gradients: the same times noise.
         """
         raise NotImplementedError
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the standard deviation."""
+        return super().measures(synapses, rates) | {"std": synapses["std"]}
 
     def observations(self, batch: Any) -> int:
         """Over how many observations the loss of a batch is averaged: its samples.

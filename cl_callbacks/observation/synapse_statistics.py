@@ -1,0 +1,230 @@
+"""What the synapses of all rules are like, while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from cl_callbacks.arguments import whole
+from cl_callbacks.log import log
+from cl_callbacks.observation.figures import importance_by_layer, plasticity_by_layer
+from cl_callbacks.observation.histograms import show_histograms
+from cl_callbacks.observation.pictures import show
+from cl_callbacks.observation.survey import ALL, QUANTILES, Statistics, Survey, read
+from cl_callbacks.synaptic_callback import SynapticCallback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SynapseStatistics(Callback):
+    r"""Shows how plastic, how important and how far from home the synapses of each rule are.
+
+    For every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and ``drift`` of
+    rules with an anchor, from when anything was important; ``std``; ``level``; ``beaker_distance_1``, …) the
+    mean over each layer and over all, quantiles over all, and the share of synapses that are frozen, at the
+    learning rates of the moment. A layer is a module with parameters of its own. Logged as
+
+    - ``cl_synapses/RULE/MEASURE/mean``, ``…/q05``, ``…/q25``, ``…/q50``, ``…/q75``, ``…/q95`` and
+      ``cl_synapses/RULE/frozen_fraction/all``, over all synapses;
+    - ``cl_synapses/RULE/MEASURE/LAYER`` and ``cl_synapses/RULE/frozen_fraction/LAYER``, where a layer that is
+      itself called ``mean``, ``all`` or ``q05`` … is written with a dot behind it;
+    - at the end of each task, for W&B and TensorBoard, histograms: ``cl_synapses/RULE/MEASURE/histogram``, of
+      importance ``…/log10_histogram``, of the decimal logarithm where it is above 0;
+    - at the end of training, figures of importance and plasticity by layer as they were when the latest task
+      had ended: ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
+
+    Quantiles and histograms are of every so manieth synapse, at most 16,384 of a layer and of a network.
+    Whatever there is to show of one moment is read from the device at once. Training goes on bit for bit as
+    without, and there is nothing of it in checkpoints. At the end of a task it looks when all rules have
+    consolidated, wherever it stands in the list.
+
+    Args:
+        every_n_steps: optimizer steps between looks; ``None`` to look at the ends of tasks only.
+        frozen_below: plasticity below which a synapse counts as frozen, above 0 and at most 1.
+        by_layer: whether to show the layers too, and to draw the figures.
+        histograms: whether to show histograms.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from cl_callbacks import EWC
+        >>> trainer = Trainer(
+        ...     callbacks=[EWC(strength=70.0), SynapseStatistics(every_n_steps=100)],
+        ...     logger=False, enable_checkpointing=False)
+    """
+
+    observes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 500,
+        *,
+        frozen_below: float = 0.1,
+        by_layer: bool = True,
+        histograms: bool = True,
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None:
+            whole("every_n_steps", every_n_steps, least=1)
+        if not 0 < frozen_below <= 1:
+            raise ValueError(f"frozen_below is a plasticity, above 0 and at most 1; got {frozen_below}")
+        self.every_n_steps, self.frozen_below = every_n_steps, frozen_below
+        self.by_layer, self.histograms = by_layer, histograms
+        self._latest: dict[str, Statistics] = {}
+        self._of_task: dict[str, Statistics] = {}
+        self._steps = 0
+        self._training_is_over = False
+
+    @property
+    def latest(self) -> dict[str, Statistics]:
+        """What was seen last: ``{rule: {measure: {layer or "all": {statistic: number}}}}``.
+
+        Statistics are ``"mean"``, of plasticity ``"frozen_fraction"``, and ``"q05"`` … ``"q95"``, of layers
+        at the ends of tasks only. Empty before the first look.
+        """
+        return self._latest
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so if there is nothing to look at."""
+        self._of_task, self._training_is_over = {}, False
+        rules = _named_rules(trainer)
+        if not rules:
+            rank_zero_warn(
+                f"{type(self).__name__}: this Trainer has no rule whose synapses there are to look at."
+            )
+        for key, rule in rules.items():
+            if key != rule.name:
+                rank_zero_warn(
+                    f"{type(self).__name__}: two rules are called {rule.name!r}, and the second, a "
+                    f"{type(rule).__name__}, is shown as {key!r}: give each a name of its own, with name=."
+                )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the count of steps."""
+        self._steps = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Looks, if the batch has completed the step for it."""
+        every = self.every_n_steps
+        if every is not None and trainer.global_step // every > self._steps // every:
+            self._look(trainer)
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Looks at what the task has left."""
+        self._of_task = self._look(trainer, thoroughly=True)
+        if self._training_is_over:  # a task that only the end of the fit has ended
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the figures."""
+        self._training_is_over = True
+        self._of_task = self._of_task or self._look(trainer, thoroughly=True)
+        self._draw(trainer)
+
+    def _look(self, trainer: Trainer, thoroughly: bool = False) -> dict[str, Statistics]:
+        rates = _learning_rates(trainer.optimizers)
+        with torch.no_grad():
+            surveys = {
+                key: Survey(rule, rates, self.frozen_below, by_layer=thoroughly and self.by_layer)
+                for key, rule in _named_rules(trainer).items()
+            }
+        with_samples = thoroughly and self.histograms and bool(trainer.loggers)
+        found, samples = read(surveys, with_samples)
+        self._latest = {key: self._shown(measures) for key, measures in found.items()}
+        if found:
+            log(trainer, dict(_log_entries(self._latest)))
+        show_histograms(trainer, dict(_histograms(samples)))
+        return self._latest
+
+    def _shown(self, found: Statistics) -> Statistics:
+        if self.by_layer:
+            return found
+        return {measure: {ALL: layers[ALL]} for measure, layers in found.items()}
+
+    def _draw(self, trainer: Trainer) -> None:
+        for key, measures in self._of_task.items() if self.by_layer else ():
+            for name, draw in _FIGURES.items():
+                try:
+                    figure = draw(measures)
+                except ValueError as error:  # of a rule of somebody's own; it must not end the training
+                    rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
+                    continue
+                if figure is not None:
+                    show(trainer, f"cl_synapses/{key}/{name}", figure)
+
+
+def _importance(measures: Statistics) -> Figure | None:
+    if "importance" not in measures:
+        return None
+    layers = _layers_of(measures["importance"])
+    return importance_by_layer(
+        {layer: [found[name] for name in QUANTILES] for layer, found in layers.items()}
+    )
+
+
+def _plasticity(measures: Statistics) -> Figure | None:
+    if "plasticity" not in measures:
+        return None
+    layers = _layers_of(measures["plasticity"])
+    frozen, mean = (
+        {layer: found[statistic] for layer, found in layers.items()}
+        for statistic in ("frozen_fraction", "mean")
+    )
+    return plasticity_by_layer(frozen, mean)
+
+
+_FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}
+
+
+def _layers_of(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {layer: values for layer, values in found.items() if layer != ALL}
+
+
+def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:
+    """The rules by name, with a number behind that of one whose name is taken."""
+    found: dict[str, SynapticCallback] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SynapticCallback):
+            key, number = callback.name, 2
+            while key in found:
+                key, number = f"{callback.name}-{number}", number + 1
+            found[key] = callback
+    return found
+
+
+def _learning_rates(optimizers: Iterable[Optimizer]) -> dict[int, float]:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(p): float(group.get("lr", 1.0)) for group in groups for p in group["params"]}
+
+
+def _histograms(samples: dict[str, dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    for key, arrays in samples.items():
+        for measure, array in arrays.items():
+            if measure == "importance":  # spans decades
+                yield f"cl_synapses/{key}/{measure}/log10_histogram", np.log10(array[array > 0])
+            else:
+                yield f"cl_synapses/{key}/{measure}/histogram", array
+
+
+def _log_entries(found: dict[str, Statistics]) -> Iterator[tuple[str, float]]:
+    for key, measures in found.items():
+        for measure, layers in measures.items():
+            for layer, values in layers.items():
+                for statistic, value in values.items():
+                    if statistic == "frozen_fraction":
+                        yield f"cl_synapses/{key}/frozen_fraction/{layer}", value
+                    elif layer == ALL:
+                        yield f"cl_synapses/{key}/{measure}/{statistic}", value
+                    elif statistic == "mean":
+                        yield f"cl_synapses/{key}/{measure}/{layer}", value
