@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,21 @@ def test_a_large_network_is_sampled_evenly() -> None:
     for name, q in QUANTILES.items():
         assert layers["large"][name] == pytest.approx(q, abs=0.01)
         assert layers["all"][name] == pytest.approx(everything.quantile(q).item(), abs=0.01)
+
+
+def test_the_measures_of_one_layer_exist_at_a_time() -> None:
+    class Fleeting(Known):
+        def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+            assert all(storage() is None for storage in storages)
+            found = {"plasticity": [torch.rand(p.shape) for p in synapses.parameters]}
+            storages.extend(weakref.ref(value.untyped_storage()) for value in found["plasticity"])
+            return found
+
+    storages: list[Any] = []
+    rule = Fleeting({})
+    rule.synapses.place(weights_of := {f"{i}.w": torch.zeros(100, 100) for i in range(5)}, list(weights_of))
+    Survey(rule, {}, 0.1, by_layer=True)
+    assert len(storages) == 5
 
 
 @every_rule
