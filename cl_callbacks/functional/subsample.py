@@ -21,7 +21,7 @@ def stride_for(count: int, most: int) -> int:
 
 
 def every_nth(tensors: Iterable[Tensor], stride: int, first: int = 0) -> tuple[list[Tensor], int]:
-    """Every so manieth number of tensors, as if these were one long one.
+    """Every n-th number of some tensors, as if these were one long one.
 
     Args:
         tensors: of any shapes.
@@ -29,7 +29,8 @@ def every_nth(tensors: Iterable[Tensor], stride: int, first: int = 0) -> tuple[l
         first: index of the first that is taken.
 
     Returns:
-        What is taken of each tensor, and the index of the next one in whatever comes after them.
+        What is taken of each tensor, as views of it where it is contiguous, and the index of the next one in
+        whatever comes after them.
 
     Example:
         >>> every_nth([torch.arange(4), torch.arange(4, 6), torch.arange(6, 9)], stride=3)

@@ -55,33 +55,41 @@ class Survey:
         self, rule: SynapticCallback, rates: Mapping[int, float], frozen_below: float, by_layer: bool
     ) -> None:
         view = rule.synapses.view
+        self._rule, self._rates, self._frozen_below, self._by_layer = rule, rates, frozen_below, by_layer
         self._group = group_of(view.sources)
+        self._sums: list[tuple[Entry, Tensor]] = []
         self._quantiles: list[tuple[Entry, Tensor]] = []
-        sums: list[tuple[Entry, Tensor]] = []
         taken: dict[str, list[Tensor]] = {}
         layers = _layers(view)
         stride, first = stride_for(sum(map(_size, layers.values())), SAMPLES), 0
         for layer, part in layers.items():
-            size, following = _size(part), first
-            measured = rule.measures(part, [rates.get(id(source), 0.0) for source in part.sources])
-            for measure, values in measured.items():
-                sums.append((Entry(measure, layer, "mean", size), _sum(values)))
-                if measure == "plasticity":
-                    frozen = _sum([value < frozen_below for value in values])
-                    sums.append((Entry(measure, layer, "frozen_fraction", size), frozen))
-                found, following = every_nth(values, stride, first)
-                taken.setdefault(measure, []).extend(found)
-                if by_layer:
-                    own = stride_for(size, SAMPLES)
-                    self._quantiles_of(_joined(every_nth(values, own)[0]), measure, layer)
-            first = following
+            first = self._see(layer, part, taken, stride, first)
         self.samples = {m: self._quantiles_of(_joined(parts), m, ALL) for m, parts in taken.items()}
-        self._sums = [view.total(_stacked([value for _, value in sums]))] if sums else []
-        self.entries = [entry for entry, _ in (*sums, *self._quantiles)]
+        self.entries = [entry for entry, _ in (*self._sums, *self._quantiles)]
+        self._totals = [view.total(_stacked([value for _, value in self._sums]))] if self._sums else []
 
     def numbers(self) -> list[Tensor]:
         """One for each of the entries, in a few tensors."""
-        return [*self._sums, *(value for _, value in self._quantiles)]
+        return [*self._totals, *(value for _, value in self._quantiles)]
+
+    def _see(
+        self, layer: str, part: SynapseView, taken: dict[str, list[Tensor]], stride: int, first: int
+    ) -> int:
+        """Sums and quantiles of a layer; ``taken`` grows by its samples, whose next index is returned."""
+        size, following = _size(part), first
+        rates = [self._rates.get(id(source), 0.0) for source in part.sources]
+        for measure, values in self._rule.measures(part, rates).items():
+            self._sums.append((Entry(measure, layer, "mean", size), _sum(values)))
+            if measure == "plasticity":
+                frozen = _sum([value < self._frozen_below for value in values])
+                self._sums.append((Entry(measure, layer, "frozen_fraction", size), frozen))
+            found, following = every_nth(values, stride, first)
+            # A copy, or a slice would keep all of the values.
+            taken.setdefault(measure, []).append(_joined(found))
+            if self._by_layer:
+                own = stride_for(size, SAMPLES)
+                self._quantiles_of(_joined(every_nth(values, own)[0]), measure, layer)
+        return following
 
     def _quantiles_of(self, samples: Tensor, measure: str, layer: str) -> Tensor:
         """Notes the quantiles of the samples of all processes, and returns these."""

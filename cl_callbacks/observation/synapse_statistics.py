@@ -40,9 +40,10 @@ class SynapseStatistics(Callback):
     - at the end of training, figures of importance and plasticity by layer as they were when the latest task
       had ended: ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
 
-    Quantiles and histograms are of every so manieth synapse, at most 16,384 of a layer and of a network.
-    Whatever there is to show of one moment is read from the device at once. Training goes on bit for bit as
-    without, and there is nothing of it in checkpoints. At the end of a task it looks when all rules have
+    Right after a task ``drift`` is 0 where a rule has its anchor at the latest weights; before anything was
+    important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most 16,384 of a layer
+    and of a network. All that is seen at one moment is read from the device at once. Training goes on bit for
+    bit as without, and checkpoints have nothing of it. At the end of a task it looks when all rules have
     consolidated, wherever it stands in the list.
 
     Args:

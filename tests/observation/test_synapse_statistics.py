@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -95,12 +96,10 @@ def test_means_frozen_fractions_and_quantiles_by_hand() -> None:
 
 def test_a_large_network_is_sampled_evenly() -> None:
     """Small layers beside large ones, and columns that differ."""
-    sizes = {"large": (512, 512), "odd": (300, 7), "small": (5,)}
     columns = torch.linspace(0, 1, 512).expand(512, 512)
-    known = {"large.w": columns, "odd.w": torch.full((300, 7), 2.0), "small.w": torch.full((5,), 3.0)}
-    rule = Known(known)
-    model = {f"{name}.w": torch.zeros(size) for name, size in sizes.items()}
-    rule.synapses.place(model, list(model))
+    small = {f"small.{i}.w": torch.full((5,), 2.0) for i in range(400)}
+    rule = Known(known := {"large.w": columns, **small})
+    rule.synapses.place(known, list(known))
     survey = Survey(rule, {}, 0.1, by_layer=True)
     found, samples = read({"known": survey}, with_samples=True)
     layers = found["known"]["plasticity"]
@@ -111,6 +110,21 @@ def test_a_large_network_is_sampled_evenly() -> None:
     for name, q in QUANTILES.items():
         assert layers["large"][name] == pytest.approx(q, abs=0.01)
         assert layers["all"][name] == pytest.approx(everything.quantile(q).item(), abs=0.01)
+
+
+def test_the_measures_of_one_layer_exist_at_a_time() -> None:
+    class Fleeting(Known):
+        def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+            assert all(storage() is None for storage in storages)
+            found = {"plasticity": [torch.rand(p.shape) for p in synapses.parameters]}
+            storages.extend(weakref.ref(value.untyped_storage()) for value in found["plasticity"])
+            return found
+
+    storages: list[Any] = []
+    rule = Fleeting({})
+    rule.synapses.place(weights_of := {f"{i}.w": torch.zeros(100, 100) for i in range(5)}, list(weights_of))
+    Survey(rule, {}, 0.1, by_layer=True)
+    assert len(storages) == 5
 
 
 @every_rule
@@ -186,10 +200,12 @@ def test_at_the_end_of_a_task_the_rules_have_consolidated(first: bool) -> None:
 def test_what_no_optimizer_moves_keeps_all_of_nothing() -> None:
     model = Net(plain_net())
     model.optimizer = lambda parameters: torch.optim.SGD(model.net[2].parameters(), lr=0.1)
-    memory, statistics = SynapticIntelligence(3.0), SynapseStatistics()
-    fit_tasks(model, memory, statistics)
-    memory.synapses.view["importance"][0].fill_(1.0)
-    assert statistics.latest["synapticintelligence"]["plasticity"]["net.0"]["mean"] == 1
+    statistics = SynapseStatistics()
+    fit_tasks(model, EWC(20.0), statistics)
+    found = statistics.latest["ewc"]
+    assert found["importance"]["net.0"]["mean"] > 0
+    assert found["plasticity"]["net.0"]["mean"] == 1
+    assert found["plasticity"]["net.2"]["mean"] < 1
 
 
 class Counting(TorchDispatchMode):
@@ -347,9 +363,9 @@ def test_figures_when_training_is_over(early: bool, tmp_path: Path) -> None:
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             trainer.should_stop = early
 
-    observers = [SynapseStatistics(), Stop()]
+    callbacks = [SynapseStatistics(), FitBoundaries(), EWC(20.0), MESU(100), Stop()]
     fit_tasks(
-        Net(plain_net()), *observers, FitBoundaries(), EWC(20.0), MESU(100), tasks=1, max_epochs=3,
+        Net(plain_net()), *callbacks, tasks=1, max_epochs=3,
         logger=CSVLogger(tmp_path, version="here"),
     )  # fmt: skip
     figures = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
