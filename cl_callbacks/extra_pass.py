@@ -28,7 +28,7 @@ from torch.utils.data import (
 from cl_callbacks.functional.batches import count_samples, take_samples
 from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
-from cl_callbacks.progress import progress, say
+from cl_callbacks.progress import progress
 from cl_callbacks.quiet import quiet
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all, share_buffers
 from cl_callbacks.shards import group_of, total
@@ -207,7 +207,6 @@ def mean_over_task(
             f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
             f"out of the importance."
         )
-    say(trainer, f"{what} measured on {used} samples")
     return None if used == 0 else [summed / used for summed in totals]
 
 

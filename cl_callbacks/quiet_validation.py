@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def quiet_validation(trainer: Trainer, what: str = "validation") -> dict[str, Te
 
 
 class _Counting(Callback):
-    """The only one that hears of it."""
+    """The only one that hears of the validation."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
@@ -56,19 +57,38 @@ class _Counting(Callback):
 
 
 @contextmanager
+def _deaf(bar: ProgressBar) -> Iterator[None]:
+    hooks = [name for name in dir(bar) if name.startswith("on_validation_")]
+    vars(bar).update(dict.fromkeys(hooks, _ignore))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            del vars(bar)[hook]
+
+
+def _ignore(*args: Any) -> None:
+    """Stands in for the hooks of a progress bar."""
+
+
+@contextmanager
 def _unnoticed(trainer: Trainer, counting: Callback) -> Iterator[None]:
     connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
     metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
     first, current = connector._first_loop_iter, connector._current_fx
     progress, last = copy.deepcopy(loop.batch_progress), getattr(trainer, "_last_val_time", None)
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
-    connector.reset_metrics()
-    # The module may use its loggers: they are there, and forget what they are told.
-    trainer.callbacks = [counting]  # type: ignore[attr-defined]
-    trainer.loggers = [DummyLogger() for _ in loggers]
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    connector._callback_metrics, connector._logged_metrics = {}, {}
+    connector._progress_bar_metrics = dict(connector._progress_bar_metrics)
+    # Rich's bar, redrawn by a thread, looks for itself among the callbacks. The module may use its loggers:
+    # they are there, and forget what they are told.
+    trainer.callbacks, trainer.loggers = [counting, *bars], [DummyLogger() for _ in loggers]  # type: ignore[attr-defined]
     trainer.validating = True
     try:
-        with isolated_rng(trainer.strategy.root_device):
+        with isolated_rng(trainer.strategy.root_device), ExitStack() as stack:
+            for bar in bars:
+                stack.enter_context(_deaf(bar))
             yield
     finally:
         trainer.training = True

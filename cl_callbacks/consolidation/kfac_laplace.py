@@ -155,7 +155,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)
         rest = [name for name in synapses.names if name not in covered]
         name = type(self).__name__
-        say(trainer, f"{name}: {len(factors)} layers in factors, diagonal: {rest or 'none'}")
+        if not self.tasks:
+            say(trainer, f"{name}: {len(factors)} layers in factors, diagonal: {rest or 'none'}")
         return True
 
     def _factors(

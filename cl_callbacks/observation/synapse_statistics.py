@@ -41,10 +41,10 @@ class SynapseStatistics(Callback):
       had ended: ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
 
     Right after a task ``drift`` is 0 where a rule has its anchor at the latest weights; before anything was
-    important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most 16,384 of a layer
-    and of a network. All that is seen at one moment is read from the device at once. Training goes on bit for
-    bit as without, and checkpoints have nothing of it. At the end of a task it looks when all rules have
-    consolidated, wherever it stands in the list.
+    important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most 16,384 of a
+    layer and of a network. All that is seen at one moment is read from the device at once. Training goes on
+    bit for bit as without, and checkpoints have nothing of it. At the end of a task it looks when all rules
+    have consolidated, wherever it stands in the list.
 
     Args:
         every_n_steps: optimizer steps between looks; ``None`` to look at the ends of tasks only.
