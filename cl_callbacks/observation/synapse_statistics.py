@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,14 +13,11 @@ from torch.optim import Optimizer
 
 from cl_callbacks.arguments import whole
 from cl_callbacks.log import log
-from cl_callbacks.observation.figures import importance_by_layer, plasticity_by_layer
 from cl_callbacks.observation.histograms import show_histograms
 from cl_callbacks.observation.pictures import show
-from cl_callbacks.observation.survey import ALL, QUANTILES, Statistics, Survey, read
+from cl_callbacks.observation.survey import ALL, Statistics, Survey, read
+from cl_callbacks.observation.survey_figures import FIGURES
 from cl_callbacks.synaptic_callback import SynapticCallback
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class SynapseStatistics(Callback):
@@ -155,7 +152,7 @@ class SynapseStatistics(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         for key, measures in self._of_task.items() if self.by_layer else ():
-            for name, draw in _FIGURES.items():
+            for name, draw in FIGURES.items():
                 try:
                     figure = draw(measures)
                 except ValueError as error:  # of a rule of somebody's own; it must not end the training
@@ -163,33 +160,6 @@ class SynapseStatistics(Callback):
                     continue
                 if figure is not None:
                     show(trainer, f"cl_synapses/{key}/{name}", figure)
-
-
-def _importance(measures: Statistics) -> Figure | None:
-    if "importance" not in measures:
-        return None
-    layers = _layers_of(measures["importance"])
-    return importance_by_layer(
-        {layer: [found[name] for name in QUANTILES] for layer, found in layers.items()}
-    )
-
-
-def _plasticity(measures: Statistics) -> Figure | None:
-    if "plasticity" not in measures:
-        return None
-    layers = _layers_of(measures["plasticity"])
-    frozen, mean = (
-        {layer: found[statistic] for layer, found in layers.items()}
-        for statistic in ("frozen_fraction", "mean")
-    )
-    return plasticity_by_layer(frozen, mean)
-
-
-_FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}
-
-
-def _layers_of(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {layer: values for layer, values in found.items() if layer != ALL}
 
 
 def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:

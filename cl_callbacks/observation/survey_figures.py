@@ -1,0 +1,39 @@
+"""Which figures there are of the statistics of one rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cl_callbacks.observation.figures import importance_by_layer, plasticity_by_layer
+from cl_callbacks.observation.survey import ALL, QUANTILES, Statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _importance(measures: Statistics) -> Figure | None:
+    if "importance" not in measures:
+        return None
+    layers = _layers_of(measures["importance"])
+    return importance_by_layer(
+        {layer: [found[name] for name in QUANTILES] for layer, found in layers.items()}
+    )
+
+
+def _plasticity(measures: Statistics) -> Figure | None:
+    if "plasticity" not in measures:
+        return None
+    layers = _layers_of(measures["plasticity"])
+    frozen, mean = (
+        {layer: found[statistic] for layer, found in layers.items()}
+        for statistic in ("frozen_fraction", "mean")
+    )
+    return plasticity_by_layer(frozen, mean)
+
+
+FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}
+"""By name, what draws it; ``None`` is drawn of a rule without the measure."""
+
+
+def _layers_of(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {layer: values for layer, values in found.items() if layer != ALL}
