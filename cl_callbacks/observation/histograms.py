@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from cl_callbacks.log import tell
 
 BINS = 64
 
@@ -29,12 +31,16 @@ def show_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     finite = {key: array[np.isfinite(array)] for key, array in values.items()}
     finite = {key: array for key, array in finite.items() if len(array)}
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    for logger in trainer.loggers if finite else ():
-        if isinstance(logger, WandbLogger):
-            import wandb
+    if finite:
+        tell(trainer, lambda logger: _show(logger, finite, step))
 
-            bars = {k: wandb.Histogram(np_histogram=histogram(array)) for k, array in finite.items()}
-            logger.log_metrics(bars, step=step)  # type: ignore[arg-type]
-        elif isinstance(logger, TensorBoardLogger):
-            for key, array in finite.items():
-                logger.experiment.add_histogram(key, array, global_step=step, bins=BINS)
+
+def _show(logger: Logger, values: Mapping[str, np.ndarray], step: int) -> None:
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        bars = {key: wandb.Histogram(np_histogram=histogram(array)) for key, array in values.items()}
+        logger.log_metrics(bars, step=step)  # type: ignore[arg-type]
+    elif isinstance(logger, TensorBoardLogger):
+        for key, array in values.items():
+            logger.experiment.add_histogram(key, array, global_step=step, bins=BINS)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from cl_callbacks.arguments import whole
-from cl_callbacks.log import log
+from cl_callbacks.log import log, log_folder
 from cl_callbacks.observation.histograms import show_histograms
 from cl_callbacks.observation.pictures import show
 from cl_callbacks.observation.survey import ALL, Statistics, Survey, read
@@ -80,7 +80,6 @@ class SynapseStatistics(Callback):
         self._latest: dict[str, Statistics] = {}
         self._of_task: dict[str, Statistics] = {}
         self._steps = 0
-        self._training_is_over = False
 
     @property
     def latest(self) -> dict[str, Statistics]:
@@ -93,7 +92,7 @@ class SynapseStatistics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if there is nothing to look at."""
-        self._of_task, self._training_is_over = {}, False
+        self._of_task = {}
         rules = _named_rules(trainer)
         if not rules:
             rank_zero_warn(
@@ -121,14 +120,15 @@ class SynapseStatistics(Callback):
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Looks at what the task has left."""
         self._of_task = self._look(trainer, thoroughly=True)
-        if self._training_is_over:  # a task that only the end of the fit has ended
-            self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the figures."""
-        self._training_is_over = True
+        """Looks at what is left, if no task has ended."""
         self._of_task = self._of_task or self._look(trainer, thoroughly=True)
-        self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the figures; every task has ended by now."""
+        if trainer.is_global_zero and log_folder(trainer) is not None:
+            self._draw(trainer)
 
     def _look(self, trainer: Trainer, thoroughly: bool = False) -> dict[str, Statistics]:
         rates = _learning_rates(trainer.optimizers)
