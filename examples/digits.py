@@ -215,7 +215,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     strength = strength_of(method, args)
-    evaluation = TaskEvaluation("val_acc", table=False)
+    evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -268,25 +268,11 @@ def logged_in_to_wandb() -> bool:
     return known or bool(os.environ.get("WANDB_API_KEY"))
 
 
-def show_table(console: Console, method: str, result: dict[str, Any]) -> None:
-    matrix = result["matrix"]
-    table = Table(title=f"{method}: accuracy in % on each task (column) after learning each (row)")
-    table.add_column("after")
-    for task in range(len(matrix)):
-        table.add_column(str(task + 1), justify="right")
-    for task, row in enumerate(matrix):
-        seen = [f"{100 * accuracy:.0f}" for accuracy in row[: task + 1]]
-        table.add_row(str(task + 1), *seen)
-    console.print(table)
-    if "found" in result:
-        score = result["found"]
-        console.print(
-            f"{method}: found {score['recall'] * (len(matrix) - 1):.0f} of {len(matrix) - 1} changes, median "
-            f"delay {score['delay']:g} batches, {score['false_alarms']} false alarms"
-        )
+def show_found(console: Console, method: str, result: dict[str, Any]) -> None:
+    score, changes = result["found"], len(result["changes"])
     console.print(
-        f"{method}: average accuracy {result['average_accuracy']:.3f} over all {len(matrix)} tasks "
-        f"after the last, {result['seconds']:.0f} s\n"
+        f"{method}: found {score['recall'] * changes:.0f} of {changes} changes, median delay "
+        f"{score['delay']:g} batches, {score['false_alarms']} false alarms"
     )
 
 
@@ -357,7 +343,8 @@ def main() -> None:
     console = Console()
     results = {method: run(method, args) for method in args.methods}
     for method, result in results.items():
-        show_table(console, method, result)
+        if "found" in result:
+            show_found(console, method, result)
     show_summary(console, results)
     picture = args.out / f"{args.data}.png"
     draw(results, picture)

@@ -44,6 +44,15 @@ def test_overhead(tmp_path: Path) -> None:
     assert "DriftBoundaries, a fit" in said
 
 
+def test_observation(tmp_path: Path) -> None:
+    arguments = ["--methods", "ewc", "--tasks", "2", "--seeds", "0", "--json", "observation.json"]
+    run("observation.py", *arguments, folder=tmp_path)
+    (found,) = json.loads((tmp_path / "observation.json").read_text())["ewc"]
+    for name in ("TaskEvaluation", "SynapseStatistics"):
+        assert 0 < sum(found[name].values()) < found["seconds"]
+        assert found[name]["on_task_end"] > 0
+
+
 def test_long_stream(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=60, test=20)
     arguments = ["--data-dir", str(tmp_path), "--tasks", "3", "--images", "40", "--seeds", "0", "1"]

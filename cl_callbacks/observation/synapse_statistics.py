@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from cl_callbacks.arguments import whole
@@ -37,11 +37,13 @@ class SynapseStatistics(Callback):
     - at the end of training, figures of importance and plasticity by layer as they were when the latest task
       had ended: ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
 
-    Right after a task ``drift`` is 0 where a rule has its anchor at the latest weights; before anything was
-    important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most 16,384 of a
-    layer and of a network. All that is seen at one moment is read from the device at once. Training goes on
-    bit for bit as without, and checkpoints have nothing of it. At the end of a task it looks when all rules
-    have consolidated, wherever it stands in the list.
+    Plasticity is at the learning rate of the optimizer's options, which says little where the optimizer
+    scales its steps itself, as Adam does: next to those, real steps are larger and more synapses are
+    frozen. Right after a task ``drift`` is 0 where a rule has its anchor at the latest weights; before
+    anything was important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most
+    16,384 of a layer and of a network. All that is seen at one moment is read from the device at once.
+    Training goes on bit for bit as without, and checkpoints have nothing of it. At the end of a task it
+    looks when all rules have consolidated, wherever it stands in the list.
 
     Args:
         every_n_steps: optimizer steps between looks; ``None`` to look at the ends of tasks only.
@@ -95,9 +97,7 @@ class SynapseStatistics(Callback):
         self._of_task = {}
         rules = _named_rules(trainer)
         if not rules:
-            rank_zero_warn(
-                f"{type(self).__name__}: this Trainer has no rule whose synapses there are to look at."
-            )
+            rank_zero_info(f"{type(self).__name__}: this Trainer has no rule, whose synapses it would show.")
         for key, rule in rules.items():
             if key != rule.name:
                 rank_zero_warn(

@@ -15,7 +15,7 @@ from torch import Tensor
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.compatibility import few
-from cl_callbacks.log import is_due, log
+from cl_callbacks.log import log
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.quiet_validation import quiet_validation
@@ -124,11 +124,6 @@ class TaskEvaluation(Callback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Marks the boundary in the log."""
         log(trainer, {"cl/task": task})
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Logs the current task on steps that log."""
-        if is_due(trainer):
-            log(trainer, {"cl/task": boundaries_of(trainer).task})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the scores of the Trainer's own validation."""
