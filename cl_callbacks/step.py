@@ -145,7 +145,8 @@ class _Plan:
 
     def pull(self) -> None:
         for rule, step in self.members:
-            rule.pull(step.synapses, _gradients(step.synapses.sources))
+            with rule.synapses.at_hand():
+                rule.pull(step.synapses, _gradients(step.synapses.sources))
         pulled = self._snapshots["pulled"]
         if pulled:
             torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
@@ -153,13 +154,15 @@ class _Plan:
 
     def finish(self) -> None:
         for rule, step in self._rewriting:
-            rule.rewrite(step)
+            with rule.synapses.at_hand():
+                rule.rewrite(step)
         undo = self._snapshots["undo"]
         if undo:
             torch._foreach_sub_(list(undo.values()), _held(undo))
             zero_nonfinite_(self._flat["undo"])
         for rule, step in self.members:
-            rule.observe(step)
+            with rule.synapses.at_hand():
+                rule.observe(step)
 
 
 class _Buffers:

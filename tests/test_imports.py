@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments"},
-    {"flat", "shards", "synapses", "weight_noise", "step", "log", "saved_state", "uninterrupted"},
+    {"flat", "offload", "shards", "synapses", "weight_noise", "step", "log", "saved_state", "uninterrupted"},
     {"quiet", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
