@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Offload:
-    """Brings state from where it lives to the parameters, and takes back what has changed.
+    """Brings state from where it lives to the parameters, and takes it back when they have changed it.
 
-    A field is copied when a rule asks for it, and copied back when the rule is done if it was changed in
-    place. From and to pinned memory of the CPU the copies are queued behind the work of the current stream:
-    the host does not wait for them, but the accelerator does, as they are not overlapped with its own work.
-    Everything that the host itself reads or writes of the state is preceded by :meth:`settle`.
+    A field is copied when a rule asks for it, and copied back when the rule is done, if it did what may have
+    changed it. From and to pinned memory of the CPU, copies are queued behind the work of the current stream:
+    the host does not wait for them. The accelerator does, for they are not overlapped with its own work. What
+    the host itself reads or writes of the state comes after :meth:`settle`.
 
     Args:
         device: where the state lives.
@@ -34,8 +34,8 @@ class Offload:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._depth = 0
-        self._out: dict[Tensor, tuple[Tensor, int]] = {}  # copies at hand, and when they were last the same
+        self._depth = self._changing = 0
+        self._out: dict[Tensor, Tensor] = {}  # copies at hand
         self._busy: set[torch.device] = set()  # devices that may still be copying
 
     def away(self, parameter: Tensor) -> bool:
@@ -62,10 +62,10 @@ class Offload:
         if not self.away(parameter):
             return kept
         if kept in self._out:
-            return self._out[kept][0]
+            return self._out[kept]
         copy = self.lend(kept, parameter)
         if self._depth:
-            self._out[kept] = copy, copy._version
+            self._out[kept] = copy
         return copy
 
     def lend(self, kept: Tensor, parameter: Tensor) -> Tensor:
@@ -78,30 +78,32 @@ class Offload:
         return kept.to(parameter.device, copy=True, non_blocking=cuda)
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        """Within, what was brought stays and may be changed in place; what was, is then taken back.
+    def at_hand(self, changing: bool = True) -> Iterator[None]:
+        """Within, what was brought stays, and is taken back at the end if it is there to be changed in place.
 
         After an exception nothing is, and the state is as it was.
         """
         self._depth += 1
+        self._changing += changing
         try:
             yield
-            self._take_back()
+            if changing:
+                self._take_back()
         finally:
             self._depth -= 1
+            self._changing -= changing
             if not self._depth:
                 self._out.clear()
 
     def settle(self) -> None:
         """Has the state be up to date where it lives, and nobody be copying it."""
-        self._take_back()
+        if self._changing:
+            self._take_back()
         for device in self._busy:
             torch.cuda.synchronize(device)
         self._busy.clear()
 
     @torch.no_grad()
     def _take_back(self) -> None:
-        for kept, (copy, version) in self._out.items():
-            if copy._version != version:
-                kept.copy_(copy, non_blocking=copy.device.type == "cuda")
-                self._out[kept] = copy, copy._version
+        for kept, copy in self._out.items():
+            kept.copy_(copy, non_blocking=copy.device.type == "cuda")

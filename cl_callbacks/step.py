@@ -83,7 +83,7 @@ class Rule(Protocol):
         """Of a rule that has the network seen at drawn weights."""
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds the rule's gradient to the task's, in place."""
+        """Adds the rule's gradient to the task's, in place; the state is only read."""
 
     def rewrite(self, step: Step) -> None:
         """Changes the weights that the optimizer left, in place."""
@@ -145,7 +145,7 @@ class _Plan:
 
     def pull(self) -> None:
         for rule, step in self.members:
-            with rule.synapses.at_hand():
+            with rule.synapses.at_hand(changing=False):
                 rule.pull(step.synapses, _gradients(step.synapses.sources))
         pulled = self._snapshots["pulled"]
         if pulled:

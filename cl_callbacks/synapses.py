@@ -153,12 +153,12 @@ class Synapses:
         )
         return self.view
 
-    def at_hand(self) -> AbstractContextManager[None]:
-        """Within, fields that live elsewhere may be changed beside the parameters; what was is taken back.
+    def at_hand(self, changing: bool = True) -> AbstractContextManager[None]:
+        """Within, fields that live elsewhere stay beside the parameters, and may be changed if ``changing``.
 
         A rule's own verbs are called within. What changes fields anywhere else has to ask for it.
         """
-        return _NOTHING if self.offload is None else self.offload.at_hand()
+        return _NOTHING if self.offload is None else self.offload.at_hand(changing)
 
     def _settle(self) -> None:
         if self.offload is not None:

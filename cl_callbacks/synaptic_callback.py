@@ -104,7 +104,7 @@ class SynapticCallback(Callback):
     # -- what a rule overrides ---------------------------------------------------------------------
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds to the gradients of the synapses that are about to step, in place."""
+        """Adds to the gradients of the synapses that are about to step, in place; only reads the state."""
 
     def rewrite(self, step: Step) -> None:
         """Changes the update that was made, by changing the weights in place.
@@ -185,7 +185,7 @@ class SynapticCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
         if is_due(trainer):
-            with self.synapses.at_hand():
+            with self.synapses.at_hand(changing=False):
                 penalty = self.penalty(self.synapses.view)
             if penalty is not None:
                 log(trainer, {f"cl/penalty/{self.name}": penalty.item()})

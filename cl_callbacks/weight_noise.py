@@ -65,7 +65,7 @@ class WeightNoise:
         Args:
             parameters: the weights.
             stds: aligned with them.
-            bring: brings ``(stds, parameters)``, some of each, to the parameters' device if they are elsewhere.
+            bring: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
         """
         self._bring = bring or _as_they_are
         now, then = [*parameters, *stds], [*self.parameters, *self.stds]
