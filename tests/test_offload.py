@@ -41,6 +41,7 @@ class TwoDevices(TorchDispatchMode):
         found = [t for named in self.rule.synapses._state.values() for t in named.values()]
         if isinstance(self.rule, KFACLaplace):
             found += [t for terms in self.rule.memory.factors.values() for term in terms for t in term]
+            found += [t for eigen in self.rule.memory._eigen.values() for t in eigen]
         return {t.untyped_storage().data_ptr() for t in found if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
