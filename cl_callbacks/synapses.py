@@ -139,7 +139,7 @@ class Synapses:
         Raises:
             ValueError: restored state does not fit the model; lists every misfit.
         """
-        self._settle()
+        self.settle()
         self._refuse_misfits(model)
         for field, state in self._state.items():
             for name in selected:
@@ -160,7 +160,8 @@ class Synapses:
         """
         return _NOTHING if self.offload is None else self.offload.at_hand(changing)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Has state that lives elsewhere be up to date there; to be called before reading ``view.fields``."""
         if self.offload is not None:
             self.offload.settle()
 
@@ -174,7 +175,7 @@ class Synapses:
 
         What is sharded is put together, for which all processes have to ask.
         """
-        self._settle()
+        self.settle()
         return {
             field: {name: whole(tensor) for name, tensor in state.items()}
             for field, state in self._state.items()
@@ -190,7 +191,7 @@ class Synapses:
 
     def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         """A snapshot of some fields: ``{field: {name: tensor}}``."""
-        self._settle()
+        self.settle()
         return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
 
     @contextmanager
@@ -199,7 +200,7 @@ class Synapses:
 
         State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
         """
-        self._settle()
+        self.settle()
         then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
         now = {key: live.clone() for key, live in self._known(then).items()}
         with torch.no_grad():
@@ -208,7 +209,7 @@ class Synapses:
         try:
             yield
         finally:
-            self._settle()
+            self.settle()
             with torch.no_grad():
                 for key, live in self._known(now).items():
                     live.sub_(spread(then[key].to(live), live)).add_(now[key])

@@ -221,6 +221,7 @@ class SynapticCallback(Callback):
         if self._step is not None:
             self._step.detach()
         self._step, self._evaluating = None, False
+        self.synapses.settle()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of the optimizers also when training breaks off."""
