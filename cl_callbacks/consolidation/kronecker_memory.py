@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -101,16 +101,16 @@ class KroneckerMemory:
     ) -> None:
         """Adds the gradient of the penalty to those of the named parameters, in place."""
         target = dict(zip(names, gradients, strict=True))
-        for name, (change, terms) in self._changes(synapses, names):
-            _add(target, name, stiffness * kronecker_pull(change, terms))
+        for name, change in self._changes(synapses, names).items():
+            _add(target, name, stiffness * kronecker_pull(change, self._lent(synapses, name, change)))
 
     def relax(self, synapses: SynapseView, names: list[str], steps: list[float]) -> None:
         """Takes the proximal step of the penalty, in place; for single pairs."""
         target = dict(zip(synapses.names, synapses.parameters, strict=True))
         step = dict(zip(names, steps, strict=True))
-        for name, (change, terms) in self._changes(synapses, names):
+        for name, change in self._changes(synapses, names).items():
             if name not in self._eigen:
-                (pair,) = terms
+                (pair,) = self._lent(synapses, name, change)
                 self._eigen[name] = Eigen(*(synapses.rest(t, change) for t in decompose(pair)))
             eigen = Eigen(*synapses.lend(self._eigen[name], change))
             stepping = {n: step[n] for n in (name, bias_name(name)) if n in step}
@@ -126,7 +126,10 @@ class KroneckerMemory:
     def penalty(self, synapses: SynapseView, stiffness: float) -> Tensor:
         """The penalty, a scalar."""
         changes = self._changes(synapses, synapses.names)
-        parts = [(kronecker_pull(change, terms) * change).sum() for _, (change, terms) in changes]
+        parts = [
+            (kronecker_pull(change, self._lent(synapses, name, change)) * change).sum()
+            for name, change in changes.items()
+        ]
         return 0.5 * stiffness * torch.stack(parts).sum() if parts else torch.zeros(())
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,36 +141,33 @@ class KroneckerMemory:
         self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
         self._eigen = {}
 
-    def _changes(
-        self, synapses: SynapseView, names: list[str]
-    ) -> Iterator[tuple[str, tuple[Tensor, list[Factors]]]]:
-        """How far each layer that has one of the named parameters is from its anchor, a matrix; its factors.
+    def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
+        """A layer's factors beside its parameters: of those that live elsewhere, one layer's at a time."""
+        return [Factors(*synapses.lend(term, change)) for term in self.factors[name]]
 
-        One after the other, so that of factors that live elsewhere one layer's at a time is copied.
-        """
+    def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
+        """How far each layer that has one of the named parameters is from its anchor, as a matrix."""
         place, anchors = {name: i for i, name in enumerate(synapses.names)}, synapses["anchor"]
 
         def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
             """Of a weight or a bias; what is not among the synapses rests."""
             if name not in place:
-                return like.new_zeros(shape)
+                return like.new_zeros(shape, device=synapses.parameters[0].device)
             i = place[name]
             return (synapses.parameters[i].detach() - anchors[i]).to(like.dtype).view(shape)
 
-        stepping = set(names)
-        for name, kept in self.factors.items():
-            known = [place[n] for n in (name, bias_name(name)) if n in place]
+        found, stepping = {}, set(names)
+        for name, terms in self.factors.items():
             if not {name, bias_name(name)} & stepping:
                 continue
-            beside = synapses.parameters[known[0]]
-            terms = [Factors(*synapses.lend(term, beside)) for term in kept]
             inputs, outputs = terms[0]
             rows, columns = len(outputs), len(inputs)
             # A weight that rests is here for its bias, the last column.
             width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
             weight = part(name, (rows, width), inputs)
             bias = part(bias_name(name), (rows, columns - width), inputs)
-            yield name, (torch.cat([weight, bias], 1), terms)
+            found[name] = torch.cat([weight, bias], 1)
+        return found
 
 
 def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
