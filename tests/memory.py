@@ -51,13 +51,14 @@ NOTES = """\
   still in it and is kept in float32. Rules of which that is all refuse it, those marked "refused".
   `"float16"` takes as much, and importances below 6e-8, which are common, are 0 in it.
 - `state_device="cpu"` keeps the state in the memory of the CPU, pinned where CUDA is there; snapshots and
-  noise stay beside the parameters. The weights are the same, bit for bit, and so are checkpoints. Before a
-  rule does something, what it asks for of its state is copied to the parameters, and afterwards back if it
-  may have changed: there, one rule's fields are on the accelerator for a moment within the step, when the
-  activations are gone. The host does not wait for the copies, the accelerator does: each costs the transfer
-  of its bytes in every step, both ways for rules that rewrite the update or follow each step. `EWC` and
-  `MAS` take one way from the second task on, and none in the first. Under FSDP2 on an accelerator it is
-  refused; there each process has only its shard of the state.
+  noise stay beside the parameters. The weights are the same, bit for bit, and so are checkpoints (tested
+  with copies within the CPU; the tests with CUDA run where it is there). Before a rule does something, what
+  it asks for of its state is copied to the parameters, and afterwards back if it may have changed: there,
+  one rule's fields are on the accelerator for a moment within the step, when the activations are gone. The
+  host does not wait for the copies, the accelerator does: each costs the transfer of its bytes in every
+  step, both ways for rules that rewrite the update or follow each step. `EWC` and `MAS` take one way from
+  the second task on, and none in the first. Under FSDP2 on an accelerator it is refused; there each process
+  has only its shard of the state.
 """
 
 
