@@ -43,6 +43,13 @@ def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: M
             f"{type(rule).__name__} needs whole parameters on every process, and these are sharded: use "
             f"strategy='ddp' or a single device, or a rule that is local to each weight, such as EWC."
         )
+    offload = rule.synapses.offload
+    if offload is not None and any(offload.away(p) for p in parameters.values()):
+        raise MisconfigurationException(
+            f"{type(rule).__name__}: state_device={rule.state_device!r} is not where the shards are, and the "
+            f"state of a sharded parameter is put together by the processes that have it there: leave "
+            f"state_device out, as each process already keeps no more than its shard of the state."
+        )
     wrong = misfits(parameters.items())
     if wrong:
         raise MisconfigurationException(
@@ -50,6 +57,18 @@ def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: M
             f"dimension of processes and keeps beside them, and these are not: {few(wrong)}. Wrap the whole "
             f"network with `fully_shard`, without offloading, or leave parameters out with exclude."
         )
+
+
+def refuse_missing_device(rule: SynapticCallback) -> None:
+    """Raises where the state cannot live."""
+    if rule.state_device is not None:
+        try:
+            torch.empty(0, device=rule.state_device)
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            raise MisconfigurationException(
+                f"{type(rule).__name__}: there is no state_device={rule.state_device!r} on this machine: use "
+                f"'cpu', or leave it out to have the state beside the parameters."
+            ) from error
 
 
 def refuse_optimizers(trainer: Trainer) -> None:

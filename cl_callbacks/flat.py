@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 
-def flat_zeros(like: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def flat_zeros(
+    like: Sequence[Tensor], beside: Sequence[Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Zeros of the shapes, dtypes and devices of tensors, as views of a flat tensor for each kind.
 
     Args:
         like: tensors of any shapes.
+        beside: tensors on whose devices the zeros are; default: ``like``.
 
     Returns:
         The flat tensors, of one dimension; the views, aligned with ``like``.
@@ -25,8 +28,9 @@ def flat_zeros(like: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """
     flats: list[Tensor] = []
     views: dict[int, Tensor] = {}
-    for device, dtype in dict.fromkeys((t.device, t.dtype) for t in like):
-        mine = [i for i, t in enumerate(like) if (t.device, t.dtype) == (device, dtype)]
+    kinds = [(b.device, t.dtype) for t, b in zip(like, beside or like, strict=True)]
+    for device, dtype in dict.fromkeys(kinds):
+        mine = [i for i, kind in enumerate(kinds) if kind == (device, dtype)]
         sizes = [like[i].numel() for i in mine]
         flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         flats.append(flat)

@@ -83,7 +83,7 @@ class Rule(Protocol):
         """Of a rule that has the network seen at drawn weights."""
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds the rule's gradient to the task's, in place."""
+        """Adds the rule's gradient to the task's, in place; the state is only read."""
 
     def rewrite(self, step: Step) -> None:
         """Changes the weights that the optimizer left, in place."""
@@ -130,7 +130,10 @@ class _Plan:
             )
             self.members.append((rule, step))
             self.noise = rule.noise or self.noise
-        self._rewriting = sorted(self.members, key=lambda member: not member[0].owns_update)
+        owners_first = sorted(self.members, key=lambda member: not member[0].owns_update)
+        self._pulls = [(_at_hand(rule, rule.pull, changing=False), step) for rule, step in self.members]
+        self._rewrites = [(_at_hand(rule, rule.rewrite), step) for rule, step in owners_first]
+        self._observes = [(_at_hand(rule, rule.observe), step) for rule, step in self.members]
 
     def capture(self) -> None:
         gradients, noise = self._snapshots["gradient"], self._snapshots["noise"]
@@ -144,22 +147,34 @@ class _Plan:
             zero_nonfinite_(self._flat["noise"])
 
     def pull(self) -> None:
-        for rule, step in self.members:
-            rule.pull(step.synapses, _gradients(step.synapses.sources))
+        for pull, step in self._pulls:
+            pull(step.synapses, _gradients(step.synapses.sources))
         pulled = self._snapshots["pulled"]
         if pulled:
             torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
             zero_nonfinite_(self._flat["pulled"])
 
     def finish(self) -> None:
-        for rule, step in self._rewriting:
-            rule.rewrite(step)
+        for rewrite, step in self._rewrites:
+            rewrite(step)
         undo = self._snapshots["undo"]
         if undo:
             torch._foreach_sub_(list(undo.values()), _held(undo))
             zero_nonfinite_(self._flat["undo"])
-        for rule, step in self.members:
-            rule.observe(step)
+        for observe, step in self._observes:
+            observe(step)
+
+
+def _at_hand(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
+    """A verb that finds the rule's state beside the parameters; where that is anyway, the verb itself."""
+    if rule.synapses.offload is None:
+        return verb
+
+    def call(*arguments: Any) -> None:
+        with rule.synapses.at_hand(changing):
+            verb(*arguments)
+
+    return call
 
 
 class _Buffers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.offload import Offload
 from cl_callbacks.shards import extremes, group_of, held, spread, total, whole
 
 Fill = Literal["zeros", "parameter"] | float
 """What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
 
+_NOTHING: AbstractContextManager[None] = nullcontext()
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
 
 
@@ -36,18 +38,21 @@ def plain_name(name: str) -> str:
 class SynapseView:
     """Some synapses as aligned lists: their names, live parameters and fields.
 
-    A rule changes fields in place; the tensors belong to :class:`Synapses`. Of a parameter that is sharded
-    over processes, ``parameters`` and ``fields`` hold this process's shard, and ``sources`` the parameter
-    itself, which module and optimizer know; of any other, both are the parameter.
+    A rule reads and changes a field, in place, as ``view["importance"]``, which is beside the parameters;
+    ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
+    belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
+    hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
+    other, both are the parameter.
     """
 
     names: list[str]
     parameters: list[Tensor]
     fields: dict[str, list[Tensor]]
     sources: list[Tensor]
+    offload: Offload | None = None
 
     def __getitem__(self, field: str) -> list[Tensor]:
-        return self.fields[field]
+        return self.bring(self.fields[field], self.parameters)
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -61,7 +66,21 @@ class SynapseView:
             [self.parameters[i] for i in keep],
             {field: [tensors[i] for i in keep] for field, tensors in self.fields.items()},
             [self.sources[i] for i in keep],
+            self.offload,
         )
+
+    def bring(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """State of these parameters from where it lives to where they are; mostly the very tensors."""
+        return kept if self.offload is None else self.offload.bring(kept, parameters)
+
+    def lend(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
+        """What :meth:`rest` has put away, beside the parameter, to be read and let go."""
+        offload = self.offload
+        return list(tensors) if offload is None else [offload.lend(t, parameter) for t in tensors]
+
+    def rest(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor that a rule keeps beyond its fields, where the state of that parameter lives."""
+        return tensor.to(parameter.device) if self.offload is None else self.offload.rest(tensor, parameter)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all synapses, from that over those which this process holds."""
@@ -80,6 +99,8 @@ class Synapses:
             or a number.
         dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
         strict: whether state of a parameter that the model no longer has is an error.
+        device: where the state lives; by default beside each parameter.
+        running: fields that change a little in every step: at least float32, whatever ``dtype`` is.
 
     Example:
         >>> synapses = Synapses({"importance": "zeros"})
@@ -89,9 +110,16 @@ class Synapses:
     """
 
     def __init__(
-        self, fields: Mapping[str, Fill], dtype: torch.dtype | None = None, strict: bool = True
+        self,
+        fields: Mapping[str, Fill],
+        dtype: torch.dtype | None = None,
+        strict: bool = True,
+        device: torch.device | None = None,
+        running: Iterable[str] = (),
     ) -> None:
         self.dtype, self.strict = dtype, strict
+        self.offload = None if device is None else Offload(device)
+        self._running = frozenset(running)
         self._fill = dict(fields)
         self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
         self.view = SynapseView([], [], {field: [] for field in fields}, [])
@@ -99,9 +127,10 @@ class Synapses:
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
         """Lays the state out beside the selected parameters of a model; safe to repeat.
 
-        State is moved to each parameter's device, and sharded like it. A parameter without state gets the
-        field's fill. One that has grown along its first dimension (an output layer with new classes) keeps
-        its state, and its new rows get the fill. State of parameters that are not selected is kept as it is.
+        State is moved to where it lives, by default each parameter's device, and sharded like it. A parameter
+        without state gets the field's fill. One that has grown along its first dimension (an output layer
+        with new classes) keeps its state, and its new rows get the fill. State of parameters that are not
+        selected is kept as it is.
 
         Args:
             model: all parameters of the model, by plain name.
@@ -110,17 +139,31 @@ class Synapses:
         Raises:
             ValueError: restored state does not fit the model; lists every misfit.
         """
+        self.settle()
         self._refuse_misfits(model)
         for field, state in self._state.items():
             for name in selected:
-                state[name] = self._beside(state.get(name), model[name], self._fill[field])
+                state[name] = self._beside(state.get(name), model[name], field)
         self.view = SynapseView(
             list(selected),
             [held(model[name]) for name in selected],
             {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
             [model[name] for name in selected],
+            self.offload,
         )
         return self.view
+
+    def at_hand(self, changing: bool = True) -> AbstractContextManager[None]:
+        """Within, fields that live elsewhere stay beside the parameters, and may be changed if ``changing``.
+
+        A rule's own verbs are called within. What changes fields anywhere else has to ask for it.
+        """
+        return _NOTHING if self.offload is None else self.offload.at_hand(changing)
+
+    def settle(self) -> None:
+        """Has state that lives elsewhere be up to date there; to be called before reading ``view.fields``."""
+        if self.offload is not None:
+            self.offload.settle()
 
     @property
     def known(self) -> bool:
@@ -132,6 +175,7 @@ class Synapses:
 
         What is sharded is put together, for which all processes have to ask.
         """
+        self.settle()
         return {
             field: {name: whole(tensor) for name, tensor in state.items()}
             for field, state in self._state.items()
@@ -147,6 +191,7 @@ class Synapses:
 
     def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         """A snapshot of some fields: ``{field: {name: tensor}}``."""
+        self.settle()
         return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
 
     @contextmanager
@@ -155,6 +200,7 @@ class Synapses:
 
         State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
         """
+        self.settle()
         then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
         now = {key: live.clone() for key, live in self._known(then).items()}
         with torch.no_grad():
@@ -163,6 +209,7 @@ class Synapses:
         try:
             yield
         finally:
+            self.settle()
             with torch.no_grad():
                 for key, live in self._known(now).items():
                     live.sub_(spread(then[key].to(live), live)).add_(now[key])
@@ -177,10 +224,18 @@ class Synapses:
         }
         return {key: part for key, part in live.items() if part is not None}
 
-    def _beside(self, old: Tensor | None, parameter: Tensor, fill: Fill) -> Tensor:
+    def _beside(self, old: Tensor | None, parameter: Tensor, field: str) -> Tensor:
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
+        if field in self._running:
+            dtype = torch.promote_types(dtype, torch.float32)
+        home = parameter.device if self.offload is None else self.offload.home(parameter)
         if old is not None and old.shape == parameter.shape:
-            return spread(old.to(parameter.device, dtype), parameter)
+            placed = spread(old.to(home, dtype), parameter)
+        else:
+            placed = spread(self._new(old, parameter, self._fill[field], dtype).to(home), parameter)
+        return placed if self.offload is None else self.offload.rest(placed, parameter)
+
+    def _new(self, old: Tensor | None, parameter: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
         source = parameter.detach() if old is None else whole(parameter.detach())
         if fill == "parameter":
             new = source.to(dtype, copy=True)
@@ -188,7 +243,7 @@ class Synapses:
             new = torch.full_like(source, 0.0 if fill == "zeros" else fill, dtype=dtype)
         if old is not None:
             new[: len(old)].copy_(whole(old))
-        return spread(new, parameter)
+        return new
 
     def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
         held = {name: t for state in self._state.values() for name, t in state.items()}

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
-from cl_callbacks.compatibility import few, refuse_optimizers, refuse_shards, refuse_strategy
+from cl_callbacks.compatibility import (
+    few,
+    refuse_missing_device,
+    refuse_optimizers,
+    refuse_shards,
+    refuse_strategy,
+)
 from cl_callbacks.log import is_due, log
 from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.shards import reshard
@@ -40,7 +46,9 @@ class SynapticCallback(Callback):
             that require a gradient.
         exclude: regular expressions of those to leave out.
         state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
-            own dtype where that is wider.
+            own dtype where that is wider. ``running`` fields are at least float32.
+        state_device: where the state lives, such as ``"cpu"``, which saves the accelerator's memory and costs
+            copies in each step; default: beside each parameter. See :class:`~cl_callbacks.offload.Offload`.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance, in log keys and checkpoints; default: the class name in lower case.
             Two rules of one class on the same parameters need different names.
@@ -60,6 +68,8 @@ class SynapticCallback(Callback):
     needs: frozenset[Need] = frozenset()
     gathered: ClassVar[tuple[str, ...]] = ()
     """Fields that a task fills and its end reads; a change that is found late takes them back."""
+    running: tuple[str, ...] = ()
+    """Fields that change a little in every step, for which half precision has no room."""
     owns_update: ClassVar[bool] = False
     """Whether the rule puts an update of its own in the place of the optimizer's."""
     shardable: ClassVar[bool] = False
@@ -75,13 +85,17 @@ class SynapticCallback(Callback):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
         super().__init__()
         self.parameters, self.exclude = _patterns(parameters), _patterns(exclude)
         self.name = type(self).__name__.lower() if name is None else name
-        self.synapses = Synapses(self.fields, _dtype(state_dtype), strict)
+        self.state_dtype, self.state_device, self.strict = state_dtype, state_device, strict
+        self.synapses = Synapses(
+            self.fields, self._dtype(state_dtype), strict, _device(state_device), self.running
+        )
         self.tasks = 0
         """How many tasks the rule has consolidated."""
         self.seconds = 0.0
@@ -93,7 +107,7 @@ class SynapticCallback(Callback):
     # -- what a rule overrides ---------------------------------------------------------------------
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds to the gradients of the synapses that are about to step, in place."""
+        """Adds to the gradients of the synapses that are about to step, in place; only reads the state."""
 
     def rewrite(self, step: Step) -> None:
         """Changes the update that was made, by changing the weights in place.
@@ -153,6 +167,7 @@ class SynapticCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lays the state out; the first rule of the list watches the optimizers for all."""
+        refuse_missing_device(self)
         self._place(pl_module)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
@@ -187,7 +202,8 @@ class SynapticCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
         if is_due(trainer):
-            penalty = self.penalty(self.synapses.view)
+            with self.synapses.at_hand(changing=False):
+                penalty = self.penalty(self.synapses.view)
             if penalty is not None:
                 log(trainer, {f"cl/penalty/{self.name}": penalty.item()})
 
@@ -211,7 +227,7 @@ class SynapticCallback(Callback):
             )
         else:
             start = time.perf_counter()
-            with ExitStack() as self._committing:
+            with ExitStack() as self._committing, self.synapses.at_hand():
                 if self.consolidate(trainer, pl_module, view, task):
                     self.tasks += 1
             self._committing = None
@@ -224,6 +240,7 @@ class SynapticCallback(Callback):
         if self._step is not None:
             self._step.detach()
         self._step, self._evaluating = None, False
+        self.synapses.settle()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of the optimizers also when training breaks off."""
@@ -306,6 +323,19 @@ class SynapticCallback(Callback):
         refuse_shards(self, pl_module._trainer, {name: model[name] for name in selected})
         self.synapses.place(model, selected)
 
+    def _dtype(self, given: torch.dtype | str | None) -> torch.dtype | None:
+        dtype = getattr(torch, given, None) if isinstance(given, str) else given
+        if dtype is None and given is None:
+            return None
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+            raise ValueError(f"state_dtype={given!r} is not a floating-point dtype such as 'float32'")
+        if dtype.itemsize < 4 and self.fields and set(self.running) >= set(self.fields):
+            raise ValueError(
+                f"state_dtype={given!r}: all state of {type(self).__name__} changes in every step by less "
+                f"than half precision can tell apart, and would stand still: use 'float32' or wider."
+            )
+        return dtype
+
     def _selects(self, name: str, parameter: Tensor) -> bool:
         if self.matrices_only and not self.parameters and parameter.ndim < 2:
             return False
@@ -323,11 +353,16 @@ def _patterns(patterns: Patterns) -> tuple[str, ...]:
     return given
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(f"state_dtype={dtype!r} is not a floating-point dtype such as 'float32'")
-    return found
+def _device(given: str | None) -> torch.device | None:
+    if given is None:
+        return None
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"state_device={given!r} is not a device such as 'cpu'") from error
+    if device.type == "meta":
+        raise ValueError("state_device='meta' keeps no values: use 'cpu', or None for beside the parameters")
+    return device
 
 
 def _refuse_two_owners(rules: list[SynapticCallback]) -> None:

@@ -44,6 +44,7 @@ class WeightNoise:
         """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
+        self._bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
         self._wanted = self._taken = False
         self._versions: dict[Tensor, int] = {}  # of the weights that are drawn at the moment
         self._reset()
@@ -53,8 +54,20 @@ class WeightNoise:
         """The number of the draw that the next step begins with."""
         return self.draws + self._taken
 
-    def place(self, parameters: Sequence[Tensor], stds: Sequence[Tensor]) -> None:
-        """Says which weights there are, and their standard deviations, which are read at each draw."""
+    def place(
+        self,
+        parameters: Sequence[Tensor],
+        stds: Sequence[Tensor],
+        bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
+    ) -> None:
+        """Says which weights there are, and their standard deviations, which are read at each draw.
+
+        Args:
+            parameters: the weights.
+            stds: aligned with them.
+            bring: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
+        """
+        self._bring = bring or _as_they_are
         now, then = [*parameters, *stds], [*self.parameters, *self.stds]
         if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
             self.pause()
@@ -65,7 +78,7 @@ class WeightNoise:
         means = [torch.empty_like(p.detach()) for p in self.parameters]
         self._means = dict(zip(self.parameters, means, strict=True))
         self._std_of = dict(zip(self.parameters, self.stds, strict=True))
-        self._flat, noise = flat_zeros(self.stds)
+        self._flat, noise = flat_zeros(self.stds, self.parameters)
         self._noise = dict(zip(self.parameters, noise, strict=True))
         self._gathered_flat: list[Tensor] = []  # of steps with several draws
         self._gathered: dict[Tensor, Tensor] = {}
@@ -126,7 +139,8 @@ class WeightNoise:
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
         torch._foreach_copy_([self._means[p] for p in which], which)
-        noise = torch._foreach_mul([self._noise[p] for p in which], [self._std_of[p] for p in which])
+        stds = self._bring([self._std_of[p] for p in which], which)
+        noise = torch._foreach_mul([self._noise[p] for p in which], stds)
         torch._foreach_add_(which, noise)
         self._versions.update((p, p._version) for p in which)
 
@@ -135,7 +149,7 @@ class WeightNoise:
         """Goes on to another draw within the same step and puts it in place."""
         self.pause()
         if not self._gathered:
-            self._gathered_flat, gathered = flat_zeros(self.stds)
+            self._gathered_flat, gathered = flat_zeros(self.stds, self.parameters)
             self._gathered = dict(zip(self.parameters, gathered, strict=True))
         self._gather(1.0)
         self.draws += 1
@@ -193,6 +207,11 @@ def numbered_generator(seed: int, number: int, device: torch.device) -> torch.Ge
 
 def _as_it_is(gathered: Tensor) -> None:
     """Of one process, without a scale."""
+
+
+def _as_they_are(stds: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """Beside the weights."""
+    return stds
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

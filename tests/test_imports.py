@@ -18,14 +18,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments"},
-    {"flat", "shards", "synapses", "weight_noise", "step", "log", "progress", "saved_state", "uninterrupted"},
+    {"flat", "offload", "shards", "synapses", "weight_noise", "step"},
+    {"log", "progress", "saved_state", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data"},
     {"cli", "__main__"},
 ]
-RULES = LAYERS[4]
+RULES = LAYERS[5]
 
 
 def level(part: str) -> int:

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
+from cl_callbacks.offload import Offload
 from cl_callbacks.shards import held, whole
 from tests import rules
 from tests.processes import train_together
@@ -197,6 +198,14 @@ def one(rank: int, folder: Path) -> None:
         with pytest.raises(MisconfigurationException) as error:
             trainer.fit(kind(plain_net()), loader(*task(0)))
         refused[kind.__name__] = str(error.value)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MisconfigurationException) as error:
+        patch.setattr(Offload, "_everywhere", True)
+        trainer = make_trainer(EWC(1.0, state_device="cpu"), strategy=strategy(1))
+        trainer.fit(Sharded(plain_net()), loader(*task(0)))
+    refused["state elsewhere"] = str(error.value)
+    make_trainer(EWC(1.0, state_device="cpu"), strategy=strategy(1)).fit(
+        Sharded(plain_net()), loader(*task(0))
+    )
     torch.save(refused, folder / "refused.pt")
 
 
@@ -265,6 +274,10 @@ def test_what_is_sharded_otherwise_is_refused(runs: dict[str, Any]) -> None:
     for kind, reason in reasons.items():
         assert re.search(reason, runs["refused"][kind]), runs["refused"][kind]
         assert "Wrap the whole network with `fully_shard`" in runs["refused"][kind]
+
+
+def test_state_that_lives_elsewhere_than_the_shards_is_refused(runs: dict[str, Any]) -> None:
+    assert "state_device='cpu' is not where the shards are" in runs["refused"]["state elsewhere"]
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])

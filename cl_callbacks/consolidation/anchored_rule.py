@@ -42,6 +42,7 @@ class AnchoredRule(SynapticCallback):
         parameters: Patterns,
         exclude: Patterns,
         state_dtype: torch.dtype | str | None,
+        state_device: str | None,
         strict: bool,
         name: str | None,
     ) -> None:
@@ -49,6 +50,7 @@ class AnchoredRule(SynapticCallback):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

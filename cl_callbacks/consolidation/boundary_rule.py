@@ -42,6 +42,7 @@ class BoundaryRule(AnchoredRule):
         parameters: Patterns,
         exclude: Patterns,
         state_dtype: torch.dtype | str | None,
+        state_device: str | None,
         strict: bool,
         name: str | None,
     ) -> None:
@@ -52,6 +53,7 @@ class BoundaryRule(AnchoredRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

@@ -72,8 +72,15 @@ class KroneckerMemory:
         self.factors = {name: terms for name, terms in self.factors.items() if name in known}
         for name, terms in self.factors.items():
             if name in weights:
-                placed = [_beside(term, weights[name], bias_name(name) in weights) for term in terms]
-                if any(new is not old for new, old in zip(placed, terms, strict=True)):
+                placed = [
+                    Factors(*(synapses.rest(t, weights[name]) for t in term))
+                    for term in (_grown(term, weights[name], bias_name(name) in weights) for term in terms)
+                ]
+                if any(
+                    a is not b
+                    for new, old in zip(placed, terms, strict=True)
+                    for a, b in zip(new, old, strict=True)
+                ):
                     self.factors[name] = placed
                     self._eigen.pop(name, None)
 
@@ -83,7 +90,8 @@ class KroneckerMemory:
         for name in {**self.factors, **new}:
             terms = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
             if name in new:
-                terms.append(new[name])
+                device = new[name].inputs.device  # factors that live elsewhere go back with the next `place`
+                terms = [Factors(a.to(device), g.to(device)) for a, g in terms] + [new[name]]
             nearest = self.accumulate == "nearest" and len(terms) > 1
             merged[name] = [nearest_sum(terms)] if nearest else terms
         self.factors = merged  # all at once: an exception on the way leaves the old ones
@@ -95,7 +103,7 @@ class KroneckerMemory:
         """Adds the gradient of the penalty to those of the named parameters, in place."""
         target = dict(zip(names, gradients, strict=True))
         for name, change in self._changes(synapses, names).items():
-            _add(target, name, stiffness * kronecker_pull(change, self.factors[name]))
+            _add(target, name, stiffness * kronecker_pull(change, self._lent(synapses, name, change)))
 
     def relax(self, synapses: SynapseView, names: list[str], steps: list[float]) -> None:
         """Takes the proximal step of the penalty, in place; for single pairs."""
@@ -103,8 +111,9 @@ class KroneckerMemory:
         step = dict(zip(names, steps, strict=True))
         for name, change in self._changes(synapses, names).items():
             if name not in self._eigen:
-                (pair,) = self.factors[name]
-                self._eigen[name] = decompose(pair)
+                (pair,) = self._lent(synapses, name, change)
+                self._eigen[name] = Eigen(*(synapses.rest(t, change) for t in decompose(pair)))
+            eigen = Eigen(*synapses.lend(self._eigen[name], change))
             stepping = {n: step[n] for n in (name, bias_name(name)) if n in step}
             (rate, *others) = set(stepping.values())
             if others:
@@ -112,14 +121,17 @@ class KroneckerMemory:
                     f"the proximal step of a layer needs one learning rate, and {name} and its bias have "
                     f"{sorted(stepping.values())} (times the strength): use one, or proximal=False"
                 )
-            relaxed = relax_kronecker(change, self._eigen[name], rate)
+            relaxed = relax_kronecker(change, eigen, rate)
             _add({n: target[n] for n in stepping}, name, relaxed - change)
 
     def penalty(self, synapses: SynapseView, stiffness: float) -> Tensor:
         """The penalty, a scalar."""
         changes = self._changes(synapses, synapses.names)
-        terms = [(kronecker_pull(d, self.factors[name]) * d).sum() for name, d in changes.items()]
-        return 0.5 * stiffness * torch.stack(terms).sum() if terms else torch.zeros(())
+        parts = [
+            (kronecker_pull(change, self._lent(synapses, name, change)) * change).sum()
+            for name, change in changes.items()
+        ]
+        return 0.5 * stiffness * torch.stack(parts).sum() if parts else torch.zeros(())
 
     def add_diagonal(self, names: list[str], importance: list[Tensor]) -> None:
         """Adds the diagonal of the curvature to that of the named parameters, in place."""
@@ -137,17 +149,20 @@ class KroneckerMemory:
         self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
         self._eigen = {}
 
+    def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
+        """A layer's factors beside its parameters: of those that live elsewhere, one layer's at a time."""
+        return [Factors(*synapses.lend(term, change)) for term in self.factors[name]]
+
     def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
         """How far each layer that has one of the named parameters is from its anchor, as a matrix."""
-        place = {name: i for i, name in enumerate(synapses.names)}
+        place, anchors = {name: i for i, name in enumerate(synapses.names)}, synapses["anchor"]
 
         def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
             """Of a weight or a bias; what is not among the synapses rests."""
             if name not in place:
-                return like.new_zeros(shape)
+                return like.new_zeros(shape, device=synapses.parameters[0].device)
             i = place[name]
-            distance = synapses.parameters[i].detach() - synapses["anchor"][i]
-            return distance.to(like.dtype).view(shape)
+            return (synapses.parameters[i].detach() - anchors[i]).to(like.dtype).view(shape)
 
         found, stepping = {}, set(names)
         for name, terms in self.factors.items():
@@ -173,10 +188,10 @@ def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
         bias += change[:, -1]
 
 
-def _beside(term: Factors, weight: Tensor, has_bias: bool) -> Factors:
-    inputs, outputs = term.inputs.to(weight.device), term.outputs.to(weight.device)
+def _grown(term: Factors, weight: Tensor, has_bias: bool) -> Factors:
+    inputs, outputs = term
     rows = len(weight) - len(outputs)
     columns = max(0, weight[0].numel() + has_bias - len(inputs))
-    if rows or columns or inputs is not term.inputs:
+    if rows or columns:
         return Factors(*(nn.functional.pad(t, (0, n, 0, n)) for t, n in ((inputs, columns), (outputs, rows))))
     return term

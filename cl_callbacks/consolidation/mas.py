@@ -48,6 +48,8 @@ class MAS(ReadsOutputs, BoundaryRule):
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
         state_dtype: of the state; default float32, or wider where the parameter is.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -74,6 +76,7 @@ class MAS(ReadsOutputs, BoundaryRule):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
@@ -88,6 +91,7 @@ class MAS(ReadsOutputs, BoundaryRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

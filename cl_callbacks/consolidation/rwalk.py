@@ -50,7 +50,10 @@ class RWalk(BoundaryRule):
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
-        state_dtype: of the state; default float32, or wider where the parameter is.
+        state_dtype: of importance and anchor; default float32, or wider where the parameter is. What changes
+            a little in every step is at least float32.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -70,6 +73,7 @@ class RWalk(BoundaryRule):
         "start": "parameter",
     }
     gathered: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
+    running = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
@@ -86,6 +90,7 @@ class RWalk(BoundaryRule):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
@@ -98,6 +103,7 @@ class RWalk(BoundaryRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )
@@ -153,7 +159,7 @@ class RWalk(BoundaryRule):
 
     def snapshot(self) -> dict[str, Any]:
         """Closes the window, so that no path leads across it."""
-        with torch.no_grad():
+        with torch.no_grad(), self.synapses.at_hand():
             self._close_window(self.synapses.view)
         return super().snapshot()
 

@@ -54,7 +54,9 @@ class StreamingConsolidation(AnchoredRule):
         max_importance: the largest importance that a synapse may have; ``None`` for no limit.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
-        state_dtype: of the state; default float32, or wider where the parameter is.
+        state_dtype: of the state, at least float32; default that, or wider where the parameter is.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -66,6 +68,8 @@ class StreamingConsolidation(AnchoredRule):
         >>> trainer = Trainer(
         ...     callbacks=[StreamingConsolidation(strength=1.0)], logger=False, enable_checkpointing=False)
     """
+
+    running = ("importance", "anchor")
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class StreamingConsolidation(AnchoredRule):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
@@ -90,6 +95,7 @@ class StreamingConsolidation(AnchoredRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

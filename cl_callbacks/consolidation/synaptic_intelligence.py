@@ -51,7 +51,10 @@ class SynapticIntelligence(BoundaryRule):
         importance: a file by :meth:`save_importance`, to start from another run's memory.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
-        state_dtype: of the state; default float32, or wider where the parameter is.
+        state_dtype: of importance and anchor; default float32, or wider where the parameter is. The path,
+            which grows in small steps, is at least float32.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -66,6 +69,7 @@ class SynapticIntelligence(BoundaryRule):
 
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
     gathered: ClassVar[tuple[str, ...]] = ("path",)
+    running = ("path",)
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
 
     def __init__(
@@ -81,6 +85,7 @@ class SynapticIntelligence(BoundaryRule):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
@@ -94,6 +99,7 @@ class SynapticIntelligence(BoundaryRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

@@ -58,8 +58,11 @@ class BennaFusi(SynapticCallback):
             of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out.
-        state_dtype: of the beakers; in single precision the flow into the fifth and deeper ones is lost to
-            rounding. With few beakers, or on a device that has no other, ``"float32"`` saves half of it.
+        state_dtype: of the beakers, ``"float64"`` or ``"float32"``; in single precision the flow into the
+            fifth and deeper ones is lost to rounding. With few beakers, or on a device that has no other,
+            ``"float32"`` saves half of it.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints; needed for two on the same parameters.
 
@@ -85,14 +88,21 @@ class BennaFusi(SynapticCallback):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = "float64",
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
         whole("beakers", beakers, least=1)
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
+        self.running = tuple(self.levels)
         super().__init__(
-            parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
         )
         if not positive("timescale_ratio", timescale_ratio) >= 1:
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")

@@ -43,6 +43,8 @@ class Cascade(SynapticCallback):
         parameters: regular expressions of parameter names to include; default: all trainable ones of two
             and more dimensions.
         exclude: regular expressions of names to leave out.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints.
 
@@ -67,10 +69,13 @@ class Cascade(SynapticCallback):
         x: float = 0.5,
         parameters: Patterns = None,
         exclude: Patterns = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
-        super().__init__(parameters=parameters, exclude=exclude, strict=strict, name=name)
+        super().__init__(
+            parameters=parameters, exclude=exclude, state_device=state_device, strict=strict, name=name
+        )
         whole("levels", levels, least=1)
         whole("seed", seed)
         if not 0 < x <= 0.5:
@@ -112,8 +117,9 @@ class Cascade(SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
-            _make_binary(name, weight, level)
+        with self.synapses.at_hand():
+            for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
+                _make_binary(name, weight, level)
 
     def state_dict(self) -> dict[str, Any]:
         """With the number of steps."""

@@ -67,8 +67,10 @@ class MESU(UncertainRule):
         seed: of the draws.
         parameters: regular expressions of parameter names to include; default: all trainable ones.
         exclude: regular expressions of names to leave out; the optimizer trains them as ever.
-        state_dtype: of the state; default float32, or wider where the parameter is. Chains of more than 4
-            beakers want ``"float64"``, or rounding takes what flows into the deep ones.
+        state_dtype: of the state, at least float32; default that, or wider where the parameter is. Chains of
+            more than 4 beakers want ``"float64"``, or rounding takes what flows into the deep ones.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance in logs and checkpoints.
 
@@ -99,6 +101,7 @@ class MESU(UncertainRule):
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
     ) -> None:
@@ -118,6 +121,7 @@ class MESU(UncertainRule):
             parameters=parameters,
             exclude=exclude,
             state_dtype=state_dtype,
+            state_device=state_device,
             strict=strict,
             name=name,
         )

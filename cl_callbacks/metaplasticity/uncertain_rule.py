@@ -52,12 +52,19 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         parameters: Patterns,
         exclude: Patterns,
         state_dtype: torch.dtype | str | None,
+        state_device: str | None,
         strict: bool,
         name: str | None,
     ) -> None:
         self.fields: Mapping[str, Fill] = {"std": initial_std, **extra_fields}
+        self.running = tuple(self.fields)
         super().__init__(
-            parameters=parameters, exclude=exclude, state_dtype=state_dtype, strict=strict, name=name
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
         )
         positive("initial_std", initial_std)
         whole("samples", samples, least=1)
@@ -157,7 +164,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        self.noise.place(view.parameters, view["std"])
+        self.noise.place(view.parameters, view.fields["std"], view.bring)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves the module with its means."""

@@ -1,0 +1,109 @@
+"""State that lives elsewhere than beside the parameters, and comes to them while a rule works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class Offload:
+    """Brings state from where it lives to the parameters, and takes it back when they have changed it.
+
+    A field is copied when a rule asks for it, and copied back when the rule is done, if it did what may have
+    changed it. From and to pinned memory of the CPU, copies are queued behind the work of the current stream:
+    the host does not wait for them. The accelerator does, for they are not overlapped with its own work. What
+    the host itself reads or writes of the state comes after :meth:`settle`.
+
+    Args:
+        device: where the state lives.
+
+    Example:
+        >>> offload, weight = Offload(torch.device("cpu")), torch.ones(2)
+        >>> kept = offload.rest(torch.zeros(2), weight)
+        >>> with offload.at_hand():
+        ...     (field,) = offload.bring([kept], [weight])
+        ...     _ = field.add_(weight)
+        >>> kept
+        tensor([1., 1.])
+    """
+
+    _everywhere = False  # tests have state travel also where it already is
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._depth = self._changing = 0
+        self._out: dict[Tensor, Tensor] = {}  # copies at hand
+        self._busy: set[torch.device] = set()  # devices that may still be copying
+
+    def away(self, parameter: Tensor) -> bool:
+        """Whether a parameter's state lives on another device than the parameter."""
+        if self.device.type == parameter.device.type and self.device.index is None:
+            return self._everywhere  # "cuda" is whichever of them the parameter is on
+        return self._everywhere or self.device != parameter.device
+
+    def home(self, parameter: Tensor) -> torch.device:
+        """Where a parameter's state lives."""
+        return self.device if self.away(parameter) else parameter.device
+
+    def rest(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor of a parameter's state where it lives, pinned if that is the CPU and CUDA is there."""
+        tensor = tensor.to(self.home(parameter))
+        pinning = tensor.device.type == "cpu" and self.away(parameter) and torch.cuda.is_available()
+        return tensor.pin_memory() if pinning and not tensor.is_pinned() else tensor
+
+    def bring(self, kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        """State beside its parameters: within :meth:`at_hand` to be changed, otherwise only to be read."""
+        return [self._bring(t, p) for t, p in zip(kept, parameters, strict=True)]
+
+    def _bring(self, kept: Tensor, parameter: Tensor) -> Tensor:
+        if not self.away(parameter):
+            return kept
+        if kept in self._out:
+            return self._out[kept]
+        copy = self.lend(kept, parameter)
+        if self._depth:
+            self._out[kept] = copy
+        return copy
+
+    def lend(self, kept: Tensor, parameter: Tensor) -> Tensor:
+        """State beside its parameter, to be read and let go."""
+        if not self.away(parameter):
+            return kept
+        cuda = parameter.device.type == "cuda"
+        if cuda:
+            self._busy.add(parameter.device)
+        return kept.to(parameter.device, copy=True, non_blocking=cuda)
+
+    @contextmanager
+    def at_hand(self, changing: bool = True) -> Iterator[None]:
+        """Within, what was brought stays, and is taken back at the end if it is there to be changed in place.
+
+        After an exception nothing is, and the state is as it was.
+        """
+        self._depth += 1
+        self._changing += changing
+        try:
+            yield
+            if changing:
+                self._take_back()
+        finally:
+            self._depth -= 1
+            self._changing -= changing
+            if not self._depth:
+                self._out.clear()
+
+    def settle(self) -> None:
+        """Has the state be up to date where it lives, and nobody be copying it."""
+        if self._changing:
+            self._take_back()
+        for device in self._busy:
+            torch.cuda.synchronize(device)
+        self._busy.clear()
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        for kept, copy in self._out.items():
+            kept.copy_(copy, non_blocking=copy.device.type == "cuda")

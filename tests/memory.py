@@ -1,0 +1,152 @@
+"""Writes docs/memory.md from what rules really hold: `python -m tests.memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks import KFACLaplace, SynapticCallback
+from tests.rules import MATRICES_ONLY, RULES, VARIANTS, make
+from tests.training import Net, fit_tasks, plain_net
+
+PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
+
+INTRODUCTION = """\
+# What the rules hold in memory
+
+Written by `python -m tests.memory` from trainings of two tasks in which the tensors were counted, and
+compared with them by `tests/test_memory.py`; do not edit. Bytes for each selected parameter of float32. For
+comparison: a weight with its gradient takes 8, and Adam's moments 8 more.
+"""
+
+NOTES = """\
+- **State** is what a checkpoint holds: importance and anchor, paths, beakers, standard deviations. It is
+  there only for the parameters that `parameters` and `exclude` select, and so is everything else here.
+- **Snapshots** are there while training: the task's gradient, the weights before the step, the gradient
+  with its pulls, the gradient times the noise. All rules of a Trainer share them: what several need is
+  taken once.
+- **Noise** is there while training with drawn weights: the means, the noise, and what several draws have
+  gathered.
+- `KFACLaplace` keeps, beside the table, two factors of each linear or convolutional layer with I inputs (of
+  a convolution: channels times kernel size; one more with a bias) and O outputs: 4 (I² + O²) bytes, for
+  every task with `accumulate="list"`. A layer's parameters are I · O. `proximal=True` keeps their
+  eigenvectors beside them.
+- `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
+  task.
+- Not counted is what is there for a moment, such as a few tensors of the size of the parameters within a
+  pull or a rewrite, and what measuring the importance at the end of a task takes.
+
+## Less of it
+
+- `parameters="…"` and `exclude="…"`: state for these only. Of a large network that is fine-tuned by
+  adapters, only the adapters require a gradient, and nothing else has a state.
+- `state_dtype="bfloat16"` halves importance and anchor of the rules that change them at the end of a task
+  only. Its eight binary digits round an importance and an anchor by up to 0.4 %: a weight is pulled to
+  where it nearly was. What grows in small steps, such as the path of `SynapticIntelligence`, would stand
+  still in it and is kept in float32. Rules of which that is all refuse it, those marked "refused".
+  `"float16"` takes as much, and importances below 6e-8, which are common, are 0 in it.
+- `state_device="cpu"` keeps the state in the memory of the CPU, pinned where CUDA is there; snapshots and
+  noise stay beside the parameters. The weights are the same, bit for bit, and so are checkpoints (tested
+  with copies within the CPU; the tests with CUDA run where it is there). Before a rule does something, what
+  it asks for of its state is copied to the parameters, and afterwards back if it may have changed: there,
+  one rule's fields are on the accelerator for a moment within the step, when the activations are gone. The
+  host does not wait for the copies, the accelerator does: each costs the transfer of its bytes in every
+  step, both ways for rules that rewrite the update or follow each step. `EWC` and `MAS` take one way from
+  the second task on, and none in the first. Under FSDP2 on an accelerator it is refused; there each process
+  has only its shard of the state.
+"""
+
+
+@dataclass
+class Bytes:
+    """For each selected parameter."""
+
+    state: float = 0.0
+    snapshots: float = 0.0
+    noise: float = 0.0
+    factors: int = 0
+    """In all, of a whole network."""
+
+
+class Weighing(Callback):
+    """Counts what a rule holds after each batch."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+        self.found = Bytes()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        rule: Any = self.rule
+        parameters = sum(p.numel() for p in rule.synapses.view.parameters)
+        buffers = {flat for kind in rule._step._buffers.values() for flat, _ in kind._found.values()}
+        noise: list[Tensor] = []
+        if rule.noise is not None:
+            noise = [*rule.noise._means.values(), *rule.noise._flat, *rule.noise._gathered_flat]
+        self.found = Bytes(
+            size(t for named in rule.synapses.state_dict().values() for t in named.values()) / parameters,
+            size(buffers) / parameters,
+            size(noise) / parameters,
+            size(t for flat in factors(rule).values() for t in flat),
+        )
+
+
+def factors(rule: Any) -> dict[str, list[Tensor]]:
+    return rule.memory.state_dict() if isinstance(rule, KFACLaplace) else {}
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+def measured(rule: SynapticCallback, tasks: int = 2) -> Bytes:
+    """In a training of a small network; in the last task, of which nothing is consolidated yet."""
+    weighing = Weighing(rule)
+    fit_tasks(Net(plain_net()), rule, weighing, tasks=tasks)
+    return weighing.found
+
+
+def state_in(rule: str, dtype: str) -> str:
+    if rule in MATRICES_ONLY:
+        return "–"  # no state, or whole numbers
+    try:
+        memory = make(rule, state_dtype=dtype)
+    except ValueError:
+        return "refused"
+    return f"{measured(memory).state:g}"
+
+
+FORMS = VARIANTS | {
+    "benna-fusi": "`beakers=4`",
+    "mesu chain": f"{VARIANTS['mesu chain']}, `beakers=3`",
+}
+
+
+def page() -> str:
+    # Forms of a class that take the same are one row.
+    found: dict[tuple[str, ...], list[str]] = {}
+    for rule in RULES:
+        memory = make(rule)
+        taken = [f"{value:g}" for value in astuple(measured(memory))[:3]]
+        states = [taken[0], state_in(rule, "float32"), state_in(rule, "bfloat16")]
+        found.setdefault((f"`{type(memory).__name__}`", *states, *taken[1:]), []).append(rule)
+    kinds = [key[0] for key in found]
+    head = ["", "state", "in float32", "in bfloat16", "snapshots", "noise"]
+    lines = [head, ["---"] * len(head)]
+    for (kind, *numbers), rules in found.items():
+        forms = "" if kinds.count(kind) == 1 and rules[0] not in {"benna-fusi"} else _forms(rules)
+        lines.append([kind + forms, *numbers])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{INTRODUCTION}\n{table}\n\n{NOTES}"
+
+
+def _forms(rules: list[str]) -> str:
+    return ", " + " or ".join(FORMS[rule] for rule in rules)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
