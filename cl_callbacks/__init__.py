@@ -16,7 +16,8 @@ from cl_callbacks.consolidation import (
     StreamingConsolidation,
     SynapticIntelligence,
 )
-from cl_callbacks.data import TaskSequence
+from cl_callbacks.data import TaskSequence, TextTasks
+from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.metrics import (
     AverageAccuracy,
@@ -54,10 +55,12 @@ __all__ = [
     "MetaplasticGate",
     "PlateauBoundaries",
     "RWalk",
+    "SequentialFineTuner",
     "StreamingConsolidation",
     "SynapticCallback",
     "SynapticIntelligence",
     "TaskBoundaries",
     "TaskMatrixMetric",
     "TaskSequence",
+    "TextTasks",
 ]
