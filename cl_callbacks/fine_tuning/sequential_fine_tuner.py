@@ -90,7 +90,7 @@ class SequentialFineTuner(LightningModule):
         self.model, self.kind, self.num_labels, self.pooling = model, kind, num_labels, pooling
         self.lr, self.weight_decay = positive("lr", lr), weight_decay
         self.warmup_steps = whole("warmup_steps", warmup_steps, least=0)
-        self.freeze, self.lora_rank = freeze, whole("lora_rank", lora_rank, least=0)
+        self.frozen, self.lora_rank = freeze, whole("lora_rank", lora_rank, least=0)
         self.lora_alpha, self.lora_dropout, self.lora_targets = lora_alpha, lora_dropout, lora_targets
         self.gradient_checkpointing = gradient_checkpointing
         self.save_hyperparameters()
@@ -120,7 +120,7 @@ class SequentialFineTuner(LightningModule):
         self.network = pretrained(
             self.model, self.kind, self.heads, self.pooling, low_rank, self.gradient_checkpointing
         )
-        freeze(self.network, self.freeze)
+        freeze(self.network, self.frozen)
 
     @property
     def heads(self) -> list[int]:
@@ -162,7 +162,8 @@ class SequentialFineTuner(LightningModule):
         metric: Any = self.metrics[dataloader_idx]
         metric.update(logits if self.kind == "causal_lm" else logits.argmax(-1), labels)
         name = "perplexity" if self.kind == "causal_lm" else "acc"
-        self.log(f"{stage}_{name}", metric, on_step=False, on_epoch=True, batch_size=len(labels))
+        own = f"metrics.{dataloader_idx}"  # Lightning remembers the metrics that it has found, and misses new ones
+        self.log(f"{stage}_{name}", metric, on_epoch=True, batch_size=len(labels), metric_attribute=own)
 
     def _metric(self) -> Metric:
         if self.kind == "causal_lm":
