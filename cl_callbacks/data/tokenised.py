@@ -40,7 +40,14 @@ def tokenised(
         text_column: texts; lists of words in token classification.
         label_column: labels; a list of them, one per word, in token classification.
         max_length: in tokens; ``None`` for the model's own.
+
+    Raises:
+        ValueError: no such column.
     """
+    wanted = [text_column] if kind == "causal_lm" else [text_column, label_column]
+    missing = [column for column in wanted if column not in data.column_names]
+    if missing:
+        raise ValueError(f"the data have no column {missing[0]!r}; they have {data.column_names}")
     tokeniser("x", truncation=True, max_length=max_length)  # its state is part of the cache's key
     columns = {"text": text_column, "label": label_column}
     return data.map(
