@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from cl_callbacks import (
     EWC,
@@ -113,17 +114,16 @@ def test_a_batch_trains_its_own_head_alone(encoder: str, rule: str) -> None:
     assert {"val_acc/dataloader_idx_0", "val_acc/dataloader_idx_1"} <= set(trainer.callback_metrics)
 
 
-@pytest.mark.parametrize("rule", ["none", "ewc", "si", "mas"])
-@pytest.mark.parametrize("scenario", ["task", "class"])
+@pytest.mark.parametrize(("scenario", "rule"), [("task", "none"), ("task", "ewc"), ("class", "mas")])
 def test_words_with_labels(encoder: str, scenario: Any, rule: str) -> None:
     data = tags(encoder, scenario=scenario)
     model = SequentialFineTuner(encoder, kind="token_classification", lr=1e-2)
     trainer = fit(model, data, *RULES[rule]())
-    assert model.heads == ([2, 3] if scenario == "task" else [3])
+    assert model.heads == ([3, 3] if scenario == "task" else [3])
     assert 0 <= trainer.callback_metrics["val_acc/dataloader_idx_1"] <= 1
 
 
-@pytest.mark.parametrize("rule", ["none", "ewc", "si", "mas"])
+@pytest.mark.parametrize("rule", ["none", "ewc"])
 def test_language_models(language_model: str, rule: str) -> None:
     model = SequentialFineTuner(language_model, kind="causal_lm", lr=1e-2)
     untrained = make_trainer().validate(model, texts(language_model), verbose=False)
@@ -133,7 +133,7 @@ def test_language_models(language_model: str, rule: str) -> None:
         assert 1 < trained[name] < untrained[k][name]
 
 
-@pytest.mark.parametrize("rule", ["none", "ewc"])
+@pytest.mark.parametrize("rule", ["ewc"])
 def test_the_head_that_transformers_gives_a_model(encoder: str, language_model: str, rule: str) -> None:
     for folder, name in [(encoder, "classifier.weight"), (language_model, "score.weight")]:
         model = SequentialFineTuner(folder, lr=1e-2)
@@ -141,15 +141,20 @@ def test_the_head_that_transformers_gives_a_model(encoder: str, language_model: 
         assert dict(model.network.named_parameters())[name].shape == (4, 16)
 
 
-def test_a_strong_rule_holds_the_encoder_of_the_first_task(encoder: str) -> None:
-    def distance(*rules: Callback) -> Tensor:
-        model, before = SequentialFineTuner(encoder, num_labels=[2, 2], lr=1e-2), Before()
-        fit(model, intents(encoder, epochs_per_task=3), *rules, before)
-        name = "encoder.encoder.layer.1.output.dense.weight"
-        return (values(model)[name] - before.tasks[1][name]).norm()
+def test_a_strong_rule_keeps_the_answers_of_the_first_task(encoder: str) -> None:
+    data = intents(encoder, epochs_per_task=3)
+    batch = {k: v for k, v in next(iter(data.val_dataloader()[0])).items() if k != "labels"}
 
-    free = distance()
-    assert distance(EWC(1e4, estimator="sampled", proximal=True)) < 0.7 * free
+    class Answers(Callback):
+        def on_task_start(self, trainer: Trainer, pl_module: Any, task: int) -> None:
+            self.at_start = pl_module(**batch).logits.detach()
+
+    def drift(*rules: Callback) -> Tensor:
+        model, answers = SequentialFineTuner(encoder, num_labels=[2, 2], lr=1e-2), Answers()
+        fit(model, data, *rules, answers)
+        return (model(**batch).logits - answers.at_start).norm()
+
+    assert drift(EWC(1e6, estimator="sampled", proximal=True)) < 0.5 * drift()
 
 
 def test_the_fisher_of_an_encoder_with_heads_is_that_of_single_samples(encoder: str) -> None:
@@ -214,7 +219,7 @@ def test_frozen_parameters_stay_and_others_move(encoder: str) -> None:
     }
 
 
-@pytest.mark.parametrize("rule", ["none", "ewc", "si"])
+@pytest.mark.parametrize("rule", ["none", "ewc"])
 def test_low_rank_adapters_and_heads_are_all_that_moves(encoder: str, rule: str) -> None:
     model = SequentialFineTuner(encoder, num_labels=[2, 2], lora_rank=2, lora_targets="all-linear", lr=1e-2)
     before = values(model)
@@ -309,11 +314,12 @@ def test_padding_does_not_change_what_a_text_is(encoder: str, pooling: Any) -> N
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-class SameOrder(Callback):
-    """Shuffles each epoch by its number, as a resumed run needs it."""
+class InOrder(TextTasks):
+    """Unshuffled: Lightning's checkpoints hold no random numbers."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        torch.manual_seed(trainer.current_epoch)
+    def train_dataloader(self) -> DataLoader:
+        shuffled = super().train_dataloader()
+        return DataLoader(shuffled.dataset, self.batch_size, collate_fn=self.collate_fn)
 
 
 @pytest.mark.parametrize("stop", [1, 2])  # in mid-task, and between tasks
@@ -321,10 +327,13 @@ def test_a_resumed_sequence_goes_on_bit_for_bit(encoder: str, tmp_path: Path, st
     def run(**options: Any) -> SequentialFineTuner:
         seed_everything(0, verbose=False)
         model = SequentialFineTuner(encoder, lr=1e-2, warmup_steps=3)
-        data = intents(encoder, batch_size=3, epochs_per_task=2)
+        data = InOrder(
+            requests(), tokenizer=encoder, label_column="intent", task_column="domain", batch_size=3,
+            epochs_per_task=2,
+        )  # fmt: skip
         saves = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
         trainer = make_trainer(
-            EWC(10.0, estimator="sampled"), EpochBoundaries(2), SameOrder(), saves,
+            EWC(10.0, estimator="sampled"), EpochBoundaries(2), saves,
             enable_checkpointing=True, reload_dataloaders_every_n_epochs=1, max_epochs=4,
         )  # fmt: skip
         trainer.fit(model, data, **options)

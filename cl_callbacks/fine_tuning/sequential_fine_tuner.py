@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -149,21 +149,24 @@ class SequentialFineTuner(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accuracy, or perplexity of a language model."""
-        self._evaluate("val", batch, dataloader_idx)
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accuracy, or perplexity of a language model."""
-        self._evaluate("test", batch, dataloader_idx)
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
 
-    def _evaluate(self, stage: str, batch: Mapping[str, Any], dataloader_idx: int) -> None:
+    def _evaluate(self, stage: str, batch: Mapping[str, Any], batch_idx: int, loader: int) -> None:
         logits, labels = self._logits_and_labels(batch)
-        while len(self.metrics) <= dataloader_idx:  # one for each loader
-            self.metrics.append(self._metric().to(self.device))
-        metric: Any = self.metrics[dataloader_idx]
+        if batch_idx == 0:
+            with torch.inference_mode(False):  # or a metric of `validate` could not be updated by `fit`
+                while len(self.metrics) <= loader:
+                    self.metrics.append(self._metric().to(self.device))
+                cast(Metric, self.metrics[loader]).reset()
+        metric = cast(Metric, self.metrics[loader])
         metric.update(logits if self.kind == "causal_lm" else logits.argmax(-1), labels)
-        name = "perplexity" if self.kind == "causal_lm" else "acc"
-        own = f"metrics.{dataloader_idx}"  # Lightning remembers the metrics that it has found, and misses new ones
-        self.log(f"{stage}_{name}", metric, on_epoch=True, batch_size=len(labels), metric_attribute=own)
+        name = f"{stage}_perplexity" if self.kind == "causal_lm" else f"{stage}_acc"
+        # Lightning remembers where it has found metrics, and would not find one that has come since.
+        self.log(name, metric, on_epoch=True, batch_size=len(labels), metric_attribute=f"metrics.{loader}")
 
     def _metric(self) -> Metric:
         if self.kind == "causal_lm":
