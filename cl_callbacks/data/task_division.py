@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
@@ -95,16 +95,23 @@ def by_labels(
         if unknown or not wanted:
             raise ValueError(f"task {task}: no training data has {column}={unknown or group}")
         rows.append(
-            {split: [i for i, value in enumerate(found) if value in wanted] for split, found in values.items()}
+            {
+                split: [i for i, value in enumerate(found) if value in wanted]
+                for split, found in values.items()
+            }
         )
     return list(tasks), rows
 
 
-def distinct(data: Any, column: str, rows: Sequence[int] | None = None) -> set[Any]:
-    """The labels that rows have; those of single words where a row has a list of them."""
-    values = column_of(data, column)
+def distinct(values: Iterable[Any]) -> set[Any]:
+    """The labels that there are; those of single words where a value is a list of them.
+
+    Example:
+        >>> distinct([3, [1, 3]])
+        {1, 3}
+    """
     found: set[Any] = set()
-    for value in values if rows is None else (values[i] for i in rows):
+    for value in values:
         found.update(value) if isinstance(value, list) else found.add(value)
     return found
 
@@ -159,5 +166,7 @@ def numbered(
             "(one head over all labels) or 'task' (a head for each task)"
         )
     if all(isinstance(label, int) for label in everything):
-        return [{label: label for label in everything}] * len(labels), [len(names or []) or max(everything) + 1]
+        return [{label: label for label in everything}] * len(labels), [
+            len(names or []) or max(everything) + 1
+        ]
     return [{label: i for i, label in enumerate(sorted(everything))}] * len(labels), [len(everything)]

@@ -21,10 +21,10 @@ def load_splits(
 
     Args:
         source: the name of a data set on the hub; a parquet, JSON, JSON lines or CSV file; a folder with
-            such files that are named after their splits (``train.parquet``, ``train-00000-of-00001.parquet``),
-            or of ``save_to_disk``; a mapping of split names to files or loaded data sets, such as a
-            ``DatasetDict``; or a single ``Dataset``. One data set without splits is divided, four fifths to
-            train and one to test.
+            such files that are named after their splits (``train.parquet``, or in parts,
+            ``train-00000-of-00002.parquet``), or of ``save_to_disk``; a mapping of split names to files or
+            loaded data sets, such as a ``DatasetDict``; or a single ``Dataset``. One data set without splits
+            is divided, four fifths to train and one to test.
         config: of a data set on the hub that has several.
         splits: what the splits are called in the source, such as ``{"train": "train", "test": "dev"}``;
             those that are not named are left out. Default: by their own names.

@@ -48,8 +48,8 @@ class TextTasks(TaskSequence):
         config: of a data set on the hub that has several.
         splits: what the data call the splits ``train``, ``validation`` and ``test``; those not named are
             left out. Default: by their own names, as far as there are.
-        examples_per_label: at most so many training texts for each label of a task, chosen at random; ``None``
-            for all.
+        examples_per_label: at most so many training texts for each label of a task, chosen at random;
+            ``None`` for all.
         max_length: of a text in tokens; longer ones are cut. ``None`` for the model's own limit.
         padding: ``"longest"``: to the longest text of a batch; ``"max_length"``: all alike.
         seed: of the choice of examples, and of the division of data without splits.
@@ -151,8 +151,8 @@ class TextTasks(TaskSequence):
         ways = [several, self.task_column is not None, self.label_groups is not None]
         if sum(ways) != 1:
             raise ValueError(
-                "say in one way what the tasks are: task_column='domain', label_groups=[[0, 1], [2, 3]], or a "
-                "list of data sets"
+                "say in one way what the tasks are: task_column='domain', label_groups=[[0, 1], [2, 3]], or "
+                "a list of data sets"
             )
         if self.task_column is not None:
             names, rows = by_column(sources[0], self.task_column, self.task_order)
@@ -171,10 +171,15 @@ class TextTasks(TaskSequence):
         self, sources: list[dict[str, Any]], rows: list[Rows], separate: bool
     ) -> tuple[list[dict[Any, int]], list[int]]:
         column = self.label_column
-        labels = [
-            set().union(*(distinct(source[split], column, chosen) for split, chosen in task.items()))
-            for source, task in zip(sources, rows, strict=True)
-        ]
+        known: dict[int, list[Any]] = {}  # columns of sources that several tasks share
+        labels: list[set[Any]] = []
+        for source, task in zip(sources, rows, strict=True):
+            own: set[Any] = set()
+            for split, chosen in task.items():
+                values = known.setdefault(id(source[split]), []) or column_of(source[split], column)
+                known[id(source[split])] = values
+                own |= distinct(values[i] for i in chosen)
+            labels.append(own)
         names = [class_names(source["train"], column) for source in sources]
         if self.scenario == "domain" and any(own != names[0] for own in names):
             raise ValueError(f"scenario='domain' means the same labels in all tasks; these have {names}")

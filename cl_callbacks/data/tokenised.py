@@ -156,7 +156,8 @@ class Collate:
         tasks = {row.get("task_id") for row in rows}
         if len(tasks) > 1:
             raise ValueError(
-                f"a batch must come from one task where each has its own head, and here are {sorted(tasks)}"
+                f"a batch must come from one task where each has its own head, and here are "
+                f"{sorted(tasks, key=str)}"
             )
         inputs = [{name: value for name, value in row.items() if name != "task_id"} for row in rows]
         batch = dict(self.pad(inputs))

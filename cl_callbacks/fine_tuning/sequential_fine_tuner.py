@@ -78,7 +78,10 @@ class SequentialFineTuner(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, known in [("kind", kind, get_args(Kind)), ("pooling", pooling, (None, *get_args(Pooling)))]:
+        for name, value, known in [
+            ("kind", kind, get_args(Kind)),
+            ("pooling", pooling, (None, *get_args(Pooling))),
+        ]:
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {known}")
         if kind != "sequence_classification" and pooling is not None:
@@ -108,8 +111,9 @@ class SequentialFineTuner(LightningModule):
             found = getattr(data, "num_labels", None)
             if not found:
                 raise MisconfigurationException(
-                    "SequentialFineTuner does not know how many labels there are: give it num_labels, a number "
-                    "or a list with one for each task, or train it on a data module that has `num_labels`"
+                    "SequentialFineTuner does not know how many labels there are: give it num_labels, a "
+                    "number or a list with one for each task, or train it on a data module that has "
+                    "`num_labels`"
                 )
             self.num_labels = list(found)
             self.hparams["num_labels"] = self.num_labels  # a checkpoint loads without the data

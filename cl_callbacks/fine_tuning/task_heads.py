@@ -49,7 +49,9 @@ class TaskHeads(nn.Module):
         pooling: of a text's tokens into a vector; ``None`` for a label on each token.
     """
 
-    def __init__(self, encoder: nn.Module, width: int, num_labels: Sequence[int], pooling: Pooling | None) -> None:
+    def __init__(
+        self, encoder: nn.Module, width: int, num_labels: Sequence[int], pooling: Pooling | None
+    ) -> None:
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
         self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)

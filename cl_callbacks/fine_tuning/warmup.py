@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -31,7 +32,7 @@ class TaskWarmup(LRScheduler):
         self.steps, self.began = steps, 0
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rates of the next step."""
         done = self.last_epoch - self.began
         factor = min(1.0, (done + 1) / self.steps) if self.steps else 1.0

@@ -64,7 +64,9 @@ def test_domains_share_their_labels(encoder: str) -> None:
 def test_rows_and_their_labels_stay_together(encoder: str) -> None:
     data = by_domain(encoder, scenario="class")
     source = requests()["train"]
-    texts = [data.collate_fn.pad.tokenizer.decode(r["input_ids"][1:-1]) for t in data.tasks for r in t["train"]]
+    texts = [
+        data.collate_fn.pad.tokenizer.decode(r["input_ids"][1:-1]) for t in data.tasks for r in t["train"]
+    ]
     assert texts == list(source["text"])
     assert [r["labels"] for t in data.tasks for r in t["train"]] == list(source["intent"])
 
