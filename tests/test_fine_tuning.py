@@ -213,6 +213,7 @@ def test_frozen_parameters_stay_and_others_move(encoder: str) -> None:
     before = values(model)
     fit(model, intents(encoder))
     frozen = {n for n in before if "embeddings" in n or "layer.0" in n or "pooler" in n}
+    assert not any(p.requires_grad for n, p in model.network.named_parameters() if n in frozen)
     # What a softmax does not see: a shift of all keys alike.
     assert moved(before, model) | {"encoder.encoder.layer.1.attention.self.key.bias"} == set(
         before

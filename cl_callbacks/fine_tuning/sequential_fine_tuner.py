@@ -30,6 +30,9 @@ class SequentialFineTuner(LightningModule):
     validation or test loader the accuracy (``val_acc``, ``test_acc``) or, of a language model, the perplexity
     (``val_perplexity``, ``test_perplexity``).
 
+    With a head for each task, a batch trains the head of its own task and no other. Under DDP this needs
+    ``Trainer(strategy="ddp_find_unused_parameters_true")``.
+
     Args:
         model: the name of a model on the hub, or its folder.
         kind: ``"sequence_classification"``, ``"token_classification"`` or ``"causal_lm"``.
