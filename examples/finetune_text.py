@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import transformers
 import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
@@ -73,8 +74,8 @@ METHODS: dict[str, Callable[[float], list[Callback]]] = {
 }
 
 # The best of a log grid on seeds 10 to 12 and the validation split: docs/measurements.md.
-STRENGTHS = {"none": 0.0, "ewc": 1000.0, "si": 1.0, "mas": 0.01}
-LORA_STRENGTHS = {"none": 0.0, "ewc": 1000.0}
+STRENGTHS = {"none": 0.0, "ewc": 10_000.0, "si": 1.0, "mas": 0.01}
+LORA_STRENGTHS = {"none": 0.0, "ewc": 10_000.0}
 
 
 class AccuracyMatrix(Callback):
@@ -245,6 +246,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, under a newer torch
     if args.quiet:
         datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     results = {method: run(method, args) for method in args.methods}
