@@ -16,7 +16,8 @@ from cl_callbacks.consolidation import (
     StreamingConsolidation,
     SynapticIntelligence,
 )
-from cl_callbacks.data import TaskSequence
+from cl_callbacks.data import TaskSequence, TextTasks
+from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.metrics import (
     AverageAccuracy,
@@ -55,6 +56,7 @@ __all__ = [
     "MetaplasticGate",
     "PlateauBoundaries",
     "RWalk",
+    "SequentialFineTuner",
     "StreamingConsolidation",
     "SynapseStatistics",
     "SynapticCallback",
@@ -63,4 +65,5 @@ __all__ = [
     "TaskEvaluation",
     "TaskMatrixMetric",
     "TaskSequence",
+    "TextTasks",
 ]

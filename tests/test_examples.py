@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.pictures import write_pictures
+from tests.tiny_transformers import requests, tiny_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -91,3 +92,39 @@ def test_help_and_bad_arguments(tmp_path: Path) -> None:
     assert "--methods" in run("--help", folder=tmp_path).stdout
     assert "at least 2 tasks" in run("--tasks", "1", folder=tmp_path).stderr
     assert "invalid choice" in run("--methods", "magic", folder=tmp_path).stderr
+
+
+def test_finetune_text(tmp_path: Path) -> None:
+    model = tiny_encoder(tmp_path / "model")
+    for name, split in requests(copies=4).items():
+        split.to_parquet(tmp_path / f"{name}.parquet")
+    known = ["--data-dir", str(tmp_path), "--model", model, "--quiet", "--lr", "0.01", "--tasks", "2"]
+    methods = ["none", "ewc", "si", "mas"]
+    done = run(
+        *known, "--methods", *methods, "--json", "results.json", folder=tmp_path, example="finetune_text.py"
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == methods
+    for result in results.values():
+        assert [len(row) for row in result["matrix"]] == [2, 2]
+        assert result["average_accuracy"] == sum(result["matrix"][-1]) / 2
+        assert result["tasks"] == ["bank", "music"]
+        assert result["matrix"][0][0] > 0.9  # learned
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 4
+
+    done = run(
+        *known, "--methods", "ewc", "--lora", "2", "--final-only", "--json", "lora.json",
+        folder=tmp_path, example="finetune_text.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "lora.json").read_text())["ewc"]["matrix"]) == 1
+
+
+def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
+    done = run("--model", "m", folder=tmp_path, example="finetune_text.py")
+    assert done.returncode == 2
+    assert "which domain an intent is of" in done.stderr
+    assert "--domains FILE.json" in done.stderr
+    done = run("--data-dir", ".", "--methods", "bgd", folder=tmp_path, example="finetune_text.py")
+    assert "no good strength is known of bgd" in done.stderr

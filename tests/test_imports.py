@@ -17,13 +17,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import itself and the parts before it.
 LAYERS = [
-    {"functional", "drift", "arguments"},
+    {"functional", "drift", "arguments", "optional"},
     {"flat", "offload", "shards", "synapses", "weight_noise", "step"},
     {"log", "progress", "saved_state", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
-    {"observation", "metrics", "data"},
+    {"observation", "metrics", "data", "fine_tuning"},
     {"cli", "__main__"},
 ]
 RULES = LAYERS[5]

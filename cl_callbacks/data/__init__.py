@@ -2,5 +2,6 @@
 
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.task_sequence import TaskSequence
+from cl_callbacks.data.text_tasks import TextTasks
 
-__all__ = ["TaskSequence", "digits"]
+__all__ = ["TaskSequence", "TextTasks", "digits"]

@@ -211,11 +211,14 @@ class PerSampleGradients:
             alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
             self._check_alone(alone.detach(), outputs[i : i + 1].detach())
             truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            # What is nothing but rounding (of the bias of an attention's keys, which no softmax sees) has no
+            # direction to agree in.
+            nothing = 1e-6 * max((float(g.norm()) for g in truth if g is not None), default=0.0)
             for name, p, expected in zip(names, weights, truth, strict=True):
                 found = self._row(i, parts.get(name, []), p)
                 expected = torch.zeros_like(p) if expected is None else expected
                 # Generous against rounding in the model's own dtype, far below any missing term.
-                if name not in parts or (found - expected).norm() > 1e-2 * expected.norm():
+                if name not in parts or (found - expected).norm() > 1e-2 * expected.norm() + nothing:
                     self.fallback.add(name)
 
     def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:

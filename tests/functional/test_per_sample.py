@@ -222,3 +222,22 @@ def test_half_precision_is_squared_in_float32() -> None:
     per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
     sums, _ = per_sample.sums(x, lambda z, y: fisher_cotangents(z, y))
     assert all(s.dtype is torch.float32 for s in sums)
+
+
+def test_a_gradient_that_is_nothing_but_rounding_needs_no_second_run() -> None:
+    class Attention(nn.Module):
+        """No softmax sees the bias of its keys, which adds the same to all scores of a query."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.query(x) @ self.key(x).mT
+            return self.head((scores.softmax(-1) @ x).mean(1))
+
+    x = torch.randn(6, 9, 32)
+    net = Attention()
+    bias = torch.autograd.grad(net(x).square().sum(), net.key.bias)[0]
+    assert 0 < bias.norm() < 1e-5  # rounding
+    assert fisher(net, x).pop("").fallback == set()

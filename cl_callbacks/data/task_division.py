@@ -1,0 +1,172 @@
+"""How rows of a data set are divided into tasks, and how the labels of each task are numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Scenario = Literal["task", "domain", "class"]
+SCENARIOS: tuple[str, ...] = get_args(Scenario)
+Rows = dict[str, list[int]]
+"""Which rows of each split."""
+
+
+def column_of(data: Any, column: str) -> list[Any]:
+    """All values of a column.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    if column not in data.column_names:
+        raise ValueError(f"the data have no column {column!r}; they have {data.column_names}")
+    return data.with_format(None)[column][:]
+
+
+def class_names(data: Any, column: str) -> list[str] | None:
+    """The names that a column's numbers stand for, also where it holds lists of them."""
+    feature = data.features[column]
+    feature = getattr(feature, "feature", feature)
+    return getattr(feature, "names", None)
+
+
+def by_column(
+    splits: Mapping[str, Any], column: str, order: Sequence[Any] | None
+) -> tuple[list[Any], list[Rows]]:
+    """Tasks of the rows that have the same value in a column.
+
+    Args:
+        splits: Hugging Face data sets.
+        column: of the values.
+        order: of the tasks, by value or its name; default: as the names are numbered, or sorted. Rows of
+            values that are not in it are left out.
+
+    Returns:
+        The tasks' values, by name where they have one, and their rows.
+
+    Raises:
+        ValueError: no such column or value.
+    """
+    values = {split: column_of(data, column) for split, data in splits.items()}
+    names = class_names(splits["train"], column)
+    if names is not None:
+        values = {split: [names[value] for value in found] for split, found in values.items()}
+    present = set(values["train"])
+    if order is None:
+        order = sorted(present) if names is None else [name for name in names if name in present]
+    elif names is not None:
+        order = [names[value] if isinstance(value, int) else value for value in order]
+    unknown = [value for value in order if value not in present]
+    if unknown:
+        raise ValueError(f"no training data has {column}={unknown}; there is {sorted(present)}")
+    return list(order), [
+        {split: [i for i, value in enumerate(found) if value == task] for split, found in values.items()}
+        for task in order
+    ]
+
+
+def by_labels(
+    splits: Mapping[str, Any], column: str, groups: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]
+) -> tuple[list[Any], list[Rows]]:
+    """Tasks of the rows whose label is in a group.
+
+    Args:
+        splits: Hugging Face data sets.
+        column: of the labels.
+        groups: the labels of each task, or their names; as a mapping, by the names of the tasks.
+
+    Returns:
+        The tasks' names or numbers, and their rows.
+
+    Raises:
+        ValueError: no such column or label.
+    """
+    values = {split: column_of(data, column) for split, data in splits.items()}
+    names = class_names(splits["train"], column) or []
+    numbers = {name: number for number, name in enumerate(names)}
+    tasks = groups if isinstance(groups, Mapping) else dict(enumerate(groups))
+    present = set(values["train"])
+    rows = []
+    for task, group in tasks.items():
+        wanted = {numbers.get(label, label) for label in group}
+        unknown = [label for label in group if numbers.get(label, label) not in present]
+        if unknown or not wanted:
+            raise ValueError(f"task {task}: no training data has {column}={unknown or group}")
+        rows.append(
+            {
+                split: [i for i, value in enumerate(found) if value in wanted]
+                for split, found in values.items()
+            }
+        )
+    return list(tasks), rows
+
+
+def distinct(values: Iterable[Any]) -> set[Any]:
+    """The labels that there are; those of single words where a value is a list of them.
+
+    Example:
+        >>> distinct([3, [1, 3]])
+        {1, 3}
+    """
+    found: set[Any] = set()
+    for value in values:
+        found.update(value) if isinstance(value, list) else found.add(value)
+    return found
+
+
+def few_of_each(labels: Sequence[Any], rows: Sequence[int], most: int, seed: int) -> list[int]:
+    """A random choice of at most so many rows of each label, in the order of the data."""
+    taken: dict[Any, int] = {}
+    chosen = []
+    for row in np.random.default_rng(seed).permutation(rows).tolist():
+        taken[labels[row]] = taken.get(labels[row], 0) + 1
+        if taken[labels[row]] <= most:
+            chosen.append(row)
+    return sorted(chosen)
+
+
+def numbered(
+    scenario: Scenario, labels: Sequence[set[Any]], names: Sequence[str] | None, separate: bool
+) -> tuple[list[dict[Any, int]], list[int]]:
+    """The number of each task's labels in the outputs of the network.
+
+    Args:
+        scenario: ``"task"``: a head for each task, whose labels are numbered from 0; ``"domain"``: one head
+            and the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
+        labels: of each task.
+        names: of the labels, where they are numbers that stand for names.
+        separate: whether each task has labels of its own, although they may look alike.
+
+    Returns:
+        For each task the number of each of its labels; and how many outputs each head has.
+
+    Raises:
+        ValueError: a domain-incremental sequence of tasks that share no labels.
+
+    Example:
+        >>> numbered("task", [{4, 7}, {5, 6}], None, separate=False)
+        ([{4: 0, 7: 1}, {5: 0, 6: 1}], [2, 2])
+        >>> numbered("class", [{0, 1}, {0, 1}], None, separate=True)
+        ([{0: 0, 1: 1}, {0: 2, 1: 3}], [4])
+    """
+    if scenario == "task" or (scenario == "class" and separate):
+        sizes = [len(own) for own in labels]
+        starts = [0] * len(sizes) if scenario == "task" else [0, *accumulate(sizes)][: len(sizes)]
+        numbers = [
+            {label: start + i for i, label in enumerate(sorted(own))}
+            for start, own in zip(starts, labels, strict=True)
+        ]
+        return numbers, sizes if scenario == "task" else [sum(sizes)]
+    everything = set().union(*labels)
+    if scenario == "domain" and len(labels) > 1 and sum(map(len, labels)) == len(everything):
+        raise ValueError(
+            "scenario='domain' means the same labels in all tasks, and these tasks share none: use 'class' "
+            "(one head over all labels) or 'task' (a head for each task)"
+        )
+    if all(isinstance(label, int) for label in everything):
+        return [{label: label for label in everything}] * len(labels), [
+            len(names or []) or max(everything) + 1
+        ]
+    return [{label: i for i, label in enumerate(sorted(everything))}] * len(labels), [len(everything)]

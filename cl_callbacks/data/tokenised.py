@@ -1,0 +1,165 @@
+"""Texts as token numbers, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from cl_callbacks.optional import optional
+
+Kind = Literal["sequence_classification", "token_classification", "causal_lm"]
+Padding = Literal["longest", "max_length"]
+
+_IGNORED = -100
+
+
+def tokeniser(name: str) -> Any:
+    """The tokeniser of a model, from the hub or a folder; one without a padding token pads with its end."""
+    found = optional("transformers", "transformers").AutoTokenizer.from_pretrained(name)
+    if found.pad_token is None:
+        if found.eos_token is None:
+            raise ValueError(f"the tokeniser {name} has neither a padding token nor an end token to pad with")
+        found.pad_token = found.eos_token
+    return found
+
+
+def tokenised(
+    data: Any, tokeniser: Any, kind: Kind, text_column: str, label_column: str, max_length: int | None
+) -> Any:
+    """A Hugging Face data set with the columns that a model takes, and ``labels`` as they are in the data.
+
+    In token classification a word's label is that of its first token; other tokens have none. A causal
+    language model's labels are its tokens.
+
+    Args:
+        data: a ``Dataset``; what is computed is cached as by any ``map``.
+        tokeniser: of the model.
+        kind: of the task.
+        text_column: texts; lists of words in token classification.
+        label_column: labels; a list of them, one per word, in token classification.
+        max_length: in tokens; ``None`` for the model's own.
+
+    Raises:
+        ValueError: no such column.
+    """
+    wanted = [text_column] if kind == "causal_lm" else [text_column, label_column]
+    missing = [column for column in wanted if column not in data.column_names]
+    if missing:
+        raise ValueError(f"the data have no column {missing[0]!r}; they have {data.column_names}")
+    tokeniser("x", truncation=True, max_length=max_length)  # its state is part of the cache's key
+    columns = {"text": text_column, "label": label_column}
+    return data.map(
+        _rows,
+        batched=True,
+        remove_columns=data.column_names,
+        fn_kwargs={"tokeniser": tokeniser, "kind": kind, "columns": columns, "max_length": max_length},
+        desc="tokenising",
+    )
+
+
+def _rows(
+    batch: Mapping[str, list[Any]],
+    tokeniser: Any,
+    kind: Kind,
+    columns: Mapping[str, str],
+    max_length: int | None,
+) -> dict[str, Any]:
+    words = kind == "token_classification"
+    encoded = tokeniser(
+        batch[columns["text"]], truncation=True, max_length=max_length, is_split_into_words=words
+    )
+    rows = {name: encoded[name] for name in tokeniser.model_input_names if name in encoded}
+    if kind == "causal_lm":
+        return rows | {"labels": rows["input_ids"]}
+    labels = batch[columns["label"]]
+    if words:
+        labels = [_of_first_tokens(encoded.word_ids(i), own) for i, own in enumerate(labels)]
+    return rows | {"labels": labels}
+
+
+def _of_first_tokens(words: Sequence[int | None], labels: Sequence[Any]) -> list[Any]:
+    before = [None, *words]
+    return [
+        None if word is None or word == last else labels[word]
+        for word, last in zip(words, before, strict=False)
+    ]
+
+
+class TextTask(Dataset[dict[str, Any]]):
+    """The rows of one task, with their labels numbered as the task wants them.
+
+    Args:
+        rows: of :func:`tokenised`.
+        numbers: of the labels; ``None`` if they are tokens.
+        task_id: added to each row, unless ``None``.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_dict({"input_ids": [[7, 8]], "labels": ["yes"]})
+        >>> TextTask(rows, {"no": 0, "yes": 1}, task_id=3)[0]
+        {'input_ids': [7, 8], 'labels': 1, 'task_id': 3}
+    """
+
+    def __init__(self, rows: Any, numbers: Mapping[Any, int] | None, task_id: int | None = None) -> None:
+        self.rows, self.numbers, self.task_id = rows, numbers, task_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        found = self.rows[list(indices)]
+        rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        for row in rows:
+            if self.numbers is not None:
+                row["labels"] = self._numbered(row["labels"])
+            if self.task_id is not None:
+                row["task_id"] = self.task_id
+        return rows
+
+    def _numbered(self, labels: Any) -> Any:
+        assert self.numbers is not None
+        if isinstance(labels, list):
+            return [_IGNORED if label is None else self.numbers[label] for label in labels]
+        return self.numbers[labels]
+
+
+class Collate:
+    """Makes a batch of rows: padded tensors, and the number of the task if rows have one.
+
+    Args:
+        tokeniser: of the model.
+        kind: of the task.
+        padding: to the longest of the batch, or all to ``max_length``.
+        max_length: in tokens.
+    """
+
+    def __init__(
+        self, tokeniser: Any, kind: Kind, padding: Padding = "longest", max_length: int | None = None
+    ) -> None:
+        transformers = optional("transformers", "transformers")
+        # A language model's labels are padded like those of tokens: its own collator would also ignore
+        # every end of a text where that is the padding token.
+        collator = (
+            transformers.DataCollatorWithPadding
+            if kind == "sequence_classification"
+            else transformers.DataCollatorForTokenClassification
+        )
+        self.pad = collator(tokeniser, padding=padding, max_length=max_length)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch as a dict."""
+        tasks = {row.get("task_id") for row in rows}
+        if len(tasks) > 1:
+            raise ValueError(
+                f"a batch must come from one task where each has its own head, and here are "
+                f"{sorted(tasks, key=str)}"
+            )
+        inputs = [{name: value for name, value in row.items() if name != "task_id"} for row in rows]
+        batch = dict(self.pad(inputs))
+        task = tasks.pop()
+        return batch if task is None else batch | {"task_id": task}

@@ -1,0 +1,102 @@
+"""Pretrained networks: with the right output layer, low-rank adapters and frozen parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cl_callbacks.data.tokenised import Kind
+from cl_callbacks.fine_tuning.task_heads import Pooling, TaskHeads
+from cl_callbacks.optional import optional
+
+_CLASSES = {
+    "sequence_classification": ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    "token_classification": ("AutoModelForTokenClassification", "TOKEN_CLS"),
+    "causal_lm": ("AutoModelForCausalLM", "CAUSAL_LM"),
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank adapters (LoRA): their rank, scale, dropout, and the modules that get one."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str | Sequence[str] | None
+
+
+def pretrained(
+    model: str,
+    kind: Kind,
+    num_labels: Sequence[int],
+    pooling: Pooling | None,
+    low_rank: LowRank | None = None,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """A pretrained network in training mode.
+
+    Args:
+        model: a name on the hub, or a folder.
+        kind: of the task.
+        num_labels: outputs of each head; of none for a language model.
+        pooling: gives an encoder heads of this package's; they are needed also where there are several.
+        low_rank: adapters to train in the place of the network's own weights.
+        gradient_checkpointing: computes activations again in the backward pass instead of keeping them.
+    """
+    transformers = optional("transformers", "transformers")
+    name, task_type = _CLASSES[kind]
+    own_heads = len(num_labels) > 1 or pooling is not None
+    options = {}
+    if own_heads:
+        name, task_type = "AutoModel", "FEATURE_EXTRACTION"
+    elif num_labels:
+        options = {"num_labels": num_labels[0]}
+    network = getattr(transformers, name).from_pretrained(model, **options)
+    config = network.config.get_text_config()
+    if config.pad_token_id is None:  # classification reads the last token that is no padding
+        config.pad_token_id = config.eos_token_id
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if own_heads and getattr(network, "pooler", None) is not None:
+        network.pooler.requires_grad_(False)  # the heads do not read it
+    if low_rank is not None:
+        network = _with_adapters(network, low_rank, task_type)
+    if own_heads:
+        how = None if kind == "token_classification" else pooling or "mean"
+        network = TaskHeads(network, config.hidden_size, num_labels, how)
+    return network.train()  # transformers loads for evaluation
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Freezes the parameters in whose names one of the regular expressions is found.
+
+    Raises:
+        ValueError: one is found nowhere, or nothing is left to train.
+    """
+    named = dict(network.named_parameters())
+    for pattern in patterns:
+        found = [p for name, p in named.items() if re.search(pattern, name)]
+        if not found:
+            raise ValueError(f"freeze: {pattern!r} is in no parameter's name; these are {list(named)[:8]} …")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise ValueError(f"freeze={list(patterns)} leaves nothing to train")
+
+
+def _with_adapters(network: Any, low_rank: LowRank, task_type: str) -> nn.Module:
+    peft = optional("peft", "transformers")
+    targets = low_rank.targets
+    config = peft.LoraConfig(
+        task_type=task_type,
+        r=low_rank.rank,
+        lora_alpha=low_rank.alpha,
+        lora_dropout=low_rank.dropout,
+        target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
+    )
+    return peft.get_peft_model(network, config)

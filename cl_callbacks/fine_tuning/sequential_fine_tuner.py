@@ -1,0 +1,206 @@
+"""Any pretrained transformer as a LightningModule for a sequence of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
+
+from cl_callbacks.arguments import positive, whole
+from cl_callbacks.data.tokenised import Kind
+from cl_callbacks.fine_tuning.pretrained import LowRank, freeze, pretrained
+from cl_callbacks.fine_tuning.task_heads import Pooling
+from cl_callbacks.fine_tuning.warmup import TaskWarmup
+
+
+class SequentialFineTuner(LightningModule):
+    """Fine-tunes a pretrained transformer on one task after the other, with AdamW.
+
+    For data such as :class:`~cl_callbacks.TextTasks`: batches are dicts of what the network takes, with
+    ``labels``, and with ``task_id`` where each task has a head of its own. Nothing in it knows of the rules
+    that remember; they are callbacks, and work with any other module too. It logs ``train_loss``, and of each
+    validation or test loader the accuracy (``val_acc``, ``test_acc``) or, of a language model, the perplexity
+    (``val_perplexity``, ``test_perplexity``).
+
+    With a head for each task, a batch trains the head of its own task and no other. Under DDP this needs
+    ``Trainer(strategy="ddp_find_unused_parameters_true")``.
+
+    Args:
+        model: the name of a model on the hub, or its folder.
+        kind: ``"sequence_classification"``, ``"token_classification"`` or ``"causal_lm"``.
+        num_labels: a number for one head over all labels; a list of numbers for a linear head for each task.
+            ``None`` asks the data module of the Trainer for its ``num_labels``.
+        pooling: how a text becomes one vector for a linear head: the ``"mean"`` of its tokens (sentence
+            encoders), the ``"first"`` or the ``"last"`` of them. ``None`` for the head that
+            ``transformers`` gives the model, and for the mean where there is a head for each task.
+        lr: learning rate.
+        weight_decay: of matrices; biases and normalisation have none.
+        warmup_steps: in which the learning rate grows to its full value, at the start of each task.
+        freeze: regular expressions, searched in parameter names, of those that are not trained, such as
+            ``"embeddings"``.
+        lora_rank: of low-rank adapters (LoRA), which are trained in the place of the network's own weights;
+            0 for none. Heads are trained all the same.
+        lora_alpha: scale of the adapters; default: twice the rank.
+        lora_dropout: before the adapters.
+        lora_targets: names of the modules that get an adapter, or ``"all-linear"``; default: those that
+            ``peft`` knows for the architecture.
+        gradient_checkpointing: computes activations again in the backward pass, for less memory.
+
+    Raises:
+        ValueError: arguments that cannot work.
+        ImportError: ``transformers`` or ``peft`` is not installed.
+
+    Example:
+        >>> module = SequentialFineTuner("bert-base-uncased", num_labels=[15] * 10, freeze=["embeddings"],
+        ...     lr=3e-4, warmup_steps=10)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        kind: Kind = "sequence_classification",
+        num_labels: int | Sequence[int] | None = None,
+        pooling: Pooling | None = None,
+        lr: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        freeze: Sequence[str] = (),
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        lora_targets: str | Sequence[str] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, known in [
+            ("kind", kind, get_args(Kind)),
+            ("pooling", pooling, (None, *get_args(Pooling))),
+        ]:
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {known}")
+        if kind != "sequence_classification" and pooling is not None:
+            raise ValueError("pooling makes one vector of a text: it is for kind='sequence_classification'")
+        if kind == "causal_lm" and num_labels is not None:
+            raise ValueError("a causal language model's outputs are its tokens: leave num_labels out")
+        if isinstance(freeze, str):
+            freeze = (freeze,)
+        self.model, self.kind, self.num_labels, self.pooling = model, kind, num_labels, pooling
+        self.lr, self.weight_decay = positive("lr", lr), weight_decay
+        self.warmup_steps = whole("warmup_steps", warmup_steps, least=0)
+        self.frozen, self.lora_rank = freeze, whole("lora_rank", lora_rank, least=0)
+        self.lora_alpha, self.lora_dropout, self.lora_targets = lora_alpha, lora_dropout, lora_targets
+        self.gradient_checkpointing = gradient_checkpointing
+        self.save_hyperparameters()
+        self.network: nn.Module | None = None
+        self.metrics = nn.ModuleList()
+        if kind == "causal_lm" or num_labels is not None:
+            self.configure_model()
+
+    def configure_model(self) -> None:
+        """Builds the network; where the data say what its outputs are, when they are there."""
+        if self.network is not None:
+            return
+        if self.num_labels is None and self.kind != "causal_lm":
+            data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
+            found = getattr(data, "num_labels", None)
+            if not found:
+                raise MisconfigurationException(
+                    "SequentialFineTuner does not know how many labels there are: give it num_labels, a "
+                    "number or a list with one for each task, or train it on a data module that has "
+                    "`num_labels`"
+                )
+            self.num_labels = list(found)
+            self.hparams["num_labels"] = self.num_labels  # a checkpoint loads without the data
+        low_rank = None
+        if self.lora_rank:
+            alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+            low_rank = LowRank(self.lora_rank, alpha, self.lora_dropout, self.lora_targets)
+        self.network = pretrained(
+            self.model, self.kind, self.heads, self.pooling, low_rank, self.gradient_checkpointing
+        )
+        freeze(self.network, self.frozen)
+
+    @property
+    def heads(self) -> list[int]:
+        """How many outputs each head has; none of a language model."""
+        if self.num_labels is None:
+            return []
+        return [self.num_labels] if isinstance(self.num_labels, int) else list(self.num_labels)
+
+    def forward(self, **inputs: Any) -> Any:
+        """The network's output, with ``logits``.
+
+        Args:
+            inputs: what the network takes; ``task_id`` chooses the head where there are several.
+        """
+        assert self.network is not None, "the network is built by num_labels, or by trainer.fit"
+        if len(self.heads) < 2:
+            inputs.pop("task_id", None)
+        return self.network(**inputs)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Cross-entropy with the labels, averaged over those that there are."""
+        logits, labels = self._logits_and_labels(batch)
+        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        self.log("train_loss", loss, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Accuracy, or perplexity of a language model."""
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Accuracy, or perplexity of a language model."""
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
+
+    def _evaluate(self, stage: str, batch: Mapping[str, Any], batch_idx: int, loader: int) -> None:
+        logits, labels = self._logits_and_labels(batch)
+        if batch_idx == 0:
+            with torch.inference_mode(False):  # or a metric of `validate` could not be updated by `fit`
+                while len(self.metrics) <= loader:
+                    self.metrics.append(self._metric().to(self.device))
+                cast(Metric, self.metrics[loader]).reset()
+        metric = cast(Metric, self.metrics[loader])
+        metric.update(logits if self.kind == "causal_lm" else logits.argmax(-1), labels)
+        name = f"{stage}_perplexity" if self.kind == "causal_lm" else f"{stage}_acc"
+        # Lightning remembers where it has found metrics, and would not find one that has come since.
+        self.log(name, metric, on_epoch=True, batch_size=len(labels), metric_attribute=f"metrics.{loader}")
+
+    def _metric(self) -> Metric:
+        if self.kind == "causal_lm":
+            return Perplexity(ignore_index=-100)
+        return MulticlassAccuracy(max(2, *self.heads, 2), average="micro", ignore_index=-100)
+
+    def _logits_and_labels(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        logits = self(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        if self.kind == "causal_lm":  # position t predicts token t + 1
+            return logits[:, :-1], batch["labels"][:, 1:]
+        return logits, batch["labels"]
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Warms the learning rate up again."""
+        warmup = self.lr_schedulers()
+        if isinstance(warmup, TaskWarmup):
+            warmup.restart()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with a warm-up at the start of each task."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        if not self.warmup_steps:
+            return optimizer
+        warmup = {"scheduler": TaskWarmup(optimizer, self.warmup_steps), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": warmup}

@@ -1,0 +1,84 @@
+"""A pretrained encoder with a linear output layer for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.optional import optional
+
+Pooling = Literal["mean", "first", "last"]
+
+
+def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector for each text, from those of its tokens.
+
+    Args:
+        states: ``(N, T, D)``.
+        mask: ``(N, T)``, 1 where there is a token.
+        pooling: ``"mean"`` over tokens, as in sentence encoders; the ``"first"`` token, BERT's ``[CLS]``;
+            the ``"last"``, which in a causal model has seen all others.
+
+    Example:
+        >>> states, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])
+        >>> [pooled(states, mask, how).item() for how in ("mean", "first", "last")]
+        [2.0, 1.0, 3.0]
+    """
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    present = mask.bool()
+    if pooling == "first":
+        chosen = positions.masked_fill(~present, mask.shape[1] - 1).amin(1)
+    else:
+        chosen = positions.masked_fill(~present, 0).amax(1)
+    return states.gather(1, chosen[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+
+
+class TaskHeads(nn.Module):
+    """An encoder with one linear head, or one for each task, of which a batch uses its task's.
+
+    Args:
+        encoder: a transformer whose output has ``last_hidden_state``.
+        width: of that.
+        num_labels: outputs of each head.
+        pooling: of a text's tokens into a vector; ``None`` for a label on each token.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, width: int, num_labels: Sequence[int], pooling: Pooling | None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.pooling = encoder, pooling
+        self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)
+
+    def forward(self, task_id: int | None = None, **inputs: Tensor) -> Any:
+        """The output of the task's head, with ``logits``.
+
+        Raises:
+            ValueError: there are several heads, and nobody says which.
+        """
+        outputs = optional("transformers", "transformers").modeling_outputs
+        head = self.heads[self._head_of(task_id)]
+        states = self.encoder(**inputs).last_hidden_state
+        if self.pooling is None:
+            return outputs.TokenClassifierOutput(logits=head(states))
+        mask = inputs.get("attention_mask")
+        mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
+        return outputs.SequenceClassifierOutput(logits=head(pooled(states, mask, self.pooling)))
+
+    def _head_of(self, task_id: int | None) -> int:
+        if len(self.heads) == 1:
+            return 0
+        if task_id is None:
+            raise ValueError(
+                f"the network has {len(self.heads)} heads, and the batch has no `task_id`: use data such as "
+                f"TextTasks(scenario='task'), or a single number for num_labels"
+            )
+        if not 0 <= int(task_id) < len(self.heads):
+            raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")
+        return int(task_id)
