@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -28,7 +29,8 @@ from cl_callbacks import (
 )
 from cl_callbacks.functional.task_matrix import average_accuracy, forgetting
 from tests.processes import train_together
-from tests.training import Net, loader, make_trainer, task, weights
+from tests.settings.processes import fsdp2
+from tests.training import Net, loader, make_trainer, plain_net, task, weights
 
 TASKS = 3
 
@@ -290,28 +292,43 @@ def test_what_cannot_work_is_refused() -> None:
         fit(TaskEvaluation("val_f1"))
 
 
-def _train(rank: int) -> tuple[Tensor, Tensor]:
-    evaluation, model = TaskEvaluation(table=False), Scored()
-    fit(
-        evaluation,
-        EpochBoundaries(2),
-        model=model,
-        devices=2,
-        strategy="ddp",
-        check_val_every_n_epoch=5,
-    )
-    return evaluation.matrix, weights(model)
+class Sharded(Scored):
+    """Its parameters are in two parts under FSDP2."""
+
+    def __init__(self) -> None:
+        super().__init__(net=plain_net())
+
+    def configure_model(self) -> None:
+        for module in (self.net[0], self.net[2], self.net):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Does not look at the weights, of which each process has a part."""
 
 
 def _together(rank: int, folder: Path) -> None:
-    torch.save(_train(rank), folder / f"{rank}.pt")
+    for kind, strategy, model in (("ddp", "ddp", Scored()), ("fsdp2", fsdp2(), Sharded())):
+        evaluation = TaskEvaluation(artifact=True, table=False)  # of states that each has a part of
+        fit(
+            evaluation,
+            EWC(10.0, samples=8, estimator="sampled"),
+            EpochBoundaries(2),
+            model=model,
+            devices=2,
+            strategy=strategy,
+            check_val_every_n_epoch=5,
+            logger=CSVLogger(folder, name=f"{kind}{rank}"),
+        )
+        torch.save(evaluation.matrix, folder / f"{kind}{rank}.pt")
 
 
 def test_two_processes_have_the_same_matrix(tmp_path: Path) -> None:
     train_together(2, _together, tmp_path)
-    first, second = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
-    assert not first[0].isnan().any()
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-    # Each has half of 24 samples: the mean is that of all.
-    assert torch.equal((first[0] * 24).round(), (first[0] * 24).round(decimals=6))
+    for kind in ("ddp", "fsdp2"):
+        first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in (0, 1))
+        assert not first.isnan().any()
+        assert torch.equal(first, second)
+        # Each has half of 24 samples: the mean is that of all.
+        assert torch.equal((first * 24).round(), (first * 24).round(decimals=6))
+    written = tmp_path.rglob("task_matrix.json")
+    assert sorted(file.relative_to(tmp_path).parts[0] for file in written) == ["ddp0", "fsdp20"]
