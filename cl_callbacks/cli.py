@@ -35,6 +35,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        parser_kwargs={"prog": "cl-callbacks"},
         save_config_kwargs={"overwrite": True},  # a run that is resumed may log into the folder it had
         args=args,
     )
