@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def run(args: list[str] | None = None) -> LightningCLI:
     """Does what the arguments say, such as ``["fit", "--config", "configs/digits.yaml"]``.
 
-    Model and data are classes given by ``class_path`` and ``init_args``, and so are callbacks and loggers; those
-    of this package by their bare names. Files given by several ``--config`` are merged in their order.
+    Model and data are classes given by ``class_path`` and ``init_args``, and so are callbacks and loggers;
+    those of this package by their bare names. Files given by several ``--config`` are merged in order.
 
     Args:
         args: of the command line; ``None`` for those of the process.

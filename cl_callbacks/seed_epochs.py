@@ -15,13 +15,13 @@ from cl_callbacks.arguments import whole
 class SeedEpochs(Callback):
     """Seeds torch, numpy and Python at the first batch of each epoch.
 
-    Lightning keeps no random numbers in its checkpoints, so that a network with dropout goes on with others when
-    it is resumed. With this callback a training that is resumed from the end of an epoch draws the same as one
-    that was never stopped. It keeps nothing, and so it does not matter how and where a checkpoint was written.
+    Lightning keeps no random numbers in its checkpoints, so that a network with dropout goes on with others
+    when it is resumed. With this callback a training that is resumed from the end of an epoch draws the same
+    as one that was never stopped. It keeps nothing, so it does not matter how a checkpoint was written.
 
     The order of the data is not its business: loaders have begun by then. Give
-    :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler that knows the epoch by
-    ``set_epoch``, such as torch's ``DistributedSampler``.
+    :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler that knows the epoch
+    by ``set_epoch``, such as torch's ``DistributedSampler``.
 
     Args:
         seed: from 0.

@@ -43,9 +43,9 @@ class TaskSequence(LightningDataModule):
         epochs_per_task: after so many epochs the next task begins; ``None`` to wait for a boundary callback.
         transition: for so many batches around each change neighbouring tasks are mixed: the share of the
             later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
-        shuffle_seed: training data come in an order that depends on it and on the epoch alone, so that a training
-            that is resumed from the end of an epoch sees what it would have seen. ``None`` for the order of
-            torch's random numbers, which Lightning does not keep.
+        shuffle_seed: training data come in an order that depends on it and on the epoch alone, so that a
+            training that is resumed from the end of an epoch sees what it would have seen. ``None`` for an
+            order by torch's random numbers, which Lightning does not keep.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
         num_workers: of each loader.
