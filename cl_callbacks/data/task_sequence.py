@@ -256,7 +256,7 @@ class TaskSequence(LightningDataModule):
         if self.trainer is not None:
             processes, rank = self.trainer.world_size, self.trainer.global_rank
             epoch = self.trainer.current_epoch
-        order = DistributedSampler(data, processes, rank, seed=self.shuffle_seed)
+        order: DistributedSampler = DistributedSampler(data, processes, rank, seed=self.shuffle_seed)
         order.set_epoch(epoch)  # workers begin before Lightning does
         return order
 
