@@ -34,7 +34,7 @@ from cl_callbacks import (
     TaskBoundaries,
     TaskEvaluation,
 )
-from cl_callbacks.cli import run
+from cl_callbacks.cli import main, run
 from tests.tiny_transformers import requests, tiny_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -312,21 +312,23 @@ def test_the_command_is_installed() -> None:
     assert importlib.util.find_spec("cl_callbacks.__main__") is not None
 
 
-def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(tmp_path: Path) -> None:
+def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.py").write_text(
         "from examples.digits import Classifier\n\nclass Net(Classifier): ...\n"
     )
-    script = "import sys; sys.path.remove(''); from cl_callbacks.cli import main; main()"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder] + [str(ROOT)])
     config = ["--config", str(CONFIGS / "digits.yaml"), "--model=mine.Net", "--model.inputs=256"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "fit", *config, "--print_config"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert "class_path: mine.Net" in done.stdout, done.stderr
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", *config, "--print_config"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "class_path: mine.Net" in capsys.readouterr().out
 
 
-def test_without_jsonargparse_it_says_how_to_install_it() -> None:
-    script = "import sys; sys.modules['jsonargparse'] = None; from cl_callbacks.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script, "fit"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
-    assert done.stderr == "jsonargparse is not installed: pip install 'cl_callbacks[cli]'\n"
+def test_without_jsonargparse_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)  # as Python marks what cannot be imported
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == "jsonargparse is not installed: pip install 'cl_callbacks[cli]'"
