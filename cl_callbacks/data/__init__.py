@@ -3,5 +3,6 @@
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.task_sequence import TaskSequence
 from cl_callbacks.data.text_tasks import TextTasks
+from cl_callbacks.data.vision_tasks import VisionTasks
 
-__all__ = ["TaskSequence", "TextTasks", "digits"]
+__all__ = ["TaskSequence", "TextTasks", "VisionTasks", "digits"]
