@@ -22,7 +22,6 @@ from cl_callbacks import (
 )
 from cl_callbacks.functional.fisher import fisher_cotangents
 from cl_callbacks.functional.per_sample import PerSampleGradients
-from cl_callbacks.quiet import quiet
 from tests.tiny_vision import four_digits, tiny_resnet, tiny_vit
 from tests.training import make_trainer
 
@@ -137,25 +136,24 @@ def test_a_strong_rule_keeps_the_answers_of_the_first_task(models: dict[str, str
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_the_fisher_is_that_of_single_images(models: dict[str, str], name: str) -> None:
-    model = tuner(models[name], num_labels=[2, 2])
+    model = tuner(models[name], num_labels=[2, 2]).eval()
     data = digits(models[name])
     data.current_task = 1
     batch = next(iter(data.train_dataloader()))
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "heads.0" not in n}
     rule = EWC(1.0)
-    with quiet(model):
-        found, n = PerSampleGradients(model, trained, lambda b: rule.outputs_and_labels(model, b)).sums(
-            batch, lambda outputs, labels: fisher_cotangents(outputs, labels, estimator="exact")
-        )
-        assert n == 4
-        expected = [torch.zeros_like(p) for p in trained.values()]
-        for i in range(n):
-            sample = {k: v if k == "task_id" else v[i : i + 1] for k, v in batch.items()}
-            log_p = F.log_softmax(model(**inputs(sample)).logits[0], -1)
-            for one in log_p:
-                gradients = torch.autograd.grad(one, list(trained.values()), retain_graph=True)
-                for total, g in zip(expected, gradients, strict=True):
-                    total.add_(one.exp().detach() * g.square())
+    found, n = PerSampleGradients(model, trained, lambda b: rule.outputs_and_labels(model, b)).sums(
+        batch, lambda outputs, labels: fisher_cotangents(outputs, labels, estimator="exact")
+    )
+    assert n == 4
+    expected = [torch.zeros_like(p) for p in trained.values()]
+    for i in range(n):
+        sample = {k: v if k == "task_id" else v[i : i + 1] for k, v in batch.items()}
+        log_p = F.log_softmax(model(**inputs(sample)).logits[0], -1)
+        for one in log_p:
+            gradients = torch.autograd.grad(one, list(trained.values()), retain_graph=True)
+            for total, g in zip(expected, gradients, strict=True):
+                total.add_(one.exp().detach() * g.square())
     for parameter, a, b in zip(trained, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8, msg=parameter)
 

@@ -66,7 +66,7 @@ def pretrained(
     config = network.config.get_text_config()
     if not images and config.pad_token_id is None:  # classification reads the last token, not padding
         config.pad_token_id = config.eos_token_id
-    width = 0 if not own_heads else _width(network) if images else config.hidden_size
+    width = 0 if not own_heads else _width(network, pooling or "mean") if images else config.hidden_size
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if own_heads and getattr(network, "pooler", None) is not None:
@@ -98,14 +98,14 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         raise ValueError(f"freeze={list(patterns)} leaves nothing to train")
 
 
-def _width(network: Any) -> int:
+def _width(network: Any, pooling: Pooling) -> int:
     """Of the vector that an image becomes, measured: configurations have no common name for it."""
     size = getattr(network.config, "image_size", None) or 64
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(network.config, "num_channels", 3)
     blank = torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device)
     with torch.no_grad():
-        return image_vector(network.eval()(pixel_values=blank), "mean").shape[-1]
+        return image_vector(network.eval()(pixel_values=blank), pooling).shape[-1]
 
 
 def _with_adapters(network: Any, low_rank: LowRank, task_type: str | None, head: str | None) -> nn.Module:

@@ -101,7 +101,7 @@ class TaskHeads(nn.Module):
         if task_id is None:
             raise ValueError(
                 f"the network has {len(self.heads)} heads, and the batch has no `task_id`: use data such as "
-                f"TextTasks(scenario='task'), or a single number for num_labels"
+                f"TextTasks or VisionTasks(scenario='task'), or a single number for num_labels"
             )
         if not 0 <= int(task_id) < len(self.heads):
             raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")
