@@ -103,6 +103,15 @@ def test_worker_processes_load_the_same(processor: str) -> None:
     assert torch.equal(own[0]["pixel_values"], theirs[0]["pixel_values"])
 
 
+def test_columns_may_have_other_names(processor: str) -> None:
+    source = four_digits().rename_columns({"image": "img", "label": "digit"})
+    data = by_side(processor, source, image_column="img", label_column="digit", scenario="class")
+    expected = by_side(processor, scenario="class")
+    for batch, own in zip(data.val_dataloader()[1], expected.val_dataloader()[1], strict=True):
+        assert torch.equal(batch["labels"], own["labels"])
+        assert torch.equal(batch["pixel_values"], own["pixel_values"])
+
+
 def test_few_examples_of_each_label(processor: str) -> None:
     data = by_side(processor, examples_per_label=2)
     assert [sorted(r["labels"] for r in task["train"]) for task in data.tasks] == [[0, 0, 1, 1]] * 2
