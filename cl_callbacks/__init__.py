@@ -16,7 +16,7 @@ from cl_callbacks.consolidation import (
     StreamingConsolidation,
     SynapticIntelligence,
 )
-from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks
+from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks, VisionTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.metrics import (
@@ -69,4 +69,5 @@ __all__ = [
     "TaskMatrixMetric",
     "TaskSequence",
     "TextTasks",
+    "VisionTasks",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.image_tasks import as_is, image_tensors
 from cl_callbacks.data.task_sequence import TaskSequence
-from cl_callbacks.data.text_source import load_splits
+from cl_callbacks.data.data_source import load_splits
 
 
 class ImageTasks(TaskSequence):
@@ -18,7 +18,7 @@ class ImageTasks(TaskSequence):
 
     Args:
         data: ``"digits"`` for :func:`~cl_callbacks.data.digits`; else the name of a data set on the hub, a
-            file or a folder (see :func:`~cl_callbacks.data.text_source.load_splits`), or what is loaded.
+            file or a folder (see :func:`~cl_callbacks.data.data_source.load_splits`), or what is loaded.
         permutations: so many tasks, each with a fixed permutation of all pixels.
         degrees: one angle for each task, counter-clockwise.
         label_groups: the labels of each task, such as ``[[0, 1], [2, 3]]``.

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch.utils.data import Dataset
-
+from cl_callbacks.data.task_rows import with_task
 from cl_callbacks.optional import optional
 
 Kind = Literal["sequence_classification", "token_classification", "causal_lm"]
 Padding = Literal["longest", "max_length"]
-
-_IGNORED = -100
 
 
 def tokeniser(name: str) -> Any:
@@ -87,47 +84,6 @@ def _of_first_tokens(words: Sequence[int | None], labels: Sequence[Any]) -> list
     ]
 
 
-class TextTask(Dataset[dict[str, Any]]):
-    """The rows of one task, with their labels numbered as the task wants them.
-
-    Args:
-        rows: of :func:`tokenised`.
-        numbers: of the labels; ``None`` if they are tokens.
-        task_id: added to each row, unless ``None``.
-
-    Example:
-        >>> from datasets import Dataset
-        >>> rows = Dataset.from_dict({"input_ids": [[7, 8]], "labels": ["yes"]})
-        >>> TextTask(rows, {"no": 0, "yes": 1}, task_id=3)[0]
-        {'input_ids': [7, 8], 'labels': 1, 'task_id': 3}
-    """
-
-    def __init__(self, rows: Any, numbers: Mapping[Any, int] | None, task_id: int | None = None) -> None:
-        self.rows, self.numbers, self.task_id = rows, numbers, task_id
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        found = self.rows[list(indices)]
-        rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-        for row in rows:
-            if self.numbers is not None:
-                row["labels"] = self._numbered(row["labels"])
-            if self.task_id is not None:
-                row["task_id"] = self.task_id
-        return rows
-
-    def _numbered(self, labels: Any) -> Any:
-        assert self.numbers is not None
-        if isinstance(labels, list):
-            return [_IGNORED if label is None else self.numbers[label] for label in labels]
-        return self.numbers[labels]
-
-
 class Collate:
     """Makes a batch of rows: padded tensors, and the number of the task if rows have one.
 
@@ -153,13 +109,4 @@ class Collate:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch as a dict."""
-        tasks = {row.get("task_id") for row in rows}
-        if len(tasks) > 1:
-            raise ValueError(
-                f"a batch must come from one task where each has its own head, and here are "
-                f"{sorted(tasks, key=str)}"
-            )
-        inputs = [{name: value for name, value in row.items() if name != "task_id"} for row in rows]
-        batch = dict(self.pad(inputs))
-        task = tasks.pop()
-        return batch if task is None else batch | {"task_id": task}
+        return with_task(rows, lambda inputs: dict(self.pad(inputs)))

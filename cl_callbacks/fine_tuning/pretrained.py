@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from cl_callbacks.data.tokenised import Kind
-from cl_callbacks.fine_tuning.task_heads import Pooling, TaskHeads
+from cl_callbacks.data.tokenised import Kind as TextKind
+from cl_callbacks.fine_tuning.task_heads import Pooling, TaskHeads, image_vector
 from cl_callbacks.optional import optional
 
-_CLASSES = {
+Kind = Literal[TextKind, "image_classification"]
+
+_CLASSES: dict[str, tuple[str, str | None]] = {
     "sequence_classification": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "token_classification": ("AutoModelForTokenClassification", "TOKEN_CLS"),
     "causal_lm": ("AutoModelForCausalLM", "CAUSAL_LM"),
+    "image_classification": ("AutoModelForImageClassification", None),
 }
 
 
@@ -51,24 +55,29 @@ def pretrained(
     transformers = optional("transformers", "transformers")
     name, task_type = _CLASSES[kind]
     own_heads = len(num_labels) > 1 or pooling is not None
-    options = {}
+    images = kind == "image_classification"
+    options: dict[str, Any] = {}
     if own_heads:
-        name, task_type = "AutoModel", "FEATURE_EXTRACTION"
+        name, task_type = "AutoModel", None if images else "FEATURE_EXTRACTION"
     elif num_labels:
-        options = {"num_labels": num_labels[0]}
+        # Image classifiers come with a head of their own labels; one of another size begins anew.
+        options = {"num_labels": num_labels[0]} | ({"ignore_mismatched_sizes": True} if images else {})
     network = getattr(transformers, name).from_pretrained(model, **options)
     config = network.config.get_text_config()
-    if config.pad_token_id is None:  # classification reads the last token that is no padding
+    if not images and config.pad_token_id is None:  # classification reads the last token, not padding
         config.pad_token_id = config.eos_token_id
+    width = 0 if not own_heads else _width(network, pooling or "mean") if images else config.hidden_size
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if own_heads and getattr(network, "pooler", None) is not None:
         network.pooler.requires_grad_(False)  # the heads do not read it
     if low_rank is not None:
-        network = _with_adapters(network, low_rank, task_type)
+        # peft finds the head of texts by the kind of task, of which it has none with images.
+        head = "classifier" if images and not own_heads else None
+        network = _with_adapters(network, low_rank, task_type, head)
     if own_heads:
         how = None if kind == "token_classification" else pooling or "mean"
-        network = TaskHeads(network, config.hidden_size, num_labels, how)
+        network = TaskHeads(network, width, num_labels, how)
     return network.train()  # transformers loads for evaluation
 
 
@@ -89,7 +98,17 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
         raise ValueError(f"freeze={list(patterns)} leaves nothing to train")
 
 
-def _with_adapters(network: Any, low_rank: LowRank, task_type: str) -> nn.Module:
+def _width(network: Any, pooling: Pooling) -> int:
+    """Of the vector that an image becomes, measured: configurations have no common name for it."""
+    size = getattr(network.config, "image_size", None) or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(network.config, "num_channels", 3)
+    blank = torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device)
+    with torch.no_grad():
+        return image_vector(network.eval()(pixel_values=blank), pooling).shape[-1]
+
+
+def _with_adapters(network: Any, low_rank: LowRank, task_type: str | None, head: str | None) -> nn.Module:
     peft = optional("peft", "transformers")
     targets = low_rank.targets
     config = peft.LoraConfig(
@@ -98,5 +117,6 @@ def _with_adapters(network: Any, low_rank: LowRank, task_type: str) -> nn.Module
         lora_alpha=low_rank.alpha,
         lora_dropout=low_rank.dropout,
         target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
+        modules_to_save=None if head is None else [head],
     )
     return peft.get_peft_model(network, config)

@@ -1,4 +1,4 @@
-"""Any pretrained transformer as a LightningModule for a sequence of tasks."""
+"""Any pretrained network of transformers as a LightningModule for a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from cl_callbacks.arguments import positive, whole
-from cl_callbacks.data.tokenised import Kind
-from cl_callbacks.fine_tuning.pretrained import LowRank, freeze, pretrained
+from cl_callbacks.fine_tuning.pretrained import Kind, LowRank, freeze, pretrained
 from cl_callbacks.fine_tuning.task_heads import Pooling
 from cl_callbacks.fine_tuning.warmup import TaskWarmup
 
 
 class SequentialFineTuner(LightningModule):
-    """Fine-tunes a pretrained transformer on one task after the other, with AdamW.
+    """Fine-tunes a pretrained network of ``transformers`` on one task after the other, with AdamW.
 
-    For data such as :class:`~cl_callbacks.TextTasks`: batches are dicts of what the network takes, with
-    ``labels``, and with ``task_id`` where each task has a head of its own. Nothing in it knows of the rules
-    that remember; they are callbacks, and work with any other module too. It logs ``train_loss``, and of each
-    validation or test loader the accuracy (``val_acc``, ``test_acc``) or, of a language model, the perplexity
-    (``val_perplexity``, ``test_perplexity``).
+    For data such as :class:`~cl_callbacks.TextTasks` and :class:`~cl_callbacks.VisionTasks`: batches are
+    dicts of what the network takes, with ``labels``, and with ``task_id`` where each task has a head of its
+    own. Nothing in it knows of the rules that remember; they are callbacks, and work with any other module
+    too. It logs ``train_loss``, and of each validation or test loader the accuracy (``val_acc``,
+    ``test_acc``) or, of a language model, the perplexity (``val_perplexity``, ``test_perplexity``).
 
     With a head for each task, a batch trains the head of its own task and no other. Under DDP this needs
     ``Trainer(strategy="ddp_find_unused_parameters_true")``.
 
     Args:
         model: the name of a model on the hub, or its folder.
-        kind: ``"sequence_classification"``, ``"token_classification"`` or ``"causal_lm"``.
+        kind: ``"sequence_classification"``, ``"token_classification"``, ``"causal_lm"`` or
+            ``"image_classification"``.
         num_labels: a number for one head over all labels; a list of numbers for a linear head for each task.
             ``None`` asks the data module of the Trainer for its ``num_labels``.
         pooling: how a text becomes one vector for a linear head: the ``"mean"`` of its tokens (sentence
-            encoders), the ``"first"`` or the ``"last"`` of them. ``None`` for the head that
-            ``transformers`` gives the model, and for the mean where there is a head for each task.
+            encoders), the ``"first"`` or the ``"last"`` of them. An image has the mean or the first of its
+            tokens, or in a convolutional network what the network makes of its map. ``None`` for the head
+            that ``transformers`` gives the model, and for the mean where there is a head for each task.
         lr: learning rate.
         weight_decay: of matrices; biases and normalisation have none.
         warmup_steps: in which the learning rate grows to its full value, at the start of each task.
@@ -51,7 +52,7 @@ class SequentialFineTuner(LightningModule):
         lora_alpha: scale of the adapters; default: twice the rank.
         lora_dropout: before the adapters.
         lora_targets: names of the modules that get an adapter, or ``"all-linear"``; default: those that
-            ``peft`` knows for the architecture.
+            ``peft`` knows for the architecture, which has to be one of texts.
         gradient_checkpointing: computes activations again in the backward pass, for less memory.
 
     Raises:
@@ -87,8 +88,10 @@ class SequentialFineTuner(LightningModule):
         ]:
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {known}")
-        if kind != "sequence_classification" and pooling is not None:
-            raise ValueError("pooling makes one vector of a text: it is for kind='sequence_classification'")
+        if pooling is not None and kind not in ("sequence_classification", "image_classification"):
+            raise ValueError(f"pooling makes one vector of a text or an image: it is not for kind={kind!r}")
+        if pooling == "last" and kind == "image_classification":
+            raise ValueError("the last token of an image is not special: use 'mean' or 'first'")
         if kind == "causal_lm" and num_labels is not None:
             raise ValueError("a causal language model's outputs are its tokens: leave num_labels out")
         if isinstance(freeze, str):

@@ -39,14 +39,34 @@ def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return states.gather(1, chosen[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
+def image_vector(output: Any, pooling: Pooling) -> Tensor:
+    """One vector for each image, from what an encoder gives.
+
+    Args:
+        output: of a network without head, with ``last_hidden_state``: tokens ``(N, T, D)``, or a map
+            ``(N, C, H, W)`` of a convolutional network and the ``pooler_output`` that it makes of it.
+        pooling: of tokens, ``"mean"`` or ``"first"``; a map has its mean alone.
+
+    Raises:
+        ValueError: the first token of a map.
+    """
+    states = output.last_hidden_state
+    if states.ndim == 3:
+        return pooled(states, torch.ones(states.shape[:2], device=states.device), pooling)
+    if pooling != "mean":
+        raise ValueError(f"pooling={pooling!r} is for tokens, and this network makes a map: use 'mean'")
+    made = getattr(output, "pooler_output", None)
+    return states.mean((2, 3)) if made is None else made.flatten(1)
+
+
 class TaskHeads(nn.Module):
     """An encoder with one linear head, or one for each task, of which a batch uses its task's.
 
     Args:
-        encoder: a transformer whose output has ``last_hidden_state``.
-        width: of that.
+        encoder: a network whose output has ``last_hidden_state``.
+        width: of the vectors that the heads read.
         num_labels: outputs of each head.
-        pooling: of a text's tokens into a vector; ``None`` for a label on each token.
+        pooling: of a text's or an image's tokens into a vector; ``None`` for a label on each token.
     """
 
     def __init__(
@@ -64,7 +84,11 @@ class TaskHeads(nn.Module):
         """
         outputs = optional("transformers", "transformers").modeling_outputs
         head = self.heads[self._head_of(task_id)]
-        states = self.encoder(**inputs).last_hidden_state
+        found = self.encoder(**inputs)
+        if "pixel_values" in inputs:
+            assert self.pooling is not None
+            return outputs.ImageClassifierOutput(logits=head(image_vector(found, self.pooling)))
+        states = found.last_hidden_state
         if self.pooling is None:
             return outputs.TokenClassifierOutput(logits=head(states))
         mask = inputs.get("attention_mask")
@@ -77,7 +101,7 @@ class TaskHeads(nn.Module):
         if task_id is None:
             raise ValueError(
                 f"the network has {len(self.heads)} heads, and the batch has no `task_id`: use data such as "
-                f"TextTasks(scenario='task'), or a single number for num_labels"
+                f"TextTasks or VisionTasks(scenario='task'), or a single number for num_labels"
             )
         if not 0 <= int(task_id) < len(self.heads):
             raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")

@@ -9,8 +9,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from cl_callbacks import TextTasks
+from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.task_division import numbered
-from cl_callbacks.data.text_source import load_splits
 from tests.tiny_transformers import INTENTS, requests, tagged_words, tiny_encoder, tiny_language_model
 
 

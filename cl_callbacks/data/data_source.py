@@ -1,4 +1,4 @@
-"""Where text data come from: the hub, files, a folder, or what is loaded already."""
+"""Where texts and images come from: the hub, files, a folder, or what is loaded already."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
 
 
@@ -22,7 +23,8 @@ def load_splits(
     Args:
         source: the name of a data set on the hub; a parquet, JSON, JSON lines or CSV file; a folder with
             such files that are named after their splits (``train.parquet``, or in parts,
-            ``train-00000-of-00002.parquet``), or of ``save_to_disk``; a mapping of split names to files or
+            ``train-00000-of-00002.parquet``), of ``save_to_disk``, or with images in a folder for each label
+            (``cat/1.png`` or ``train/cat/1.png``, an ``imagefolder``); a mapping of split names to files or
             loaded data sets, such as a ``DatasetDict``; or a single ``Dataset``. One data set without splits
             is divided, four fifths to train and one to test.
         config: of a data set on the hub that has several.
@@ -61,14 +63,15 @@ def _loaded(source: Any, config: str | None, splits: Iterable[str]) -> Any:
         return source
     if not isinstance(source, str | PathLike):
         raise ValueError(
-            f"text data are the name of a data set, a file, a folder, a Dataset or a mapping of splits; "
+            f"data are the name of a data set, a file, a folder, a Dataset or a mapping of splits; "
             f"got a {type(source).__name__}"
         )
     path = Path(source)
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED):
             return load_from_disk(str(path))
-        return _from_files(_files_of(path, splits))
+        files = _files_of(path, splits)
+        return _from_files(files) if files else _imagefolder(path)
     if path.is_file():
         return _from_files({"train": path})["train"]
     if isinstance(source, PathLike) or path.is_absolute() or path.suffix in _READERS or source[0] in ".~":
@@ -82,13 +85,19 @@ def _files_of(folder: Path, splits: Iterable[str]) -> dict[str, list[Path]]:
     found = {
         split: [f for f in files if f.stem == split or f.stem.startswith(f"{split}-")] for split in splits
     }
-    found = {split: parts for split, parts in found.items() if parts}
-    if not found:
+    return {split: parts for split, parts in found.items() if parts}
+
+
+def _imagefolder(folder: Path) -> Any:
+    from datasets import load_dataset
+
+    if not any(file.suffix.lower() in _PICTURES for file in folder.rglob("*")):
         raise ValueError(
-            f"{folder} has no file of a split such as train.parquet (nor .json, .jsonl, .csv); it has "
-            f"{sorted(file.name for file in folder.iterdir())[:10]}"
+            f"{folder} has no file of a split such as train.parquet (nor .json, .jsonl, .csv) and no images; "
+            f"it has {sorted(file.name for file in folder.iterdir())[:10]}"
         )
-    return found
+    found = load_dataset("imagefolder", data_dir=str(folder))
+    return found["train"] if set(found) == {"train"} else found
 
 
 def _from_files(files: Mapping[str, Any]) -> Any:

@@ -1,0 +1,143 @@
+"""A sequence of tasks that are parts of Hugging Face data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cl_callbacks.arguments import whole
+from cl_callbacks.data.data_source import load_splits
+from cl_callbacks.data.task_division import (
+    SCENARIOS,
+    Rows,
+    Scenario,
+    by_column,
+    by_labels,
+    class_names,
+    column_of,
+    distinct,
+    few_of_each,
+    numbered,
+)
+from cl_callbacks.data.task_rows import TaskRows
+from cl_callbacks.data.task_sequence import TaskSequence
+
+
+class DividedTasks(TaskSequence):
+    """Data divided into tasks whose labels are numbered; subclasses say what a row becomes.
+
+    Args:
+        data: as in :class:`~cl_callbacks.TextTasks`, like the other arguments that are not described here.
+        prepare: makes of a data set the rows that are served, with a column ``labels``.
+        labelled: whether rows have labels to be numbered.
+        loaders: other arguments of :class:`~cl_callbacks.TaskSequence`.
+
+    Raises:
+        ValueError: data, columns or labels that do not make such tasks.
+        FileNotFoundError: a path that does not exist.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        prepare: Callable[[Any], Any],
+        scenario: Scenario,
+        task_column: str | None,
+        task_order: Sequence[str | int] | None,
+        label_groups: Mapping[str, Sequence[str | int]] | Sequence[Sequence[str | int]] | None,
+        label_column: str,
+        config: str | None,
+        splits: Mapping[str, str] | None,
+        examples_per_label: int | None,
+        seed: int,
+        labelled: bool = True,
+        transition: int = 0,
+        **loaders: Any,
+    ) -> None:
+        self.data, self.scenario, self.label_column = data, scenario, label_column
+        self.task_column, self.task_order, self.label_groups = task_column, task_order, label_groups
+        self.config, self.splits, self.seed = config, splits, seed
+        self.examples_per_label = examples_per_label
+        if scenario not in SCENARIOS:
+            raise ValueError(f"scenario={scenario!r} is not one of {SCENARIOS}")
+        if scenario == "task" and transition:
+            raise ValueError(
+                "transition mixes tasks within a batch, and with scenario='task' a batch has one head: use "
+                "scenario='domain' or 'class'"
+            )
+        if examples_per_label is not None:
+            whole("examples_per_label", examples_per_label, least=1)
+        one_each = isinstance(data, Sequence) and not isinstance(data, str)
+        sources = [load_splits(source, config, splits, seed) for source in (data if one_each else [data])]
+        self.task_names, rows = self._divided(sources)
+        if not one_each:
+            sources = sources * len(rows)
+        self.num_labels: list[int] = []
+        numbers: list[Any] = [None] * len(rows)
+        if labelled:
+            numbers, self.num_labels = self._numbers(sources, rows, separate=one_each)
+        super().__init__(self._tasks(sources, rows, numbers, prepare), transition=transition, **loaders)
+
+    def _divided(self, sources: list[dict[str, Any]]) -> tuple[list[Any], list[Rows]]:
+        several = not isinstance(self.data, str) and isinstance(self.data, Sequence)
+        ways = [several, self.task_column is not None, self.label_groups is not None]
+        if sum(ways) != 1:
+            raise ValueError(
+                "say in one way what the tasks are: task_column='domain', label_groups=[[0, 1], [2, 3]], or "
+                "a list of data sets"
+            )
+        if self.task_column is not None:
+            names, rows = by_column(sources[0], self.task_column, self.task_order)
+        elif self.label_groups is not None:
+            names, rows = by_labels(sources[0], self.label_column, self.label_groups)
+        else:
+            names = [source if isinstance(source, str) else i for i, source in enumerate(self.data)]
+            rows = [{split: list(range(len(d))) for split, d in source.items()} for source in sources]
+        for name, task in zip(names, rows, strict=True):
+            empty = [split for split, chosen in task.items() if not chosen]
+            if empty:
+                raise ValueError(f"task {name} has no rows in the splits {empty}")
+        return names, rows
+
+    def _numbers(
+        self, sources: list[dict[str, Any]], rows: list[Rows], separate: bool
+    ) -> tuple[list[dict[Any, int]], list[int]]:
+        column = self.label_column
+        known: dict[int, list[Any]] = {}  # columns of sources that several tasks share
+        labels: list[set[Any]] = []
+        for source, task in zip(sources, rows, strict=True):
+            own: set[Any] = set()
+            for split, chosen in task.items():
+                values = known.setdefault(id(source[split]), []) or column_of(source[split], column)
+                known[id(source[split])] = values
+                own |= distinct(values[i] for i in chosen)
+            labels.append(own)
+        names = [class_names(source["train"], column) for source in sources]
+        if self.scenario == "domain" and any(own != names[0] for own in names):
+            raise ValueError(f"scenario='domain' means the same labels in all tasks; these have {names}")
+        return numbered(self.scenario, labels, names[0], separate)
+
+    def _tasks(
+        self,
+        sources: list[dict[str, Any]],
+        rows: list[Rows],
+        numbers: list[Any],
+        prepare: Callable[[Any], Any],
+    ) -> list[dict[str, TaskRows]]:
+        known: dict[int, Any] = {}
+        tasks = []
+        for index, (source, chosen) in enumerate(zip(sources, rows, strict=True)):
+            task = {}
+            for split, own in chosen.items():
+                data = source[split]
+                if id(data) not in known:
+                    known[id(data)] = prepare(data)
+                if split == "train" and self.examples_per_label is not None:
+                    own = few_of_each(
+                        column_of(data, self.label_column), own, self.examples_per_label, self.seed
+                    )
+                task_id = index if self.scenario == "task" else None
+                task[split] = TaskRows(known[id(data)].select(own), numbers[index], task_id)
+            tasks.append(task)
+        return tasks

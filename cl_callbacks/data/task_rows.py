@@ -1,0 +1,77 @@
+"""The rows of one task, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+IGNORED = -100
+
+
+class TaskRows(Dataset[dict[str, Any]]):
+    """The rows of one task, with their labels numbered as the task wants them.
+
+    Args:
+        rows: a Hugging Face data set with a column ``labels``.
+        numbers: of the labels; ``None`` to leave them as they are.
+        task_id: added to each row, unless ``None``.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_dict({"input_ids": [[7, 8]], "labels": ["yes"]})
+        >>> TaskRows(rows, {"no": 0, "yes": 1}, task_id=3)[0]
+        {'input_ids': [7, 8], 'labels': 1, 'task_id': 3}
+    """
+
+    def __init__(self, rows: Any, numbers: Mapping[Any, int] | None, task_id: int | None = None) -> None:
+        self.rows, self.numbers, self.task_id = rows, numbers, task_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        found = self.rows[list(indices)]
+        rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        for row in rows:
+            if self.numbers is not None:
+                row["labels"] = self._numbered(row["labels"])
+            if self.task_id is not None:
+                row["task_id"] = self.task_id
+        return rows
+
+    def _numbered(self, labels: Any) -> Any:
+        assert self.numbers is not None
+        if isinstance(labels, list):
+            return [IGNORED if label is None else self.numbers[label] for label in labels]
+        return self.numbers[labels]
+
+
+def with_task(rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
+    """A batch of rows, with the number of their task if they have one.
+
+    Args:
+        rows: of :class:`TaskRows`.
+        collate: makes a batch of them, without the number.
+
+    Raises:
+        ValueError: they are of several tasks.
+
+    Example:
+        >>> rows = [{"labels": 1, "task_id": 3}, {"labels": 0, "task_id": 3}]
+        >>> with_task(rows, lambda inputs: {"labels": [row["labels"] for row in inputs]})
+        {'labels': [1, 0], 'task_id': 3}
+    """
+    tasks = {row.get("task_id") for row in rows}
+    if len(tasks) > 1:
+        raise ValueError(
+            f"a batch must come from one task where each has its own head, and here are "
+            f"{sorted(tasks, key=str)}"
+        )
+    batch = collate([{name: value for name, value in row.items() if name != "task_id"} for row in rows])
+    task = tasks.pop()
+    return batch if task is None else batch | {"task_id": task}
