@@ -1,9 +1,9 @@
 """A small language model that reads one kind of text after the other, with and without a memory.
 
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch  # without a callback, then with EWC
-    python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2 --strength 1000
+    python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2 --strength 10
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch --domains yelp5 dbpedia14 ag_news
-    python examples/finetune_causal_lm.py --domains fancyzhx/ag_news Yelp/yelp_review_full --model distilgpt2
+    python examples/finetune_causal_lm.py --model gpt2 --strength 10 --domains fancyzhx/ag_news stanfordnlp/imdb
 
 Each domain is a data set with a column ``text``: a folder of DIR with train.parquet and test.parquet, or,
 without DIR, the name of a set on the hub. The default domains are two of the five of Zhang et al. 2015 (arXiv
