@@ -63,7 +63,7 @@ METHODS: dict[str, Callable[[float], list[Callback]]] = {
 }
 
 # For the model from scratch, the best of a log grid on seed 10: docs/measurements.md.
-STRENGTHS = {"none": 0.0}
+STRENGTHS = {"none": 0.0, "ewc": 1.0}
 
 
 def sources_of(args: argparse.Namespace) -> list[str]:
@@ -146,7 +146,6 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         limit_train_batches=args.steps,
         limit_val_batches=args.eval_batches,
         num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
         callbacks=[*METHODS[method](strength), EpochBoundaries(1), evaluation],
         logger=logger,
         accelerator=args.accelerator,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from datasets import Dataset
 
 from tests.pictures import write_pictures
@@ -157,12 +158,15 @@ def test_finetune_causal_lm(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 2
 
 
-def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path) -> None:
-    example = "finetune_causal_lm.py"
-    done = run("--model", "scratch", "--domains", "one", folder=tmp_path, example=example)
-    assert "at least 2 domains" in done.stderr
-    done = run("--model", "distilgpt2", folder=tmp_path, example=example)
-    assert "no good strength is known of ewc here" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "scratch", "--domains", "one"], "at least 2 domains"),
+        (["--model", "distilgpt2"], "no good strength is known of ewc here"),
+    ],
+)
+def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in run(*arguments, folder=tmp_path, example="finetune_causal_lm.py").stderr
 
 
 def test_existing_trainer(tmp_path: Path) -> None:
