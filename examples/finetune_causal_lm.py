@@ -3,7 +3,7 @@
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch  # without a callback, then with EWC
     python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2 --strength 1
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch --domains yelp5 dbpedia14 ag_news
-    python examples/finetune_causal_lm.py --model gpt2 --strength 1 --domains stanfordnlp/imdb fancyzhx/ag_news
+    python examples/finetune_causal_lm.py --model gpt2 --strength 1 --domains dair-ai/emotion fancyzhx/ag_news
 
 Each domain is a data set with a column ``text``: a folder of DIR with train.parquet and test.parquet, or,
 without DIR, the name of a set on the hub. The default domains are two of the five of Zhang et al. 2015 (arXiv
