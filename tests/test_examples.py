@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from datasets import Dataset
 
 from tests.pictures import write_pictures
 from tests.tiny_transformers import requests, tiny_encoder
@@ -128,3 +132,49 @@ def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
     assert "--domains FILE.json" in done.stderr
     done = run("--data-dir", ".", "--methods", "bgd", folder=tmp_path, example="finetune_text.py")
     assert "no good strength is known of bgd" in done.stderr
+
+
+def test_finetune_causal_lm(tmp_path: Path) -> None:
+    for domain, texts in {"bank": ["pay my bill now", "pay the bill"], "music": ["now play a song"]}.items():
+        (tmp_path / domain).mkdir()
+        for split in ("train", "test"):
+            Dataset.from_dict({"text": texts * 80}).to_parquet(tmp_path / domain / f"{split}.parquet")
+    known = ["--data-dir", str(tmp_path), "--domains", "bank", "music", "--model", "scratch", "--quiet"]
+    known += ["--layers", "1", "--width", "16", "--vocabulary", "280", "--max-length", "8", "--steps", "20"]
+    known += ["--lr", "0.03", "--warmup", "0", "--strength", "1000"]
+    done = run(*known, "--json", "results.json", folder=tmp_path, example="finetune_causal_lm.py")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["none", "ewc"]
+    for result in results.values():
+        matrix = result["matrix"]
+        assert result["forgotten"] == matrix[1][0] - matrix[0][0]
+        assert 1.0 < matrix[0][0] < 10.0  # learned: there are 257 tokens or more
+    plain, kept = results["none"], results["ewc"]
+    assert plain["matrix"][0] == kept["matrix"][0]  # the same model, tokeniser and data
+    assert kept["forgotten"] < plain["forgotten"]
+    assert plain["matrix"][1][1] < kept["matrix"][1][1]  # what it costs
+    assert "perplexity on each domain" in done.stdout
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "scratch", "--domains", "one"], "at least 2 domains"),
+        (["--model", "distilgpt2"], "no good strength is known of ewc here"),
+    ],
+)
+def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in run(*arguments, folder=tmp_path, example="finetune_causal_lm.py").stderr
+
+
+def test_existing_trainer(tmp_path: Path) -> None:
+    done = run(folder=tmp_path, example="existing_trainer.py")
+    assert done.returncode == 0, done.stderr
+    without, remembered = (float(part) for part in re.findall(r"\d\.\d+", done.stdout))
+    assert remembered > without + 0.3
+    added = [
+        line for line in (EXAMPLES / "existing_trainer.py").read_text().splitlines() if "# added" in line
+    ]
+    assert len(added) == 3  # two, and where the docstring says so
