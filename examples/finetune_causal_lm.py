@@ -50,7 +50,7 @@ from cl_callbacks import (
     TaskEvaluation,
     TextTasks,
 )
-from cl_callbacks.data.text_source import load_splits
+from cl_callbacks.data.data_source import load_splits
 
 # What each method adds to the Trainer.
 METHODS: dict[str, Callable[[float], list[Callback]]] = {

@@ -38,7 +38,7 @@ class BatchBoundaries(TaskBoundaries):
         if recent_samples < 1:
             raise ValueError(f"recent_samples must be at least 1; got {recent_samples}")
         self.key = key
-        self.recent_batches = RecentBatches(recent_samples)
+        self.recent_samples, self.recent_batches = recent_samples, RecentBatches(recent_samples)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -64,7 +64,8 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         super().__init__(LossSignal(), check_every_n_steps)
         self.detector = Plateau() if detector is None else detector
         self.hard_samples = whole("hard_samples", hard_samples, least=0)
-        self._recent = RecentBatches(whole("recent_samples", recent_samples, least=1))
+        self.recent_samples = whole("recent_samples", recent_samples, least=1)
+        self._recent = RecentBatches(recent_samples)
         self._hard: Any = None
 
     @property

@@ -63,7 +63,7 @@ class BoundaryRule(AnchoredRule):
             raise ValueError(
                 f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
             )
-        self.anchors, self.decay = anchors, decay
+        self.anchors, self.decay, self.importance = anchors, decay, importance
         if importance is not None:
             state, self.tasks, self._offset = load_importance(importance, self.shared, self.measure)
             self.synapses.load_state_dict(state)

@@ -113,7 +113,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         check_fisher(estimator, likelihood)
         self.estimator, self.likelihood = estimator, likelihood
         self.samples, self.decay = checked_samples(samples), decay
-        self.memory = KroneckerMemory(accumulate)
+        self.accumulate, self.memory = accumulate, KroneckerMemory(accumulate)
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient of the penalty."""

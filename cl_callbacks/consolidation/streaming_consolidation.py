@@ -106,7 +106,7 @@ class StreamingConsolidation(AnchoredRule):
                 raise ValueError(f"a decay is the share that each step keeps, 0 to 1; got {decay}")
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-        self.kind, self.damping = importance, damping
+        self.importance, self.damping = importance, damping
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
         self.needs: frozenset[Need] = frozenset(
             {"gradient", "undo"} if importance == "path" else {"gradient"}
@@ -122,7 +122,7 @@ class StreamingConsolidation(AnchoredRule):
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""
         found = synapses["importance"]
-        if self.kind == "path":
+        if self.importance == "path":
             found = path_importance(found, synapses.parameters, synapses["anchor"], self.damping)
         if self.max_importance is not None:
             found = list(torch._foreach_clamp_max(found, self.max_importance))
@@ -131,9 +131,9 @@ class StreamingConsolidation(AnchoredRule):
     def observe(self, step: Step) -> None:
         """Takes the step into the averages."""
         synapses, running = step.synapses, step.synapses["importance"]
-        if self.kind == "fisher":
+        if self.importance == "fisher":
             average_square_(running, step.gradients, self._shares(synapses.names, self.importance_decay))
-        elif self.kind == "sensitivity":
+        elif self.importance == "sensitivity":
             sizes = torch._foreach_abs(step.gradients)
             average_(running, sizes, self._shares(synapses.names, self.importance_decay))
         else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.image_tasks import as_is, image_tensors
 from cl_callbacks.data.task_sequence import TaskSequence
-from cl_callbacks.data.data_source import load_splits
 
 
 class ImageTasks(TaskSequence):

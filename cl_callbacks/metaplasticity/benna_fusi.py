@@ -108,7 +108,7 @@ class BennaFusi(SynapticCallback):
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
         self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
-        self.importance = importance
+        self.importance, self.horizon_steps = importance, horizon_steps
         self._gating: SynapticCallback | None = None
         self._capacities = capacities(beakers, timescale_ratio)
         self._conductances = conductances(beakers, self.coupling, timescale_ratio, leak)

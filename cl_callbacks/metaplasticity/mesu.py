@@ -129,7 +129,7 @@ class MESU(UncertainRule):
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
         self.memory, self.prior_std = positive("memory", memory, endless=True), prior_std
         self.rate, self.std_rate = positive("rate", rate), positive("std_rate", std_rate)
-        self.coupling = coupling
+        self.prior, self.beakers, self.coupling = prior, beakers, coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
 

@@ -75,6 +75,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
         self.initial_std, self.trust_region = initial_std, trust_region
         self.samples, self.reduction = samples, reduction
+        self.seed, self.antithetic = seed, antithetic
         self.noise: WeightNoise = WeightNoise(seed, antithetic)
         self._training: NoisyTraining | None = None
         self._counts: list[float | Tensor] = []
