@@ -16,7 +16,7 @@ from cl_callbacks.consolidation import (
     StreamingConsolidation,
     SynapticIntelligence,
 )
-from cl_callbacks.data import TaskSequence, TextTasks
+from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.metrics import (
@@ -30,6 +30,7 @@ from cl_callbacks.metrics import (
     TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
+from cl_callbacks.seed_epochs import SeedEpochs
 from cl_callbacks.synaptic_callback import SynapticCallback
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "FitBoundaries",
     "Forgetting",
     "ForwardTransfer",
+    "ImageTasks",
     "Intransigence",
     "KFACLaplace",
     "LastTasksAccuracy",
@@ -56,6 +58,7 @@ __all__ = [
     "MetaplasticGate",
     "PlateauBoundaries",
     "RWalk",
+    "SeedEpochs",
     "SequentialFineTuner",
     "StreamingConsolidation",
     "SynapseStatistics",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -53,6 +57,24 @@ def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
             )
 
 
+def offer(trainer: Trainer, show: Callable[[Logger], None]) -> None:
+    """Shows each logger something it can do without, such as a picture; if it fails, only that is lost."""
+    for logger in trainer.loggers:
+        with unless_it_fails(f"something for {type(logger).__name__}", Exception):
+            show(logger)
+
+
+@contextmanager
+def unless_it_fails(what: str, error: type[Exception]) -> Iterator[None]:
+    """Within, an error of a kind is a warning that something could not be written, and training goes on."""
+    try:
+        yield
+    except error as found:
+        rank_zero_warn(
+            f"{what} could not be written ({type(found).__name__}: {found}); the training goes on."
+        )
+
+
 def log_folder(trainer: Trainer) -> Path | None:
     """The folder of this run: of its first logger that has one; ``None`` without.
 
@@ -80,23 +102,36 @@ def log_configuration(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(kind.__module__.startswith(f"{__package__}.") for kind in type(callback).__mro__):
             found[getattr(callback, "name", type(callback).__name__.lower())] = configuration(callback)
-    tell(trainer, lambda logger: logger.log_hyperparams({__package__: found}))
+    offer(trainer, lambda logger: _configure(logger, found))
 
 
-def configuration(callback: Callback) -> dict[str, Any]:
-    """The arguments a callback was made with, as far as it keeps them under their names.
+def _configure(logger: Logger, found: dict[str, Any]) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        # Of all hyperparameters that it is given it shows the first alone, which are to be the user's own.
+        logger.hparams[__package__] = found
+        logger.experiment.add_text(__package__, f"```json\n{json.dumps(found, indent=1)}\n```")
+    else:
+        logger.log_hyperparams({__package__: found})
+
+
+def configuration(made: Any) -> dict[str, Any]:
+    """The arguments that something was made with, as far as it keeps them under their names.
 
     Example:
         >>> from cl_callbacks import EpochBoundaries
         >>> configuration(EpochBoundaries(5))
         {'class': 'EpochBoundaries', 'every_n_epochs': 5}
     """
-    names = inspect.signature(type(callback).__init__).parameters
-    kept = {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}
-    return {"class": type(callback).__name__} | {name: _plain(value) for name, value in kept.items()}
+    names = inspect.signature(type(made).__init__).parameters
+    kept = {name: getattr(made, name) for name in names if name != "self" and hasattr(made, name)}
+    return {"class": type(made).__name__} | {name: _plain(value) for name, value in kept.items()}
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else repr(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (torch.dtype, PathLike)):
+        return str(value)
+    return configuration(value)

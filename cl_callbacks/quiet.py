@@ -39,8 +39,11 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
         for module in pl_module.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    # With what a metric keeps beside its state, as one that remembers the best, or all of them.
     metrics = [
-        (m, m._copy_state_dict(), m._update_count) for m in pl_module.modules() if isinstance(m, Metric)
+        (m, vars(m) | {"_modules": dict(m._modules)}, m._copy_state_dict())
+        for m in pl_module.modules()
+        if isinstance(m, Metric)
     ]
     try:
         yield
@@ -48,10 +51,10 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer.copy_(value)
-        for metric, state, count in metrics:
+        for metric, attributes, state in metrics:
+            vars(metric).update(attributes)
             for attribute, kept in state.items():
                 setattr(metric, attribute, kept)
-            metric._update_count, metric._computed = count, None
 
 
 @contextmanager

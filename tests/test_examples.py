@@ -103,7 +103,7 @@ def test_finetune_text(tmp_path: Path) -> None:
     for name, split in requests(copies=4).items():
         split.to_parquet(tmp_path / f"{name}.parquet")
     known = ["--data-dir", str(tmp_path), "--model", model, "--quiet", "--lr", "0.01", "--tasks", "2"]
-    methods = ["none", "ewc", "si", "mas"]
+    methods = ["none", "ewc", "si"]
     done = run(
         *known, "--methods", *methods, "--json", "results.json", folder=tmp_path, example="finetune_text.py"
     )
@@ -115,7 +115,7 @@ def test_finetune_text(tmp_path: Path) -> None:
         assert result["average_accuracy"] == sum(result["matrix"][-1]) / 2
         assert result["tasks"] == ["bank", "music"]
         assert result["matrix"][0][0] > 0.9  # learned
-    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 4
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 3
 
     done = run(
         *known, "--methods", "ewc", "--lora", "2", "--final-only", "--json", "lora.json",

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"functional", "drift", "arguments", "optional"},
     {"flat", "offload", "shards", "synapses", "weight_noise", "step"},
-    {"log", "progress", "saved_state", "uninterrupted"},
+    {"log", "progress", "saved_state", "seed_epochs", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
@@ -76,7 +76,7 @@ def test_no_rule_imports_another() -> None:
 
 
 def test_data_and_plots_are_imported_where_they_are_used() -> None:
-    heavy = ("datasets", "sklearn", "matplotlib", "wandb", "transformers")
+    heavy = ("datasets", "sklearn", "matplotlib", "wandb", "transformers", "jsonargparse")
     script = f"import sys, cl_callbacks; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     # Lightning itself imports some of these; what counts is that this package adds none.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric, MinMaxMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cl_callbacks.quiet_validation import quiet_validation
@@ -127,6 +130,110 @@ def test_no_callback_and_no_logger_hears_of_it(tmp_path: Any) -> None:
     metrics = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     column = metrics[0].split(",").index("val_acc/dataloader_idx_0")
     assert sum(bool(line.split(",")[column]) for line in metrics[1:]) == 2
+
+
+def test_a_generator_that_training_shares_is_where_it_was() -> None:
+    def train(*callbacks: Callback) -> Tensor:
+        seed_everything(0, verbose=False)
+        shared, model = torch.Generator().manual_seed(0), Validated()
+        loaders = [loader(*task(k), shuffle=True, generator=shared) for k in (0, 1)]
+        make_trainer(*callbacks, max_epochs=3, num_sanity_val_steps=0).fit(model, *loaders)
+        return weights(model)
+
+    assert torch.equal(train(), train(Peeking("on_train_epoch_start")))
+
+
+def test_the_loop_is_where_it_was() -> None:
+    class Counting(Validated):
+        """Logs by step, and asks for its loaders, as the Trainer's own validations have them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = []
+
+        def val_dataloader(self) -> list[DataLoader]:
+            if not self.peeking:
+                self.seen.append(("loaders", self.trainer.current_epoch))
+            return val_loaders()
+
+        def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if not self.peeking:
+                loop = self.trainer.fit_loop.epoch_loop.val_loop
+                self.seen.append(dict(loop._seen_batches_per_dataloader))
+
+        peeking = False
+
+    class Marked(Peeking):
+        def _peek(self, trainer: Trainer, *args: Any) -> None:
+            trainer.lightning_module.peeking = True
+            super()._peek(trainer)
+            trainer.lightning_module.peeking = False
+
+    def train(*callbacks: Callback) -> list[Any]:
+        model = Counting()
+        options = {"reload_dataloaders_every_n_epochs": 2, "num_sanity_val_steps": 0}
+        make_trainer(*callbacks, max_epochs=5, check_val_every_n_epoch=2, **options).fit(
+            model, loader(*task(0))
+        )
+        return model.seen
+
+    assert train() == train(Marked("on_train_epoch_start"))
+
+
+def test_a_metric_that_remembers_the_best_does_not_remember_this() -> None:
+    class Tracking(Validated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extremes = MinMaxMetric(MeanMetric())
+
+        def on_validation_epoch_end(self) -> None:
+            self.extremes.update(self.trainer.global_step % 3 + 1.0)
+            self.extremes.compute()
+
+    def train(*callbacks: Callback) -> Any:
+        seed_everything(0, verbose=False)
+        model = Tracking()
+        make_trainer(*callbacks, max_epochs=2, num_sanity_val_steps=0).fit(
+            model, loader(*task(0)), val_loaders()
+        )
+        return model.extremes.min_val, model.extremes.max_val
+
+    assert train() == train(Peeking("on_train_batch_end"))
+
+
+def test_what_a_module_may_use_is_there(tmp_path: Path) -> None:
+    class Using(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.used = [
+                self.logger.log_dir,
+                self.logger.name,
+                self.logger.version,
+                self.trainer.log_dir,
+                self.trainer.checkpoint_callback,
+                "train_loss" in self.trainer.callback_metrics,
+            ]
+
+    class Comparing(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            usual, pl_module.used = pl_module.used, []
+            quiet_validation(trainer)
+            assert pl_module.used == usual
+            assert usual[-2] is not None and usual[-1]
+
+    make_trainer(
+        Comparing(), num_sanity_val_steps=0, logger=CSVLogger(tmp_path), enable_checkpointing=True
+    ).fit(Using(), loader(*task(0)), val_loaders())
+
+
+def test_averaged_weights_are_validated_as_ever() -> None:
+    class Comparing(Peeking):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.usual = dict(trainer.callback_metrics)
+
+    peeking = Comparing("on_train_epoch_end")
+    fit(peeking, EMAWeightAveraging(decay=0.9), max_epochs=3)
+    for name, value in peeking.found[-1].items():
+        assert value == peeking.usual[name]
 
 
 def test_gradients_that_wait_for_their_step_stay() -> None:

@@ -120,21 +120,20 @@ class DriftBoundaries(MonitoredBoundaries):
             raise ValueError(f"mode={mode!r} is neither 'min' nor 'max'")
         if feature_layer is not None and monitor != "feature_shift":
             raise ValueError(f"feature_layer is for monitor='feature_shift', not for {monitor!r}")
-        self.monitor, self.mode = monitor, mode
+        self.detector, self.monitor, self.mode, self.feature_layer = detector, monitor, mode, feature_layer
         if whole("min_task_steps", min_task_steps, least=2) < check_every_n_steps:
             raise ValueError(
                 f"check_every_n_steps={check_every_n_steps} must not exceed min_task_steps={min_task_steps}, "
                 f"or two tasks would end at once"
             )
+        self.min_task_steps = min_task_steps
         self.rise = RiseMonitor(detector, warm_up=min_task_steps, logarithm=mode == "min")
         self.snapshot_every = whole("snapshot_every", snapshot_every, least=1)
         self.found: list[Boundary] = []
         self.trace = Trace()
-        self._recent = RecentBatches(
-            whole("recent_samples", recent_samples, least=1),
-            positive("recent_bytes", recent_bytes, endless=True),
-            device="cpu",
-        )
+        self.recent_samples = whole("recent_samples", recent_samples, least=1)
+        self.recent_bytes = positive("recent_bytes", recent_bytes, endless=True)
+        self._recent = RecentBatches(self.recent_samples, self.recent_bytes, device="cpu")
         self._snapshots = Snapshots()
         self._onset = 0
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from cl_callbacks.arguments import whole
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
@@ -43,6 +43,9 @@ class TaskSequence(LightningDataModule):
         epochs_per_task: after so many epochs the next task begins; ``None`` to wait for a boundary callback.
         transition: for so many batches around each change neighbouring tasks are mixed: the share of the
             later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
+        shuffle_seed: training data come in an order that depends on it and on the epoch alone, so that a
+            training that is resumed from the end of an epoch sees what it would have seen. ``None`` for an
+            order by torch's random numbers, which Lightning does not keep.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
         num_workers: of each loader.
@@ -70,6 +73,7 @@ class TaskSequence(LightningDataModule):
         *,
         epochs_per_task: int | None = None,
         transition: int = 0,
+        shuffle_seed: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 512,
         num_workers: int = 0,
@@ -86,6 +90,7 @@ class TaskSequence(LightningDataModule):
         elif whole("transition", transition, least=0):
             raise ValueError("transition needs epochs_per_task: nobody knows yet when a change will come")
         self.epochs_per_task, self.transition = epochs_per_task, whole("transition", transition, least=0)
+        self.shuffle_seed = None if shuffle_seed is None else whole("shuffle_seed", shuffle_seed, least=0)
         self.tasks = list(tasks)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.collate_fn = num_workers, collate_fn
@@ -239,8 +244,21 @@ class TaskSequence(LightningDataModule):
                 f"all {len(self.tasks)} tasks of the sequence have been trained; set `current_task` to go "
                 f"back to one"
             )
-        loader = self._loader(self.tasks[self.current_task]["train"], self.batch_size, shuffle=True)
+        data = self.tasks[self.current_task]["train"]
+        loader = self._loader(data, self.batch_size, shuffle=True, order=self._order(data))
         return self._blended(loader, epoch) if self.transition else loader
+
+    def _order(self, data: Any) -> DistributedSampler | None:
+        """The order of this epoch, which Lightning lets it know too."""
+        if self.shuffle_seed is None:
+            return None
+        processes, rank, epoch = 1, 0, 0
+        if self.trainer is not None:
+            processes, rank = self.trainer.world_size, self.trainer.global_rank
+            epoch = self.trainer.current_epoch
+        order: DistributedSampler = DistributedSampler(data, processes, rank, seed=self.shuffle_seed)
+        order.set_epoch(epoch)  # workers begin before Lightning does
+        return order
 
     def _blended(self, plain: DataLoader, epoch: int) -> DataLoader:
         """The loader with samples of the neighbouring tasks in it, as far as they reach into this epoch."""
@@ -253,7 +271,10 @@ class TaskSequence(LightningDataModule):
         )
         neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
         limit = getattr(self.trainer, "limit_train_batches", 1.0)
-        return blended(plain, neighbours, ramp, self.epochs_per_task, limit)
+        seed = None
+        if self.shuffle_seed is not None:  # other numbers than those of the order
+            seed = 2**32 + self.shuffle_seed + task * self.epochs_per_task + epoch
+        return blended(plain, neighbours, ramp, self.epochs_per_task, limit, seed)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per task, of the validation split or else the test split."""
@@ -272,11 +293,14 @@ class TaskSequence(LightningDataModule):
             loaders.append(self._loader(task[split], self.eval_batch_size, shuffle=False))
         return loaders
 
-    def _loader(self, dataset: Any, batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(
+        self, dataset: Any, batch_size: int, shuffle: bool, order: DistributedSampler | None = None
+    ) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and order is None,
+            sampler=order,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
         )

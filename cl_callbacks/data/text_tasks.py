@@ -55,6 +55,7 @@ class TextTasks(TaskSequence):
         seed: of the choice of examples, and of the division of data without splits.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
         transition: as in :class:`~cl_callbacks.TaskSequence`; not with a head for each task.
+        shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
         num_workers: of each loader.
@@ -96,6 +97,7 @@ class TextTasks(TaskSequence):
         seed: int = 0,
         epochs_per_task: int | None = None,
         transition: int = 0,
+        shuffle_seed: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 128,
         num_workers: int = 0,
@@ -120,6 +122,7 @@ class TextTasks(TaskSequence):
             self._tasks(sources, rows, numbers, tokenise),
             epochs_per_task=epochs_per_task,
             transition=transition,
+            shuffle_seed=shuffle_seed,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

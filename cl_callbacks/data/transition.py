@@ -102,6 +102,7 @@ class BlendedBatches(BatchSampler):
         ramp: how many samples.
         epochs: of a task.
         limit: of batches in an epoch, a number or a share, as in Lightning's ``limit_train_batches``.
+        seed: of which samples are taken in an epoch; ``None`` for torch's random numbers.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class BlendedBatches(BatchSampler):
         ramp: Ramp,
         epochs: int,
         limit: int | float,
+        seed: int | None = None,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
+        self.seed = seed
         self.size, self.ramp, self.epochs, self.limit = size, ramp, epochs, limit
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -125,15 +128,22 @@ class BlendedBatches(BatchSampler):
                 f"transition={self.ramp.width} is longer than a task, which has {self.epochs * batches} "
                 f"batches: only neighbouring tasks can be mixed"
             )
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         for number, batch in enumerate(super().__iter__()):
             before, after = self.ramp(number, batches)
-            draws = torch.rand(len(batch)).tolist() if before or after else [1.0] * len(batch)
+            mixed = bool(before or after)
+            draws = torch.rand(len(batch), generator=generator).tolist() if mixed else [1.0] * len(batch)
             parts = [1 if draw < before else 2 if draw < before + after else 0 for draw in draws]
             yield [part * self.size + index for part, index in zip(parts, batch, strict=True)]
 
 
 def blended(
-    plain: DataLoader, neighbours: Sequence[Any], ramp: Ramp, epochs: int, limit: int | float
+    plain: DataLoader,
+    neighbours: Sequence[Any],
+    ramp: Ramp,
+    epochs: int,
+    limit: int | float,
+    seed: int | None = None,
 ) -> DataLoader:
     """A task's loader with samples of its neighbours in it.
 
@@ -143,10 +153,11 @@ def blended(
         ramp: how much of them.
         epochs: of a task.
         limit: of batches in an epoch.
+        seed: of the choice in this epoch; ``None`` for torch's random numbers.
     """
     sampler: Any = plain.sampler
     size = len(plain.dataset)  # type: ignore[arg-type]
-    batches = BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp, epochs, limit)
+    batches = BlendedBatches(sampler, plain.batch_size or 1, plain.drop_last, size, ramp, epochs, limit, seed)
     return DataLoader(
         Blend([plain.dataset, *neighbours]),
         batch_sampler=batches,

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from cl_callbacks.log import tell
+from cl_callbacks.log import offer
 
 BINS = 64
 
@@ -32,7 +32,7 @@ def show_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     finite = {key: array for key, array in finite.items() if len(array)}
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     if finite:
-        tell(trainer, lambda logger: _show(logger, finite, step))
+        offer(trainer, lambda logger: _show(logger, finite, step))
 
 
 def _show(logger: Logger, values: Mapping[str, np.ndarray], step: int) -> None:

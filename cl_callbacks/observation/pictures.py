@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from cl_callbacks.log import log_folder, tell
+from cl_callbacks.log import log_folder, offer, unless_it_fails
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +30,10 @@ def show(trainer: Trainer, key: str, figure: Figure) -> None:
     if folder is None:
         return
     file = folder / "figures" / f"{key.replace('/', '-')}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=_DPI)
-    tell(trainer, lambda logger: _show(logger, key, file, trainer.global_step))
+    with unless_it_fails(file.name, OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=_DPI)
+        offer(trainer, lambda logger: _show(logger, key, file, trainer.global_step))
 
 
 def _show(logger: Logger, key: str, file: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.compatibility import few
@@ -29,12 +31,13 @@ class TaskEvaluation(Callback):
     """Measures the task matrix: the score on every task before any training and after each task.
 
     The scores are those that the module logs in its validation, which has one loader per task: the Trainer's
-    own validation where it comes at the task's end, else one of this callback's that nothing else notices.
+    own validation where it comes at the task's end, else a quiet one of this callback's (see
+    :func:`~cl_callbacks.quiet_validation.quiet_validation`, also for what a module must not do in it).
     Of a task whose end is found late they are those of the network as it was then.
 
-    Logged with ``cl_task/index``, the task that has ended, as the x axis: ``cl_task/average`` over the tasks
-    learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``, ``cl_task/forward_transfer`` and
-    ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`), ``cl_task/score/0`` and
+    Logged with ``cl_task/index``, how many tasks ended before, as the x axis: ``cl_task/average`` over the
+    tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``, ``cl_task/forward_transfer``
+    and ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`), ``cl_task/score/0`` and
     ``cl_task/forgetting/0`` and so on for each task learned, and ``cl_task/consolidation_seconds``, what the
     rules took for it; ``cl/task``, the current task, by step. ``task_matrix.json``, ``task_matrix.csv`` and
     ``figures/*.png`` are written beside the log of the Trainer's first logger that has a folder; W&B and
@@ -91,8 +94,11 @@ class TaskEvaluation(Callback):
 
     @property
     def matrix(self) -> Tensor:
-        """The task matrix, of shape (T + 1, T): row k after k tasks, row 0 before training; else NaN."""
-        return self.record.matrix
+        """The task matrix, of shape (T + 1, T): row k after k tasks, row 0 before training; else NaN.
+
+        Columns are in the order in which the tasks were learned.
+        """
+        return self.record.matrix.clone()
 
     def results(self) -> dict[str, float]:
         """``average``, ``forgetting``, ``backward_transfer``, ``forward_transfer`` and ``learning``."""
@@ -116,10 +122,13 @@ class TaskEvaluation(Callback):
             )
         self._latest = (-1, [])
         self.report.begin(trainer)
-        boundaries = boundaries_of(trainer)
-        fresh = not boundaries.task_is_open and boundaries.task not in self.record.rows
-        if fresh and (self.untrained or boundaries.task):
-            self.record.rows[boundaries.task] = self._validated(trainer)
+        boundaries, record = boundaries_of(trainer), self.record
+        if not record.rows and not isinstance(boundaries, BatchBoundaries):
+            # Of tasks that ended before anybody looked it is known that they were learned.
+            record.learned, record.ends = list(range(boundaries.task)), [0] * boundaries.task
+        learned = len(record.learned)
+        if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
+            record.keep(learned, self._validated(trainer))
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Marks the boundary in the log."""
@@ -132,33 +141,34 @@ class TaskEvaluation(Callback):
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Adds a row to the matrix."""
-        self._add_row(trainer, task)
+        self._add_row(trainer)
+        self.record.learned.append(task)
         self.record.ends.append(trainer.global_step)
-        self._tell(trainer, task)
+        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        log(trainer, {"cl/task": task})
+        index, seconds = len(self.record.learned) - 1, sum(rule.seconds for rule in rules)
+        self._warn_of_too_many_tasks(index)
+        self.report.log_task(trainer, index, consolidation_seconds=seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the row of a last task that nobody can know to have ended."""
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, MonitoredBoundaries) and boundaries.task_is_open:
-            self._add_row(trainer, boundaries.task)
-            self._tell(trainer, boundaries.task)
+            self._add_row(trainer)
+            self.report.log_task(trainer, len(self.record.learned))
 
-    def _add_row(self, trainer: Trainer, task: int) -> None:
+    def _add_row(self, trainer: Trainer) -> None:
         if boundaries_of(trainer).looking_back:
-            self.record.rows[task + 1] = self._scores(trainer, quiet_validation(trainer, _WHAT))
+            scores = self._scores(trainer, quiet_validation(trainer, _WHAT, averaged=False))
         elif self._latest[0] == trainer.global_step:
-            self.record.rows[task + 1] = self._latest[1]
+            scores = self._latest[1]
         else:
-            self.record.rows[task + 1] = self._validated(trainer)
+            scores = self._validated(trainer)
+        self.record.keep(len(self.record.learned) + 1, scores)
 
-    def _tell(self, trainer: Trainer, task: int) -> None:
-        self._warn_of_too_many_tasks(task)
-        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
-        self.report.log_task(trainer, task, sum(rule.seconds for rule in rules))
-
-    def _warn_of_too_many_tasks(self, task: int) -> None:
-        tasks = len(self.record.rows[task + 1])
-        if task == tasks:
+    def _warn_of_too_many_tasks(self, index: int) -> None:
+        tasks = len(self.record.columns)
+        if index == tasks:
             rank_zero_warn(
                 f"TaskEvaluation: more tasks have ended than there are validation loaders, {tasks}, so that "
                 f"rows and columns of the task matrix are not of the same tasks: forgetting and transfers "
@@ -174,27 +184,28 @@ class TaskEvaluation(Callback):
         return scores
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
-        found = [metrics[name] for name in self._keys(trainer, metrics)]
-        values = torch.stack([value.detach().double().to(trainer.strategy.root_device) for value in found])
+        found = [metrics[name] for name in self._keys(metrics)]
+        values = torch.stack([value.detach().float().to(trainer.strategy.root_device) for value in found])
         return trainer.strategy.reduce(values, reduce_op="mean").tolist()
 
-    def _keys(self, trainer: Trainer, metrics: Mapping[str, Any]) -> list[str]:
-        loaders = trainer.fit_loop.epoch_loop.val_loop.num_dataloaders
-        if "{task}" in self.monitor:
-            keys = [self.monitor.replace("{task}", str(task)) for task in range(len(metrics))]
-            keys = [key for key in keys if key in metrics]
-        elif loaders == 1:
-            keys = [self.monitor]
-        else:
-            keys = [f"{self.monitor}/dataloader_idx_{task}" for task in range(loaders)]
-        missing = [key for key in keys if key not in metrics]
-        if missing or not keys:
+    def _keys(self, metrics: Mapping[str, Any]) -> list[str]:
+        """What each task's score is called."""
+        monitor = self.monitor
+        if "{task}" not in monitor:
+            if monitor in metrics:  # of a single loader
+                return [monitor]
+            monitor += "/dataloader_idx_{task}"
+        before, after = map(re.escape, monitor.split("{task}", 1))
+        matches = [re.fullmatch(f"{before}([0-9]+){after}", name) for name in metrics]
+        numbers = sorted(int(match[1]) for match in matches if match)
+        if not numbers or numbers != list(range(len(numbers))):
+            wanted = next(task for task in range(len(numbers) + 1) if task not in numbers)
             raise MisconfigurationException(
-                f"TaskEvaluation: validation logs no {missing[0] if missing else self.monitor!r}; it logs "
-                f"{few(sorted(metrics)) if metrics else 'nothing'}. Let `validation_step` call "
-                f"`self.log({self.monitor!r}, ...)`, or give TaskEvaluation another monitor."
+                f"TaskEvaluation: validation logs no {monitor.replace('{task}', str(wanted))!r}; it logs "
+                f"{few(sorted(metrics)) if metrics else 'nothing'}. Let `validation_step` of the module log "
+                f"the score of each task, from 0 on, or give TaskEvaluation another monitor."
             )
-        return keys
+        return [monitor.replace("{task}", str(task)) for task in numbers]
 
     # -- telling -----------------------------------------------------------------------------------
 
@@ -204,8 +215,8 @@ class TaskEvaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, prints the table and logs the artifact; not between fits that are a task each."""
-        tasks = self.matrix.shape[1]
-        if isinstance(boundaries_of(trainer), FitBoundaries) and tasks not in self.record.rows:
+        tasks = len(self.record.columns)
+        if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.learned) < tasks:
             return
         self.report.draw(trainer)
         if self.artifact:

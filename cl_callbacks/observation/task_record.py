@@ -30,13 +30,15 @@ class TaskRecord:
         higher_is_better: whether the scores are so.
 
     Attributes:
-        rows: scores after so many tasks.
+        rows: scores of all tasks, in the order of their loaders, after so many tasks.
+        learned: the tasks that were learned, in this order.
         curve: steps at which all tasks were scored, with the scores.
-        ends: steps at which tasks ended.
+        ends: steps at which tasks were said to have ended.
 
     Example:
         >>> record = TaskRecord(higher_is_better=True)
-        >>> record.rows = {1: [0.9, 0.1], 2: [0.5, 0.75]}
+        >>> record.keep(1, [0.9, 0.1]); record.learned.append(0)
+        >>> record.keep(2, [0.5, 0.75]); record.learned.append(1)
         >>> record.matrix
         tensor([[   nan,    nan],
                 [0.9000, 0.1000],
@@ -48,21 +50,41 @@ class TaskRecord:
     def __init__(self, higher_is_better: bool) -> None:
         self.higher_is_better = higher_is_better
         self.rows: dict[int, list[float]] = {}
+        self.learned: list[int] = []
         self.curve: list[tuple[int, list[float]]] = []
         self.ends: list[int] = []
+        self._matrix: Tensor | None = None
+
+    def keep(self, learned: int, scores: list[float]) -> None:
+        """Keeps the scores after so many tasks."""
+        self.rows[learned], self._matrix = scores, None
+
+    @property
+    def columns(self) -> list[int]:
+        """The loaders of the tasks, in the order in which tasks are learned; then of those still to come."""
+        loaders = max(map(len, self.rows.values()), default=0)
+        learned = [task for task in dict.fromkeys(self.learned) if 0 <= task < loaders]
+        return learned + [task for task in range(loaders) if task not in learned]
 
     @property
     def matrix(self) -> Tensor:
         """The task matrix, of shape (T + 1, T); see :mod:`cl_callbacks.functional.task_matrix`."""
-        tasks = max([len(row) for row in self.rows.values()] + list(self.rows), default=0)
-        found = torch.full((tasks + 1, tasks), math.nan, dtype=torch.float64)
-        for learned, row in self.rows.items():
-            found[learned, : len(row)] = torch.tensor(row, dtype=torch.float64)
-        return found
+        if self._matrix is None:
+            columns = self.columns
+            tasks = max([len(columns), *self.rows])
+            self._matrix = torch.full((tasks + 1, tasks), math.nan, dtype=torch.float64)
+            for learned, row in self.rows.items():
+                self._matrix[learned, : len(columns)] = torch.tensor(self.ordered(row), dtype=torch.float64)
+        return self._matrix
+
+    def ordered(self, scores: Sequence[float]) -> list[float]:
+        """Scores of all loaders in the order of the columns; NaN for one that was not there."""
+        return [scores[task] if task < len(scores) else math.nan for task in self.columns]
 
     def table(self) -> list[list[float | None]]:
-        """The rows of the matrix, with ``None`` for NaN."""
-        return [[None if math.isnan(score) else score for score in row] for row in self.matrix.tolist()]
+        """The rows of the matrix as far as they were measured, with ``None`` for NaN."""
+        measured = self.matrix[: max(self.rows, default=-1) + 1, : len(self.columns)]
+        return [[None if math.isnan(score) else score for score in row] for row in measured.tolist()]
 
     def results(self) -> dict[str, float]:
         """The field's figures as of now; NaN for what is not known yet."""
@@ -87,7 +109,7 @@ class TaskRecord:
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def worst(self) -> tuple[int, float] | None:
-        """The task that has been forgotten most, and how far."""
+        """The column of the task that has been forgotten most, and how far."""
         lost = forgetting_per_task(self.matrix, self.higher_is_better)
         if lost.isnan().all():
             return None
@@ -100,14 +122,14 @@ class TaskRecord:
         Args:
             folder: where to.
             about: what else belongs into the first.
-            names: of the tasks.
+            names: of the columns.
         """
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.table()
         results = {name: None if math.isnan(v) else v for name, v in self.results().items()}
         found = about | {"matrix": rows, "results": results, "task_ends": self.ends}
         as_json, as_csv = folder / "task_matrix.json", folder / "task_matrix.csv"
-        as_json.write_text(json.dumps(found, indent=1))
+        as_json.write_text(json.dumps(found))
         with as_csv.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["tasks_learned", *names])
@@ -116,8 +138,10 @@ class TaskRecord:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers only."""
-        return {"rows": dict(self.rows), "curve": list(self.curve), "ends": list(self.ends)}
+        kept = {"rows": dict(self.rows), "learned": list(self.learned)}
+        return kept | {"curve": list(self.curve), "ends": list(self.ends)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on with these."""
-        self.rows, self.curve, self.ends = dict(state["rows"]), list(state["curve"]), list(state["ends"])
+        self.rows, self.learned = dict(state["rows"]), list(state["learned"])
+        self.curve, self.ends, self._matrix = list(state["curve"]), list(state["ends"]), None

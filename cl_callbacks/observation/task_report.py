@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
-from cl_callbacks.log import log, log_folder, tell
+from cl_callbacks.log import log, log_folder, offer, unless_it_fails
 from cl_callbacks.observation.pictures import show
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_table import task_table
@@ -41,28 +41,32 @@ class TaskReport:
 
     @property
     def names(self) -> list[str]:
-        """Of all tasks: their names, or numbers where they have none."""
-        tasks = self.record.matrix.shape[1]
-        return (self._names + [str(task) for task in range(len(self._names), tasks)])[:tasks]
+        """Of the matrix's columns: the tasks' names, or numbers where they have none."""
+        columns, tasks = self.record.columns, self.record.matrix.shape[1]
+        given = dict(enumerate(self._names))
+        taken = set(self._names)
+        return [
+            given.get(task, f"task {task}" if str(task) in taken else str(task))
+            for task in [*columns, *range(len(columns), tasks)]
+        ]
 
     def begin(self, trainer: Trainer) -> None:
         """Tells W&B which numbers are by task."""
         self._drawn_at = time.monotonic()
         if trainer.is_global_zero:
-            tell(trainer, define_task_axis)
+            offer(trainer, define_task_axis)
 
-    def log_task(self, trainer: Trainer, task: int, seconds: float) -> None:
+    def log_task(self, trainer: Trainer, index: int, **more: float) -> None:
         """Logs all figures at the end of a task, and draws if it is time to.
 
         Args:
             trainer: that is training.
-            task: that has ended.
-            seconds: that consolidation took.
+            index: how many tasks have ended before.
+            more: to be logged by task.
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
-        values = {"index": task, **results, **self.record.of_tasks(self.names)}
-        values["consolidation_seconds"] = seconds
-        log(trainer, {"cl/task": task} | {f"cl_task/{name}": value for name, value in values.items()})
+        values = {"index": index, **results, **self.record.of_tasks(self.names), **more}
+        log(trainer, {f"cl_task/{name}": value for name, value in values.items()})
         self.write(trainer)
         if time.monotonic() - self._drawn_at > self._drawing / _SHARE_OF_DRAWING:
             self.draw(trainer)
@@ -77,9 +81,10 @@ class TaskReport:
     def print_table(self) -> None:
         """Prints the matrix and what follows from it."""
         from rich.console import Console
+        from rich.markup import escape
 
         console = Console()
-        title = f"{self.monitor} on each task (column) after learning each (row)"
+        title = escape(f"{self.monitor} on each task (column) after learning each (row)")
         console.print(task_table(self.record.matrix, self.names, title))
         results = {name.replace("_", " "): value for name, value in self.record.results().items()}
         known = [f"{name} {value:.3f}" for name, value in results.items() if not math.isnan(value)]
@@ -89,7 +94,8 @@ class TaskReport:
         """Writes the matrix into the log folder, if there is one."""
         folder = log_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
-            self._files(folder)
+            with unless_it_fails("task_matrix.json", OSError):
+                self._files(folder)
 
     def draw(self, trainer: Trainer) -> None:
         """Shows the pictures, and the matrix as a table of W&B, if there is a log."""
@@ -99,8 +105,8 @@ class TaskReport:
         for key, figure in self.figures(trainer).items():
             show(trainer, key, figure)
         rows = [[learned, *row] for learned, row in enumerate(self.record.table())]
-        columns = ["tasks learned", *self.names]
-        tell(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
+        columns = ["tasks learned", *self.names[: len(self.record.columns)]]
+        offer(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
         self._drawn_at = time.monotonic()
         self._drawing = self._drawn_at - start
 
@@ -111,7 +117,8 @@ class TaskReport:
         names, record = self.names, self.record
         mode: Literal["max", "min"] = "max" if record.higher_is_better else "min"
         steps = [step for step, _ in record.curve]
-        scores = [scores + [math.nan] * (len(names) - len(scores)) for _, scores in record.curve]
+        missing = [math.nan] * (len(names) - len(record.columns))
+        scores = [record.ordered(scores) + missing for _, scores in record.curve]
         drawn = {
             "cl_task/matrix": accuracy_matrix(record.matrix, names=names, mode=mode, title=self.monitor),
             "cl_task/curves": task_curves(steps, scores, record.ends, names=names, monitor=self.monitor),
@@ -129,7 +136,8 @@ class TaskReport:
             with TemporaryDirectory() as folder:
                 files = self._files(Path(folder))
                 torch.save(dict(states), Path(folder) / "rules.pt")
-                tell(trainer, lambda logger: log_artifact(logger, [*files, Path(folder) / "rules.pt"]))
+                offer(trainer, lambda logger: log_artifact(logger, [*files, Path(folder) / "rules.pt"]))
 
     def _files(self, folder: Path) -> list[Path]:
-        return self.record.write(folder, {"monitor": self.monitor, "names": self.names}, self.names)
+        names = self.names[: len(self.record.columns)]
+        return self.record.write(folder, {"monitor": self.monitor, "names": names}, names)

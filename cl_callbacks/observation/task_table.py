@@ -35,13 +35,16 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
         (2, 3)
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     tasks, learned = len(names), tasks_learned(matrix)
     interval = every(tasks, room=_ROOM)
     shown = sorted({*range(0, tasks, interval), tasks - 1})
     numbers = [str(task) for task in range(tasks)]
-    named = [n if n == name else f"{n} {cut(name, _NAME)}" for n, name in zip(numbers, names, strict=True)]
+    named = [
+        n if n == name else f"{n} {escape(cut(name, _NAME))}" for n, name in zip(numbers, names, strict=True)
+    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", no_wrap=True)
     for task in shown:

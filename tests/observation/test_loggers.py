@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cl_callbacks import EWC, EpochBoundaries, SynapseStatistics, TaskEvaluation
 from tests import wandb_files
-from tests.observation.test_task_evaluation import TASKS, fit
+from tests.observation.test_task_evaluation import TASKS, Scored, fit
 
 BY_TASK = [
     "average",
@@ -145,6 +145,31 @@ def test_tensorboard(tmp_path: Path) -> None:
     check_tensorboard(Path(logger.log_dir), evaluation)
     check_files(Path(logger.log_dir))
     assert "strength: 10.0" in (Path(logger.log_dir) / "hparams.yaml").read_text()
+
+
+def test_tensorboard_shows_the_users_own_hyperparameters(tmp_path: Path) -> None:
+    class Tuned(Scored):
+        def __init__(self, lr: float = 0.5) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    logger = TensorBoardLogger(tmp_path)
+    fit(EWC(10.0), EpochBoundaries(2), model=Tuned(), logger=logger)
+    events = EventAccumulator(str(logger.log_dir)).Reload()
+    shown = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"lr" in shown
+    assert "cl_callbacks/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_logger_that_refuses_hyperparameters_keeps_its_metrics(tmp_path: Path) -> None:
+    class Refusing(CSVLogger):
+        def log_hyperparams(self, params: Any = None) -> None:
+            raise RuntimeError("Changing param values is not allowed")
+
+    logger = Refusing(tmp_path)
+    with pytest.warns(match="could not be written"):
+        evaluation = run(logger)
+    check_csv(Path(logger.log_dir), evaluation)
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cl_callbacks import (
     EWC,
+    BatchBoundaries,
     DriftBoundaries,
     EpochBoundaries,
     FitBoundaries,
@@ -28,7 +30,8 @@ from cl_callbacks import (
 )
 from cl_callbacks.functional.task_matrix import average_accuracy, forgetting
 from tests.processes import train_together
-from tests.training import Net, loader, make_trainer, task, weights
+from tests.settings.processes import fsdp2
+from tests.training import Net, loader, make_trainer, plain_net, task, weights
 
 TASKS = 3
 
@@ -66,6 +69,16 @@ def fit(
     trainer = make_trainer(*callbacks, num_sanity_val_steps=0, **options)
     trainer.fit(model or Scored(), data or sequence())
     return trainer
+
+
+class Unshuffled(TaskSequence):
+    """Whose order needs no random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(sequence().tasks, batch_size=8)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(super().train_dataloader().dataset, batch_size=8)
 
 
 def accuracies(model: Scored, at: Tensor) -> list[float]:
@@ -193,6 +206,42 @@ def test_names_of_the_modules_own(tmp_path: Path) -> None:
     assert "cl_task/score/green" in (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
 
 
+def test_tasks_may_come_in_any_order() -> None:
+    """Rows are by how many were learned, columns in the order of learning."""
+    evaluation, model, order = TaskEvaluation(table=False), Scored(), [2, 0, 1]
+    parts = [(*task(k), torch.full((24,), k)) for k in order]
+    stream = loader(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    trainer = make_trainer(evaluation, BatchBoundaries(key=2), num_sanity_val_steps=0)
+    trainer.fit(model, stream, [loader(*task(k)) for k in range(TASKS)])
+    by_hand = accuracies(model, weights(model))
+    assert evaluation.matrix[-1].tolist() == pytest.approx([by_hand[k] for k in order])
+    assert not evaluation.matrix.isnan().any()
+    assert evaluation.report.names == ["2", "0", "1"]
+    assert evaluation.results()["average"] == pytest.approx(sum(by_hand) / TASKS)
+
+
+def test_a_new_trainer_for_each_task() -> None:
+    by_hand, evaluation, model = AtEnds(), TaskEvaluation(table=False), Scored()
+    loaders = [loader(*task(k)) for k in range(TASKS)]
+    for index in range(TASKS):
+        make_trainer(by_hand, evaluation, num_sanity_val_steps=0).fit(model, loaders[index], loaders)
+    torch.testing.assert_close(evaluation.matrix[1:], torch.tensor(by_hand.rows).double())
+
+
+def test_a_disk_that_is_full_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    evaluation, logger = TaskEvaluation(table=False), CSVLogger(tmp_path)
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.warns(match=r"task_matrix.json could not be written \(OSError"):
+        fit(evaluation, EpochBoundaries(2), logger=logger)
+    assert not evaluation.matrix.isnan().any()
+
+
 def test_files_beside_the_log(tmp_path: Path) -> None:
     evaluation, logger = TaskEvaluation(names=["red", "green", "blue"]), CSVLogger(tmp_path)
     fit(evaluation, EpochBoundaries(2), logger=logger)
@@ -217,7 +266,7 @@ def test_a_run_that_breaks_off_leaves_its_rows(tmp_path: Path) -> None:
         fit(TaskEvaluation(), EpochBoundaries(2), model=Breaking(), logger=logger)
     matrix = json.loads((Path(logger.log_dir) / "task_matrix.json").read_text())["matrix"]
     assert None not in matrix[1]
-    assert matrix[2] == [None] * TASKS
+    assert len(matrix) == 2
 
 
 def test_the_table_is_printed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +308,27 @@ def test_a_resumed_run_has_the_whole_matrix(tmp_path: Path) -> None:
     assert [step for step, _ in second.record.curve] == [step for step, _ in whole.record.curve]
 
 
+def test_resumed_from_a_tasks_last_validation(tmp_path: Path) -> None:
+    """Where Lightning's own loop would go on behind the validation that wrote the checkpoint."""
+    whole, second = TaskEvaluation(table=False), TaskEvaluation(table=False)
+    model = Scored(net=plain_net())  # without dropout, whose random numbers no checkpoint has
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_acc/dataloader_idx_0", save_top_k=-1)
+    options = {"check_val_every_n_epoch": 2, "enable_checkpointing": True}
+    fit(whole, EpochBoundaries(2), checkpoint, model=model, data=Unshuffled(), **options)
+    seed_everything(0, verbose=False)
+    trainer = make_trainer(
+        second,
+        EpochBoundaries(2),
+        max_epochs=2 * TASKS,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        check_val_every_n_epoch=2,
+    )
+    first = tmp_path / "epoch=1-step=6.ckpt"
+    trainer.fit(Scored(net=plain_net()), Unshuffled(), ckpt_path=first, weights_only=True)
+    assert torch.equal(second.matrix[1:], whole.matrix[1:])
+
+
 def test_a_state_of_something_else_is_refused_whole() -> None:
     evaluation = TaskEvaluation()
     evaluation.record.rows = {0: [0.5]}
@@ -290,28 +360,43 @@ def test_what_cannot_work_is_refused() -> None:
         fit(TaskEvaluation("val_f1"))
 
 
-def _train(rank: int) -> tuple[Tensor, Tensor]:
-    evaluation, model = TaskEvaluation(table=False), Scored()
-    fit(
-        evaluation,
-        EpochBoundaries(2),
-        model=model,
-        devices=2,
-        strategy="ddp",
-        check_val_every_n_epoch=5,
-    )
-    return evaluation.matrix, weights(model)
+class Sharded(Scored):
+    """Its parameters are in two parts under FSDP2."""
+
+    def __init__(self) -> None:
+        super().__init__(net=plain_net())
+
+    def configure_model(self) -> None:
+        for module in (self.net[0], self.net[2], self.net):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Does not look at the weights, of which each process has a part."""
 
 
 def _together(rank: int, folder: Path) -> None:
-    torch.save(_train(rank), folder / f"{rank}.pt")
+    for kind, strategy, model in (("ddp", "ddp", Scored()), ("fsdp2", fsdp2(), Sharded())):
+        evaluation = TaskEvaluation(artifact=True, table=False)  # of states that each has a part of
+        fit(
+            evaluation,
+            EWC(10.0, samples=8, estimator="sampled"),
+            EpochBoundaries(2),
+            model=model,
+            devices=2,
+            strategy=strategy,
+            check_val_every_n_epoch=5,
+            logger=CSVLogger(folder, name=f"{kind}{rank}"),
+        )
+        torch.save(evaluation.matrix, folder / f"{kind}{rank}.pt")
 
 
 def test_two_processes_have_the_same_matrix(tmp_path: Path) -> None:
     train_together(2, _together, tmp_path)
-    first, second = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
-    assert not first[0].isnan().any()
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-    # Each has half of 24 samples: the mean is that of all.
-    assert torch.equal((first[0] * 24).round(), (first[0] * 24).round(decimals=6))
+    for kind in ("ddp", "fsdp2"):
+        first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in (0, 1))
+        assert not first.isnan().any()
+        assert torch.equal(first, second)
+        # Each has half of 24 samples: the mean is that of all.
+        assert torch.equal((first * 24).round(), (first * 24).round(decimals=6))
+    written = tmp_path.rglob("task_matrix.json")
+    assert sorted(file.relative_to(tmp_path).parts[0] for file in written) == ["ddp0", "fsdp20"]

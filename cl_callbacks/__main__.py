@@ -1,0 +1,6 @@
+"""``python -m cl_callbacks fit --config configs/digits.yaml``."""
+
+from cl_callbacks.cli import main
+
+if __name__ == "__main__":
+    main()

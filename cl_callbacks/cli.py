@@ -1,0 +1,53 @@
+"""The command line: LightningCLI over whatever modules, data and callbacks a YAML file names."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cl_callbacks.optional import optional
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
+
+def run(args: list[str] | None = None) -> LightningCLI:
+    """Does what the arguments say, such as ``["fit", "--config", "configs/digits.yaml"]``.
+
+    Model and data are classes given by ``class_path`` and ``init_args``, and so are callbacks and loggers;
+    those of this package by their bare names. Files given by several ``--config`` are merged in order.
+
+    Args:
+        args: of the command line; ``None`` for those of the process.
+
+    Returns:
+        The command line, with the ``trainer``, ``model`` and ``datamodule`` that it has made.
+
+    Raises:
+        ImportError: ``jsonargparse`` is not installed.
+    """
+    optional("jsonargparse", "cli")
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    return LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_kwargs={"prog": "cl-callbacks"},
+        save_config_kwargs={"overwrite": True},  # a run that is resumed may log into the folder it had
+        args=args,
+    )
+
+
+def main() -> None:
+    """What ``python -m cl_callbacks`` and the command ``cl-callbacks`` do."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules of the folder that it is run in, as with `python -m`
+    try:
+        run()
+    except ImportError as error:
+        if error.__cause__ is None or "cl_callbacks[" not in str(error):
+            raise
+        sys.exit(str(error))

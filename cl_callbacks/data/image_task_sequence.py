@@ -1,0 +1,95 @@
+"""Sequences of image tasks by the name of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cl_callbacks.data.digits import digits
+from cl_callbacks.data.image_tasks import as_is, image_tensors
+from cl_callbacks.data.task_sequence import TaskSequence
+from cl_callbacks.data.text_source import load_splits
+
+
+class ImageTasks(TaskSequence):
+    """A sequence of image tasks that plain arguments describe, as a configuration file can give them.
+
+    Say in one way what the tasks are: ``permutations``, ``degrees`` or ``label_groups``.
+
+    Args:
+        data: ``"digits"`` for :func:`~cl_callbacks.data.digits`; else the name of a data set on the hub, a
+            file or a folder (see :func:`~cl_callbacks.data.text_source.load_splits`), or what is loaded.
+        permutations: so many tasks, each with a fixed permutation of all pixels.
+        degrees: one angle for each task, counter-clockwise.
+        label_groups: the labels of each task, such as ``[[0, 1], [2, 3]]``.
+        relabel: number the labels within each group from 0 instead of keeping them.
+        pad: empty pixels added on each side, before anything else.
+        seed: of the permutations, and of the division of data without splits.
+        image_column: of the images.
+        label_column: of the labels.
+        config: of a data set on the hub that has several.
+        epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
+        transition: as in :class:`~cl_callbacks.TaskSequence`.
+        shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
+        batch_size: of training, per process.
+        eval_batch_size: of validation and test.
+        num_workers: of each loader.
+
+    Raises:
+        ValueError: data or numbers that do not make such tasks.
+        FileNotFoundError: a path that does not exist.
+
+    Example:
+        >>> data = ImageTasks("digits", permutations=3, pad=4, epochs_per_task=10)
+        >>> len(data), next(iter(data.train_dataloader()))[0].shape
+        (3, torch.Size([32, 1, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        data: Any = "digits",
+        *,
+        permutations: int | None = None,
+        degrees: Sequence[float] | None = None,
+        label_groups: Sequence[Sequence[int]] | None = None,
+        relabel: bool = False,
+        pad: int = 0,
+        seed: int = 0,
+        image_column: str = "image",
+        label_column: str = "label",
+        config: str | None = None,
+        epochs_per_task: int | None = None,
+        transition: int = 0,
+        shuffle_seed: int | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 512,
+        num_workers: int = 0,
+    ) -> None:
+        if sum(way is not None for way in (permutations, degrees, label_groups)) != 1:
+            raise ValueError(
+                "say in one way what the tasks are: permutations=10, degrees=[0, 30, 60] or "
+                "label_groups=[[0, 1], [2, 3]]"
+            )
+        self.data, self.permutations, self.degrees = data, permutations, degrees
+        self.label_groups, self.relabel = label_groups, relabel
+        self.pad, self.seed, self.config = pad, seed, config
+        self.image_column, self.label_column = image_column, label_column
+        splits = digits() if data == "digits" else load_splits(data, config, seed=seed)
+        images = {name: image_tensors(split, image_column, label_column) for name, split in splits.items()}
+        if permutations is not None:
+            sequence = TaskSequence.permuted(images, tasks=permutations, seed=seed, pad=pad)
+        elif degrees is not None:
+            sequence = TaskSequence.rotated(images, degrees=degrees, seed=seed, pad=pad)
+        else:
+            groups = label_groups or []
+            sequence = TaskSequence.split_by_label(images, groups=groups, relabel=relabel, pad=pad)
+        super().__init__(
+            sequence.tasks,
+            epochs_per_task=epochs_per_task,
+            transition=transition,
+            shuffle_seed=shuffle_seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            collate_fn=as_is,
+        )

@@ -1,0 +1,1 @@
+"""Examples that run by themselves; configurations name their modules, as in ``examples.digits``."""
