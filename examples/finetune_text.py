@@ -51,6 +51,7 @@ from cl_callbacks import (
     KFACLaplace,
     MetaplasticGate,
     RWalk,
+    SeedEpochs,
     SequentialFineTuner,
     StreamingConsolidation,
     SynapticIntelligence,
@@ -98,6 +99,7 @@ def tasks_of(args: argparse.Namespace) -> TextTasks:
         batch_size=args.batch_size,
         eval_batch_size=16,  # more texts are padded to longer ones
         seed=args.seed,
+        shuffle_seed=args.seed,
     )
 
 
@@ -111,7 +113,6 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = tasks_of(args)
     model = SequentialFineTuner(
         args.model,
-        num_labels=data.num_labels,
         lr=args.lr,
         freeze=["embeddings"],
         lora_rank=args.lora,
@@ -131,7 +132,12 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=args.epochs * (len(data) if args.final_only else 1),
         num_sanity_val_steps=0,
-        callbacks=[*METHODS[method](strength), EpochBoundaries(args.epochs), *evaluation],
+        callbacks=[
+            *METHODS[method](strength),
+            EpochBoundaries(args.epochs),
+            SeedEpochs(args.seed),  # nothing depends on how often is validated
+            *evaluation,
+        ],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
