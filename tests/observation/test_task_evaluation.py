@@ -397,6 +397,6 @@ def test_two_processes_have_the_same_matrix(tmp_path: Path) -> None:
         assert not first.isnan().any()
         assert torch.equal(first, second)
         # Each has half of 24 samples: the mean is that of all.
-        assert torch.equal((first * 24).round(), (first * 24).round(decimals=6))
+        torch.testing.assert_close(first * 24, (first * 24).round(), atol=1e-4, rtol=0)
     written = tmp_path.rglob("task_matrix.json")
     assert sorted(file.relative_to(tmp_path).parts[0] for file in written) == ["ddp0", "fsdp20"]
