@@ -364,7 +364,7 @@ def test_a_checkpoint_loads_without_the_data_that_said_how_many_labels_there_are
     [
         ({"kind": "regression"}, "kind='regression' is not one of"),
         ({"pooling": "max"}, "pooling='max' is not one of"),
-        ({"kind": "token_classification", "pooling": "mean"}, "for kind='sequence_classification'"),
+        ({"kind": "token_classification", "pooling": "mean"}, "not for kind='token_classification'"),
         ({"kind": "causal_lm", "num_labels": 3}, "leave num_labels out"),
         ({"lr": 0.0}, "lr must be a finite number above 0"),
         ({"warmup_steps": -1}, "warmup_steps must be a whole number, at least 0"),
