@@ -242,6 +242,26 @@ def test_a_disk_that_is_full_does_not_end_the_training(
     assert not evaluation.matrix.isnan().any()
 
 
+def test_a_gap_in_the_modules_own_names_is_refused() -> None:
+    class Gap(Scored):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log(f"score_{2 * dataloader_idx}", 0.5, add_dataloader_idx=False)
+
+    with pytest.raises(MisconfigurationException, match="logs no 'score_1'"):
+        fit(TaskEvaluation("score_{task}"), model=Gap())
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = TaskEvaluation(names=["[cat]", "[/INST]", "3"])
+    for learned in (1, 2, 3):
+        evaluation.record.keep(learned, [0.5, 0.25, 0.75, 1.0])
+    evaluation.record.learned += [0, 1, 2]
+    evaluation.report.print_table()
+    printed = capsys.readouterr().out
+    assert "0 [cat]" in printed and "1 [/INST]" in printed
+    assert evaluation.report.names == ["[cat]", "[/INST]", "3", "task 3"]  # no two alike
+
+
 def test_files_beside_the_log(tmp_path: Path) -> None:
     evaluation, logger = TaskEvaluation(names=["red", "green", "blue"]), CSVLogger(tmp_path)
     fit(evaluation, EpochBoundaries(2), logger=logger)
