@@ -1,29 +1,39 @@
-"""What a rule adds to a training step.
+"""What a rule adds to an optimizer step.
 
-    python benchmarks/overhead.py [--width 1000] [--batch-size 256]
+    python benchmarks/overhead.py --json FILE --plot FILE
+    python benchmarks/overhead.py --networks transformer --rules EWC SI --repeats 15
+    python benchmarks/overhead.py --quick
 
-Times, in turn and many times over, a plain step of an MLP (forward, backward, Adam), one pass over its
-parameters (an in-place addition of a second list of tensors), and what each rule does around the step once
-a task has been consolidated; with BGD and MESU that includes drawing the weights. Then, in turn too, fits of
-100 batches in a Trainer with and without DriftBoundaries. Prints medians of the ratios of each turn, lowest
-and highest in brackets.
+For each rule, fits of a few steps in a Trainer with it and in the same Trainer without it, in turn; each fit
+counts with the median of its steps, and the ratio is that to the mean of the plain fits before and after.
+Printed are medians of the ratios, lowest and highest in brackets. The rules have consolidated a task before.
+
+The floor is what the rule cannot do without: the bytes that it has to read and write, each once, over the
+bandwidth with which this machine copies memory. What is above it is arithmetic (random numbers above all),
+calls, and bytes that are moved more than once.
+
+Two baselines are the penalty of EWC as it is often written, summed over parameters and added to the loss of
+the task, for one anchor and for ten.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from networks import CASES, Case, Classifier
+from torch import Tensor
 
 from cl_callbacks import (
     BGD,
@@ -32,161 +42,263 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
-    DriftBoundaries,
+    EpochBoundaries,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
-    SynapticCallback,
     SynapticIntelligence,
 )
-from cl_callbacks.functional.kronecker import Factors
-from cl_callbacks.step import SynapticStep
 
-RULES: dict[str, Callable[[], SynapticCallback]] = {
-    "EWC": lambda: EWC(1.0),
-    "MAS": lambda: MAS(1.0),
-    "SynapticIntelligence, first task": lambda: SynapticIntelligence(1.0),
-    "SynapticIntelligence": lambda: SynapticIntelligence(1.0),
-    "RWalk": lambda: RWalk(1.0),
-    "StreamingConsolidation, fisher": lambda: StreamingConsolidation(1.0, importance="fisher"),
-    "StreamingConsolidation, path": lambda: StreamingConsolidation(1.0, importance="path"),
-    "KFACLaplace": lambda: KFACLaplace(1.0),
-    "BennaFusi, 2 beakers": lambda: BennaFusi(2),
-    "BennaFusi, 6 beakers": lambda: BennaFusi(6),
-    "MetaplasticGate": lambda: MetaplasticGate(),
-    "BGD": lambda: BGD(),
-    "MESU": lambda: MESU(1e5),
-    "MESU, chain of 6": lambda: MESU(1e5, prior="chain", beakers=6),
-    "Cascade": lambda: Cascade(),
+
+@dataclass(frozen=True)
+class Entry:
+    """Callbacks, and the words (of four bytes for each parameter) that they have to read and write in a step.
+
+    A gradient that is read is g, a weight w; a copy of either is written before the step and read after it.
+    """
+
+    make: Callable[[], list[Callback]]
+    words: int
+
+
+SAMPLED: dict[str, Any] = {"estimator": "sampled", "samples": 16}
+RULES = {
+    # g, w, importance, anchor, g
+    "EWC": Entry(lambda: [EWC(1.0, **SAMPLED)], 5),
+    "MAS": Entry(lambda: [MAS(1.0, samples=16)], 5),
+    # Copies of g and w besides; then w, copies, path twice
+    "SI": Entry(lambda: [SynapticIntelligence(1.0)], 12),
+    # … Fisher twice; the window is closed in every tenth step
+    "RWalk": Entry(lambda: [RWalk(1.0)], 15),
+    # g, w, importance, anchor, g, copy of g; copy, w, importance and anchor twice
+    "StreamingConsolidation, fisher": Entry(lambda: [StreamingConsolidation(1.0, importance="fisher")], 12),
+    # … and the copy of w
+    "StreamingConsolidation, path": Entry(lambda: [StreamingConsolidation(1.0)], 14),
+    # w and beakers of eight bytes, twice
+    "BennaFusi, 2 beakers": Entry(lambda: [BennaFusi(2)], 6),
+    "BennaFusi, 4 beakers": Entry(lambda: [BennaFusi(4)], 14),
+    "BennaFusi, 4 beakers in float32": Entry(lambda: [BennaFusi(4, state_dtype="float32")], 8),
+    # w, copy; copy, w, w
+    "MetaplasticGate": Entry(lambda: [MetaplasticGate()], 5),
+    # w and its copy, noise, std, w drawn; g, noise, their product, g copied, means, w; all of these but the
+    # noise again, std twice
+    "BGD": Entry(lambda: [BGD()], 17),
+    "MESU": Entry(lambda: [MESU(1e5)], 17),
+    # w, copy; copy, w and level twice
+    "Cascade": Entry(lambda: [Cascade()], 7),
+    "EWC and MetaplasticGate": Entry(lambda: [EWC(1.0, **SAMPLED), MetaplasticGate()], 9),
+    "SI and EWC": Entry(lambda: [SynapticIntelligence(1.0), EWC(1.0, **SAMPLED)], 14),
+    "KFACLaplace": Entry(lambda: [KFACLaplace(1.0, **SAMPLED)], 0),  # matrix products
 }
+AUTOGRAD = {"autograd penalty, 1 anchor": 1, "autograd penalty, 10 anchors": 10}
 
 
-class Net(LightningModule):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-        )
+class Penalised(Classifier):
+    """With a quadratic penalty for each anchor in the loss."""
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self.net(x), y)
+    def __init__(self, plain: Classifier, anchors: int) -> None:
+        super().__init__(plain.net, plain.lr)
+        self.memories = [
+            [(p, torch.rand_like(p), p.detach().clone()) for p in self.net.parameters()]
+            for _ in range(anchors)
+        ]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self.loss(*batch)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-5)
-
-
-def consolidated(rule: SynapticCallback, model: Net) -> SynapticCallback:
-    """As after a task, with some importance everywhere."""
-    rule._place(model)
-    rule.tasks = 1
-    for t in rule.synapses.view.fields.get("importance", []):
-        t.fill_(1e-3)
-    if isinstance(rule, BGD | MESU):
-        rule._counts = [1.0]
-    if isinstance(rule, KFACLaplace):
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                sizes = module.in_features + 1, module.out_features
-                pair = Factors(*(1e-3 * torch.eye(size) for size in sizes))
-                rule.memory.merge({f"{name}.weight": pair}, decay=1.0)
-    return rule
+        loss = super().training_step(batch, batch_idx)
+        for memory in self.memories:
+            for p, importance, anchor in memory:
+                loss = loss + 0.5e-3 * (importance * (p - anchor).square()).sum()
+        return loss
 
 
-def timed(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+class StepTimes(Callback):
+    """Seconds from the end of one batch to that of the next."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.last: float | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.last is not None:
+            self.seconds.append(now - self.last)
+        self.last = now
 
 
-def fit(model: Net, x: Tensor, y: Tensor, *callbacks: Callback, batches: int = 100) -> float:
-    """Seconds from the second batch to the last."""
-    clock = Clock()
+def fit(model: LightningModule, case: Case, args: argparse.Namespace, *callbacks: Callback) -> float:
+    """Median seconds of the steps after the first."""
+    times = StepTimes()
     trainer = Trainer(
         max_epochs=1,
-        callbacks=[*callbacks, clock],
-        accelerator="cpu",
+        callbacks=[*callbacks, times],
+        accelerator=args.device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    data = TensorDataset(x.repeat(batches, 1), y.repeat(batches))
-    trainer.fit(model, DataLoader(data, len(x)))
-    return clock.last - clock.first
+    trainer.fit(model, case.loader(args.steps + 1))
+    return statistics.median(times.seconds)
 
 
-class Clock(Callback):
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        self.last = time.perf_counter()
-        if trainer.global_step == 1:
-            self.first = self.last
+@dataclass
+class Found:
+    ratio: float
+    lowest: float
+    highest: float
+    floor: float
+    bytes_per_parameter: float
+    peak_bytes_per_parameter: float | None
+
+
+def measure(case: Case, name: str, bandwidth: float, args: argparse.Namespace) -> Found:
+    torch.manual_seed(0)
+    plain = Classifier(case.make())
+    parameters = sum(p.numel() for p in plain.parameters())
+    if name in AUTOGRAD:
+        model: Classifier = Penalised(copy.deepcopy(plain), AUTOGRAD[name])
+        callbacks, words, state = [], 0, 8.0 * AUTOGRAD[name]
+    else:
+        model = copy.deepcopy(plain)
+        callbacks, words = RULES[name].make(), RULES[name].words
+        fit(model, case, args, *callbacks, EpochBoundaries(1))  # the first task
+        state = sum(bytes_of(callback.state_dict()) for callback in callbacks) / parameters
+    seconds, ratios = [fit(plain, case, args)], []
+    with Peak(args.device) as peak:
+        fit(plain, case, args)
+    before = peak.bytes
+    with Peak(args.device) as peak:
+        fit(model, case, args, *callbacks)
+    for _ in range(args.repeats):
+        with_it = fit(model, case, args, *callbacks)
+        seconds.append(fit(plain, case, args))
+        ratios.append(with_it / statistics.mean(seconds[-2:]))
+    return Found(
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        1 + 4 * words * parameters / bandwidth / statistics.median(seconds),
+        state,
+        None if before is None or peak.bytes is None else (peak.bytes - before) / parameters,
+    )
+
+
+class Peak:
+    """The most memory that was in use at a time within."""
+
+    bytes: float | None = None
+    """None where nobody says."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device != "cpu"
+        self.reset, self.status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def __enter__(self) -> Peak:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif self.reset.exists():
+            self.reset.write_text("5")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.cuda:
+            self.bytes = torch.cuda.max_memory_allocated()
+        elif self.reset.exists():
+            line = next(line for line in self.status.read_text().splitlines() if line.startswith("VmHWM"))
+            self.bytes = 1024 * float(line.split()[1])
+
+
+def bytes_of(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(bytes_of, values))
+
+
+def copy_bandwidth(device: str, elements: int = 2**25) -> float:
+    """Bytes read and written in a second."""
+    a = torch.ones(elements, device=device)
+    b = torch.ones_like(a)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        b.copy_(a)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return 2 * a.nbytes / statistics.median(seconds() for _ in range(20))
+
+
+def rows(names: list[str], args: argparse.Namespace, bandwidth: float) -> Iterator[dict[str, Any]]:
+    for network in args.networks:
+        case = CASES[network]
+        parameters = sum(p.numel() for p in case.make().parameters())
+        print(f"\n{case.name}, {parameters / 1e6:.1f} M parameters, batch {case.shape}")
+        print(f"{'':34} {'step':>6} {'':15} {'floor':>6} {'× floor':>8} {'state':>6} {'peak':>6}")
+        for name in names:
+            found = measure(case, name, bandwidth, args)
+            extra, least = found.ratio - 1, found.floor - 1
+            times = f"{extra / least:8.1f}" if least else f"{'–':>8}"
+            floor = f"{found.floor:6.3f}" if least else f"{'–':>6}"
+            peak = "–" if found.peak_bytes_per_parameter is None else f"{found.peak_bytes_per_parameter:.0f}"
+            spread = f"({found.lowest:.3f}–{found.highest:.3f})"
+            print(
+                f"{name:34} {found.ratio:6.3f} {spread:15} {floor} {times} "
+                f"{found.bytes_per_parameter:6.1f} {peak:>6}",
+                flush=True,
+            )
+            yield {"network": case.name, "batch": case.shape, "rule": name, **asdict(found)}
+
+
+def plot(found: list[dict[str, Any]], file: Path) -> None:
+    """Bars of what each rule adds, with a mark at its floor, for each network."""
+    import matplotlib.pyplot as plt
+
+    networks = list(dict.fromkeys(row["network"] for row in found))
+    figure, axes = plt.subplots(1, len(networks), figsize=(5 * len(networks), 5), sharey=True, squeeze=False)
+    for axis, network in zip(axes[0], networks, strict=True):
+        mine = [row for row in found if row["network"] == network and row["floor"] > 1][::-1]
+        places = range(len(mine))
+        axis.barh(places, [100 * (row["ratio"] - 1) for row in mine], color="#7aa6c2")
+        axis.plot([100 * (row["floor"] - 1) for row in mine], places, "k|", markersize=12, label="floor")
+        axis.set_yticks(places, [row["rule"] for row in mine])
+        axis.set(title=f"{network}\nbatch {mine[0]['batch']}", xlabel="% of a plain step")
+        axis.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=150, bbox_inches="tight")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--width", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--fits", type=int, default=9)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=["mlp", "cnn", "transformer"])
+    parser.add_argument("--rules", nargs="+", choices=[*RULES, *AUTOGRAD], default=[*RULES, *AUTOGRAD])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, default=5, help="of each fit, beyond the first")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="a minute: four rules on two small networks")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, help="write a picture to this file")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    model = Net(args.width)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-    x, y = torch.randn(args.batch_size, 784), torch.randint(10, (args.batch_size,))
-    others = [torch.zeros_like(p) for p in model.parameters()]
-    targets = [torch.zeros_like(p) for p in model.parameters()]
-
-    def plain() -> None:
-        optimizer.zero_grad()
-        model.loss(x, y).backward()
-        optimizer.step()
-
-    def around(rule: SynapticCallback) -> Callable[[], None]:
-        step = SynapticStep([rule])
-
-        def call() -> None:
-            if rule.noise is not None:
-                rule.noise.begin()
-                rule.noise.end()
-            step.about_to_step(optimizer)
-            step._stepping(optimizer, (), {})
-            step._stepped(optimizer, (), {})
-
-        return call
-
-    plain()
-    rules = {name: consolidated(make(), model) for name, make in RULES.items()}
-    rules["SynapticIntelligence, first task"].tasks = 0
-    calls = {name: around(rule) for name, rule in rules.items()}
-    for call in calls.values():
-        call()
-    steps: dict[str, list[float]] = {name: [] for name in calls}
-    passes: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(args.repeats):
-        step, one_pass = timed(plain), timed(lambda: torch._foreach_add_(targets, others))
-        for name, call in calls.items():
-            seconds = timed(call)
-            steps[name].append(seconds / step)
-            passes[name].append(seconds / one_pass)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"MLP of {millions:.1f} M parameters, batch {args.batch_size}, {torch.get_num_threads()} threads")
-    for name in calls:
-        print(f"{name:34} {shown(steps[name])} of a step, {shown(passes[name])} of one pass")
+    if args.quick:
+        args.networks, args.rules = ["mlp", "small-transformer"], ["EWC", "SI", "BennaFusi, 4 beakers"]
+        args.rules.append("MetaplasticGate")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    found = [fit(model, x, y, DriftBoundaries()) / fit(model, x, y) for _ in range(args.fits)]
-    print(f"{'DriftBoundaries, a fit':34} {shown(found)} of one without")
-
-
-def shown(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):6.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
+    bandwidth = copy_bandwidth(args.device)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {device}, copies {bandwidth / 1e9:.1f} GB/s; a plain step is 1")
+    found = list(rows(args.rules, args, bandwidth))
+    if args.json:
+        machine = {"torch": torch.__version__, "device": device, "bandwidth": bandwidth}
+        args.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))
+    if args.plot:
+        plot(found, args.plot)
 
 
 if __name__ == "__main__":

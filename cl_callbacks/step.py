@@ -1,4 +1,4 @@
-"""One optimizer step, seen once by all rules.
+"""What a rule sees of an optimizer step, and what a step asks of a rule.
 
 Just before the optimizer steps, the gradients are those of the task alone: unscaled, averaged over
 processes, not yet clipped. There every snapshot that some rule needs is taken, once, and then the rules
@@ -12,18 +12,12 @@ same reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol
 
-import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks.flat import flat_zeros
-from cl_callbacks.functional.averaging import zero_nonfinite_
-from cl_callbacks.shards import held
 from cl_callbacks.synapses import Synapses, SynapseView
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -33,7 +27,7 @@ Need = Literal["gradient", "noise", "pulled", "before", "undo"]
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did to the synapses of one rule.
+    """What one optimizer step did to the synapses of one rule, or to a part of them if the rule is local.
 
     The lists are aligned with ``synapses.parameters`` and shared by all rules: read them, or copy them.
     Gradients and updates are always finite: what is not, counts as 0, as if the synapse had met nothing. The
@@ -79,6 +73,10 @@ class Rule(Protocol):
         """Whether the rule puts an update of its own in the place of the optimizer's."""
 
     @property
+    def local(self) -> bool:
+        """Whether the verbs but the last may be called for a part of the synapses after the other."""
+
+    @property
     def noise(self) -> WeightNoise | None:
         """Of a rule that has the network seen at drawn weights."""
 
@@ -91,230 +89,5 @@ class Rule(Protocol):
     def observe(self, step: Step) -> None:
         """Reads a step that was really taken."""
 
-
-class _Plan:
-    """Which rule meets which of the parameters that step together; reused while these stay the same."""
-
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        optimizer: Optimizer,
-        parameters: list[Tensor],
-        buffers: dict[Need, _Buffers],
-    ) -> None:
-        self.parameters = parameters  # kept, so that no other parameter can take one's identity
-        self.members: list[tuple[Rule, Step]] = []
-        self.noise: WeightNoise | None = None
-        self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
-        self._flat: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        for rule in rules:
-            view = rule.synapses.view.among(parameters)
-            if not len(view):
-                continue
-            lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
-            for kind in rule.needs:
-                # One buffer holds the weights before while rules rewrite, and then becomes the undo.
-                flats, lists[kind] = buffers["before" if kind == "undo" else kind].beside(view.sources)
-                self._snapshots[kind].update(zip(view.sources, lists[kind], strict=True))
-                self._flat[kind] = list(dict.fromkeys([*self._flat[kind], *flats]))
-            step = Step(
-                synapses=view,
-                gradients=lists["gradient"],
-                noise_gradients=lists["noise"],
-                pulled=lists["pulled"],
-                before=lists["before"],
-                undo=lists["undo"],
-                optimizer=optimizer,
-                groups=[group_of[p] for p in view.sources],
-            )
-            self.members.append((rule, step))
-            self.noise = rule.noise or self.noise
-        owners_first = sorted(self.members, key=lambda member: not member[0].owns_update)
-        self._pulls = [(_at_hand(rule, rule.pull, changing=False), step) for rule, step in self.members]
-        self._rewrites = [(_at_hand(rule, rule.rewrite), step) for rule, step in owners_first]
-        self._observes = [(_at_hand(rule, rule.observe), step) for rule, step in self.members]
-
-    def capture(self) -> None:
-        gradients, noise = self._snapshots["gradient"], self._snapshots["noise"]
-        weights = self._snapshots["before"] | self._snapshots["undo"]
-        if gradients or weights:  # in one pass
-            sources = _gradients(gradients) + _held(weights)
-            torch._foreach_copy_([*gradients.values(), *weights.values()], sources)
-            zero_nonfinite_(self._flat["gradient"])
-        if noise and self.noise is not None:
-            torch._foreach_copy_(list(noise.values()), self.noise.take(list(noise)))
-            zero_nonfinite_(self._flat["noise"])
-
-    def pull(self) -> None:
-        for pull, step in self._pulls:
-            pull(step.synapses, _gradients(step.synapses.sources))
-        pulled = self._snapshots["pulled"]
-        if pulled:
-            torch._foreach_copy_(list(pulled.values()), _gradients(pulled))
-            zero_nonfinite_(self._flat["pulled"])
-
-    def finish(self) -> None:
-        for rewrite, step in self._rewrites:
-            rewrite(step)
-        undo = self._snapshots["undo"]
-        if undo:
-            torch._foreach_sub_(list(undo.values()), _held(undo))
-            zero_nonfinite_(self._flat["undo"])
-        for observe, step in self._observes:
-            observe(step)
-
-
-def _at_hand(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
-    """A verb that finds the rule's state beside the parameters; where that is anyway, the verb itself."""
-    if rule.synapses.offload is None:
-        return verb
-
-    def call(*arguments: Any) -> None:
-        with rule.synapses.at_hand(changing):
-            verb(*arguments)
-
-    return call
-
-
-class _Buffers:
-    """Tensors beside parameters, in a few flat ones."""
-
-    def __init__(self) -> None:
-        self._found: dict[Tensor, tuple[Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def beside(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The flat tensors, and in them one for each parameter."""
-        new = [p for p in parameters if p not in self._found]
-        flats, views = flat_zeros([held(p.detach()) for p in new])
-        home = {(flat.device, flat.dtype): flat for flat in flats}
-        self._found |= {p: (home[v.device, v.dtype], v) for p, v in zip(new, views, strict=True)}
-        pairs = [self._found[p] for p in parameters]
-        return [flat for flat, _ in pairs], [view for _, view in pairs]
-
-
-class SynapticStep:
-    """The one view of the optimizers' steps that all rules of a Trainer share.
-
-    Args:
-        rules: in the order in which they pull, rewrite and observe (a rule that owns the update rewrites
-            first).
-        place: lays the rules' state out anew; called when parameters step together for the first time,
-            which is when heads have grown or layers were unfrozen.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
-        >>> _ = synapses.place({"weight": weight}, ["weight"])
-        >>> decay = SimpleNamespace(
-        ...     synapses=synapses, needs=frozenset(), noise=None, owns_update=False, rewrite=id, observe=id,
-        ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
-        >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
-        >>> weight.grad = torch.zeros(1)
-        >>> step.about_to_step(optimizer); weight.grad
-        tensor([1.])
-    """
-
-    def __init__(self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None) -> None:
-        self.rules, self._place = rules, place
-        self._handles: list[Any] = []
-        self._pending: dict[Optimizer, _Plan] = {}
-        # Of optimizers that are within a step: calls of `step` (a subclass calls its parent's), closures.
-        self._depth: dict[Optimizer, int] = {}
-        self._evaluated: dict[Optimizer, int] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Forgets how rules and parameters meet, after either has changed."""
-        self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._buffers: dict[Need, _Buffers] = {kind: _Buffers() for kind in get_args(Need)}
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing has stepped since rules or parameters have changed."""
-        return not self._plans
-
-    def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Asks the optimizers to tell when they step and when they have stepped."""
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._stepping))
-            self._handles.append(optimizer.register_step_post_hook(self._stepped))
-
-    def detach(self) -> None:
-        """Leaves the optimizers as they were."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._pending.clear()
-        self.forget_broken_steps()
-        self.refresh()
-
-    def forget_broken_steps(self) -> None:
-        """Between batches no step is under way, but one may have raised an error that somebody caught."""
-        self._depth.clear()
-        self._evaluated.clear()
-
-    def about_to_step(self, optimizer: Optimizer) -> None:
-        """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
-        if optimizer in self._evaluated:
-            self._evaluated[optimizer] += 1
-            _refuse_several_closures(optimizer, self._evaluated[optimizer])
-        stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        for rule in self.rules:
-            if rule.noise is not None:
-                rule.noise.pause(stepping)
-        key = (id(optimizer), *map(id, _held(stepping)))
-        plan = self._plans.get(key)
-        if plan is None:
-            _refuse_sparse(stepping)
-            self._place()
-            if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
-                self._plans.clear()
-            plan = self._plans[key] = _Plan(self.rules, optimizer, stepping, self._buffers)
-        with torch.no_grad():
-            plan.capture()
-            plan.pull()
-        self._pending[optimizer] = plan
-
-    def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
-        self._evaluated.setdefault(optimizer, 0)
-
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth[optimizer] -= 1
-        if self._depth[optimizer]:
-            return  # the step of a subclass goes on when its parent's is over
-        del self._depth[optimizer], self._evaluated[optimizer]
-        plan = self._pending.pop(optimizer, None)
-        if plan is not None:
-            with torch.no_grad():
-                plan.finish()
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    # A plan holds no parameter without one.
-    return [held(p.grad) for p in parameters if p.grad is not None]
-
-
-def _held(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [held(p) for p in parameters]
-
-
-def _refuse_sparse(parameters: list[Tensor]) -> None:
-    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-        raise ValueError(
-            "A parameter has a sparse gradient, which the synaptic rules cannot read: build its "
-            "nn.Embedding with sparse=False, or keep it out of the optimizer."
-        )
-
-
-def _refuse_several_closures(optimizer: Optimizer, evaluated: int) -> None:
-    if evaluated > 1:
-        raise MisconfigurationException(
-            f"{type(optimizer).__name__} evaluates the loss several times within one step, at weights other "
-            f"than those it steps from, which a pull on the gradient cannot follow: use a first-order "
-            f"optimizer that calls its closure once."
-        )
+    def end_step(self, synapses: SynapseView) -> None:
+        """Counts the step, and does what is due after so many; once, for all the synapses that stepped."""

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_callbacks.blocks import ALL, Rows, rows_of
 from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.offload import Offload
 from cl_callbacks.shards import extremes, group_of, held, spread, total, whole
@@ -42,13 +43,14 @@ class SynapseView:
     ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
     belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
     hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
-    other, both are the parameter.
+    other, both are the parameter. Of a large one a view may have some ``rows`` only.
     """
 
     names: list[str]
     parameters: list[Tensor]
     fields: dict[str, list[Tensor]]
     sources: list[Tensor]
+    rows: list[Rows]
     offload: Offload | None = None
 
     def __getitem__(self, field: str) -> list[Tensor]:
@@ -59,15 +61,29 @@ class SynapseView:
 
     def among(self, parameters: Iterable[Tensor]) -> SynapseView:
         """The synapses of this view whose sources are among ``parameters``, in this view's order."""
-        wanted = {id(p) for p in parameters}
-        keep = [i for i, p in enumerate(self.sources) if id(p) in wanted]
+        return self.cut(dict.fromkeys(parameters, ALL))
+
+    def cut(self, part: Mapping[Tensor, Rows]) -> SynapseView:
+        """Those rows of its sources which a part of the network has, of a view that has all of them."""
+        keep = [i for i, p in enumerate(self.sources) if p in part]
+        rows = [part[self.sources[i]] for i in keep]
+
+        def cut(tensors: list[Tensor]) -> list[Tensor]:
+            return [rows_of(tensors[i], some) for i, some in zip(keep, rows, strict=True)]
+
         return SynapseView(
             [self.names[i] for i in keep],
-            [self.parameters[i] for i in keep],
-            {field: [tensors[i] for i in keep] for field, tensors in self.fields.items()},
+            cut(self.parameters),
+            {field: cut(tensors) for field, tensors in self.fields.items()},
             [self.sources[i] for i in keep],
+            rows,
             self.offload,
         )
+
+    @property
+    def part(self) -> dict[Tensor, Rows]:
+        """Which rows of which sources the view has."""
+        return dict(zip(self.sources, self.rows, strict=True))
 
     def bring(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """State of these parameters from where it lives to where they are; mostly the very tensors."""
@@ -122,7 +138,7 @@ class Synapses:
         self._running = frozenset(running)
         self._fill = dict(fields)
         self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
-        self.view = SynapseView([], [], {field: [] for field in fields}, [])
+        self.view = SynapseView([], [], {field: [] for field in fields}, [], [])
 
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
         """Lays the state out beside the selected parameters of a model; safe to repeat.
@@ -149,6 +165,7 @@ class Synapses:
             [held(model[name]) for name in selected],
             {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
             [model[name] for name in selected],
+            [ALL] * len(selected),
             self.offload,
         )
         return self.view

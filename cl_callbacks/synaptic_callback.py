@@ -26,8 +26,9 @@ from cl_callbacks.compatibility import (
 from cl_callbacks.log import is_due, log
 from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.shards import reshard
-from cl_callbacks.step import Need, Step, SynapticStep
+from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, Synapses, SynapseView, plain_name
+from cl_callbacks.synaptic_step import SynapticStep
 from cl_callbacks.uninterrupted import uninterrupted
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -74,6 +75,9 @@ class SynapticCallback(Callback):
     """Whether the rule puts an update of its own in the place of the optimizer's."""
     shardable: ClassVar[bool] = False
     """Whether the rule is local to each weight, and so can work on shards of parameters."""
+    local: ClassVar[bool] = False
+    """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one part of the synapses
+    after the other, so that each stays in the cache: true of equations that are local to each weight."""
     matrices_only: ClassVar[bool] = False
     """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
     noise: WeightNoise | None = None
@@ -117,6 +121,9 @@ class SynapticCallback(Callback):
 
     def observe(self, step: Step) -> None:
         """Reads an optimizer step that was really taken, after all rules have rewritten it."""
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Counts a step, for a rule that counts: called once for all synapses that have stepped."""
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from cl_callbacks.blocks import Rows, rows_of
 from cl_callbacks.flat import flat_zeros
 
 
@@ -157,17 +158,23 @@ class WeightNoise:
         self._gather(-1.0)
         self.resume()
 
-    def take(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Gradient times noise, summed over the draws of a step, for weights that are about to step."""
+    def settle_gathered(self) -> None:
+        """Settles what the draws of a step have gathered, which is then taken."""
         self._taken = True
         for total in self._gathered_flat:
             self.settle(total)
-        drawn = [p for p in parameters if p in self._noise]  # another rule may have more
-        products = torch._foreach_mul([self._noise[p] for p in drawn], _gradients(drawn)) if drawn else ()
+
+    def take(self, part: Mapping[Tensor, Rows]) -> list[Tensor]:
+        """Gradient times noise, summed over the draws of a step, for weights that are about to step."""
+        drawn = {p: rows for p, rows in part.items() if p in self._noise}  # another rule may have more
+        gradients = [rows_of(p.grad, rows) for p, rows in drawn.items() if p.grad is not None]
+        noise = [rows_of(self._noise[p], rows) for p, rows in drawn.items()]
+        products = torch._foreach_mul(noise, gradients) if drawn else ()
         if self._gathered and drawn:
-            torch._foreach_add_(products, [self._gathered[p] for p in drawn])
+            gathered = [rows_of(self._gathered[p], rows) for p, rows in drawn.items()]
+            torch._foreach_add_(products, gathered)
         found = dict(zip(drawn, products, strict=True))
-        return [found[p] if p in found else torch.zeros_like(p) for p in parameters]
+        return [found[p] if p in found else torch.zeros_like(rows_of(p, rows)) for p, rows in part.items()]
 
     def _gather(self, sign: float) -> None:
         met = [p for p in self.parameters if p.grad is not None]

@@ -83,7 +83,7 @@ class Weighing(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         rule: Any = self.rule
         parameters = sum(p.numel() for p in rule.synapses.view.parameters)
-        buffers = {flat for kind in rule._step._buffers.values() for flat, _ in kind._found.values()}
+        buffers = [t for kind in rule._step._buffers.values() for t in kind._found.values()]
         noise: list[Tensor] = []
         if rule.noise is not None:
             noise = [*rule.noise._means.values(), *rule.noise._flat, *rule.noise._gathered_flat]

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments", "optional"},
-    {"flat", "offload", "shards", "synapses", "weight_noise", "step"},
+    {"blocks", "flat", "offload", "shards", "synapses", "weight_noise", "step", "step_plan", "synaptic_step"},
     {"log", "progress", "saved_state", "seed_epochs", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},

@@ -10,14 +10,15 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from cl_callbacks.step import Step, SynapticStep
+from cl_callbacks.step import Step
 from cl_callbacks.synapses import Synapses, SynapseView
+from cl_callbacks.synaptic_step import SynapticStep
 
 
 class Recorder:
     """A rule that pulls and rewrites by constants, and writes down what it sees."""
 
-    owns_update, noise = False, None
+    owns_update, noise, local = False, None, True
 
     def __init__(self, model: nn.Module, needs: set[str], pull: float = 0.0, rewrite: float = 0.0) -> None:
         self.needs, self.amount, self.shift = frozenset(needs), pull, rewrite
@@ -25,7 +26,7 @@ class Recorder:
         named = dict(model.named_parameters())
         self.synapses.place(named, list(named))
         self.seen: list[dict[str, list[Tensor]]] = []
-        self.pulls = 0
+        self.pulls = self.ends = 0
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         self.pulls += 1
@@ -34,6 +35,9 @@ class Recorder:
     def rewrite(self, step: Step) -> None:
         if self.shift:
             torch._foreach_add_(step.synapses.parameters, self.shift)
+
+    def end_step(self, synapses: SynapseView) -> None:
+        self.ends += 1
 
     def observe(self, step: Step) -> None:
         self.seen.append(
@@ -93,7 +97,8 @@ def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
     assert len(step._buffers["gradient"]) == 2
     assert not step._buffers["before"]
     (plan,) = step._plans.values()
-    (_, first), (_, second) = plan.members
+    (block,) = plan.blocks
+    (_, first), (_, second) = block.members
     assert all(x is y for x, y in zip(first.gradients, second.gradients, strict=True))
 
 

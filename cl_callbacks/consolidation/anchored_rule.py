@@ -32,6 +32,7 @@ class AnchoredRule(SynapticCallback):
 
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
     shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

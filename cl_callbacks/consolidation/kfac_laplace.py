@@ -75,6 +75,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
     """
 
     shardable: ClassVar[bool] = False
+    local: ClassVar[bool] = False
 
     def __init__(
         self,

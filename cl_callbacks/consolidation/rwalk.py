@@ -123,10 +123,13 @@ class RWalk(BoundaryRule):
         return 2.0 * self.strength
 
     def observe(self, step: Step) -> None:
-        """Follows Fisher and path by one step, and closes the window after its last."""
+        """Follows Fisher and path by one step."""
         synapses = step.synapses
         average_square_(synapses["fisher"], step.gradients, [1.0 - self.fisher_decay] * len(synapses))
         add_path_(synapses["path"], step.gradients, step.undo)
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Closes the window after its last step."""
         self.steps += 1
         if self.steps % self.every_n_steps == 0:
             self._close_window(self.synapses.view)

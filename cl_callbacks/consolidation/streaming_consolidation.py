@@ -139,6 +139,9 @@ class StreamingConsolidation(AnchoredRule):
         else:
             add_path_(running, step.gradients, step.undo, self.importance_decay)
         average_(synapses["anchor"], synapses.parameters, self._shares(synapses.names, self.anchor_decay))
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Counts."""
         self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
 
     def _shares(self, names: list[str], decay: float) -> list[float]:

@@ -21,8 +21,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.averaging import zero_nonfinite_
-
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
     r""":math:`C_k = r^{k-1}` of each beaker.
@@ -100,22 +98,23 @@ def flow_(
         >>> weight, slow
         ([tensor([0.5000])], [tensor([0.2500])])
     """
-    inflow: list[Tensor] = []
-    for k, level in enumerate(levels):
+    weights, dtype = list(levels[0]), levels[-1][0].dtype
+    rows = [[u.to(dtype) for u in weights], *map(list, levels[1:])]  # converted once, if they are narrower
+    inflow: list[Tensor] | tuple[Tensor, ...] = []
+    for k, level in enumerate(rows):
         flowed_in = inflow
-        if k + 1 < len(levels):
-            outflow = list(torch._foreach_sub(list(level), list(levels[k + 1])))
-        else:
-            outflow = list(torch._foreach_mul(list(level), 1.0))
+        outflow = torch._foreach_sub(level, rows[k + 1]) if k + 1 < len(rows) else level
         if gates is not None:
-            torch._foreach_mul_(outflow, list(gates))
+            outflow = torch._foreach_mul(outflow, list(gates))
         if k == 0:
-            zero_nonfinite_(outflow)
-        if k > 0 or not hold_first:
-            torch._foreach_add_(list(level), outflow, alpha=-conductances[k] / capacities[k])
+            outflow = [flow.nan_to_num(0.0, 0.0, 0.0) for flow in outflow]
+        if conductances[k] and (k > 0 or not hold_first):
+            torch._foreach_add_(level, outflow, alpha=-conductances[k] / capacities[k])
         if flowed_in:
-            torch._foreach_add_(list(level), flowed_in, alpha=conductances[k - 1] / capacities[k])
+            torch._foreach_add_(level, flowed_in, alpha=conductances[k - 1] / capacities[k])
         inflow = outflow
+    if rows[0][0] is not weights[0] and not hold_first:
+        torch._foreach_copy_(weights, rows[0])
 
 
 def level_differences(levels: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:

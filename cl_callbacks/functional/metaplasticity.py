@@ -49,11 +49,8 @@ def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steep
         [tensor([0.8820, 1.5000])]
     """
     update = torch._foreach_sub(list(weights), list(before))
-    shrinks = torch._foreach_mul(update, list(before))
-    torch._foreach_sign_(shrinks)
-    torch._foreach_clamp_max_(shrinks, 0.0)  # −1 where the weight shrinks, else 0
     hidden = torch._foreach_mul(list(before), steepness)
     torch._foreach_tanh_(hidden)
-    torch._foreach_mul_(hidden, hidden)
-    torch._foreach_mul_(hidden, shrinks)
-    torch._foreach_addcmul_(list(weights), hidden, update)
+    torch._foreach_mul_(update, hidden)
+    torch._foreach_clamp_max_(update, 0.0)  # tanh(mw)Δ where the weight shrinks, else 0
+    torch._foreach_addcmul_(list(weights), hidden, update, value=-1.0)

@@ -75,6 +75,7 @@ class BennaFusi(SynapticCallback):
     """
 
     shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class BennaFusi(SynapticCallback):
         if self._gating is None:
             return None
         mine = step.synapses
-        view = self._gating.synapses.view.among(mine.sources)
+        view = self._gating.synapses.view.cut(mine.part)
         rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
         found = self._gating.plasticity(view, [rates[name] for name in view.names])
         known = dict(zip(view.names, found or [], strict=True))

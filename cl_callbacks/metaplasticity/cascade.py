@@ -103,6 +103,9 @@ class Cascade(SynapticCallback):
         )
         torch._foreach_mul_(size, torch._foreach_sign(levels))
         torch._foreach_copy_(weights, size)
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Goes on to other random numbers."""
         self.steps += 1
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:

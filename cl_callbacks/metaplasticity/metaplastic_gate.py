@@ -48,6 +48,7 @@ class MetaplasticGate(SynapticCallback):
     needs: frozenset[Need] = frozenset({"before"})
     matrices_only: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
     owns_update: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def __init__(
         self,
