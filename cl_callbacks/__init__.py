@@ -8,6 +8,7 @@ from cl_callbacks.boundaries import (
     PlateauBoundaries,
     TaskBoundaries,
 )
+from cl_callbacks.compile_rules import CompileRules
 from cl_callbacks.consolidation import (
     EWC,
     MAS,
@@ -45,6 +46,7 @@ __all__ = [
     "BatchBoundaries",
     "BennaFusi",
     "Cascade",
+    "CompileRules",
     "DriftBoundaries",
     "EpochBoundaries",
     "FitBoundaries",

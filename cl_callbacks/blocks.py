@@ -19,6 +19,8 @@ Rows = slice
 ALL: Rows = slice(None)
 ELEMENTS_ON_CPU = 2**17
 """Of one tensor in a block: eight such tensors of float32 are 4 MiB."""
+ELEMENTS_IF_COMPILED = 2**24
+"""Compiled operations need no cache, and their calls are dear."""
 ELEMENTS_ELSEWHERE = 2**26
 """There it only bounds what is needed in between."""
 

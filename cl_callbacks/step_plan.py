@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks.blocks import ALL, Rows, in_blocks, rows_of, spans
+from cl_callbacks.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
 from cl_callbacks.flat import flat_zeros
-from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.functional.averaging import keep_finite_, keep_undo_, zero_nonfinite_
+from cl_callbacks.functional.fused import compiling, is_compiling
 from cl_callbacks.shards import held
 from cl_callbacks.step import Need, Rule, Step
 from cl_callbacks.synapses import SynapseView
@@ -29,6 +30,7 @@ class Plan:
         optimizer: that steps.
         parameters: those of its parameters that step.
         buffers: for each kind of snapshot.
+        compiled: whether to have operations compiled; see :class:`~cl_callbacks.compile_rules.CompileRules`.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Plan:
         optimizer: Optimizer,
         parameters: list[Tensor],
         buffers: Mapping[Need, Buffers],
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
         self.parameters = parameters  # kept, so that no other parameter can take one's identity
         views = [(rule, rule.synapses.view.among(parameters)) for rule in rules]
         self._met = [(rule, view) for rule, view in views if len(view)]
@@ -45,21 +49,24 @@ class Plan:
         known = {p for _, view in self._met for p in view.sources}
         stepping = [p for p in parameters if p in known]
         local = all(rule.local for rule, _ in self._met)
-        parts = in_blocks(stepping) if local else [dict.fromkeys(stepping, ALL)]
+        elements = ELEMENTS_IF_COMPILED if compiled else None
+        parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
         self.blocks = [_Block([rule for rule, _ in self._met], optimizer, part, buffers) for part in parts]
 
     def before_step(self) -> None:
         """Takes the snapshots, and has every rule pull."""
         if self._noise is not None:
             self._noise.settle_gathered()
-        for block in self.blocks:
-            block.capture(self._noise)
-            block.pull()
+        with compiling(self.compiled):
+            for block in self.blocks:
+                block.capture(self._noise)
+                block.pull()
 
     def after_step(self) -> None:
         """Has every rule rewrite and observe the step, and then end it."""
-        for block in self.blocks:
-            block.finish()
+        with compiling(self.compiled):
+            for block in self.blocks:
+                block.finish()
         for rule, view in self._met:
             with rule.synapses.at_hand():
                 rule.end_step(view)
@@ -108,31 +115,39 @@ class _Block:
 
     def capture(self, noise: WeightNoise | None) -> None:
         gradients, noisy = self._snapshots["gradient"], self._snapshots["noise"]
-        if gradients or self._weights:  # in one call
-            sources = self._gradients(gradients) + self._held(self._weights)
-            torch._foreach_copy_([*gradients.values(), *self._weights.values()], sources)
-            zero_nonfinite_(self._spans["gradient"])
+        if gradients:
+            self._keep("gradient", self._gradients(gradients))
+        if self._weights:
+            torch._foreach_copy_(list(self._weights.values()), self._held(self._weights))
         if noisy and noise is not None:
-            torch._foreach_copy_(list(noisy.values()), noise.take({p: self._part[p] for p in noisy}))
-            zero_nonfinite_(self._spans["noise"])
+            self._keep("noise", noise.take({p: self._part[p] for p in noisy}))
 
     def pull(self) -> None:
         for pull, step in self._pulls:
             pull(step.synapses, self._gradients(step.synapses.sources))
         pulled = self._snapshots["pulled"]
         if pulled:
-            torch._foreach_copy_(list(pulled.values()), self._gradients(pulled))
-            zero_nonfinite_(self._spans["pulled"])
+            self._keep("pulled", self._gradients(pulled))
 
     def finish(self) -> None:
         for rewrite, step in self._rewrites:
             rewrite(step)
         undo = self._snapshots["undo"]
-        if undo:
+        if undo and is_compiling():
+            keep_undo_(list(undo.values()), self._held(undo))
+        elif undo:
             torch._foreach_sub_(list(undo.values()), self._held(undo))
             zero_nonfinite_(self._spans["undo"])
         for observe, step in self._observes:
             observe(step)
+
+    def _keep(self, kind: Need, values: Sequence[Tensor]) -> None:
+        kept = list(self._snapshots[kind].values())
+        if is_compiling():
+            keep_finite_(kept, values)
+        else:  # the same in fewer calls
+            torch._foreach_copy_(kept, list(values))
+            zero_nonfinite_(self._spans[kind])
 
     def _gradients(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         # A plan holds no parameter without one.

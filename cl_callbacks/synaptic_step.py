@@ -23,6 +23,7 @@ class SynapticStep:
             first).
         place: lays the rules' state out anew; called when parameters step together for the first time,
             which is when heads have grown or layers were unfrozen.
+        compiled: whether to have the rules' operations compiled.
 
     Example:
         >>> from types import SimpleNamespace
@@ -39,8 +40,10 @@ class SynapticStep:
         tensor([1.])
     """
 
-    def __init__(self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None) -> None:
-        self.rules, self._place = rules, place
+    def __init__(
+        self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None, compiled: bool = False
+    ) -> None:
+        self.rules, self._place, self._compiled = rules, place, compiled
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, Plan] = {}
         # Of optimizers that are within a step: calls of `step` (a subclass calls its parent's), closures.
@@ -95,7 +98,7 @@ class SynapticStep:
             self._place()
             if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
                 self._plans.clear()
-            plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers)
+            plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers, self._compiled)
         with torch.no_grad():
             plan.before_step()
         self._pending[optimizer] = plan

@@ -141,8 +141,7 @@ class WeightNoise:
         which = [p for p in self.parameters if p not in self._versions]
         torch._foreach_copy_([self._means[p] for p in which], which)
         stds = self._bring([self._std_of[p] for p in which], which)
-        noise = torch._foreach_mul([self._noise[p] for p in which], stds)
-        torch._foreach_add_(which, noise)
+        torch._foreach_addcmul_(which, [self._noise[p] for p in which], stds)
         self._versions.update((p, p._version) for p in which)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ LAYERS = [
     {"blocks", "flat", "offload", "shards", "synapses", "weight_noise", "step", "step_plan", "synaptic_step"},
     {"log", "progress", "saved_state", "seed_epochs", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
-    {"compatibility", "synaptic_callback", "model_outputs", "boundaries"},
+    {"compatibility", "compile_rules", "synaptic_callback", "model_outputs", "boundaries"},
     {"consolidation", "metaplasticity", "renewal"},
     {"observation", "metrics", "data", "fine_tuning"},
     {"cli", "__main__"},

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cl_callbacks.blocks import ALL
 from cl_callbacks.weight_noise import WeightNoise
+
+
+def taken(noise: WeightNoise, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    noise.settle_gathered()
+    return noise.take(dict.fromkeys(parameters, ALL))
 
 
 def weights_and_stds(seed: int = 0) -> tuple[list[nn.Parameter], list[Tensor]]:
@@ -63,7 +69,7 @@ def test_noise_follows_from_seed_and_draw_alone(antithetic: bool) -> None:
             noise.begin()
             found.append(flat(parameters))
             noise.end()
-            noise.take(parameters)
+            taken(noise, parameters)
         return found
 
     state = torch.get_rng_state()
@@ -98,7 +104,7 @@ def test_gradients_times_noise_are_summed_over_the_draws(draws: int, antithetic:
                 p.grad = g if p.grad is None else p.grad + g
                 total += g * e
         noise.end()
-        for found, total in zip(noise.take(parameters), expected, strict=True):
+        for found, total in zip(taken(noise, parameters), expected, strict=True):
             torch.testing.assert_close(found, total, rtol=1e-4, atol=1e-4)
 
 
@@ -108,11 +114,11 @@ def test_several_draws_are_settled_once() -> None:
         p.grad = torch.ones_like(p)
     noise.begin()
     noise.redraw()
-    alone = [t.clone() for t in noise.take(parameters)]
+    alone = [t.clone() for t in taken(noise, parameters)]
     noise.begin()
     noise.settle = lambda gathered: gathered.mul_(0.5)  # type: ignore[assignment]
     noise.redraw()
-    settled = noise.take(parameters)
+    settled = taken(noise, parameters)
     assert not torch.equal(flat(alone), flat(settled))
 
 
@@ -124,10 +130,10 @@ def test_what_has_joined_since_the_draw_has_no_noise_yet() -> None:
     noise.place([*parameters, new], [*stds, torch.ones(2)])
     for p in (*parameters, new):
         p.grad = torch.ones_like(p)
-    assert all((t == 0).all() for t in noise.take([*parameters, new]))
+    assert all((t == 0).all() for t in taken(noise, [*parameters, new]))
     noise.begin()
     noise.end()
-    assert all((t != 0).all() for t in noise.take([*parameters, new]))
+    assert all((t != 0).all() for t in taken(noise, [*parameters, new]))
 
 
 def test_placing_the_same_again_changes_nothing() -> None:
@@ -151,7 +157,7 @@ def test_weights_of_half_precision() -> None:
     noise.redraw()
     noise.end()
     assert torch.equal(parameter, torch.ones_like(parameter))
-    assert noise.take([parameter])[0].isfinite().all()
+    assert taken(noise, [parameter])[0].isfinite().all()
 
 
 def test_weights_of_several_dtypes_have_noise_of_their_own() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.fused import fusable
+
 
 def quadratic_penalty(
     parameters: Sequence[Tensor],
@@ -52,6 +54,7 @@ def distances(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> list[Te
     return list(found)
 
 
+@fusable
 def add_quadratic_pull_(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],

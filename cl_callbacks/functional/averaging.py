@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from cl_callbacks.functional.fused import fusable
 
 
 def newest_share(decay: float, steps: int) -> float:
@@ -73,6 +76,46 @@ def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         value = value.to(old.dtype)
         # 0 times a number is 0: two passes, where isfinite makes four.
         torch.where(value * 0.0 == 0.0, value, old, out=old)
+
+
+@fusable
+def keep_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies, with 0 for what is not finite.
+
+    Example:
+        >>> t = [torch.ones(2)]
+        >>> keep_finite_(t, [torch.tensor([3.0, torch.nan])])
+        >>> t
+        [tensor([3., 0.])]
+    """
+    for t, value in zip(kept, values, strict=True):
+        t.copy_(finite(value))
+
+
+@fusable
+def keep_undo_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """From weights before a step to what takes it back, in place; 0 for what is not finite.
+
+    Example:
+        >>> t = [torch.tensor([3.0, torch.inf])]
+        >>> keep_undo_(t, [torch.ones(2)])
+        >>> t
+        [tensor([2., 0.])]
+    """
+    for t, weight in zip(before, weights, strict=True):
+        t.copy_(finite(t - weight))
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """A tensor with 0 for what is not finite.
+
+    Example:
+        >>> finite(torch.tensor([1.0, -torch.inf, torch.nan]))
+        tensor([1., 0., 0.])
+    """
+    if torch.compiler.is_compiling():  # compiled, nan_to_num looks at one element after the other
+        return torch.where(tensor.abs() < math.inf, tensor, 0.0)
+    return tensor.nan_to_num(0.0, 0.0, 0.0)
 
 
 def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:

@@ -21,6 +21,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.averaging import finite
+from cl_callbacks.functional.fused import fusable
+
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
     r""":math:`C_k = r^{k-1}` of each beaker.
@@ -73,6 +76,7 @@ def largest_coupling(ratio: float = 2.0) -> float:
     return 0.5 / max(1.0, (1 + 1 / ratio) / ratio)
 
 
+@fusable
 def flow_(
     levels: Sequence[Sequence[Tensor]],
     capacities: Sequence[float],
@@ -107,7 +111,7 @@ def flow_(
         if gates is not None:
             outflow = torch._foreach_mul(outflow, list(gates))
         if k == 0:
-            outflow = [flow.nan_to_num(0.0, 0.0, 0.0) for flow in outflow]
+            outflow = [finite(flow) for flow in outflow]
         if conductances[k] and (k > 0 or not hold_first):
             torch._foreach_add_(level, outflow, alpha=-conductances[k] / capacities[k])
         if flowed_in:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.fused import fusable
+
 
 def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor]:
     r""":math:`f = 1 - \tanh^2(m|w|)`: how much of a shrinking update a weight takes.
@@ -30,6 +32,7 @@ def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor
     return list(hidden)
 
 
+@fusable
 def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steepness: float) -> None:
     r"""Takes back a part of every update that has moved a weight towards 0, in place.
 
@@ -50,7 +53,10 @@ def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steep
     """
     update = torch._foreach_sub(list(weights), list(before))
     hidden = torch._foreach_mul(list(before), steepness)
-    torch._foreach_tanh_(hidden)
+    if torch.compiler.is_compiling():  # compiled, tanh takes one element after the other, and exp does not
+        hidden = tuple(1.0 - 2.0 / ((2.0 * h).exp() + 1.0) for h in hidden)
+    else:
+        torch._foreach_tanh_(hidden)
     torch._foreach_mul_(update, hidden)
     torch._foreach_clamp_max_(update, 0.0)  # tanh(mw)Δ where the weight shrinks, else 0
     torch._foreach_addcmul_(list(weights), hidden, update, value=-1.0)

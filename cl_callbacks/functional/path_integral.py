@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.functional.averaging import take_finite_
+from cl_callbacks.functional.fused import fusable
 
 
+@fusable
 def add_path_(
     path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequence[Tensor], decay: float = 1.0
 ) -> None:
@@ -80,10 +82,25 @@ def path_importance(
         >>> path_importance([torch.tensor([1.0, -1.0])], [torch.ones(2)], [torch.zeros(2)], damping=1.0)
         [tensor([0.5000, 0.0000])]
     """
-    distance = torch._foreach_sub(list(parameters), list(anchor))
-    squares = torch._foreach_mul(distance, distance)
+    found = [torch.empty_like(t) for t in path]
+    _set_path_importance_(found, path, parameters, anchor, damping)
+    return found
+
+
+@fusable
+def _set_path_importance_(
+    found: Sequence[Tensor],
+    path: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    damping: float,
+) -> None:
+    squares = torch._foreach_sub(list(parameters), list(anchor))
+    torch._foreach_mul_(squares, squares)
     torch._foreach_add_(squares, damping)
-    return list(torch._foreach_div(torch._foreach_clamp_min(list(path), 0.0), squares))
+    torch._foreach_copy_(list(found), list(path))
+    torch._foreach_clamp_min_(list(found), 0.0)
+    torch._foreach_div_(list(found), squares)
 
 
 def add_score_(

@@ -17,10 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.fused import fusable
+
 SMALLEST_STD = 1e-6
 """Where the standard deviation ends, so that a synapse never stops for good."""
 
 
+@fusable
 def bgd_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -73,6 +76,7 @@ def bgd_(
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
 
 
+@fusable
 def mesu_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -127,14 +131,14 @@ def mesu_(
     widen = torch._foreach_mul(variances, list(noise_gradients))
     torch._foreach_mul_(widen, -0.5 * std_rate)
     shares = torch._foreach_div(variances, prior_std**2)
-    if math.isfinite(memory):
+    if memory < math.inf:
         # σ(σp² − σ²)/(2Nσp²) = (σ − σ·share)/(2N)
         torch._foreach_add_(widen, list(stds), alpha=0.5 / memory)
         torch._foreach_addcmul_(widen, list(stds), shares, value=-0.5 / memory)
     if slow is not None:
         torch._foreach_clamp_max_(shares, 1.0)
         torch._foreach_addcmul_(move, shares, torch._foreach_sub(list(slow), list(means)), value=coupling)
-    elif math.isfinite(memory):
+    elif memory < math.inf:
         torch._foreach_addcmul_(move, shares, list(means), value=-1.0 / memory)
     if trust_region is not None:
         bounds = torch._foreach_mul(list(stds), trust_region)

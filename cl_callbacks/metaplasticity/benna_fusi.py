@@ -164,7 +164,7 @@ class BennaFusi(SynapticCallback):
         mine = step.synapses
         view = self._gating.synapses.view.cut(mine.part)
         rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
-        found = self._gating.plasticity(view, [rates[name] for name in view.names])
+        found = self._gating.plasticity(view, [rates[name] for name in view.names]) if len(view) else None
         known = dict(zip(view.names, found or [], strict=True))
         return [
             known[name] if name in known else torch.ones_like(weight)

@@ -1,0 +1,44 @@
+"""Rules whose arithmetic is compiled."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from cl_callbacks.functional.averaging import keep_finite_
+from cl_callbacks.functional.fused import SMALLEST, compiling
+
+
+class CompileRules(Callback):
+    """Has the arithmetic of all rules of the Trainer compiled by ``torch.compile``.
+
+    What a rule does to the weights in each step is then one pass over memory where it otherwise is one for
+    each operation: the pull of the importance rules, the path of synaptic intelligence, the flow between
+    beakers, the updates of MESU and BGD, and the snapshots for them. Results are the same but for rounding.
+    It takes some seconds at the first step, and a C++ compiler on the machine (on a GPU, Triton), and pays
+    for networks of millions of parameters. The network itself is not compiled. See docs/performance.md for
+    what it saves.
+
+    Raises:
+        MisconfigurationException: where ``torch.compile`` does not work, when training starts.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from cl_callbacks import EWC
+        >>> trainer = Trainer(
+        ...     callbacks=[EWC(70.0), CompileRules()], logger=False, enable_checkpointing=False)
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tries it."""
+        kept, values = torch.zeros(2, SMALLEST, device=pl_module.device)
+        try:
+            with compiling():
+                keep_finite_([kept], [values])
+        except Exception as error:
+            raise MisconfigurationException(
+                f"CompileRules: torch.compile does not work here ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}). On a CPU it needs a C++ compiler, such as g++, and on a GPU "
+                f"Triton: install it, or leave CompileRules out; the rules do the same without."
+            ) from error
