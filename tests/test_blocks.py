@@ -14,7 +14,7 @@ from cl_callbacks.offload import Offload
 from cl_callbacks.step import Step
 from cl_callbacks.synapses import SynapseView
 from tests.rules import RULES, assert_same, every_rule, make, state
-from tests.training import Net, fit_tasks, plain_net, weights
+from tests.training import CLASSES, FEATURES, Net, fit_tasks, plain_net, weights
 
 SHAPES = [(4, 3), (), (2,), (1, 50), (0, 3), (7,), (9, 2, 2), (30,)]
 
@@ -144,9 +144,11 @@ def test_weights_that_lie_otherwise_than_their_gradients(monkeypatch: pytest.Mon
             monkeypatch.setattr(blocks, "ELEMENTS_ON_CPU", elements)
             torch.manual_seed(0)
             net = nn.Sequential(
-                nn.Unflatten(1, (1, 2, -1)), nn.Conv2d(1, 5, 2), nn.Flatten(), nn.LazyLinear(3)
+                nn.Unflatten(1, (1, 2, FEATURES // 2)),
+                nn.Conv2d(1, 5, 2),
+                nn.Flatten(),
+                nn.Linear(5 * (FEATURES // 2 - 1), CLASSES),
             )
-            net(torch.zeros(1, plain_net()[0].in_features))  # type: ignore[arg-type]
             model, rule = Net(net.to(memory_format=layout)), SynapticIntelligence(5.0)
             fit_tasks(model, rule, tasks=2)
             found.append(weights(model))
