@@ -1,7 +1,7 @@
 """What a rule adds to an optimizer step.
 
     python benchmarks/overhead.py --json FILE --plot FILE
-    python benchmarks/overhead.py --networks transformer --rules EWC SI --repeats 15
+    python benchmarks/overhead.py --networks transformer --rules EWC SI --repeats 15 --compile
     python benchmarks/overhead.py --quick
 
 For each rule, fits of a few steps in a Trainer with it and in the same Trainer without it, in turn; each fit
@@ -42,6 +42,7 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    CompileRules,
     EpochBoundaries,
     KFACLaplace,
     MetaplasticGate,
@@ -165,6 +166,8 @@ def measure(case: Case, name: str, bandwidth: float, args: argparse.Namespace) -
     else:
         model = copy.deepcopy(plain)
         callbacks, words = RULES[name].make(), RULES[name].words
+        if args.compile:
+            callbacks.append(CompileRules())
         fit(model, case, args, *callbacks, EpochBoundaries(1))  # the first task
         state = sum(bytes_of(callback.state_dict()) for callback in callbacks) / parameters
     seconds, ratios = [fit(plain, case, args)], []
@@ -279,6 +282,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=CASES, default=["mlp", "cnn", "transformer"])
     parser.add_argument("--rules", nargs="+", choices=[*RULES, *AUTOGRAD], default=[*RULES, *AUTOGRAD])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="the rules, with CompileRules")
     parser.add_argument("--steps", type=int, default=5, help="of each fit, beyond the first")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a minute: four rules on two small networks")
