@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench-fisher clean
+.PHONY: demo test test-all lint bench-fisher bench-quick clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
@@ -21,6 +21,10 @@ lint: .venv/.dev
 
 bench-fisher: .venv/.core
 	$(BIN)/python benchmarks/fisher.py
+
+# What the rules add to a step, in a minute.
+bench-quick: .venv/.core
+	$(BIN)/python benchmarks/overhead.py --quick
 
 # The stamps follow pyproject.toml: a changed dependency is installed before the next run.
 .venv/.core: pyproject.toml constraints.txt

@@ -21,18 +21,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from networks import CASES, Case, Classifier
+from timing import bytes_of, step_seconds
 from torch import Tensor
 
 from cl_callbacks import (
@@ -43,11 +42,13 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     CompileRules,
+    DriftBoundaries,
     EpochBoundaries,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
+    SynapticCallback,
     SynapticIntelligence,
 )
 
@@ -90,6 +91,7 @@ RULES = {
     "Cascade": Entry(lambda: [Cascade()], 7),
     "EWC and MetaplasticGate": Entry(lambda: [EWC(1.0, **SAMPLED), MetaplasticGate()], 9),
     "SI and EWC": Entry(lambda: [SynapticIntelligence(1.0), EWC(1.0, **SAMPLED)], 14),
+    "DriftBoundaries": Entry(lambda: [DriftBoundaries()], 0),
     "KFACLaplace": Entry(lambda: [KFACLaplace(1.0, **SAMPLED)], 0),  # matrix products
 }
 AUTOGRAD = {"autograd penalty, 1 anchor": 1, "autograd penalty, 10 anchors": 10}
@@ -113,39 +115,6 @@ class Penalised(Classifier):
         return loss
 
 
-class StepTimes(Callback):
-    """Seconds from the end of one batch to that of the next."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.last: float | None = None
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self.last is not None:
-            self.seconds.append(now - self.last)
-        self.last = now
-
-
-def fit(model: LightningModule, case: Case, args: argparse.Namespace, *callbacks: Callback) -> float:
-    """Median seconds of the steps after the first."""
-    times = StepTimes()
-    trainer = Trainer(
-        max_epochs=1,
-        callbacks=[*callbacks, times],
-        accelerator=args.device,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(model, case.loader(args.steps + 1))
-    return statistics.median(times.seconds)
-
-
 @dataclass
 class Found:
     ratio: float
@@ -156,9 +125,13 @@ class Found:
     peak_bytes_per_parameter: float | None
 
 
-def measure(case: Case, name: str, bandwidth: float, args: argparse.Namespace) -> Found:
+def measure(case: Case, name: str, args: argparse.Namespace) -> Found:
     torch.manual_seed(0)
-    plain = Classifier(case.make())
+    plain, data = Classifier(case.make()), case.loader(args.steps + 1)
+
+    def seconds_of(model: Classifier, *callbacks: Callback) -> float:
+        return step_seconds(model, data, *callbacks, accelerator=args.device)
+
     parameters = sum(p.numel() for p in plain.parameters())
     if name in AUTOGRAD:
         model: Classifier = Penalised(copy.deepcopy(plain), AUTOGRAD[name])
@@ -168,23 +141,26 @@ def measure(case: Case, name: str, bandwidth: float, args: argparse.Namespace) -
         callbacks, words = RULES[name].make(), RULES[name].words
         if args.compile:
             callbacks.append(CompileRules())
-        fit(model, case, args, *callbacks, EpochBoundaries(1))  # the first task
-        state = sum(bytes_of(callback.state_dict()) for callback in callbacks) / parameters
-    seconds, ratios = [fit(plain, case, args)], []
+        rules = [callback for callback in callbacks if isinstance(callback, SynapticCallback)]
+        if rules:
+            seconds_of(model, *callbacks, EpochBoundaries(1))  # the first task
+        state = sum(bytes_of(rule.state_dict()) for rule in rules) / parameters
+    bandwidths, seconds, ratios = [copy_bandwidth(args.device)], [seconds_of(plain)], []
     with Peak(args.device) as peak:
-        fit(plain, case, args)
+        seconds_of(plain)
     before = peak.bytes
     with Peak(args.device) as peak:
-        fit(model, case, args, *callbacks)
+        seconds_of(model, *callbacks)
     for _ in range(args.repeats):
-        with_it = fit(model, case, args, *callbacks)
-        seconds.append(fit(plain, case, args))
+        with_it = seconds_of(model, *callbacks)
+        seconds.append(seconds_of(plain))
         ratios.append(with_it / statistics.mean(seconds[-2:]))
+        bandwidths.append(copy_bandwidth(args.device))
     return Found(
         statistics.median(ratios),
         min(ratios),
         max(ratios),
-        1 + 4 * words * parameters / bandwidth / statistics.median(seconds),
+        1 + 4 * words * parameters / statistics.median(bandwidths) / statistics.median(seconds),
         state,
         None if before is None or peak.bytes is None else (peak.bytes - before) / parameters,
     )
@@ -215,13 +191,6 @@ class Peak:
             self.bytes = 1024 * float(line.split()[1])
 
 
-def bytes_of(state: Any) -> int:
-    if isinstance(state, Tensor):
-        return state.nbytes
-    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(map(bytes_of, values))
-
-
 def copy_bandwidth(device: str, elements: int = 2**25) -> float:
     """Bytes read and written in a second."""
     a = torch.ones(elements, device=device)
@@ -237,14 +206,14 @@ def copy_bandwidth(device: str, elements: int = 2**25) -> float:
     return 2 * a.nbytes / statistics.median(seconds() for _ in range(20))
 
 
-def rows(names: list[str], args: argparse.Namespace, bandwidth: float) -> Iterator[dict[str, Any]]:
+def rows(names: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in args.networks:
         case = CASES[network]
         parameters = sum(p.numel() for p in case.make().parameters())
         print(f"\n{case.name}, {parameters / 1e6:.1f} M parameters, batch {case.shape}")
         print(f"{'':34} {'step':>6} {'':15} {'floor':>6} {'× floor':>8} {'state':>6} {'peak':>6}")
         for name in names:
-            found = measure(case, name, bandwidth, args)
+            found = measure(case, name, args)
             extra, least = found.ratio - 1, found.floor - 1
             times = f"{extra / least:8.1f}" if least else f"{'–':>8}"
             floor = f"{found.floor:6.3f}" if least else f"{'–':>6}"
@@ -292,12 +261,10 @@ def main() -> None:
     if args.quick:
         args.networks, args.rules = ["mlp", "small-transformer"], ["EWC", "SI", "BennaFusi, 4 beakers"]
         args.rules.append("MetaplasticGate")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     bandwidth = copy_bandwidth(args.device)
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {device}, copies {bandwidth / 1e9:.1f} GB/s; a plain step is 1")
-    found = list(rows(args.rules, args, bandwidth))
+    found = list(rows(args.rules, args))
     if args.json:
         machine = {"torch": torch.__version__, "device": device, "bandwidth": bandwidth}
         args.json.write_text(json.dumps({"machine": machine, "rows": found}, indent=1))

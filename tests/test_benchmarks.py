@@ -32,16 +32,26 @@ def test_fisher(tmp_path: Path) -> None:
 
 
 def test_scaling(tmp_path: Path) -> None:
-    said = run("scaling.py", "--tasks", "3", "--repeats", "1", folder=tmp_path)
-    assert said.count("state 3,827,280 and 3,827,280 bytes") == 2
+    arguments = ["--tasks", "1", "3", "--parameters", "1e5", "--repeats", "1", "--json", "scaling.json"]
+    run("scaling.py", *arguments, folder=tmp_path)
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    sizes: dict[str, set[int]] = {}
+    for row in found["tasks"]:
+        sizes.setdefault(row["rule"], set()).add(row["state_bytes"])
+    assert {"EWC, anchors=each", "SynapticIntelligence"} <= set(sizes)
+    assert all(len(size) == 1 for size in sizes.values())  # the same after the third task as after the first
+    assert [row["bytes_per_parameter"] for row in found["parameters"]] == [8.0]
 
 
 def test_overhead(tmp_path: Path) -> None:
-    said = run(
-        "overhead.py", "--width", "16", "--batch-size", "4", "--repeats", "2", "--fits", "1", folder=tmp_path
-    )
-    assert said.count("of one pass") == 15
-    assert "DriftBoundaries, a fit" in said
+    rules = ["EWC", "SI and EWC", "DriftBoundaries", "autograd penalty, 10 anchors"]
+    arguments = ["--networks", "small-transformer", "--repeats", "1", "--steps", "1", "--rules", *rules]
+    run("overhead.py", *arguments, "--json", "overhead.json", "--plot", "overhead.png", folder=tmp_path)
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    assert [row["rule"] for row in found["rows"]] == rules
+    assert [row["bytes_per_parameter"] for row in found["rows"]] == [8.0, 20.0, 0.0, 80.0]
+    assert all(row["ratio"] > 0 for row in found["rows"])
+    assert (tmp_path / "overhead.png").stat().st_size > 10_000
 
 
 def test_observation(tmp_path: Path) -> None:
