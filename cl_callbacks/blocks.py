@@ -58,7 +58,7 @@ def in_blocks(parameters: Sequence[Tensor], elements: int | None = None) -> list
             start, room = start + count, room - count * row
             if start == rows:
                 break
-    return blocks
+    return [block for block in blocks if block]
 
 
 def rows_of(tensor: Tensor, rows: Rows) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_callbacks.blocks import ALL, Rows, rows_of
+from cl_callbacks.blocks import ALL, Rows, in_blocks, rows_of
 from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.offload import Offload
 from cl_callbacks.shards import extremes, group_of, held, spread, total, whole
@@ -79,6 +79,10 @@ class SynapseView:
             rows,
             self.offload,
         )
+
+    def blocks(self) -> Iterator[SynapseView]:
+        """The view in parts, one after the other, for work on each that stays in the cache."""
+        return (self.cut(part) for part in in_blocks(self.sources))
 
     @property
     def part(self) -> dict[Tensor, Rows]:

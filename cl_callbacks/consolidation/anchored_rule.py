@@ -125,10 +125,10 @@ class AnchoredRule(SynapticCallback):
     def penalty(self, synapses: SynapseView) -> Tensor:
         """The penalty, a scalar."""
         with torch.no_grad():
-            distances = quadratic_penalty(
-                synapses.parameters,
-                self.effective_importance(synapses),
-                synapses["anchor"],
-                self.stiffness,
-            )
-            return synapses.total(distances) + 0.5 * self.stiffness * self._offset
+            parts = [
+                quadratic_penalty(
+                    block.parameters, self.effective_importance(block), block["anchor"], self.stiffness
+                )
+                for block in synapses.blocks()
+            ]
+            return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self._offset

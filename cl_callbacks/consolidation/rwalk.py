@@ -135,14 +135,15 @@ class RWalk(BoundaryRule):
             self._close_window(self.synapses.view)
 
     def _close_window(self, synapses: SynapseView) -> None:
-        add_score_(
-            synapses["score"],
-            synapses["path"],
-            synapses["fisher"],
-            synapses["start"],
-            synapses.parameters,
-            self.damping,
-        )
+        for block in synapses.blocks():
+            add_score_(
+                block["score"],
+                block["path"],
+                block["fisher"],
+                block["start"],
+                block.parameters,
+                self.damping,
+            )
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
