@@ -30,6 +30,9 @@ class CompileRules(Callback):
         ...     callbacks=[EWC(70.0), CompileRules()], logger=False, enable_checkpointing=False)
     """
 
+    def __init__(self) -> None:  # so that configurations see that there are no arguments
+        super().__init__()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tries it."""
         kept, values = torch.zeros(2, SMALLEST, device=pl_module.device)

@@ -51,7 +51,9 @@ class Plan:
         local = all(rule.local for rule, _ in self._met)
         elements = ELEMENTS_IF_COMPILED if compiled else None
         parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
-        self.blocks = [_Block([rule for rule, _ in self._met], optimizer, part, buffers) for part in parts]
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        met = [rule for rule, _ in self._met]
+        self.blocks = [_Block(met, optimizer, group_of, part, buffers) for part in parts]
 
     def before_step(self) -> None:
         """Takes the snapshots, and has every rule pull."""
@@ -79,13 +81,13 @@ class _Block:
         self,
         rules: Sequence[Rule],
         optimizer: Optimizer,
+        group_of: Mapping[Tensor, int],
         part: dict[Tensor, Rows],
         buffers: Mapping[Need, Buffers],
     ) -> None:
         self._part = part
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
         self.members: list[tuple[Rule, Step]] = []
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for rule in rules:
             view = rule.synapses.view.cut(part)
             if not len(view):
