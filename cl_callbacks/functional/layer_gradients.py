@@ -33,20 +33,21 @@ class PerSample(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
 
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        r"""Sum over samples, such as :math:`\sum_n g_n^2`, of the parameter's shape."""
-        return chunked_sum([self], magnitude, max_bytes)
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        r"""Adds the sum over samples, such as :math:`\sum_n g_n^2`, to ``total``, in place."""
+        add_in_chunks([self], total, magnitude, max_bytes)
 
 
-def chunked_sum(parts: list[PerSample], magnitude: Magnitude, max_bytes: int) -> Tensor:
-    r"""Sum :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
+def add_in_chunks(parts: list[PerSample], total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+    r"""Adds :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
 
     Args:
         parts: the same samples' gradients from each use of one parameter.
+        total: what they are added to, in place; of the parameter's shape.
         magnitude: the square, or the absolute value instead.
         max_bytes: bound on the per-sample gradients held at a time; at least one sample is.
     """
-    samples, total = parts[0].samples, None
+    samples = parts[0].samples
     size = parts[0].shape.numel() * 4
     step = max(1, min(samples, max_bytes // size))
     for start in range(0, samples, step):
@@ -54,11 +55,15 @@ def chunked_sum(parts: list[PerSample], magnitude: Magnitude, max_bytes: int) ->
         rows = parts[0].rows(start, stop)
         for part in parts[1:]:
             rows = rows + part.rows(start, stop)
-        rows = magnitude(rows)
-        part_sum = rows if rows.shape[0] == 1 else rows.sum(0, keepdim=True)
-        total = part_sum if total is None else total.add_(part_sum)
-    assert total is not None
-    return total.squeeze(0)
+        add_magnitudes(rows, total, magnitude)
+
+
+def add_magnitudes(rows: Tensor, total: Tensor, magnitude: Magnitude) -> None:
+    """Adds the magnitudes of gradients ``(N, *shape)``, summed over ``N``, to ``total``; overwrites them."""
+    if len(rows) == 1 and magnitude is Tensor.square_:
+        total.addcmul_(rows[0], rows[0])  # a large parameter's, in one pass over the memory instead of two
+    else:
+        total.add_(magnitude(rows).sum(0))
 
 
 @dataclass
@@ -73,8 +78,8 @@ class Dense(PerSample):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop].clone()
 
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        return magnitude(self.values.clone()).sum(0)
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        total.add_(magnitude(self.values.clone()).sum(0))
 
 
 @dataclass
@@ -96,12 +101,13 @@ class Outer(PerSample):
         g = self.delta[start:stop].transpose(-1, -2) @ self.inputs[start:stop]
         return g.reshape(stop - start, *self.shape)
 
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
         if self.delta.shape[2] > 1:
-            return chunked_sum([self], magnitude, max_bytes)
+            add_in_chunks([self], total, magnitude, max_bytes)
+            return
         # One position: the square of a product is the product of the squares, one matmul for all n.
         delta, inputs = (magnitude(t.squeeze(2).clone()) for t in (self.delta, self.inputs))
-        return torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape)
+        total.add_(torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape))
 
 
 @dataclass
@@ -125,23 +131,27 @@ class Lookup(PerSample):
         where = (self.index[start:stop] + offset).flatten()
         return flat.index_add_(0, where, self.delta[start:stop].flatten(0, 1)).view(n, *self.shape)
 
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
         # Only rows that a sample looked up are non-zero: sum within each (sample, row), then square.
         offset = torch.arange(self.samples, device=self.index.device).unsqueeze(1) * self.shape[0]
         key, slot = torch.unique((self.index + offset).flatten(), return_inverse=True)
         rows = self.delta.new_zeros(len(key), self.shape[1])
         rows.index_add_(0, slot, self.delta.flatten(0, 1))
-        total = self.delta.new_zeros(self.shape)
-        return total.index_add_(0, key % self.shape[0], magnitude(rows))
+        total.index_add_(0, key % self.shape[0], magnitude(rows).to(total.dtype))
 
 
 Gradients = dict[str, PerSample]
 
 
+def linear_gradients(x: Tensor, delta: Tensor) -> Gradients:
+    """Of a linear map with inputs ``(N, ..., I)``, whose outputs ``(N, ..., O)`` receive ``delta``."""
+    n, inputs, outputs = x.shape[0], x.shape[-1], delta.shape[-1]
+    x, delta = x.reshape(n, 1, -1, inputs), delta.reshape(n, 1, -1, outputs)
+    return {"weight": Outer(delta, x, torch.Size((outputs, inputs))), "bias": Dense(delta.sum((1, 2)))}
+
+
 def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Gradients:
-    n = x.shape[0]
-    x, delta = x.reshape(n, 1, -1, x.shape[-1]), delta.reshape(n, 1, -1, delta.shape[-1])
-    return {"weight": Outer(delta, x, layer.weight.shape), "bias": Dense(delta.sum((1, 2)))}
+    return linear_gradients(x, delta)
 
 
 def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
@@ -198,7 +208,23 @@ def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
     return _channel_affine(delta, unit)
 
 
+class Itself(nn.Module):
+    """The layer that a parameter is which is used as it is: whatever its input, it returns its weight."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight
+
+
+def _itself(layer: Itself, x: Tensor, delta: Tensor) -> Gradients:
+    return {"weight": Dense(delta.reshape(len(delta), *layer.weight.shape))}
+
+
 _RULES: dict[type[nn.Module], Callable[..., Gradients]] = {
+    Itself: _itself,
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
@@ -237,7 +263,9 @@ def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradient
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> g = layer_gradients(layer, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
-        >>> g["weight"].magnitude_sum(Tensor.square_, max_bytes=1024)
+        >>> total = torch.zeros(1, 1)
+        >>> g["weight"].add_to(total, Tensor.square_, max_bytes=1024)
+        >>> total
         tensor([[37.]])
     """
     dtype = torch.promote_types(delta.dtype, torch.float32)
