@@ -1,8 +1,8 @@
 """Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of it alone.
 
-An attention to another sequence, a recurrent layer or a norm of the user's own is run again, sample by sample in one
-vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of the network
-is not run again.
+An attention to another sequence, a recurrent layer or a norm of the user's own is run again, sample by
+sample in one vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of
+the network is not run again.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         padding = torch.arange(x.shape[1]) >= 2 + (x[:, :1, 0] > 0).long()  # depends on the sample
-        scores = torch.linspace(-1, 1, 4 * x.shape[1] ** 2).to(x).view(4, x.shape[1], -1)
+        scores = torch.linspace(-1, 1, 4 * x.shape[1] ** 2, dtype=x.dtype).view(4, x.shape[1], -1)
         kinds = (x[:, 0, 1] > 0).long()[:, None] * 2 + torch.arange(2)
         scores = scores[kinds].flatten(0, 1) if self.per_head else scores[0]
         y, weights = self.attention(x, x, x, padding, attn_mask=scores)
