@@ -1,4 +1,4 @@
-"""Layers of half precision: their per-sample gradients are those of single precision, from the same numbers."""
+"""Layers of half precision have the per-sample gradients of single precision, from the same numbers."""
 
 from __future__ import annotations
 
