@@ -115,7 +115,8 @@ class KroneckerFactors:
 
 def _positions(use: Outer) -> tuple[Tensor, Tensor]:
     """Inputs and cotangents at all positions of all samples: ``(P, I)``, ``(P, O)``."""
-    return use.inputs.flatten(0, 2), use.delta.flatten(0, 2)
+    delta, inputs = use.sides(0, use.samples)
+    return inputs.flatten(0, 2), delta.flatten(0, 2)
 
 
 def bias_name(weight: str) -> str:

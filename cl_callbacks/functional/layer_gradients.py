@@ -29,6 +29,11 @@ class PerSample(ABC):
     samples: int
     shape: torch.Size
 
+    @property
+    def row_bytes(self) -> int:
+        """What the gradient of one sample takes, or what is copied to compute it, if that is more."""
+        return self.shape.numel() * 4
+
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
         """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
@@ -45,11 +50,11 @@ def add_in_chunks(parts: list[PerSample], total: Tensor, magnitude: Magnitude, m
         parts: the same samples' gradients from each use of one parameter.
         total: what they are added to, in place; of the parameter's shape.
         magnitude: the square, or the absolute value instead.
-        max_bytes: bound on the per-sample gradients held at a time; at least one sample is.
+        max_bytes: bound on the per-sample gradients, or what they are computed from, that is held at a
+            time; those of at least one sample are. Best where that fits into a processor's cache.
     """
     samples = parts[0].samples
-    size = parts[0].shape.numel() * 4
-    step = max(1, min(samples, max_bytes // size))
+    step = max(1, min(samples, max_bytes // max(part.row_bytes for part in parts)))
     for start in range(0, samples, step):
         stop = min(start + step, samples)
         rows = parts[0].rows(start, stop)
@@ -86,8 +91,8 @@ class Dense(PerSample):
 class Outer(PerSample):
     r"""Gradients :math:`\sum_t \delta_{nt} a_{nt}^\top` in ``G`` groups of channels.
 
-    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, T, I)`` and the parameter holds
-    ``(G * O, I)`` values in whatever ``shape``.
+    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, I, T)``, the last two in whatever finer dimensions,
+    and the parameter holds ``(G * O, I)`` values in whatever ``shape``.
     """
 
     delta: Tensor
@@ -97,16 +102,26 @@ class Outer(PerSample):
     def __post_init__(self) -> None:
         self.samples = self.delta.shape[0]
 
+    @property
+    def row_bytes(self) -> int:
+        """See :class:`PerSample`."""
+        return max(self.shape.numel(), self.inputs[0].numel()) * 4
+
+    def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Cotangents ``(n, G, T, O)`` and inputs ``(n, G, T, I)`` of ``n`` samples."""
+        delta = self.delta[start:stop]
+        return delta, self.inputs[start:stop].reshape(*delta.shape[:2], -1, delta.shape[2]).mT
+
     def rows(self, start: int, stop: int) -> Tensor:
-        g = self.delta[start:stop].transpose(-1, -2) @ self.inputs[start:stop]
-        return g.reshape(stop - start, *self.shape)
+        delta, inputs = self.sides(start, stop)
+        return (delta.mT @ inputs).reshape(stop - start, *self.shape)
 
     def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
         if self.delta.shape[2] > 1:
             add_in_chunks([self], total, magnitude, max_bytes)
             return
         # One position: the square of a product is the product of the squares, one matmul for all n.
-        delta, inputs = (magnitude(t.squeeze(2).clone()) for t in (self.delta, self.inputs))
+        delta, inputs = (magnitude(t.squeeze(2).clone()) for t in self.sides(0, self.samples))
         total.add_(torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape))
 
 
@@ -147,7 +162,7 @@ def linear_gradients(x: Tensor, delta: Tensor) -> Gradients:
     """Of a linear map with inputs ``(N, ..., I)``, whose outputs ``(N, ..., O)`` receive ``delta``."""
     n, inputs, outputs = x.shape[0], x.shape[-1], delta.shape[-1]
     x, delta = x.reshape(n, 1, -1, inputs), delta.reshape(n, 1, -1, outputs)
-    return {"weight": Outer(delta, x, torch.Size((outputs, inputs))), "bias": Dense(delta.sum((1, 2)))}
+    return {"weight": Outer(delta, x.mT, torch.Size((outputs, inputs))), "bias": Dense(delta.sum((1, 2)))}
 
 
 def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Gradients:
@@ -164,11 +179,15 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
     if isinstance(layer, nn.Conv1d):
         x, delta = x.unsqueeze(2), delta.unsqueeze(2)
         kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
-    inputs = patches.view(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
-    by_group = delta.reshape(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
+    # A view, copied for a few samples at a time: patches take several times what the inputs do.
+    patches = x.unflatten(1, (groups, -1))  # (N, G, C, H, W)
+    for along in (0, 1):
+        reach = dilation[along] * (kernel[along] - 1) + 1
+        patches = patches.unfold(3 + along, reach, stride[along])[..., :: dilation[along]]
+    patches = patches.permute(0, 1, 2, 5, 6, 3, 4)  # (N, G, C, kernel, positions)
+    by_group = delta.reshape(n, groups, -1, patches.shape[-2] * patches.shape[-1]).mT
     return {
-        "weight": Outer(by_group, inputs, layer.weight.shape),
+        "weight": Outer(by_group, patches, layer.weight.shape),
         "bias": Dense(delta.flatten(2).sum(2)),
     }
 
