@@ -72,7 +72,8 @@ class PerSampleGradients:
         parameters: the parameters asked for, by their name in ``module``.
         forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
         magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
-        max_bytes: bound on the per-sample gradients of one parameter that are held at a time.
+        max_bytes: bound on the per-sample gradients of one parameter that are held at a time; best where
+            they fit into a processor's cache.
 
     Attributes:
         fallback: names of parameters that no module explains, as far as batches have used them.
