@@ -27,8 +27,8 @@ from torch.utils.data import (
 )
 
 from cl_callbacks.functional.batches import count_samples, take_samples
-from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.functional.sample_gradients import Magnitude
 from cl_callbacks.progress import progress
 from cl_callbacks.quiet import quiet
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all, share_buffers

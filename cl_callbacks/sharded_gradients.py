@@ -14,9 +14,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from cl_callbacks.functional.batches import count_samples, take_samples
-from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.network_gradients import wide_dtype
 from cl_callbacks.functional.per_sample import Cotangents, Forward
+from cl_callbacks.functional.sample_gradients import Magnitude
 from cl_callbacks.shards import group_of, held, reshard, total
 
 

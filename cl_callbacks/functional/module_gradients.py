@@ -18,7 +18,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.functional.batches import flat_tensors, map_tensors
-from cl_callbacks.functional.layer_gradients import Magnitude, PerSample, add_magnitudes
+from cl_callbacks.functional.sample_gradients import Magnitude, PerSample, add_magnitudes
 
 
 def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:

@@ -29,16 +29,11 @@ from torch import Tensor, nn
 
 from cl_callbacks.functional.attention_gradients import attention_gradients, is_self_attention
 from cl_callbacks.functional.batches import take_samples
-from cl_callbacks.functional.layer_gradients import (
-    Magnitude,
-    PerSample,
-    add_in_chunks,
-    has_rule,
-    layer_gradients,
-)
+from cl_callbacks.functional.layer_gradients import has_rule, layer_gradients
 from cl_callbacks.functional.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
 from cl_callbacks.functional.recorded_calls import Call, Pass, finite_pass, output_cotangents
+from cl_callbacks.functional.sample_gradients import Magnitude, PerSample, add_in_chunks
 from cl_callbacks.functional.shared_tensors import calls_by_sample, graph_nodes
 
 logger = logging.getLogger(__name__)
