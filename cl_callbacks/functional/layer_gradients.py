@@ -96,6 +96,7 @@ class Itself(nn.Module):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """The weight."""
         return self.weight
 
 
