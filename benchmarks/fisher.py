@@ -1,11 +1,13 @@
 """What a per-sample Fisher costs, against ordinary training passes and against a loop over samples.
 
-    python benchmarks/fisher.py [--repeats 7] [--json FILE]
+    python benchmarks/fisher.py [CASE ...] [--repeats 5] [--device cpu] [--json FILE]
 
 For each network: the time of the Fisher over a set of samples divided by the time of one ordinary
-forward and backward over the same samples in the same batches. Fisher and ordinary passes alternate, and
-the ratio is the median over repeats, so a machine whose speed drifts does little harm. ``exact`` makes
-one pass per class and is given per class. The loop computes the same with batches of one sample.
+forward and backward over the same samples in the same batches. ``first`` is the same for an object that
+has seen no batch before and checks some against single samples, as it happens once for each task. Fisher,
+ordinary passes and loop alternate, and all ratios are medians over repeats, so a machine whose speed drifts
+does little harm. ``exact`` makes one pass per class and is given per class. The loop computes the same with
+batches of one sample; ``difference`` is the largest relative distance to it over all parameters.
 """
 
 from __future__ import annotations
@@ -14,135 +16,155 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from networks import Transformer, mlp, resnet, texts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
 
 
-class Transformer(nn.Module):
-    """Four layers of width 256 over 64 tokens, mean-pooled."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(1000, 256)
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.head = nn.Linear(256, classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.layers(self.embed(tokens)).mean(1))
-
-
 class Case(NamedTuple):
-    name: str
+    """A network, how to make ``n`` inputs of it, and the Fisher that is measured."""
+
     make: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
-    estimator: str
-    passes: int
-    batch_size: int = 32
+    inputs: Callable[[int], Tensor]
+    samples: int
+    batch_size: int
+    estimator: str = "sampled"
+    passes: int = 1
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+def digits() -> nn.Module:
+    return mlp(width=256, inputs=256)
 
 
-CASES = [
-    Case("digits MLP, exact", mlp, lambda: torch.randn(1440, 256), "exact", 10),
-    Case("digits MLP, sampled", mlp, lambda: torch.randn(1440, 256), "sampled", 1),
-    Case("transformer, sampled", Transformer, lambda: torch.randint(1000, (128, 64)), "sampled", 1),
-]
-LOOPED = 32  # samples; the loop's time is proportional
+def vectors(n: int) -> Tensor:
+    return torch.randn(n, 256)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+CASES = {
+    "digits-exact": Case(digits, vectors, 1440, 32, "exact", 10),
+    "digits-sampled": Case(digits, vectors, 1440, 32),
+    "cnn": Case(resnet, lambda n: torch.randn(n, 3, 32, 32), 64, 32),
+    "small-transformer": Case(lambda: Transformer(256, 4, 4, 1000), texts(64, 1000), 128, 32),
+    "transformer": Case(Transformer, texts(64), 128, 16),
+    "transformer-16-tokens": Case(Transformer, texts(16), 128, 16),
+}
+LOOPED = 16  # samples; the loop's time is proportional
 
 
-def measure(case: Case, repeats: int) -> dict[str, float]:
-    torch.manual_seed(0)
-    net, x = case.make(), case.inputs()
-    y = torch.randint(10, (len(x),))
-    parameters = dict(net.named_parameters())
+class Measurement:
+    """One case on one device."""
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(x.split(case.batch_size), y.split(case.batch_size), strict=True)
+    def __init__(self, case: Case, device: str) -> None:
+        torch.manual_seed(0)
+        self.case, self.device = case, torch.device(device)
+        self.net = case.make().to(device).eval()
+        self.x = case.inputs(case.samples).to(device)
+        self.y = torch.randint(10, (case.samples,), device=device)
+        self.parameters = dict(self.net.named_parameters())
+        self.seasoned = self.new()
 
-    def ordinary() -> None:
-        for inputs, labels in batches():
-            net.zero_grad()
-            F.cross_entropy(net(inputs), labels).backward()
+    def new(self) -> PerSampleGradients:
+        return PerSampleGradients(self.net, self.parameters, lambda batch: (self.net(batch[0]), batch[1]))
 
-    def fisher(estimator: str = case.estimator) -> list[Tensor]:
-        per_sample = PerSampleGradients(net, parameters, lambda b: (net(b[0]), b[1]))
-        total = [torch.zeros_like(p) for p in parameters.values()]
-        for batch in batches():
-            sums, _ = per_sample.sums(
-                batch, lambda z, labels: fisher_cotangents(z, labels, estimator=estimator)
-            )
-            torch._foreach_add_(total, sums)
+    def cotangents(self, outputs: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return list(fisher_cotangents(outputs, labels, estimator=self.case.estimator))
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        size = self.case.batch_size
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
+    def ordinary(self) -> None:
+        for inputs, labels in self.batches():
+            self.net.zero_grad()
+            F.cross_entropy(self.net(inputs), labels).backward()
+        self.net.zero_grad()
+
+    def fisher(self, per_sample: PerSampleGradients) -> None:
+        totals = per_sample.zeros()
+        for batch in self.batches():
+            per_sample.sums(batch, self.cotangents, totals)
         assert not per_sample.fallback
-        return total
 
-    def loop() -> None:
-        total = [torch.zeros_like(p) for p in parameters.values()]
+    def loop(self, chosen: list[Tensor] | None = None) -> list[Tensor]:
+        """Over the first samples; ``chosen`` cotangents stand in for new ones."""
+        totals = [torch.zeros_like(p) for p in self.parameters.values()]
         for i in range(LOOPED):
-            outputs = net(x[i : i + 1])
-            for v in fisher_cotangents(outputs, y[i : i + 1], estimator=case.estimator):
-                gradients = torch.autograd.grad(outputs, list(parameters.values()), v, True)
-                torch._foreach_addcmul_(total, gradients, gradients)
+            outputs = self.net(self.x[i : i + 1])
+            for v in self.cotangents(outputs, self.y[i : i + 1]) if chosen is None else chosen:
+                v = v if chosen is None else v[i : i + 1]
+                gradients = torch.autograd.grad(outputs, list(self.parameters.values()), v, True)
+                torch._foreach_addcmul_(totals, gradients, gradients)
+        return totals
 
-    net.eval()
-    ordinary(), fisher(), loop()
-    rows = [(seconds(ordinary), seconds(fisher), seconds(loop)) for _ in range(repeats)]
-    scale = len(x) / LOOPED
+    def difference(self) -> float:
+        batch = self.x[:LOOPED], self.y[:LOOPED]
+        chosen = self.cotangents(self.net(batch[0]), batch[1])
+        fast, _ = self.new().sums(batch, lambda outputs, labels: chosen)
+        slow = self.loop(chosen)
+        return max(((f - s).norm() / s.norm()).item() for f, s in zip(fast, slow, strict=True))
+
+    def seconds(self, function: Callable[..., object], *args: object) -> float:
+        self.synchronize()
+        start = time.perf_counter()
+        function(*args)
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(case: Case, repeats: int, device: str) -> dict[str, float]:
+    m = Measurement(case, device)
+    m.ordinary(), m.fisher(m.seasoned), m.loop()
+    scale, rows = case.samples / LOOPED, []
+    for _ in range(repeats):
+        ordinary, fisher = m.seconds(m.ordinary), m.seconds(m.fisher, m.seasoned)
+        rows.append((ordinary, fisher, m.seconds(m.fisher, m.new()), scale * m.seconds(m.loop)))
+    ratios = [fisher / ordinary / case.passes for ordinary, fisher, _, _ in rows]
+    batches = case.samples / case.batch_size
     return {
-        "fisher": statistics.median(f / o for o, f, _ in rows) / case.passes,
-        "fisher_min": min(f / o for o, f, _ in rows) / case.passes,
-        "fisher_max": max(f / o for o, f, _ in rows) / case.passes,
-        "loop": statistics.median(scale * loop / o for o, _, loop in rows) / case.passes,
-        "loop_over_fisher": statistics.median(scale * loop / f for _, f, loop in rows),
-        "ordinary_ms_per_batch": 1e3 * statistics.median(o for o, _, _ in rows) * case.batch_size / len(x),
-        "difference": difference(net, x[:16], y[:16], parameters),
+        "fisher": statistics.median(ratios),
+        "fisher_min": min(ratios),
+        "fisher_max": max(ratios),
+        "first": statistics.median(first / ordinary for ordinary, _, first, _ in rows) / case.passes,
+        "loop": statistics.median(loop / ordinary for ordinary, _, _, loop in rows) / case.passes,
+        "loop_over_fisher": statistics.median(loop / fisher for _, fisher, _, loop in rows),
+        "ordinary_ms_per_batch": 1e3 * statistics.median(row[0] for row in rows) / batches,
+        "difference": m.difference(),
     }
-
-
-def difference(net: nn.Module, x: Tensor, y: Tensor, parameters: dict[str, Tensor]) -> float:
-    """Largest relative distance, over parameters, between the fast Fisher and the loop's."""
-    per_sample = PerSampleGradients(net, parameters, lambda b: (net(b[0]), b[1]))
-    fast, _ = per_sample.sums((x, y), lambda z, labels: fisher_cotangents(z, labels, estimator="empirical"))
-    slow = [torch.zeros_like(p) for p in parameters.values()]
-    for i in range(len(x)):
-        gradients = torch.autograd.grad(
-            F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]), list(parameters.values())
-        )
-        torch._foreach_addcmul_(slow, gradients, gradients)
-    return max(((f - s).norm() / s.norm()).item() for f, s in zip(fast, slow, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ordinary pass = 1")
-    print(f"{'':22} {'Fisher per pass':>22} {'loop':>8} {'loop/Fisher':>12} {'difference':>11}")
+    if unknown := set(args.cases) - set(CASES):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; ordinary pass = 1")
+    header = f"{'Fisher per pass':>20} {'first':>6} {'loop':>6} {'loop/Fisher':>12} {'difference':>11}"
+    print(f"{'':22}{header} {'ordinary':>10}")
     results = {}
-    for case in CASES:
-        r = results[case.name] = measure(case, args.repeats)
+    for name in args.cases or CASES:
+        r = results[name] = measure(CASES[name], args.repeats, args.device)
         spread = f"{r['fisher']:.2f} ({r['fisher_min']:.2f}–{r['fisher_max']:.2f})"
         print(
-            f"{case.name:22} {spread:>22} {r['loop']:8.1f} {r['loop_over_fisher']:12.1f} "
-            f"{r['difference']:11.1e}"
+            f"{name:22}{spread:>20} {r['first']:6.2f} {r['loop']:6.1f} {r['loop_over_fisher']:12.1f} "
+            f"{r['difference']:11.1e} {r['ordinary_ms_per_batch']:7.1f} ms",
+            flush=True,
         )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

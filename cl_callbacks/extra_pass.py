@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,8 +27,8 @@ from torch.utils.data import (
 )
 
 from cl_callbacks.functional.batches import count_samples, take_samples
-from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.functional.sample_gradients import Magnitude
 from cl_callbacks.progress import progress
 from cl_callbacks.quiet import quiet
 from cl_callbacks.sharded_gradients import ShardedGradients, seen_by_all, share_buffers
@@ -195,7 +196,9 @@ def mean_over_task(
                 sums, n = measure(batch)
             seen += count_samples(batch)
             advance(count_samples(batch))
-            if not total(torch.stack([s.isfinite().logical_not().sum() for s in sums]).sum(), shards):
+            # The largest magnitude is finite where all are; nothing of the model's size is made for it.
+            largest = get_total_norm([s for s in sums if s.numel()], torch.inf).to(pl_module.device)
+            if not total((~largest.isfinite()).long(), shards):
                 totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]
                 used += n
     if shards is None:
@@ -243,10 +246,16 @@ def mean_of_gradients(
     shards = group_of(parameters)
     kind = PerSampleGradients if shards is None else ShardedGradients
     per_sample = kind(pl_module, named, forward, magnitude=magnitude)
+    of_batch = per_sample.zeros()  # apart, until it is known to be finite; the same tensors for every batch
+
+    def measure(batch: Any) -> tuple[list[Tensor], int]:
+        torch._foreach_zero_(of_batch)
+        return per_sample.sums(batch, cotangents, of_batch)
+
     return mean_over_task(
         trainer,
         pl_module,
-        lambda batch: per_sample.sums(batch, cotangents),
+        measure,
         per_sample.zeros(),
         samples=samples,
         what=what,

@@ -14,9 +14,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from cl_callbacks.functional.batches import count_samples, take_samples
-from cl_callbacks.functional.layer_gradients import Magnitude
 from cl_callbacks.functional.network_gradients import wide_dtype
 from cl_callbacks.functional.per_sample import Cotangents, Forward
+from cl_callbacks.functional.sample_gradients import Magnitude
 from cl_callbacks.shards import group_of, held, reshard, total
 
 
@@ -51,7 +51,9 @@ class ShardedGradients:
         shards = [held(p.detach()) for p in self.parameters]
         return [torch.zeros_like(s, dtype=wide_dtype(s)) for s in shards]
 
-    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
+    def sums(
+        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], int]:
         """Sum over samples and cotangents, and the number of samples; all processes give the same batch.
 
         A sample whose outputs are not finite is left out.
@@ -59,11 +61,12 @@ class ShardedGradients:
         Args:
             batch: a batch, on the module's device.
             cotangents: from outputs and labels of one sample to tensors of the shape of the outputs.
+            totals: sums over earlier batches, which this batch's are added to, in place.
 
         Returns:
             One tensor per parameter, of the shape of this process's shard and at least float32; the count.
         """
-        totals, used = self.zeros(), 0
+        totals, used = self.zeros() if totals is None else totals, 0
         with _gradients_apart(self.module):
             for i in range(count_samples(batch)):
                 used += self._add(totals, take_samples(batch, slice(i, i + 1)), cotangents)

@@ -34,7 +34,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
     .. math:: \frac\lambda2 \sum_{\text{layers}} \mathrm{tr}(G\,\Delta W A\,\Delta W^\top), \qquad
               A = \mathrm E[aa^\top], \quad G = \mathrm E[\delta\delta^\top] .
 
-    All other parameters (norms, embeddings, attention's packed projections, weights shared by modules) get
+    All other parameters (norms, embeddings, attention's packed projection, weights shared by modules) get
     the diagonal Fisher information, as in EWC; the log says which. The anchor is the weights after the
     latest task. Memory is the two factors of each layer, inputs squared and outputs squared, and two
     tensors per parameter. The matrix products of each step cost about :math:`(I+O)/3B` of a plain step

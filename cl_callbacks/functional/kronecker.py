@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.layer_gradients import Outer
 from cl_callbacks.functional.network_gradients import wide_dtype
 from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.functional.sample_gradients import Outer
 
 
 class Factors(NamedTuple):
@@ -115,7 +115,8 @@ class KroneckerFactors:
 
 def _positions(use: Outer) -> tuple[Tensor, Tensor]:
     """Inputs and cotangents at all positions of all samples: ``(P, I)``, ``(P, O)``."""
-    return use.inputs.flatten(0, 2), use.delta.flatten(0, 2)
+    delta, inputs = use.sides(0, use.samples)
+    return inputs.flatten(0, 2), delta.flatten(0, 2)
 
 
 def bias_name(weight: str) -> str:

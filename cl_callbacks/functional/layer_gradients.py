@@ -3,145 +3,31 @@ r"""Per-sample weight gradients of single layers, in closed form.
 A layer that saw inputs :math:`a_n` and whose outputs receive the cotangents :math:`\delta_n` knows the
 gradient of every sample: for a linear map at :math:`T` positions,
 :math:`g_n = \sum_t \delta_{nt} a_{nt}^\top`. :func:`layer_gradients` returns these gradients as
-:class:`PerSample` objects, whose squares can be summed without ever holding all of them.
+:class:`~cl_callbacks.functional.sample_gradients.PerSample` objects.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Magnitude = Callable[[Tensor], Tensor]
-"""What is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``, in place.
-
-Elementwise, and multiplicative: the magnitude of a product is the product of the magnitudes.
-"""
-
-
-class PerSample(ABC):
-    """The gradients of one parameter, one for each of ``samples`` samples."""
-
-    samples: int
-    shape: torch.Size
-
-    @abstractmethod
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
-
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        r"""Sum over samples, such as :math:`\sum_n g_n^2`, of the parameter's shape."""
-        return chunked_sum([self], magnitude, max_bytes)
-
-
-def chunked_sum(parts: list[PerSample], magnitude: Magnitude, max_bytes: int) -> Tensor:
-    r"""Sum :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
-
-    Args:
-        parts: the same samples' gradients from each use of one parameter.
-        magnitude: the square, or the absolute value instead.
-        max_bytes: bound on the per-sample gradients held at a time; at least one sample is.
-    """
-    samples, total = parts[0].samples, None
-    size = parts[0].shape.numel() * 4
-    step = max(1, min(samples, max_bytes // size))
-    for start in range(0, samples, step):
-        stop = min(start + step, samples)
-        rows = parts[0].rows(start, stop)
-        for part in parts[1:]:
-            rows = rows + part.rows(start, stop)
-        rows = magnitude(rows)
-        part_sum = rows if rows.shape[0] == 1 else rows.sum(0, keepdim=True)
-        total = part_sum if total is None else total.add_(part_sum)
-    assert total is not None
-    return total.squeeze(0)
-
-
-@dataclass
-class Dense(PerSample):
-    """Gradients that are small enough to be held: biases and affine scales."""
-
-    values: Tensor
-
-    def __post_init__(self) -> None:
-        self.samples, self.shape = self.values.shape[0], self.values.shape[1:]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop].clone()
-
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        return magnitude(self.values.clone()).sum(0)
-
-
-@dataclass
-class Outer(PerSample):
-    r"""Gradients :math:`\sum_t \delta_{nt} a_{nt}^\top` in ``G`` groups of channels.
-
-    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, T, I)`` and the parameter holds
-    ``(G * O, I)`` values in whatever ``shape``.
-    """
-
-    delta: Tensor
-    inputs: Tensor
-    shape: torch.Size
-
-    def __post_init__(self) -> None:
-        self.samples = self.delta.shape[0]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        g = self.delta[start:stop].transpose(-1, -2) @ self.inputs[start:stop]
-        return g.reshape(stop - start, *self.shape)
-
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        if self.delta.shape[2] > 1:
-            return chunked_sum([self], magnitude, max_bytes)
-        # One position: the square of a product is the product of the squares, one matmul for all n.
-        delta, inputs = (magnitude(t.squeeze(2).clone()) for t in (self.delta, self.inputs))
-        return torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape)
-
-
-@dataclass
-class Lookup(PerSample):
-    r"""Gradients of an embedding table: :math:`\delta_{nt}` added to row ``index[n, t]``.
-
-    ``delta`` is ``(N, T, D)``; positions that hold the padding index carry a zero.
-    """
-
-    delta: Tensor
-    index: Tensor
-    shape: torch.Size
-
-    def __post_init__(self) -> None:
-        self.samples = self.delta.shape[0]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        n = stop - start
-        flat = self.delta.new_zeros(n * self.shape[0], self.shape[1])
-        offset = torch.arange(n, device=self.index.device).unsqueeze(1) * self.shape[0]
-        where = (self.index[start:stop] + offset).flatten()
-        return flat.index_add_(0, where, self.delta[start:stop].flatten(0, 1)).view(n, *self.shape)
-
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
-        # Only rows that a sample looked up are non-zero: sum within each (sample, row), then square.
-        offset = torch.arange(self.samples, device=self.index.device).unsqueeze(1) * self.shape[0]
-        key, slot = torch.unique((self.index + offset).flatten(), return_inverse=True)
-        rows = self.delta.new_zeros(len(key), self.shape[1])
-        rows.index_add_(0, slot, self.delta.flatten(0, 1))
-        total = self.delta.new_zeros(self.shape)
-        return total.index_add_(0, key % self.shape[0], magnitude(rows))
-
+from cl_callbacks.functional.sample_gradients import Dense, Lookup, Outer, PerSample
 
 Gradients = dict[str, PerSample]
 
 
+def linear_gradients(x: Tensor, delta: Tensor) -> Gradients:
+    """Of a linear map with inputs ``(N, ..., I)``, whose outputs ``(N, ..., O)`` receive ``delta``."""
+    n, inputs, outputs = x.shape[0], x.shape[-1], delta.shape[-1]
+    x, delta = x.reshape(n, 1, -1, inputs), delta.reshape(n, 1, -1, outputs)
+    return {"weight": Outer(delta, x.mT, torch.Size((outputs, inputs))), "bias": Dense(delta.sum((1, 2)))}
+
+
 def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Gradients:
-    n = x.shape[0]
-    x, delta = x.reshape(n, 1, -1, x.shape[-1]), delta.reshape(n, 1, -1, delta.shape[-1])
-    return {"weight": Outer(delta, x, layer.weight.shape), "bias": Dense(delta.sum((1, 2)))}
+    return linear_gradients(x, delta)
 
 
 def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
@@ -154,11 +40,15 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
     if isinstance(layer, nn.Conv1d):
         x, delta = x.unsqueeze(2), delta.unsqueeze(2)
         kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
-    inputs = patches.view(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
-    by_group = delta.reshape(n, groups, -1, patches.shape[-1]).transpose(-1, -2)
+    # A view, copied for a few samples at a time: patches take several times what the inputs do.
+    patches = x.unflatten(1, (groups, -1))  # (N, G, C, H, W)
+    for along in (0, 1):
+        reach = dilation[along] * (kernel[along] - 1) + 1
+        patches = patches.unfold(3 + along, reach, stride[along])[..., :: dilation[along]]
+    patches = patches.permute(0, 1, 2, 5, 6, 3, 4)  # (N, G, C, kernel, positions)
+    by_group = delta.reshape(n, groups, -1, patches.shape[-2] * patches.shape[-1]).mT
     return {
-        "weight": Outer(by_group, inputs, layer.weight.shape),
+        "weight": Outer(by_group, patches, layer.weight.shape),
         "bias": Dense(delta.flatten(2).sum(2)),
     }
 
@@ -198,7 +88,24 @@ def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
     return _channel_affine(delta, unit)
 
 
+class Itself(nn.Module):
+    """The layer that a parameter is which is used as it is: whatever its input, it returns its weight."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight."""
+        return self.weight
+
+
+def _itself(layer: Itself, x: Tensor, delta: Tensor) -> Gradients:
+    return {"weight": Dense(delta.reshape(len(delta), *layer.weight.shape))}
+
+
 _RULES: dict[type[nn.Module], Callable[..., Gradients]] = {
+    Itself: _itself,
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
@@ -237,7 +144,9 @@ def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradient
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> g = layer_gradients(layer, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
-        >>> g["weight"].magnitude_sum(Tensor.square_, max_bytes=1024)
+        >>> total = torch.zeros(1, 1)
+        >>> g["weight"].add_to(total, Tensor.square_, max_bytes=1024)
+        >>> total
         tensor([[37.]])
     """
     dtype = torch.promote_types(delta.dtype, torch.float32)

@@ -1,8 +1,8 @@
 """Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of it alone.
 
-A packed attention, a recurrent layer or a norm of the user's own is run again, sample by sample in one
-vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of the network
-is not run again.
+An attention to another sequence, a recurrent layer or a norm of the user's own is run again, sample by
+sample in one vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of
+the network is not run again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.functional.batches import flat_tensors, map_tensors
-from cl_callbacks.functional.layer_gradients import Magnitude, PerSample
+from cl_callbacks.functional.sample_gradients import Magnitude, PerSample, add_magnitudes
 
 
 def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:
@@ -113,10 +113,9 @@ class Pulled(PerSample):
         rows = self.call.values(start, stop)[self.name]
         return rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
 
-    def magnitude_sum(self, magnitude: Magnitude, max_bytes: int) -> Tensor:
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
         """See :class:`PerSample`; in steps that suit all parameters of the call."""
         size = sum(p.numel() for p in self.call.weights.values()) * 4
         step = max(1, min(self.samples, 16 * max_bytes // size))
-        chunks = range(0, self.samples, step)
-        sums = [magnitude(self.rows(i, min(i + step, self.samples))).sum(0) for i in chunks]
-        return torch.stack(sums).sum(0)
+        for start in range(0, self.samples, step):
+            add_magnitudes(self.rows(start, min(start + step, self.samples)), total, magnitude)

@@ -16,7 +16,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.functional.batches import split_samples, take_samples
-from cl_callbacks.functional.layer_gradients import Magnitude
+from cl_callbacks.functional.sample_gradients import Magnitude
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

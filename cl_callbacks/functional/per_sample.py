@@ -6,6 +6,7 @@ modules* gives every module its cotangents, without a weight gradient and withou
 these follow the gradients
 
 1. of common layers in closed form (:mod:`~cl_callbacks.functional.layer_gradients`),
+   and of packed self-attention (:mod:`~cl_callbacks.functional.attention_gradients`),
 2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.functional.module_gradients`),
 3. of parameters that are used outside their module by vmap of the whole network
    (:mod:`~cl_callbacks.functional.network_gradients`),
@@ -26,17 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_callbacks.functional.attention_gradients import attention_gradients, is_self_attention
 from cl_callbacks.functional.batches import take_samples
-from cl_callbacks.functional.layer_gradients import (
-    Magnitude,
-    PerSample,
-    chunked_sum,
-    has_rule,
-    layer_gradients,
-)
+from cl_callbacks.functional.layer_gradients import has_rule, layer_gradients
 from cl_callbacks.functional.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.functional.network_gradients import WholeNetwork, wide_dtype
 from cl_callbacks.functional.recorded_calls import Call, Pass, finite_pass, output_cotangents
+from cl_callbacks.functional.sample_gradients import Magnitude, PerSample, add_in_chunks
+from cl_callbacks.functional.shared_tensors import calls_by_sample, graph_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,8 @@ class PerSampleGradients:
         parameters: the parameters asked for, by their name in ``module``.
         forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
         magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
-        max_bytes: bound on the per-sample gradients of one parameter that are held at a time.
+        max_bytes: bound on the per-sample gradients of one parameter that are held at a time; best where
+            they fit into a processor's cache.
 
     Attributes:
         fallback: names of parameters that no module explains, as far as batches have used them.
@@ -104,7 +103,9 @@ class PerSampleGradients:
         self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
         self._warned = False
 
-    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
+    def sums(
+        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], int]:
         """Sum over the batch's samples and cotangents, and the number of samples in it.
 
         A sample whose outputs are not finite is left out.
@@ -112,14 +113,17 @@ class PerSampleGradients:
         Args:
             batch: a batch, on the module's device.
             cotangents: from outputs and labels to tensors of the shape of the outputs.
+            totals: sums over earlier batches, as :meth:`zeros` and this method return them, which this
+                batch's are added to, in place: nothing of the model's size is made for each batch then.
 
         Returns:
             One tensor per parameter, at least float32, in the order of ``parameters``; the count.
         """
+        totals = self.zeros() if totals is None else totals
         batch, outputs, labels, calls = self.run(batch)
         if not len(outputs):
-            return self.zeros(), 0
-        totals = dict(zip(self.parameters, self.zeros(), strict=True))
+            return totals, 0
+        so_far = dict(zip(self.parameters, totals, strict=True))
         vectors = []
         for vector in cotangents(outputs.detach(), labels):
             parts = self.parts(outputs, calls, vector)
@@ -127,32 +131,39 @@ class PerSampleGradients:
                 # Taken out one by one, so that no two modules' gradients are held at a time.
                 uses = parts.pop(name)
                 if name not in self.fallback:
-                    totals[name] += self._sum(uses)
+                    self._add(uses, so_far[name])
             if self.fallback:
                 vectors.append(vector)
         if vectors:
             rest = {name: p for name, p in self.parameters.items() if name in self.fallback}
             for name, total in self._network.sums(rest, batch, vectors).items():
-                totals[name] += total
-        return list(totals.values()), len(outputs)
+                so_far[name] += total
+        return totals, len(outputs)
 
     def zeros(self) -> list[Tensor]:
         """The sums over no sample."""
         return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
 
-    def _sum(self, parts: list[PerSample]) -> Tensor:
-        if len(parts) == 1:
-            return parts[0].magnitude_sum(self.magnitude, self.max_bytes)
-        return chunked_sum(parts, self.magnitude, self.max_bytes)
+    def _add(self, uses: list[PerSample], total: Tensor) -> None:
+        if len(uses) == 1:
+            uses[0].add_to(total, self.magnitude, self.max_bytes)
+        else:
+            add_in_chunks(uses, total, self.magnitude, self.max_bytes)
 
     # -- modules -----------------------------------------------------------------------------------
 
     def run(self, batch: Any) -> Pass:
         """Runs the finite samples of a batch, and finds out whether modules explain what it uses."""
         passed = finite_pass(self._owners, self.forward, batch)
-        if len(passed.outputs):
-            self._check(passed.batch, passed.outputs, passed.calls)
-        return passed
+        if not len(passed.outputs):
+            return passed
+        called = {id(call.module) for call in passed.calls}
+        owned = {id(p) for call in passed.calls for p in _own(call.module, called).values()}
+        used = (self.parameters[name] for name in self._used_by(passed.outputs) - self.fallback)
+        plain = [p for p in used if isinstance(p, nn.Parameter) and id(p) not in owned]
+        calls = calls_by_sample(passed.outputs, passed.calls, plain)
+        self._check(passed.batch, passed.outputs, calls)
+        return passed._replace(calls=calls)
 
     def parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter by the module that owns it.
@@ -176,15 +187,19 @@ class PerSampleGradients:
         self, call: Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
     ) -> Mapping[str, PerSample]:
         args, kwargs = call.inputs
+        first = deltas[0]
         if has_rule(call.module) and len(args) == 1 and not kwargs:
             # A call whose first dimension is not the samples' cannot be told apart by sample.
-            if deltas[0] is None or not len(args[0]) == len(deltas[0]) == samples:
+            if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
                 return {}
-            gradients = layer_gradients(call.module, args[0], deltas[0])
+            gradients = layer_gradients(call.module, args[0], first)
             return {name: gradients[name] for name in weights}
         dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
         if None in dimensions or call.module in self._without_vmap:
             return {}
+        if first is not None and is_self_attention(call.module, call.inputs, deltas):
+            gradients = attention_gradients(call.module, call.inputs, first)
+            return {name: gradients[name] for name in weights}
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 
@@ -213,12 +228,14 @@ class PerSampleGradients:
             truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
             # What is nothing but rounding (of the bias of an attention's keys, which no softmax sees) has no
             # direction to agree in.
-            nothing = 1e-6 * max((float(g.norm()) for g in truth if g is not None), default=0.0)
-            for name, p, expected in zip(names, weights, truth, strict=True):
-                found = self._row(i, parts.get(name, []), p)
-                expected = torch.zeros_like(p) if expected is None else expected
+            sizes = [0.0 if g is None else float(g.norm()) for g in truth]
+            nothing = 1e-6 * max(sizes, default=0.0)
+            for name, expected, size in zip(names, truth, sizes, strict=True):
+                found = self._row(i, parts.get(name, []))
+                if found is not None and expected is not None:
+                    found -= expected
                 # Generous against rounding in the model's own dtype, far below any missing term.
-                if name not in parts or (found - expected).norm() > 1e-2 * expected.norm() + nothing:
+                if found is None or float(found.norm()) > 1e-2 * size + nothing:
                     self.fallback.add(name)
 
     def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:
@@ -235,28 +252,21 @@ class PerSampleGradients:
 
     def _used_by(self, outputs: Tensor) -> set[str]:
         """Names of the parameters that the outputs depend on."""
-        found, seen, waiting = set(), set(), [outputs.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            parameter = getattr(node, "variable", None)  # of the nodes that accumulate into .grad
-            if parameter is not None and id(parameter) in self._names:
-                found.add(self._names[id(parameter)])
-            waiting.extend(source for source, _ in node.next_functions)
-        return found
+        # Nodes that accumulate into .grad know the parameter.
+        used = (getattr(node, "variable", None) for node in graph_nodes(outputs))
+        return {self._names[id(p)] for p in used if p is not None and id(p) in self._names}
 
-    def _row(self, i: int, parts: list[PerSample], parameter: Tensor) -> Tensor:
-        """The gradient of sample ``i``, over all uses; infinite where vmap cannot follow a module."""
-        total = torch.zeros_like(parameter)
+    def _row(self, i: int, parts: list[PerSample]) -> Tensor | None:
+        """The gradient of sample ``i``, over all uses; ``None`` where no module or no vmap gives it."""
+        total = None
         for part in parts:
             try:
-                total = total + part.rows(i, i + 1)[0]
+                row = part.rows(i, i + 1)[0]
             except Exception as error:
                 if not isinstance(part, Pulled):
                     raise
                 logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
                 self._without_vmap.add(part.call.module)
-                return torch.full_like(parameter, torch.inf)
+                return None
+            total = row if total is None else total.add_(row)
         return total

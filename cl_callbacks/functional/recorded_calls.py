@@ -39,7 +39,9 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
         if any(edges):
-            calls.append(Call(module, map_tensors(Tensor.detach, (args, kwargs)), edges))
+            detached: dict[int, Tensor] = {}  # one for each tensor: that query and key are the same matters
+            inputs = map_tensors(lambda t: detached.setdefault(id(t), t.detach()), (args, kwargs))
+            calls.append(Call(module, inputs, edges))
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:

@@ -253,6 +253,33 @@ def test_samples_that_are_not_finite_never_enter_the_state() -> None:
     assert broken.tasks == 0
 
 
+def test_a_batch_with_gradients_that_are_not_finite_never_enters_the_state() -> None:
+    x, y = task(0)
+    x[3] = 0.0
+
+    class Root(nn.Module):
+        """At 0 its outputs are finite and its slope is not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.ones(FEATURES)), nn.Linear(FEATURES, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((x.abs() * self.scale).sqrt())
+
+    class Careful(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            keep = batch[0].ne(0).all(1)
+            return super().training_step((batch[0][keep], batch[1][keep]), batch_idx)
+
+    ewc = EWC(1.0, samples=None)
+    with pytest.warns(UserWarning, match="8 of 24 samples"):
+        make_trainer(ewc).fit(Careful(Root()), loader(x, y))
+    assert ewc.tasks == 1
+    for t in ewc.synapses.view["importance"]:
+        assert t.isfinite().all() and t.sum() > 0
+
+
 def test_a_lstm_in_a_trainer() -> None:
     class Sequence(nn.Module):
         def __init__(self) -> None:

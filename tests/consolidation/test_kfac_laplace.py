@@ -78,15 +78,16 @@ def test_what_has_no_factors_gets_the_diagonal(caplog: pytest.LogCaptureFixture)
     rule = KFACLaplace(1.0, estimator="exact", samples=None)
     with caplog.at_level("INFO"):
         make_trainer(rule).fit(model, loader(x, torch.randint(4, (8,))))
-    # The packed projections of attention never call a Linear's forward.
-    factored = {"net.block.linear1.weight", "net.block.linear2.weight", "net.head.weight"}
+    # The packed projections in front of attention are no Linear.
+    inner = ("self_attn.out_proj", "linear1", "linear2")
+    factored = {"net.head.weight", *(f"net.block.{name}.weight" for name in inner)}
     assert set(rule.memory.factors) == factored
     expected = exact_fisher(net.eval(), x)
     for name, found in zip(rule.synapses.view.names, rule.synapses.view["importance"], strict=True):
         covered = name in factored or name.replace("bias", "weight") in factored
         value = expected[name.removeprefix("net.")]
         torch.testing.assert_close(found, torch.zeros_like(value) if covered else value)
-    assert "3 layers in factors" in caplog.text
+    assert "4 layers in factors" in caplog.text
     assert "self_attn.in_proj_weight" in caplog.text
 
 

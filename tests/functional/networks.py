@@ -61,6 +61,69 @@ class Positions(nn.Module):
         return self.head((x + self.table(torch.arange(x.shape[1]))).tanh().mean(1))
 
 
+class Vision(nn.Module):
+    """Tables that are plain parameters, as in a vision transformer, and one looked up with a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, 1, 3))
+        self.places = nn.Parameter(torch.randn(1, 6, 3))
+        self.columns = nn.Parameter(torch.randn(6, 3))
+        self.rows = nn.Embedding(6, 3)
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.start.expand(len(x), -1, -1), self.body(x)], 1) + self.places
+        x = (x + self.rows(torch.arange(6)[None])).tanh()
+        x = (torch.add(x, self.columns) + self.columns).tanh()  # used twice
+        return self.head(x.mean(1))
+
+
+class Amplified(nn.Module):
+    """Shared tensors whose sums do not hold their cotangents, one of them nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.gate = nn.Embedding(5, 3), nn.Embedding(5, 3)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.shift = nn.Parameter(torch.randn(N, 3))
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = torch.arange(5)
+        x = torch.add(x, self.table(where), alpha=1.001) + self.scale
+        x = (x * self.gate(where)).tanh().mean(1)
+        return self.head((x * self.shift.sum(0)).tanh())
+
+
+class SelfAttention(nn.Module):
+    """With masks of padding and of scores, for all alike or one for each head of each sample."""
+
+    def __init__(self, per_head: bool = True, use_weights: bool = False, **how: bool) -> None:
+        super().__init__()
+        self.per_head = per_head
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **how)
+        self.head, self.use_weights = nn.Linear(8, CLASSES), use_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.arange(x.shape[1]) >= 2 + (x[:, :1, 0] > 0).long()  # depends on the sample
+        scores = torch.linspace(-1, 1, 4 * x.shape[1] ** 2, dtype=x.dtype).view(4, x.shape[1], -1)
+        kinds = (x[:, 0, 1] > 0).long()[:, None] * 2 + torch.arange(2)
+        scores = scores[kinds].flatten(0, 1) if self.per_head else scores[0]
+        y, weights = self.attention(x, x, x, padding, attn_mask=scores)
+        return self.head((y.tanh() + (weights.square().sum(2)[..., None] if self.use_weights else 0)).mean(1))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x[:, :2], x[:, :2], need_weights=False)[0].tanh().mean(1))
+
+
 class Shared(nn.Module):
     """One layer called twice: its per-sample gradients add before they are squared."""
 
@@ -184,6 +247,18 @@ NETWORKS = {
     "branching submodule": (lambda: Custom(True), lambda: torch.randn(N, 4)),
     "ids": (Ids, lambda: torch.randint(7, (N,))),
     "positions": (Positions, lambda: torch.randn(N, 5, 3)),
+    "positions, square": (Positions, lambda: torch.randn(N - 1, N - 1, 3)),
+    "vision": (Vision, lambda: torch.randn(N, 5, 3)),
+    "vision, one sample": (Vision, lambda: torch.randn(1, 5, 3)),
+    "amplified": (Amplified, lambda: torch.randn(N, 5, 3)),
+    "attention, masked": (SelfAttention, lambda: torch.randn(N, 5, 8)),
+    "attention, bare": (lambda: SelfAttention(bias=False), lambda: torch.randn(N, 5, 8)),
+    "attention, weights": (lambda: SelfAttention(False, True), lambda: torch.randn(N, 5, 8)),
+    "attention, more keys": (
+        lambda: SelfAttention(False, add_bias_kv=True, add_zero_attn=True),
+        lambda: torch.randn(N, 5, 8),
+    ),
+    "attention, crossed": (CrossAttention, lambda: torch.randn(N, 5, 8)),
     "shared layer": (Shared, lambda: torch.randn(N, 4)),
     "branching": (Branching, lambda: torch.randn(N, 4)),
     "tied embedding": (lambda: TiedLanguageModel(False), tokens),

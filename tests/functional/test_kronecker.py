@@ -224,3 +224,23 @@ def test_samples_that_are_not_finite_are_left_out() -> None:
         measure(net, [poisoned]).values(), measure(copy.deepcopy(net), [x]).values(), strict=True
     ):
         torch.testing.assert_close(factors, expected)
+
+
+def test_the_projection_behind_attention_has_factors() -> None:
+    """Of one sample with one position, on one output, the curvature is one Kronecker product, exactly."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attention(x, x, x)[0].tanh().sum(1))
+
+    torch.manual_seed(0)
+    net, x = Attending().double(), torch.randn(1, 1, 4, dtype=torch.float64)
+    a, g = measure(net, [x], likelihood="gaussian")["attention.out_proj"]
+    projection = net.attention.out_proj
+    [of_weight, of_bias] = torch.autograd.grad(net(x).sum(), [projection.weight, projection.bias])
+    gradient = torch.cat([of_weight, of_bias[:, None]], 1)
+    torch.testing.assert_close(g.diagonal()[:, None] * a.diagonal(), gradient.square())

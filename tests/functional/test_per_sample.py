@@ -14,7 +14,7 @@ from tests.references.fisher import batched_fisher, exact_fisher, labelled_fishe
 
 # What no module explains, and what the whole network must be run again for.
 FALLBACK = {
-    "positions": {"table.weight"},
+    "amplified": {"table.weight", "gate.weight", "scale", "shift"},
     "branching": {"scale"},
     "tied, functional": {"embed.weight"},
     "branching submodule": {"inner.scale"},
@@ -241,3 +241,62 @@ def test_a_gradient_that_is_nothing_but_rounding_needs_no_second_run() -> None:
     bias = torch.autograd.grad(net(x).square().sum(), net.key.bias)[0]
     assert 0 < bias.norm() < 1e-5  # rounding
     assert fisher(net, x).pop("").fallback == set()
+
+
+def test_adds_to_the_sums_over_earlier_batches_in_place() -> None:
+    net, x = build("transformer")
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    totals = per_sample.zeros()
+    for batch in (x[:4], x[4:], x * torch.nan):
+        found, _ = per_sample.sums(batch, lambda z, y: fisher_cotangents(z, y), totals)
+        assert found is totals
+    for total, expected in zip(totals, exact_fisher(net, x).values(), strict=True):
+        torch.testing.assert_close(total / len(x), expected, rtol=1e-10, atol=1e-14)
+
+
+class Texts(nn.Module):
+    """Every kind of layer that a text meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(9, 8), nn.Embedding(5, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.convolution, self.head = nn.Conv1d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.block(self.words(tokens) + self.positions(torch.arange(5)))
+        return self.head(self.convolution(x.mT).tanh().mean(2))
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    """Many small squares: a sum that has eight bits stops growing once it is 256 times what is added."""
+    torch.manual_seed(0)
+    net = Texts().bfloat16().eval()
+    tokens = torch.randint(9, (4, 5)).repeat(300, 1)
+    labels = torch.randint(4, (4,)).repeat(300)
+    half = fisher(net, tokens, labels, estimator="empirical")
+    assert half.pop("").fallback == set()
+    full = fisher(net.float(), tokens, labels, estimator="empirical")
+    for name, found in half.items():
+        assert found.dtype is torch.float32
+        assert (found - full[name]).norm() < 0.06 * full[name].norm(), name
+
+
+@pytest.mark.filterwarnings("ignore:torch.func.vmap cannot follow")
+def test_a_parameter_that_a_later_batch_uses_in_another_way() -> None:
+    class Shifting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x + self.shift if x.sum() > 0 else x * self.shift).tanh())
+
+    torch.manual_seed(0)
+    net, x = Shifting().double(), torch.rand(6, 4).double()
+    per_sample = PerSampleGradients(net, dict(net.named_parameters()), lambda x: (net(x), None))
+    for batch, fallback in ((x, set()), (-x, {"shift"}), (x, {"shift"})):
+        sums, n = per_sample.sums(batch, lambda z, y: fisher_cotangents(z, y))
+        assert per_sample.fallback == fallback
+        for total, expected in zip(sums, exact_fisher(net, batch).values(), strict=True):
+            torch.testing.assert_close(total / n, expected)

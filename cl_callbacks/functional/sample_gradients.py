@@ -1,0 +1,154 @@
+"""Gradients of one parameter for each sample, and sums of their magnitudes that never hold all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Magnitude = Callable[[Tensor], Tensor]
+"""What is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``, in place.
+
+Elementwise, and multiplicative: the magnitude of a product is the product of the magnitudes.
+"""
+
+
+class PerSample(ABC):
+    """The gradients of one parameter, one for each of ``samples`` samples."""
+
+    samples: int
+    shape: torch.Size
+
+    @property
+    def row_bytes(self) -> int:
+        """What the gradient of one sample takes, or what is copied to compute it, if that is more."""
+        return self.shape.numel() * 4
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Gradients of samples ``start`` to ``stop``, of shape ``(stop - start, *shape)``."""
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        r"""Adds the sum over samples, such as :math:`\sum_n g_n^2`, to ``total``, in place."""
+        add_in_chunks([self], total, magnitude, max_bytes)
+
+
+def add_in_chunks(parts: list[PerSample], total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+    r"""Adds :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
+
+    Args:
+        parts: the same samples' gradients from each use of one parameter.
+        total: what they are added to, in place; of the parameter's shape.
+        magnitude: the square, or the absolute value instead.
+        max_bytes: bound on the per-sample gradients, or what they are computed from, that is held at a
+            time; those of at least one sample are. Best where that fits into a processor's cache.
+    """
+    samples = parts[0].samples
+    step = max(1, min(samples, max_bytes // max(part.row_bytes for part in parts)))
+    for start in range(0, samples, step):
+        stop = min(start + step, samples)
+        rows = parts[0].rows(start, stop)
+        for part in parts[1:]:
+            rows = rows + part.rows(start, stop)
+        add_magnitudes(rows, total, magnitude)
+
+
+def add_magnitudes(rows: Tensor, total: Tensor, magnitude: Magnitude) -> None:
+    """Adds the magnitudes of gradients ``(N, *shape)``, summed over ``N``, to ``total``; overwrites them."""
+    if len(rows) == 1 and magnitude is Tensor.square_:
+        total.addcmul_(rows[0], rows[0])  # a large parameter's, in one pass over the memory instead of two
+    else:
+        total.add_(magnitude(rows).sum(0))
+
+
+@dataclass
+class Dense(PerSample):
+    """Gradients that are small enough to be held: biases and affine scales."""
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        self.samples, self.shape = self.values.shape[0], self.values.shape[1:]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        return self.values[start:stop].clone()
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`."""
+        total.add_(magnitude(self.values.clone()).sum(0))
+
+
+@dataclass
+class Outer(PerSample):
+    r"""Gradients :math:`\sum_t \delta_{nt} a_{nt}^\top` in ``G`` groups of channels.
+
+    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, I, T)``, the last two in whatever finer dimensions,
+    and the parameter holds ``(G * O, I)`` values in whatever ``shape``.
+    """
+
+    delta: Tensor
+    inputs: Tensor
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        self.samples = self.delta.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """See :class:`PerSample`."""
+        return max(self.shape.numel(), self.inputs[0].numel()) * 4
+
+    def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Cotangents ``(n, G, T, O)`` and inputs ``(n, G, T, I)`` of ``n`` samples."""
+        delta = self.delta[start:stop]
+        return delta, self.inputs[start:stop].reshape(*delta.shape[:2], -1, delta.shape[2]).mT
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        delta, inputs = self.sides(start, stop)
+        return (delta.mT @ inputs).reshape(stop - start, *self.shape)
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`."""
+        if self.delta.shape[2] > 1:
+            add_in_chunks([self], total, magnitude, max_bytes)
+            return
+        # One position: the square of a product is the product of the squares, one matmul for all n.
+        delta, inputs = (magnitude(t.squeeze(2).clone()) for t in self.sides(0, self.samples))
+        total.add_(torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape))
+
+
+@dataclass
+class Lookup(PerSample):
+    r"""Gradients of an embedding table: :math:`\delta_{nt}` added to row ``index[n, t]``.
+
+    ``delta`` is ``(N, T, D)``; positions that hold the padding index carry a zero.
+    """
+
+    delta: Tensor
+    index: Tensor
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        self.samples = self.delta.shape[0]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        n = stop - start
+        flat = self.delta.new_zeros(n * self.shape[0], self.shape[1])
+        offset = torch.arange(n, device=self.index.device).unsqueeze(1) * self.shape[0]
+        where = (self.index[start:stop] + offset).flatten()
+        return flat.index_add_(0, where, self.delta[start:stop].flatten(0, 1)).view(n, *self.shape)
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`."""
+        # Only rows that a sample looked up are non-zero: sum within each (sample, row), then square.
+        offset = torch.arange(self.samples, device=self.index.device).unsqueeze(1) * self.shape[0]
+        key, slot = torch.unique((self.index + offset).flatten(), return_inverse=True)
+        rows = self.delta.new_zeros(len(key), self.shape[1])
+        rows.index_add_(0, slot, self.delta.flatten(0, 1))
+        total.index_add_(0, key % self.shape[0], magnitude(rows).to(total.dtype))
