@@ -40,8 +40,9 @@ class CompileRules(Callback):
             with compiling():
                 keep_finite_([kept], [values])
         except Exception as error:
+            reason = str(error).partition("\n")[0]
             raise MisconfigurationException(
-                f"CompileRules: torch.compile does not work here ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). On a CPU it needs a C++ compiler, such as g++, and on a GPU "
-                f"Triton: install it, or leave CompileRules out; the rules do the same without."
+                f"CompileRules: torch.compile does not work here ({type(error).__name__}: {reason}). On a "
+                f"CPU it needs a C++ compiler, such as g++, and on a GPU Triton: install it, or leave "
+                f"CompileRules out; the rules do the same without."
             ) from error

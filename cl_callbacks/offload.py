@@ -34,8 +34,8 @@ class Offload:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._depth = self._changing = 0
-        self._out: dict[Tensor, Tensor] = {}  # copies at hand
+        # Copies at hand, and whether they may be changed: one entry for each `at_hand` that is under way.
+        self._out: list[tuple[bool, dict[Tensor, Tensor]]] = []
         self._busy: set[torch.device] = set()  # devices that may still be copying
 
     def away(self, parameter: Tensor) -> bool:
@@ -61,11 +61,12 @@ class Offload:
     def _bring(self, kept: Tensor, parameter: Tensor) -> Tensor:
         if not self.away(parameter):
             return kept
-        if kept in self._out:
-            return self._out[kept]
+        for _, copies in self._out:
+            if kept in copies:
+                return copies[kept]
         copy = self.lend(kept, parameter)
-        if self._depth:
-            self._out[kept] = copy
+        if self._out:
+            self._out[-1][1][kept] = copy
         return copy
 
     def lend(self, kept: Tensor, parameter: Tensor) -> Tensor:
@@ -81,29 +82,25 @@ class Offload:
     def at_hand(self, changing: bool = True) -> Iterator[None]:
         """Within, what was brought stays, and is taken back at the end if it is there to be changed in place.
 
-        After an exception nothing is, and the state is as it was.
+        May be nested; whole fields are not to be at hand when a part of them is changed within. After an
+        exception nothing is taken back, and the state is as it was.
         """
-        self._depth += 1
-        self._changing += changing
+        self._out.append((changing, {}))
         try:
             yield
-            if changing:
-                self._take_back()
+            self._take_back(*self._out[-1])
         finally:
-            self._depth -= 1
-            self._changing -= changing
-            if not self._depth:
-                self._out.clear()
+            self._out.pop()
 
     def settle(self) -> None:
         """Has the state be up to date where it lives, and nobody be copying it."""
-        if self._changing:
-            self._take_back()
+        for changing, copies in self._out:
+            self._take_back(changing, copies)
         for device in self._busy:
             torch.cuda.synchronize(device)
         self._busy.clear()
 
     @torch.no_grad()
-    def _take_back(self) -> None:
-        for kept, copy in self._out.items():
+    def _take_back(self, changing: bool, copies: dict[Tensor, Tensor]) -> None:
+        for kept, copy in copies.items() if changing else ():
             kept.copy_(copy, non_blocking=copy.device.type == "cuda")

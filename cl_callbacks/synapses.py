@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -43,11 +44,10 @@ class SynapseView:
     ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
     belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
     hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
-    other, both are the parameter. Of a large one a view may have some ``rows`` only.
+    other, both are the parameter. Of a large one a part of a view may have some ``rows`` only.
     """
 
     names: list[str]
-    parameters: list[Tensor]
     fields: dict[str, list[Tensor]]
     sources: list[Tensor]
     rows: list[Rows]
@@ -57,23 +57,28 @@ class SynapseView:
         return self.bring(self.fields[field], self.parameters)
 
     def __len__(self) -> int:
-        return len(self.parameters)
+        return len(self.sources)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The weights, wherever they are at the moment: an optimizer may set ``p.data`` to something else."""
+        return [rows_of(held(p), rows) for p, rows in zip(self.sources, self.rows, strict=True)]
 
     def among(self, parameters: Iterable[Tensor]) -> SynapseView:
         """The synapses of this view whose sources are among ``parameters``, in this view's order."""
         return self.cut(dict.fromkeys(parameters, ALL))
 
     def cut(self, part: Mapping[Tensor, Rows]) -> SynapseView:
-        """Those rows of its sources which a part of the network has, of a view that has all of them."""
-        keep = [i for i, p in enumerate(self.sources) if p in part]
-        rows = [part[self.sources[i]] for i in keep]
+        """Those rows of its sources which a part of the network has; of a part, all or none of its rows."""
+        keep = sorted(self._places[p] for p in part if p in self._places)
+        rows = [_rows_within(self.rows[i], part[self.sources[i]]) for i in keep]
 
         def cut(tensors: list[Tensor]) -> list[Tensor]:
-            return [rows_of(tensors[i], some) for i, some in zip(keep, rows, strict=True)]
+            pairs = zip(keep, rows, strict=True)
+            return [tensors[i] if some == self.rows[i] else rows_of(tensors[i], some) for i, some in pairs]
 
         return SynapseView(
             [self.names[i] for i in keep],
-            cut(self.parameters),
             {field: cut(tensors) for field, tensors in self.fields.items()},
             [self.sources[i] for i in keep],
             rows,
@@ -82,7 +87,14 @@ class SynapseView:
 
     def blocks(self) -> Iterator[SynapseView]:
         """The view in parts, one after the other, for work on each that stays in the cache."""
-        return (self.cut(part) for part in in_blocks(self.sources))
+        if all(rows == ALL for rows in self.rows):
+            yield from (self.cut(part) for part in in_blocks(self.sources))
+        else:
+            yield self
+
+    @cached_property
+    def _places(self) -> dict[Tensor, int]:
+        return {p: i for i, p in enumerate(self.sources)}
 
     @property
     def part(self) -> dict[Tensor, Rows]:
@@ -142,7 +154,7 @@ class Synapses:
         self._running = frozenset(running)
         self._fill = dict(fields)
         self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
-        self.view = SynapseView([], [], {field: [] for field in fields}, [], [])
+        self.view = SynapseView([], {field: [] for field in fields}, [], [])
 
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
         """Lays the state out beside the selected parameters of a model; safe to repeat.
@@ -166,7 +178,6 @@ class Synapses:
                 state[name] = self._beside(state.get(name), model[name], field)
         self.view = SynapseView(
             list(selected),
-            [held(model[name]) for name in selected],
             {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
             [model[name] for name in selected],
             [ALL] * len(selected),
@@ -299,6 +310,14 @@ def known_rows(live: Tensor, known: Tensor) -> Tensor | None:
     if not _fits(known, live):
         return None
     return live if known.shape == live.shape else live[: len(known)]
+
+
+def _rows_within(own: Rows, wanted: Rows) -> Rows:
+    if wanted in (ALL, own):
+        return own
+    if own != ALL:
+        raise ValueError("This view has a part of its parameters' rows already, and that part has none.")
+    return wanted
 
 
 def _fits(state: Tensor, parameter: Tensor) -> bool:

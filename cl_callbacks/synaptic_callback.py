@@ -35,6 +35,9 @@ from cl_callbacks.weight_noise import WeightNoise
 
 Patterns = str | Sequence[str] | None
 
+# What is called for a part of the synapses after the other, if a rule is local.
+_VERBS = {"pull", "rewrite", "observe", "effective_importance", "update", "plasticity"}
+
 
 class SynapticCallback(Callback):
     """Base of every rule: hooks, parameter selection, checkpoints and logging.
@@ -83,6 +86,12 @@ class SynapticCallback(Callback):
     """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
     noise: WeightNoise | None = None
     """Of a rule that has the network seen at drawn weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Whoever changes a verb says anew whether it is local."""
+        super().__init_subclass__(**options)
+        if "local" not in vars(cls) and not _VERBS.isdisjoint(vars(cls)):
+            cls.local = False
 
     def __init__(
         self,

@@ -90,8 +90,7 @@ class SynapticStep:
         for rule in self.rules:
             if rule.noise is not None:
                 rule.noise.pause(stepping)
-        # Where parameters are, since a plan holds views of them.
-        key = (id(optimizer), *(place for p in stepping for place in (id(held(p)), held(p).data_ptr())))
+        key = (id(optimizer), *(id(held(p)) for p in stepping))
         plan = self._plans.get(key)
         if plan is None:
             _refuse_sparse(stepping)

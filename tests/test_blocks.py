@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks import EWC, BennaFusi, MetaplasticGate, SynapticCallback, SynapticIntelligence, blocks
+from cl_callbacks import (
+    BGD,
+    EWC,
+    MESU,
+    BennaFusi,
+    MetaplasticGate,
+    RWalk,
+    StreamingConsolidation,
+    SynapticCallback,
+    SynapticIntelligence,
+    blocks,
+)
 from cl_callbacks.blocks import in_blocks, rows_of, spans
 from cl_callbacks.offload import Offload
 from cl_callbacks.step import Step
-from cl_callbacks.synapses import SynapseView
+from cl_callbacks.synapses import Synapses, SynapseView
 from tests.rules import RULES, assert_same, every_rule, make, state
 from tests.training import CLASSES, FEATURES, Net, fit_tasks, plain_net, weights
 
@@ -134,6 +145,69 @@ def test_a_weight_that_moves_to_other_memory_is_followed(monkeypatch: pytest.Mon
         found.append((weights(model), state(rule)))
     assert torch.equal(found[0][0], found[1][0])
     assert_same(found[0][1], found[1][1])
+
+
+class Replacing(torch.optim.SGD):
+    """Puts other memory in the place of a weight's while it steps."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data.clone()
+
+
+@pytest.mark.parametrize("rule", ["benna-fusi", "metaplastic", "mesu", "streaming path"])
+def test_an_optimizer_that_replaces_weights_within_its_step(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for elements in (2**17, 7):
+        monkeypatch.setattr(blocks, "ELEMENTS_ON_CPU", elements)
+        for optimizer in (torch.optim.SGD, Replacing):
+            torch.manual_seed(0)
+            model, memory = Net(plain_net(), lambda p: optimizer(p, lr=0.1)), make(rule)  # noqa: B023
+            fit_tasks(model, memory, tasks=2)
+            found.append((weights(model), state(memory)))
+    for other in found[1:]:
+        assert torch.equal(other[0], found[0][0])
+        assert_same(other[1], found[0][1])
+
+
+def test_windows_that_end_within_a_task_also_of_state_that_lives_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Offload, "_everywhere", True)
+    assert_blocks_change_nothing(
+        monkeypatch, lambda: [RWalk(1.0, every_n_steps=2, state_device="cpu", damping=1e-3)]
+    )
+
+
+def test_a_part_of_a_view() -> None:
+    weight = torch.arange(40.0).view(10, 4)
+    whole = Synapses({"importance": 1.0}).place({"weight": weight}, ["weight"])
+    part = whole.cut({weight: slice(5, 9)})
+    for same in (part, part.among([weight]), *part.blocks()):
+        assert torch.equal(same.parameters[0], weight[5:9])
+        assert same["importance"][0].shape == (4, 4)
+        assert same.part == {weight: slice(5, 9)}
+    with pytest.raises(ValueError, match="has a part"):
+        part.cut({weight: slice(0, 2)})
+
+
+def test_who_changes_a_verb_says_anew_whether_it_is_local() -> None:
+    class Counting(EWC):
+        def observe(self, step: Step) -> None: ...
+
+    class Local(Counting):
+        local = True
+
+        def observe(self, step: Step) -> None: ...
+
+    class Renamed(EWC):
+        """As local as its parent."""
+
+    assert [kind.local for kind in (Counting, Local, Renamed)] == [False, True, True]
+    assert all(kind.local for kind in (SynapticIntelligence, RWalk, StreamingConsolidation, MESU, BGD))
 
 
 def test_weights_that_lie_otherwise_than_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

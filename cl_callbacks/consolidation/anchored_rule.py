@@ -129,6 +129,6 @@ class AnchoredRule(SynapticCallback):
                 quadratic_penalty(
                     block.parameters, self.effective_importance(block), block["anchor"], self.stiffness
                 )
-                for block in synapses.blocks()
+                for block in (synapses.blocks() if self.local else [synapses])
             ]
             return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self._offset

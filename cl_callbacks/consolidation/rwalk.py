@@ -76,6 +76,7 @@ class RWalk(BoundaryRule):
     running = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    local: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -136,14 +137,15 @@ class RWalk(BoundaryRule):
 
     def _close_window(self, synapses: SynapseView) -> None:
         for block in synapses.blocks():
-            add_score_(
-                block["score"],
-                block["path"],
-                block["fisher"],
-                block["start"],
-                block.parameters,
-                self.damping,
-            )
+            with self.synapses.at_hand():
+                add_score_(
+                    block["score"],
+                    block["path"],
+                    block["fisher"],
+                    block["start"],
+                    block.parameters,
+                    self.damping,
+                )
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class StreamingConsolidation(AnchoredRule):
     """
 
     running = ("importance", "anchor")
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class SynapticIntelligence(BoundaryRule):
     gathered: ClassVar[tuple[str, ...]] = ("path",)
     running = ("path",)
     needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -102,8 +102,9 @@ def flow_(
         >>> weight, slow
         ([tensor([0.5000])], [tensor([0.2500])])
     """
-    weights, dtype = list(levels[0]), levels[-1][0].dtype
-    rows = [[u.to(dtype) for u in weights], *map(list, levels[1:])]  # converted once, if they are narrower
+    weights = list(levels[0])  # converted once, where they are narrower than their beakers
+    wide = [u.to(torch.promote_types(u.dtype, v.dtype)) for u, v in zip(weights, levels[-1], strict=True)]
+    rows = [wide, *map(list, levels[1:])]
     inflow: list[Tensor] | tuple[Tensor, ...] = []
     for k, level in enumerate(rows):
         flowed_in = inflow
@@ -117,8 +118,9 @@ def flow_(
         if flowed_in:
             torch._foreach_add_(level, flowed_in, alpha=conductances[k - 1] / capacities[k])
         inflow = outflow
-    if rows[0][0] is not weights[0] and not hold_first:
-        torch._foreach_copy_(weights, rows[0])
+    converted = [i for i, u in enumerate(weights) if wide[i] is not u and not hold_first]
+    if converted:
+        torch._foreach_copy_([weights[i] for i in converted], [wide[i] for i in converted])
 
 
 def level_differences(levels: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:

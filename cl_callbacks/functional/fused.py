@@ -18,6 +18,9 @@ from torch import Tensor
 SMALLEST = 2**14
 """Elements below which a compiled kernel, which is called for each tensor, takes more time than it saves."""
 
+MOST = 256
+"""Kernels that are kept."""
+
 _compiled: dict[Hashable, Callable[..., None]] = {}
 _on = False
 
@@ -72,12 +75,13 @@ def fusable(operation: Callable[..., None]) -> Callable[..., None]:
             picked = [_picked(value, which, flat) for value in values]
             function(*picked[: len(args)], **dict(zip(kwargs, picked[len(args) :], strict=True)))
 
+        constants = repr([value for value in values if not _lists(value)])
         large = [i for i, some in enumerate(zip(*lists, strict=True)) if _is_large(some)]
-        if large:
-            kernel = _kernel(operation, [v for v in values if not _lists(v)], [t[large[0]] for t in lists])
-            # A GPU would wait for calls: all in one. A CPU has its loops, and one kernel for every length.
-            for which in [large] if lists[0][0].is_cuda else [[i] for i in large]:
-                run(kernel, which, flat=True)
+        for which in _calls(lists[0], large):
+            kinds = [(t[i].dtype, t[i].device) for t in lists for i in which[:1]]
+            # All lengths have one kernel; where several tensors are in one call, each list of lengths has.
+            lengths = [lists[0][i].numel() for i in which] if len(which) > 1 else []
+            run(_kernel(operation, (constants, *kinds, *lengths)), which, flat=True)
         small = sorted(set(range(len(lists[0]))) - set(large))
         if small:
             run(operation, small, flat=False)
@@ -107,16 +111,26 @@ def _is_large(tensors: Sequence[Tensor]) -> bool:
     return tensors[0].numel() >= SMALLEST and all(t.is_contiguous() for t in tensors)
 
 
-def _kernel(
-    operation: Callable[..., None], constants: list[Any], examples: list[Tensor]
-) -> Callable[..., None]:
-    # One for each set of constants: torch.compile makes only a few for the same code.
-    key = (operation, repr(constants), *((t.dtype, t.device) for t in examples))
+def _calls(tensors: Sequence[Tensor], which: list[int]) -> list[list[int]]:
+    """What goes into one call: on a GPU, which would wait for many, all of a kind; else each alone."""
+    if not any(tensors[i].is_cuda for i in which):
+        return [[i] for i in which]
+    kinds: dict[Any, list[int]] = {}
+    for i in which:
+        kinds.setdefault((tensors[i].device, tensors[i].dtype), []).append(i)
+    return list(kinds.values())
+
+
+def _kernel(operation: Callable[..., None], kind: tuple[Hashable, ...]) -> Callable[..., None]:
+    # A copy of the code for each, since torch.compile makes only a few kernels for the same code.
+    key = (operation, *kind)
     if key not in _compiled:
+        if len(_compiled) >= MOST:
+            _compiled.clear()
         function: Any = operation
         again = types.FunctionType(
             function.__code__.replace(), function.__globals__, None, function.__defaults__, None
         )
         again.__kwdefaults__ = function.__kwdefaults__
-        _compiled[key] = torch.compile(again, fullgraph=True, dynamic=not examples[0].is_cuda)
+        _compiled[key] = torch.compile(again, fullgraph=True, dynamic=True)
     return _compiled[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class BGD(UncertainRule):
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[BGD(initial_std=0.03)], logger=False, enable_checkpointing=False)
     """
+
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

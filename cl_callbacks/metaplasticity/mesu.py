@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -81,6 +81,8 @@ class MESU(UncertainRule):
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[MESU(memory=10_000)], logger=False, enable_checkpointing=False)
     """
+
+    local: ClassVar[bool] = True
 
     def __init__(
         self,

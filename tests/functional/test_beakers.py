@@ -131,3 +131,16 @@ def test_the_trace_is_that_of_the_flow() -> None:
     for age in range(60):
         assert flowing[0][0].item() == pytest.approx(trace[age].item(), abs=1e-12)
         flow_(flowing, c, g)
+
+
+def test_weights_of_several_dtypes_each_flow_in_the_wider_of_theirs_and_their_beakers() -> None:
+    """A narrow weight is rounded once; a wide one keeps its digits beside narrow beakers."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+    weights = [torch.full((2,), 1.0 + 2.0**-40 * (d == torch.float64), dtype=d) for d in dtypes]
+    beakers = [torch.zeros(2) for _ in dtypes]
+    flow_([weights, beakers], capacities(2), conductances(2, 0.5, leak=False))
+    for weight, dtype in zip(weights, dtypes, strict=True):
+        assert weight.dtype == dtype
+        assert torch.allclose(weight.double(), torch.full((2,), 0.5, dtype=torch.float64), rtol=1e-12)
+    assert (weights[2] != 0.5).all()
+    assert all((beaker == 0.25).all() for beaker in beakers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,43 @@ def test_what_is_small_or_not_contiguous_is_not_compiled(
             assert (weight == 2).all()
     double_([weight])  # nor is anything that nobody has asked for
     assert (weight == (2 if compiled else 4)).all()
+
+
+def test_a_gpu_gets_all_tensors_of_a_kind_in_one_call() -> None:
+    def tensor(device: str, dtype: torch.dtype = torch.float32) -> Any:
+        return SimpleNamespace(is_cuda=device != "cpu", device=device, dtype=dtype)
+
+    several: list[Any] = [
+        tensor("cuda:0"),
+        tensor("cuda:1"),
+        tensor("cuda:0", torch.bfloat16),
+        tensor("cuda:0"),
+    ]
+    assert fused._calls(several, [0, 1, 2, 3]) == [[0, 3], [1], [2]]
+    assert fused._calls([tensor("cpu"), tensor("cpu")], [0, 1]) == [[0], [1]]
+
+
+@needs_compiler
+def test_all_in_one_call_for_more_lists_of_lengths_than_torch_compile_makes_for_one_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused, "_calls", lambda tensors, which: [which])
+    monkeypatch.setattr(fused, "SMALLEST", 2)
+    with compiling():
+        for extra in range(torch._dynamo.config.recompile_limit + 2):
+            weights = [torch.ones(3), torch.ones(4 + extra)]
+            double_(weights)
+            assert all((w == 2).all() for w in weights)
+
+
+def test_no_more_kernels_are_kept_than(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "MOST", 3)
+    monkeypatch.setattr(fused, "_compiled", {})
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    with compiling():
+        for k in range(8):
+            add_quadratic_pull_(*(tensors(s)[:1] for s in range(4)), float(k))
+            assert len(fused._compiled) <= 3
 
 
 def test_compiling_ends_also_with_an_error() -> None:
