@@ -1,12 +1,12 @@
 """What a rule adds to an optimizer step.
 
     python benchmarks/overhead.py --json FILE --plot FILE
-    python benchmarks/overhead.py --networks transformer --rules EWC SI --repeats 15 --compile
+    python benchmarks/overhead.py --networks transformer --rules EWC SI --pairs 50 --compile
     python benchmarks/overhead.py --quick
 
-For each rule, fits of a few steps in a Trainer with it and in the same Trainer without it, in turn; each fit
-counts with the median of its steps, and the ratio is that to the mean of the plain fits before and after.
-Printed are medians of the ratios, lowest and highest in brackets. The rules have consolidated a task before.
+For each rule, one fit in which it takes part in every second step only, after it has consolidated a task;
+each such step is compared with the mean of the plain ones before and after it, so that a machine whose speed
+drifts does little harm. Printed are medians of the ratios, and in brackets their quartiles.
 
 The floor is what the rule cannot do without: the bytes that it has to read and write, each once, over the
 bandwidth with which this machine copies memory. What is above it is arithmetic (random numbers above all),
@@ -19,7 +19,6 @@ the task, for one anchor and for ten.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -29,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from networks import CASES, Case, Classifier
-from timing import bytes_of, step_seconds
+from timing import bytes_of, quiet_trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cl_callbacks import (
     BGD,
@@ -51,6 +51,7 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
+from cl_callbacks.noisy_training import NoisyTraining
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Penalised(Classifier):
 
     def __init__(self, plain: Classifier, anchors: int) -> None:
         super().__init__(plain.net, plain.lr)
+        self.active = True
         self.memories = [
             [(p, torch.rand_like(p), p.detach().clone()) for p in self.net.parameters()]
             for _ in range(anchors)
@@ -109,17 +111,50 @@ class Penalised(Classifier):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        for memory in self.memories:
+        for memory in self.memories if self.active else ():
             for p, importance, anchor in memory:
                 loss = loss + 0.5e-3 * (importance * (p - anchor).square()).sum()
         return loss
 
 
+class Alternating(Callback):
+    """Takes callbacks, or a penalty, out of every second step, and notes the seconds of each step."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.callbacks, self.active = callbacks, True
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[self.active].append(time.perf_counter() - self.last)
+        self.active = trainer.is_last_batch or not self.active
+        others = [c for c in trainer.callbacks if c not in self.callbacks]  # type: ignore[attr-defined]
+        trainer.callbacks = [*self.callbacks, *others] if self.active else others  # type: ignore[attr-defined]
+        if isinstance(pl_module, Penalised):
+            pl_module.active = self.active
+        for rule in self.callbacks:
+            if isinstance(rule, BGD | MESU) and rule._training is not None:  # which draw weights
+                if self.active:
+                    rule._training = NoisyTraining(trainer, pl_module, rule.noise, rule.samples)
+                else:
+                    rule._training.detach()
+        self.last = time.perf_counter()
+
+    def ratios(self) -> list[float]:
+        """Of each step to the plain ones around it, but for the first two."""
+        plain = self.seconds[False]
+        pairs = zip(self.seconds[True][1:], plain, plain[1:], strict=False)
+        return [with_it / statistics.mean(around) for with_it, *around in pairs][1:]
+
+
 @dataclass
 class Found:
     ratio: float
-    lowest: float
-    highest: float
+    quartiles: tuple[float, float]
     floor: float
     bytes_per_parameter: float
     peak_bytes_per_parameter: float | None
@@ -127,42 +162,39 @@ class Found:
 
 def measure(case: Case, name: str, args: argparse.Namespace) -> Found:
     torch.manual_seed(0)
-    plain, data = Classifier(case.make()), case.loader(args.steps + 1)
+    model = Classifier(case.make())
+    parameters = sum(p.numel() for p in model.parameters())
+    callbacks: list[Callback] = []
+    words, state = 0, 0.0
+    few = case.loader(3)
 
-    def seconds_of(model: Classifier, *callbacks: Callback) -> float:
-        return step_seconds(model, data, *callbacks, accelerator=args.device)
+    def fit(data: DataLoader, *others: Callback) -> None:
+        quiet_trainer(*others, accelerator=args.device).fit(model, data)
 
-    parameters = sum(p.numel() for p in plain.parameters())
+    with Peak(args.device) as plain:
+        fit(few)
     if name in AUTOGRAD:
-        model: Classifier = Penalised(copy.deepcopy(plain), AUTOGRAD[name])
-        callbacks, words, state = [], 0, 8.0 * AUTOGRAD[name]
+        model, state = Penalised(model, AUTOGRAD[name]), 8.0 * AUTOGRAD[name]
     else:
-        model = copy.deepcopy(plain)
         callbacks, words = RULES[name].make(), RULES[name].words
         if args.compile:
             callbacks.append(CompileRules())
         rules = [callback for callback in callbacks if isinstance(callback, SynapticCallback)]
         if rules:
-            seconds_of(model, *callbacks, EpochBoundaries(1))  # the first task
+            fit(few, *callbacks, EpochBoundaries(1))  # the first task
         state = sum(bytes_of(rule.state_dict()) for rule in rules) / parameters
-    bandwidths, seconds, ratios = [copy_bandwidth(args.device)], [seconds_of(plain)], []
     with Peak(args.device) as peak:
-        seconds_of(plain)
-    before = peak.bytes
-    with Peak(args.device) as peak:
-        seconds_of(model, *callbacks)
-    for _ in range(args.repeats):
-        with_it = seconds_of(model, *callbacks)
-        seconds.append(seconds_of(plain))
-        ratios.append(with_it / statistics.mean(seconds[-2:]))
-        bandwidths.append(copy_bandwidth(args.device))
+        fit(few, *callbacks)
+    bandwidth, alternating = copy_bandwidth(args.device), Alternating(callbacks)
+    fit(case.loader(2 * args.pairs + 5), *callbacks, alternating)
+    ratios = alternating.ratios()
+    low, middle, high = statistics.quantiles(ratios, n=4)
     return Found(
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        1 + 4 * words * parameters / statistics.median(bandwidths) / statistics.median(seconds),
+        middle,
+        (low, high),
+        1 + 4 * words * parameters / bandwidth / statistics.median(alternating.seconds[False]),
         state,
-        None if before is None or peak.bytes is None else (peak.bytes - before) / parameters,
+        None if plain.bytes is None or peak.bytes is None else (peak.bytes - plain.bytes) / parameters,
     )
 
 
@@ -218,7 +250,7 @@ def rows(names: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]
             times = f"{extra / least:8.1f}" if least else f"{'–':>8}"
             floor = f"{found.floor:6.3f}" if least else f"{'–':>6}"
             peak = "–" if found.peak_bytes_per_parameter is None else f"{found.peak_bytes_per_parameter:.0f}"
-            spread = f"({found.lowest:.3f}–{found.highest:.3f})"
+            spread = f"({found.quartiles[0]:.3f}–{found.quartiles[1]:.3f})"
             print(
                 f"{name:34} {found.ratio:6.3f} {spread:15} {floor} {times} "
                 f"{found.bytes_per_parameter:6.1f} {peak:>6}",
@@ -252,8 +284,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", choices=[*RULES, *AUTOGRAD], default=[*RULES, *AUTOGRAD])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="the rules, with CompileRules")
-    parser.add_argument("--steps", type=int, default=5, help="of each fit, beyond the first")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=20, help="of steps with a rule and without")
     parser.add_argument("--quick", action="store_true", help="a minute: four rules on two small networks")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--plot", type=Path, help="write a picture to this file")

@@ -46,7 +46,7 @@ def test_scaling(tmp_path: Path) -> None:
 
 def test_overhead(tmp_path: Path) -> None:
     rules = ["EWC", "SI and EWC", "DriftBoundaries", "autograd penalty, 10 anchors"]
-    arguments = ["--networks", "small-transformer", "--repeats", "1", "--steps", "1", "--rules", *rules]
+    arguments = ["--networks", "small-transformer", "--pairs", "2", "--rules", *rules]
     run("overhead.py", *arguments, "--json", "overhead.json", "--plot", "overhead.png", folder=tmp_path)
     found = json.loads((tmp_path / "overhead.json").read_text())
     assert [row["rule"] for row in found["rows"]] == rules
