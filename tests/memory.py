@@ -38,10 +38,10 @@ NOTES = """\
   eigenvectors beside them.
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
-- Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block of
-  the parameters (131,072 on a CPU, 67 million on an accelerator; all of them if `KFACLaplace`, `Cascade` or a
-  rule of your own that does not say `local` takes part), and what measuring the importance at the end of a
-  task takes.
+- Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
+  of the parameters (131,072 on a CPU, 67 million on an accelerator; all of them if `KFACLaplace`, `Cascade`
+  or a rule of your own that does not say `local` takes part), and what measuring the importance at the end
+  of a task takes.
 
 ## Less of it
 
