@@ -43,8 +43,9 @@ class SynapticCallback(Callback):
     """Base of every rule: hooks, parameter selection, checkpoints and logging.
 
     A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step (see
-    :class:`~cl_callbacks.step.Step`), and overrides any of :meth:`pull`, :meth:`rewrite`, :meth:`observe`,
-    :meth:`consolidate`, :meth:`penalty`, :meth:`plasticity` and :meth:`measures`.
+    :class:`~cl_callbacks.step.Step`), and overrides any of :meth:`pull`, :meth:`rewrite`,
+    :meth:`observe`, :meth:`end_step`, :meth:`consolidate`, :meth:`penalty`, :meth:`plasticity` and
+    :meth:`measures`.
 
     Args:
         parameters: regular expressions, searched in parameter names, of those to include; default: all
