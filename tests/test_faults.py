@@ -39,6 +39,14 @@ PACKAGE = str(Path(cl_callbacks.__file__).parent)
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """As in the foreground: a shell that runs the tests in its background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class BreaksOffError(Exception):
     """A user's own."""
 
