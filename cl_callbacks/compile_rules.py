@@ -18,7 +18,7 @@ class CompileRules(Callback):
     beakers, the updates of MESU and BGD, and the snapshots for them. Results are the same but for rounding.
     It takes some seconds at the first step, and a C++ compiler on the machine (on a GPU, Triton), and pays
     for networks of millions of parameters. The network itself is not compiled. See docs/performance.md for
-    what it saves.
+    what it saves on a CPU; on a GPU it has not been run.
 
     Raises:
         MisconfigurationException: where ``torch.compile`` does not work, when training starts.

@@ -91,8 +91,12 @@ class SynapticCallback(Callback):
     def __init_subclass__(cls, **options: Any) -> None:
         """Whoever changes a verb says anew whether it is local."""
         super().__init_subclass__(**options)
-        if "local" not in vars(cls) and not _VERBS.isdisjoint(vars(cls)):
-            cls.local = False
+        for kind in cls.__mro__:  # also what comes from a mixin
+            if "local" in vars(kind):
+                return
+            if not _VERBS.isdisjoint(vars(kind)):
+                cls.local = False
+                return
 
     def __init__(
         self,

@@ -206,7 +206,13 @@ def test_who_changes_a_verb_says_anew_whether_it_is_local() -> None:
     class Renamed(EWC):
         """As local as its parent."""
 
-    assert [kind.local for kind in (Counting, Local, Renamed)] == [False, True, True]
+    class Normalised:
+        def effective_importance(self, synapses: SynapseView) -> list[Tensor]: ...
+
+    class Mixed(Normalised, EWC):  # type: ignore[misc]
+        """A verb that is not its own, nor its parent's."""
+
+    assert [kind.local for kind in (Counting, Local, Renamed, Mixed)] == [False, True, True, False]
     assert all(kind.local for kind in (SynapticIntelligence, RWalk, StreamingConsolidation, MESU, BGD))
 
 
