@@ -7,7 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.functional.averaging import keep_finite_
-from cl_callbacks.functional.fused import SMALLEST, compiling
+from cl_callbacks.functional.fused import compiling
+from cl_callbacks.functional.kernels import SMALLEST
+
+
+def compiles(trainer: Trainer) -> bool:
+    """Whether the rules of a Trainer are to be compiled."""
+    return any(isinstance(callback, CompileRules) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class CompileRules(Callback):

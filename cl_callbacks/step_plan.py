@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from cl_callbacks.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
 from cl_callbacks.flat import flat_zeros
-from cl_callbacks.functional.averaging import keep_finite_, keep_undo_, zero_nonfinite_
+from cl_callbacks.functional.averaging import keep_, keep_finite_, keep_undo_, zero_nonfinite_
 from cl_callbacks.functional.fused import compiling, is_compiling
 from cl_callbacks.shards import held
 from cl_callbacks.step import Need, Rule, Step
@@ -59,18 +59,19 @@ class Plan:
         """Takes the snapshots, and has every rule pull."""
         if self._noise is not None:
             self._noise.settle_gathered()
-        with compiling(self.compiled):
-            for block in self.blocks:
-                block.capture(self._noise)
-                block.pull()
+        for block in self.blocks:
+            gradients = block.gradients()
+            with compiling(self.compiled):
+                block.capture(gradients, self._noise)
+                block.pull(gradients)
 
     def after_step(self) -> None:
         """Has every rule rewrite and observe the step, and then end it."""
-        with compiling(self.compiled):
-            for block in self.blocks:
+        for block in self.blocks:
+            with compiling(self.compiled):
                 block.finish()
         for rule, view in self._met:
-            with rule.synapses.at_hand():
+            with rule.synapses.at_hand(), compiling(self.compiled):
                 rule.end_step(view)
 
 
@@ -115,21 +116,22 @@ class _Block:
         self._rewrites = [(_at_hand(rule, rule.rewrite), step) for rule, step in owners_first]
         self._observes = [(_at_hand(rule, rule.observe), step) for rule, step in self.members]
 
-    def capture(self, noise: WeightNoise | None) -> None:
-        gradients, noisy = self._snapshots["gradient"], self._snapshots["noise"]
-        if gradients:
-            self._keep("gradient", self._gradients(gradients))
-        if self._weights:
-            torch._foreach_copy_(list(self._weights.values()), self._held(self._weights))
-        if noisy and noise is not None:
-            self._keep("noise", noise.take({p: self._part[p] for p in noisy}))
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Of the parameters here; a plan holds none without one."""
+        return {p: rows_of(held(p.grad), rows) for p, rows in self._part.items() if p.grad is not None}
 
-    def pull(self) -> None:
+    def capture(self, gradients: Mapping[Tensor, Tensor], noise: WeightNoise | None) -> None:
+        noisy = self._snapshots["noise"]
+        self._keep("gradient", gradients)
+        if self._weights:
+            keep_(list(self._weights.values()), self._held(self._weights))
+        if noisy and noise is not None:
+            noise.take({p: self._part[p] for p in noisy}, list(noisy.values()))
+
+    def pull(self, gradients: Mapping[Tensor, Tensor]) -> None:
         for pull, step in self._pulls:
-            pull(step.synapses, self._gradients(step.synapses.sources))
-        pulled = self._snapshots["pulled"]
-        if pulled:
-            self._keep("pulled", self._gradients(pulled))
+            pull(step.synapses, [gradients[p] for p in step.synapses.sources])
+        self._keep("pulled", gradients)
 
     def finish(self) -> None:
         for rewrite, step in self._rewrites:
@@ -143,17 +145,14 @@ class _Block:
         for observe, step in self._observes:
             observe(step)
 
-    def _keep(self, kind: Need, values: Sequence[Tensor]) -> None:
-        kept = list(self._snapshots[kind].values())
-        if is_compiling():
-            keep_finite_(kept, values)
-        else:  # the same in fewer calls
-            torch._foreach_copy_(kept, list(values))
+    def _keep(self, kind: Need, gradients: Mapping[Tensor, Tensor]) -> None:
+        kept = self._snapshots[kind]
+        values = [gradients[p] for p in kept]
+        if kept and is_compiling():
+            keep_finite_(list(kept.values()), values)
+        elif kept:  # the same in fewer calls
+            torch._foreach_copy_(list(kept.values()), values)
             zero_nonfinite_(self._spans[kind])
-
-    def _gradients(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        # A plan holds no parameter without one.
-        return [rows_of(held(p.grad), self._part[p]) for p in parameters if p.grad is not None]
 
     def _held(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         return [rows_of(held(p), self._part[p]) for p in parameters]

@@ -23,7 +23,7 @@ from cl_callbacks.compatibility import (
     refuse_shards,
     refuse_strategy,
 )
-from cl_callbacks.compile_rules import CompileRules
+from cl_callbacks.compile_rules import compiles
 from cl_callbacks.log import is_due, log
 from cl_callbacks.saved_state import restore_whole
 from cl_callbacks.shards import reshard
@@ -200,8 +200,7 @@ class SynapticCallback(Callback):
                 for rule in rules:
                     rule._place(pl_module, growing=True)
 
-            compiled = any(isinstance(c, CompileRules) for c in trainer.callbacks)  # type: ignore[attr-defined]
-            step = SynapticStep(rules, place, compiled)
+            step = SynapticStep(rules, place, compiles(trainer))
             step.attach(trainer.optimizers)
             for rule in rules:
                 rule._step = step

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cl_callbacks.blocks import Rows, rows_of
+from cl_callbacks.blocks import ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of
 from cl_callbacks.flat import flat_zeros
+from cl_callbacks.functional.fused import compiling
+from cl_callbacks.functional.uncertainty import draw_, keep_noise_gradients_
+from cl_callbacks.random_numbers import draw_normal_
 
 
 class WeightNoise:
@@ -43,6 +46,8 @@ class WeightNoise:
         """The number of the present draw."""
         self.settle: Callable[[Tensor], None] = _as_it_is
         """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
+        self.compiled = False
+        """Whether to have operations compiled; see :class:`~cl_callbacks.compile_rules.CompileRules`."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
         self._bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
@@ -139,9 +144,13 @@ class WeightNoise:
                 total.zero_()
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
-        torch._foreach_copy_([self._means[p] for p in which], which)
-        stds = self._bring([self._std_of[p] for p in which], which)
-        torch._foreach_addcmul_(which, [self._noise[p] for p in which], stds)
+        for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
+            weights, means, noise, stds = (
+                [rows_of(found[p], rows) for p, rows in part.items()]
+                for found in (dict(zip(which, which, strict=True)), self._means, self._noise, self._std_of)
+            )
+            with compiling(self.compiled):
+                draw_(means, weights, noise, self._bring(stds, weights))
         self._versions.update((p, p._version) for p in which)
 
     @torch.no_grad()
@@ -163,17 +172,22 @@ class WeightNoise:
         for total in self._gathered_flat:
             self.settle(total)
 
-    def take(self, part: Mapping[Tensor, Rows]) -> list[Tensor]:
-        """Gradient times noise, summed over the draws of a step, for weights that are about to step."""
-        drawn = {p: rows for p, rows in part.items() if p in self._noise}  # another rule may have more
-        gradients = [rows_of(p.grad, rows) for p, rows in drawn.items() if p.grad is not None]
-        noise = [rows_of(self._noise[p], rows) for p, rows in drawn.items()]
-        products = torch._foreach_mul(noise, gradients) if drawn else ()
-        if self._gathered and drawn:
-            gathered = [rows_of(self._gathered[p], rows) for p, rows in drawn.items()]
-            torch._foreach_add_(products, gathered)
-        found = dict(zip(drawn, products, strict=True))
-        return [found[p] if p in found else torch.zeros_like(rows_of(p, rows)) for p, rows in part.items()]
+    def take(self, part: Mapping[Tensor, Rows], kept: Sequence[Tensor]) -> None:
+        """Gradient times noise, summed over the draws of a step, for weights that are about to step.
+
+        Args:
+            part: those weights, or some rows of them.
+            kept: aligned with them; overwritten, unless a weight is not drawn.
+        """
+        drawn = {p: (rows, t) for (p, rows), t in zip(part.items(), kept, strict=True) if p in self._noise}
+        if not drawn:
+            return
+        gradients = [rows_of(p.grad, rows) for p, (rows, _) in drawn.items() if p.grad is not None]
+        noise = [rows_of(self._noise[p], rows) for p, (rows, _) in drawn.items()]
+        gathered = None
+        if self._gathered:
+            gathered = [rows_of(self._gathered[p], rows) for p, (rows, _) in drawn.items()]
+        keep_noise_gradients_([t for _, t in drawn.values()], noise, gradients, gathered)
 
     def _gather(self, sign: float) -> None:
         met = [p for p in self.parameters if p.grad is not None]
@@ -189,26 +203,11 @@ class WeightNoise:
         if self._drawn == self.draws:
             return
         pair, second = divmod(self.draws, 2) if self.antithetic else (self.draws, 0)
-        generators: dict[torch.device, torch.Generator] = {}
-        for noise in self._flat:
-            if second and self._drawn == self.draws - 1:
-                noise.neg_()
-                continue
-            if noise.device not in generators:
-                generators[noise.device] = numbered_generator(self.seed, pair, noise.device)
-            noise.normal_(generator=generators[noise.device])
-            if second:
-                noise.neg_()
+        if not second or self._drawn != self.draws - 1:
+            draw_normal_(self._flat, self.seed, pair)
+        if second:
+            torch._foreach_neg_(self._flat)
         self._drawn = self.draws
-
-
-def numbered_generator(seed: int, number: int, device: torch.device) -> torch.Generator:
-    """A generator for each pair of a seed and a number, apart from those of ``torch.manual_seed``.
-
-    Generators on the CPU use 32 bits of a seed.
-    """
-    mixed = (seed * 2654435761 + number * 2246822519 + 3266489917) % 2**32
-    return torch.Generator(device).manual_seed(mixed)
 
 
 def _as_it_is(gathered: Tensor) -> None:

@@ -18,7 +18,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import itself and the parts before it.
 LAYERS = [
     {"functional", "drift", "arguments", "optional"},
-    {"blocks", "flat", "offload", "shards", "synapses", "weight_noise", "step", "step_plan", "synaptic_step"},
+    {
+        "blocks",
+        "flat",
+        "offload",
+        "shards",
+        "synapses",
+        "random_numbers",
+        "weight_noise",
+        "step",
+        "step_plan",
+        "synaptic_step",
+    },
     {"log", "progress", "saved_state", "seed_epochs", "uninterrupted"},
     {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
     {"compatibility", "compile_rules", "synaptic_callback", "model_outputs", "boundaries"},

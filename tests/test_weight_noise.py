@@ -12,7 +12,9 @@ from cl_callbacks.weight_noise import WeightNoise
 
 def taken(noise: WeightNoise, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
     noise.settle_gathered()
-    return noise.take(dict.fromkeys(parameters, ALL))
+    kept = [torch.zeros_like(p) for p in parameters]
+    noise.take(dict.fromkeys(parameters, ALL), kept)
+    return kept
 
 
 def weights_and_stds(seed: int = 0) -> tuple[list[nn.Parameter], list[Tensor]]:

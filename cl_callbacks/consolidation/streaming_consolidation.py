@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_callbacks.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
-from cl_callbacks.functional.path_integral import add_path_, path_importance
+from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import SynapseView
 from cl_callbacks.synaptic_callback import Patterns
@@ -128,6 +128,21 @@ class StreamingConsolidation(AnchoredRule):
         if self.max_importance is not None:
             found = list(torch._foreach_clamp_max(found, self.max_importance))
         return found
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds the gradient of the penalty."""
+        if self.importance != "path" or self.proximal or not self.anchored:
+            super().pull(synapses, gradients)
+            return
+        add_path_pull_(
+            gradients,
+            synapses.parameters,
+            synapses["importance"],
+            synapses["anchor"],
+            self.stiffness,
+            self.damping,
+            self.max_importance,
+        )
 
     def observe(self, step: Step) -> None:
         """Takes the step into the averages."""

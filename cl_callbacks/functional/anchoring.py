@@ -81,6 +81,7 @@ def add_quadratic_pull_(
     torch._foreach_addcmul_(list(gradients), list(importance), distance, value=stiffness)
 
 
+@fusable(numbers=["steps"])
 def relax_to_anchor_(
     parameters: Sequence[Tensor],
     importance: Sequence[Tensor],

@@ -31,6 +31,7 @@ def newest_share(decay: float, steps: int) -> float:
     return 1.0 / steps if decay == 1.0 else (1.0 - decay) / (1.0 - decay**steps)
 
 
+@fusable(numbers=["shares"])
 def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
     r"""Takes values into averages, each with its share: :math:`m \leftarrow m + w(x - m)`.
 
@@ -48,6 +49,7 @@ def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequen
     torch._foreach_add_(list(average), distance)
 
 
+@fusable(numbers=["shares"])
 def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
     r"""Takes squares into averages, each with its share: :math:`m \leftarrow (1-w)m + wx^2`.
 
@@ -58,7 +60,8 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         [tensor([3.])]
     """
     torch._foreach_mul_(list(average), [1.0 - share for share in shares])
-    torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
+    weighted = torch._foreach_mul(list(values), list(shares))
+    torch._foreach_addcmul_(list(average), list(values), weighted)
 
 
 def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
@@ -75,7 +78,20 @@ def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
     for old, value in zip(kept, new, strict=True):
         value = value.to(old.dtype)
         # 0 times a number is 0: two passes, where isfinite makes four.
-        torch.where(value * 0.0 == 0.0, value, old, out=old)
+        old.copy_(torch.where(value * 0.0 == 0.0, value, old))
+
+
+@fusable
+def keep_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies.
+
+    Example:
+        >>> t = [torch.ones(2)]
+        >>> keep_(t, [torch.tensor([3.0, torch.nan])])
+        >>> t
+        [tensor([3., nan])]
+    """
+    torch._foreach_copy_(list(kept), list(values))
 
 
 @fusable
@@ -88,8 +104,8 @@ def keep_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         >>> t
         [tensor([3., 0.])]
     """
-    for t, value in zip(kept, values, strict=True):
-        t.copy_(finite(value))
+    torch._foreach_copy_(list(kept), list(values))
+    zero_nonfinite_(kept)
 
 
 @fusable
@@ -102,8 +118,8 @@ def keep_undo_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         >>> t
         [tensor([2., 0.])]
     """
-    for t, weight in zip(before, weights, strict=True):
-        t.copy_(finite(t - weight))
+    torch._foreach_sub_(list(before), list(weights))
+    zero_nonfinite_(before)
 
 
 def finite(tensor: Tensor) -> Tensor:
@@ -128,4 +144,7 @@ def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:
         [tensor([1., 0., 0.])]
     """
     for t in tensors:
-        t.nan_to_num_(0.0, 0.0, 0.0)
+        if torch.compiler.is_compiling():
+            t.copy_(finite(t))
+        else:
+            t.nan_to_num_(0.0, 0.0, 0.0)

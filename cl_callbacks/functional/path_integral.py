@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.anchoring import add_quadratic_pull_
 from cl_callbacks.functional.averaging import take_finite_
 from cl_callbacks.functional.fused import fusable
 
@@ -82,27 +83,50 @@ def path_importance(
         >>> path_importance([torch.tensor([1.0, -1.0])], [torch.ones(2)], [torch.zeros(2)], damping=1.0)
         [tensor([0.5000, 0.0000])]
     """
-    found = [torch.empty_like(t) for t in path]
-    _set_path_importance_(found, path, parameters, anchor, damping)
-    return found
-
-
-@fusable
-def _set_path_importance_(
-    found: Sequence[Tensor],
-    path: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    anchor: Sequence[Tensor],
-    damping: float,
-) -> None:
     squares = torch._foreach_sub(list(parameters), list(anchor))
     torch._foreach_mul_(squares, squares)
     torch._foreach_add_(squares, damping)
-    torch._foreach_copy_(list(found), list(path))
-    torch._foreach_clamp_min_(list(found), 0.0)
-    torch._foreach_div_(list(found), squares)
+    found = torch._foreach_clamp_min(list(path), 0.0)
+    torch._foreach_div_(found, squares)
+    return list(found)
 
 
+@fusable
+def add_path_pull_(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    path: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    stiffness: float,
+    damping: float,
+    max_importance: float | None = None,
+) -> None:
+    r"""Adds the pull of what the path makes important, :math:`k\,\Omega(\theta-\theta^*)`, in place.
+
+    :math:`\Omega` is that of :func:`path_importance` at the present weights.
+
+    Args:
+        gradients: tensors that are added to, usually the ``.grad`` of the parameters.
+        parameters: :math:`\theta`.
+        path: :math:`\omega`.
+        anchor: :math:`\theta^*`.
+        stiffness: :math:`k`.
+        damping: :math:`\xi`.
+        max_importance: the largest :math:`\Omega`; ``None`` for no limit.
+
+    Example:
+        >>> g, theta, path = [torch.zeros(1)], [torch.tensor([2.0])], [torch.tensor([10.0])]
+        >>> add_path_pull_(g, theta, path, [torch.zeros(1)], stiffness=3.0, damping=1.0)
+        >>> g
+        [tensor([12.])]
+    """
+    importance = path_importance(path, parameters, anchor, damping)
+    if max_importance is not None:
+        torch._foreach_clamp_max_(importance, max_importance)
+    add_quadratic_pull_(gradients, parameters, importance, anchor, stiffness)
+
+
+@fusable
 def add_score_(
     score: Sequence[Tensor],
     path: Sequence[Tensor],

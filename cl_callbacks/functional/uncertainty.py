@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.fused import fusable
 
 SMALLEST_STD = 1e-6
@@ -24,6 +26,50 @@ SMALLEST_STD = 1e-6
 
 
 @fusable
+def draw_(
+    means: Sequence[Tensor], weights: Sequence[Tensor], noise: Sequence[Tensor], stds: Sequence[Tensor]
+) -> None:
+    r"""Keeps the weights as means, and puts :math:`w=\mu+\sigma\epsilon` in their place.
+
+    Args:
+        means: overwritten by :math:`\mu`.
+        weights: :math:`\mu`, overwritten by :math:`w`.
+        noise: :math:`\epsilon`.
+        stds: :math:`\sigma`.
+
+    Example:
+        >>> means, weights = [torch.zeros(1)], [torch.ones(1)]
+        >>> draw_(means, weights, [torch.tensor([2.0])], [torch.tensor([0.5])])
+        >>> means, weights
+        ([tensor([1.])], [tensor([2.])])
+    """
+    torch._foreach_copy_(list(means), list(weights))
+    torch._foreach_addcmul_(list(weights), list(noise), list(stds))
+
+
+@fusable
+def keep_noise_gradients_(
+    kept: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    gathered: Sequence[Tensor] | None = None,
+) -> None:
+    r"""Overwrites ``kept`` with :math:`g\epsilon`, plus what is gathered; 0 for what is not finite.
+
+    Example:
+        >>> kept = [torch.zeros(2)]
+        >>> keep_noise_gradients_(kept, [torch.ones(2)], [torch.tensor([3.0, torch.inf])])
+        >>> kept
+        [tensor([3., 0.])]
+    """
+    products = torch._foreach_mul(list(noise), list(gradients))
+    if gathered is not None:
+        torch._foreach_add_(products, list(gathered))
+    torch._foreach_copy_(list(kept), products)
+    zero_nonfinite_(kept)
+
+
+@fusable(numbers=["scale"])
 def bgd_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -31,6 +77,7 @@ def bgd_(
     noise_gradients: Sequence[Tensor],
     rate: float = 1.0,
     trust_region: float | None = None,
+    scale: float | Tensor = 1.0,
 ) -> None:
     r"""Bayesian gradient descent, in place.
 
@@ -47,6 +94,7 @@ def bgd_(
         rate: :math:`\eta`.
         trust_region: largest change of :math:`\mu` and of :math:`\sigma`, in units of :math:`\sigma`;
             ``None`` for no limit.
+        scale: factor on both gradients, such as the number of observations if they are of a mean loss.
 
     Example:
         >>> means, stds = [torch.zeros(1)], [torch.ones(1)]
@@ -55,20 +103,23 @@ def bgd_(
         ([tensor([-0.5000])], [tensor([0.5000])])
     """
     a = torch._foreach_mul(list(stds), list(noise_gradients))
-    torch._foreach_mul_(a, 0.5)
+    torch._foreach_mul_(a, _times(scale, 0.5))
     move = torch._foreach_mul(list(stds), list(stds))
     torch._foreach_mul_(move, list(gradients))
-    torch._foreach_mul_(move, -rate)
+    torch._foreach_mul_(move, _times(scale, -rate))
     # √(1+a²) − a = (√(1+a²) + |a|)^(−sign a), which does not cancel to 0.
     growth = torch._foreach_mul(a, a)
     torch._foreach_add_(growth, 1.0)
     torch._foreach_sqrt_(growth)
     torch._foreach_add_(growth, torch._foreach_abs(a))
     torch._foreach_sign_(a)
-    torch._foreach_neg_(a)
-    factor = torch._foreach_pow(growth, a)
+    torch._foreach_mul_(a, -0.5)
+    torch._foreach_add_(a, 0.5)  # 1 where a < 0, and 0 where a > 0
+    factor = torch._foreach_reciprocal(growth)
+    torch._foreach_sub_(growth, factor)
+    torch._foreach_addcmul_(factor, growth, a)
     if trust_region is not None:
-        _limit_(move, torch._foreach_mul(list(stds), trust_region))
+        _limit_([move], torch._foreach_mul(list(stds), trust_region))
         torch._foreach_clamp_min_(factor, 1 - trust_region)
         torch._foreach_clamp_max_(factor, 1 + trust_region)
     torch._foreach_add_(list(means), move)
@@ -76,7 +127,7 @@ def bgd_(
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
 
 
-@fusable
+@fusable(numbers=["scale"])
 def mesu_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -90,6 +141,7 @@ def mesu_(
     trust_region: float | None = None,
     slow: Sequence[Tensor] | None = None,
     coupling: float = 0.0,
+    scale: float | Tensor = 1.0,
 ) -> None:
     r"""Metaplasticity from synaptic uncertainty, in place: learning within a window of :math:`N` steps.
 
@@ -117,6 +169,7 @@ def mesu_(
         trust_region: largest size of either increment, in units of :math:`\sigma`; ``None`` for no limit.
         slow: :math:`u_2`.
         coupling: :math:`g_1`.
+        scale: factor on both gradients, such as the number of observations if they are of a mean loss.
 
     Example:
         >>> means, stds = [torch.ones(1)], [torch.ones(1)]
@@ -127,23 +180,22 @@ def mesu_(
     """
     variances = torch._foreach_mul(list(stds), list(stds))
     move = torch._foreach_mul(variances, list(gradients))
-    torch._foreach_mul_(move, -rate)
+    torch._foreach_mul_(move, _times(scale, -rate))
     widen = torch._foreach_mul(variances, list(noise_gradients))
-    torch._foreach_mul_(widen, -0.5 * std_rate)
-    shares = torch._foreach_div(variances, prior_std**2)
+    torch._foreach_mul_(widen, _times(scale, -0.5 * std_rate))
+    precision = 1.0 / prior_std**2
     if memory < math.inf:
-        # σ(σp² − σ²)/(2Nσp²) = (σ − σ·share)/(2N)
+        # σ(σp² − σ²)/(2Nσp²) = (σ − σ·σ²/σp²)/(2N)
         torch._foreach_add_(widen, list(stds), alpha=0.5 / memory)
-        torch._foreach_addcmul_(widen, list(stds), shares, value=-0.5 / memory)
+        torch._foreach_addcmul_(widen, list(stds), variances, value=-0.5 * precision / memory)
     if slow is not None:
+        shares = torch._foreach_mul(variances, precision)
         torch._foreach_clamp_max_(shares, 1.0)
         torch._foreach_addcmul_(move, shares, torch._foreach_sub(list(slow), list(means)), value=coupling)
     elif memory < math.inf:
-        torch._foreach_addcmul_(move, shares, list(means), value=-1.0 / memory)
+        torch._foreach_addcmul_(move, variances, list(means), value=-precision / memory)
     if trust_region is not None:
-        bounds = torch._foreach_mul(list(stds), trust_region)
-        _limit_(move, bounds)
-        _limit_(widen, bounds)
+        _limit_([move, widen], torch._foreach_mul(list(stds), trust_region))
     torch._foreach_add_(list(means), move)
     torch._foreach_add_(list(stds), widen)
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
@@ -162,6 +214,14 @@ def relative_variance(stds: Sequence[Tensor], reference: float) -> list[Tensor]:
     return list(shares)
 
 
-def _limit_(increments: tuple[Tensor, ...], bounds: tuple[Tensor, ...]) -> None:
-    torch._foreach_minimum_(increments, bounds)
-    torch._foreach_maximum_(increments, torch._foreach_neg(bounds))
+def _limit_(increments: Sequence[tuple[Tensor, ...]], bounds: tuple[Tensor, ...]) -> None:
+    for some in increments:
+        torch._foreach_minimum_(some, bounds)
+    torch._foreach_neg_(bounds)
+    for some in increments:
+        torch._foreach_maximum_(some, bounds)
+
+
+def _times(scale: Any, factor: float) -> Any:
+    """A number, or one for each tensor."""
+    return [one * factor for one in scale] if isinstance(scale, list) else scale * factor

@@ -94,10 +94,17 @@ class BGD(UncertainRule):
         )
         self.rate = positive("rate", rate)
 
-    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+    def update(self, step: Step, scale: float | Tensor) -> None:
         """The equations above."""
-        synapses = step.synapses
-        bgd_(synapses.parameters, synapses["std"], gradients, noise_gradients, self.rate, self.trust_region)
+        bgd_(
+            step.synapses.parameters,
+            step.synapses["std"],
+            step.pulled,
+            step.noise_gradients,
+            self.rate,
+            self.trust_region,
+            scale,
+        )
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r""":math:`\sigma^2` in units of where it began, at most 1."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from cl_callbacks.arguments import whole
 from cl_callbacks.functional.averaging import zero_nonfinite_
 from cl_callbacks.functional.cascade import cascade, switch_probabilities
+from cl_callbacks.random_numbers import numbered_generator
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.weight_noise import numbered_generator
 
 
 class Cascade(SynapticCallback):

@@ -135,15 +135,15 @@ class MESU(UncertainRule):
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
 
-    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+    def update(self, step: Step, scale: float | Tensor) -> None:
         """The equations above."""
         synapses = step.synapses
         past = [synapses[level] for level in self.slow]
         mesu_(
             synapses.parameters,
             synapses["std"],
-            gradients,
-            noise_gradients,
+            step.pulled,
+            step.noise_gradients,
             memory=self.memory,
             prior_std=self.prior_std,
             rate=self.rate,
@@ -151,6 +151,7 @@ class MESU(UncertainRule):
             trust_region=self.trust_region,
             slow=past[0] if past else None,
             coupling=self.coupling,
+            scale=scale,
         )
         if past:
             flow_([step.before, *past], self._capacities, self._conductances, hold_first=True)

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from cl_callbacks.arguments import positive, whole
 from cl_callbacks.compatibility import warn_of_half_precision
+from cl_callbacks.compile_rules import compiles
+from cl_callbacks.functional.averaging import keep_
 from cl_callbacks.functional.batches import count_samples
 from cl_callbacks.model_outputs import OutputsOfBatch
 from cl_callbacks.noisy_training import NoisyTraining
@@ -83,13 +85,12 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._micro_batches: int | None = None
         self._window_ended = False
 
-    def update(self, step: Step, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+    def update(self, step: Step, scale: float | Tensor) -> None:
         """The rule's equation, in place on the state and on the weights, which are the means before.
 
         Args:
             step: that was taken.
-            gradients: of the summed loss, mean over the draws.
-            noise_gradients: the same times noise.
+            scale: factor from its gradients, mean over the draws, to those of the summed loss.
         """
         raise NotImplementedError
 
@@ -115,6 +116,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
+        self.noise.compiled = compiles(trainer)
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
 
     def on_train_batch_start(
@@ -157,11 +159,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     def rewrite(self, step: Step) -> None:
         """Puts the rule's update in the place of the optimizer's."""
-        scale = self._scale()
-        gradients = list(torch._foreach_mul(step.pulled, scale))
-        noise_gradients = list(torch._foreach_mul(step.noise_gradients, scale))
-        torch._foreach_copy_(step.synapses.parameters, step.before)
-        self.update(step, gradients, noise_gradients)
+        keep_(step.synapses.parameters, step.before)
+        self.update(step, self._scale())
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)

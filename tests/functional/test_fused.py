@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional import fused
-from cl_callbacks.functional.anchoring import add_quadratic_pull_
-from cl_callbacks.functional.averaging import keep_finite_, keep_undo_
+from cl_callbacks.functional import fused, kernels
+from cl_callbacks.functional.anchoring import add_quadratic_pull_, relax_to_anchor_
+from cl_callbacks.functional.averaging import average_, average_square_, keep_, keep_finite_, keep_undo_
 from cl_callbacks.functional.beakers import capacities, conductances, flow_
 from cl_callbacks.functional.fused import compiling, fusable
 from cl_callbacks.functional.metaplasticity import resist_shrinking_
-from cl_callbacks.functional.path_integral import add_path_, path_importance
-from cl_callbacks.functional.uncertainty import bgd_, mesu_
+from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, add_score_
+from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler"
 )
 
 # The last is too small to be compiled; the second has another length for the kernel of the first.
-SIZES = [(40, 500), (fused.SMALLEST + 3,), (5,)]
+SIZES = [(40, 500), (kernels.SMALLEST + 3,), (5,)]
 
 
 def tensors(seed: int, dtype: torch.dtype = torch.float32, lost: bool = False) -> list[Tensor]:
@@ -53,7 +52,20 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], dict[st
         {},
     ),
     "path": (add_path_, lambda: [tensors(0), tensors(1), tensors(2)], {"decay": 0.9}),
-    "path importance": (path_importance, lambda: [tensors(0), tensors(1), tensors(2), 1e-3], {}),
+    "path's pull": (
+        add_path_pull_,
+        lambda: [tensors(0), tensors(1), tensors(2), tensors(3), 2.0, 1e-3, 5.0],
+        {},
+    ),
+    "score": (
+        add_score_,
+        lambda: [tensors(0), tensors(1), positive(2), tensors(3), tensors(4, lost=True), 1e-3],
+        {},
+    ),
+    "proximal step": (relax_to_anchor_, lambda: [tensors(0), positive(1), tensors(2), [0.1, 0.2, 0.3]], {}),
+    "average": (average_, lambda: [tensors(0), tensors(1, lost=True), [0.1, 0.2, 0.3]], {}),
+    "average of squares": (average_square_, lambda: [positive(0), tensors(1), [0.1, 0.2, 0.3]], {}),
+    "copy": (keep_, lambda: [tensors(0), tensors(1, lost=True)], {}),
     "snapshot": (keep_finite_, lambda: [tensors(0), tensors(1, lost=True)], {}),
     "undo": (keep_undo_, lambda: [tensors(0), tensors(1, lost=True)], {}),
     "flow": (
@@ -70,31 +82,67 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], dict[st
     "bgd": (
         bgd_,
         lambda: [tensors(0), positive(1), tensors(2), tensors(3)],
-        {"trust_region": 0.2},
+        {"trust_region": 0.2, "scale": 3.0},
+    ),
+    "draw": (draw_, lambda: [tensors(0), tensors(1), tensors(2), positive(3)], {}),
+    "noise": (
+        keep_noise_gradients_,
+        lambda: [tensors(0), tensors(1), tensors(2, lost=True), tensors(3)],
+        {},
     ),
     "mesu": (
         mesu_,
         lambda: [tensors(0), positive(1), tensors(2), tensors(3)],
-        {"memory": 10.0, "prior_std": 0.5, "trust_region": 0.2},
+        {"memory": 10.0, "prior_std": 0.5, "trust_region": 0.2, "scale": torch.tensor(3.0)},
     ),
 }
 
 
 def results(call: Callable[..., Any], arguments: list[Any], options: dict[str, Any]) -> list[Tensor]:
-    found = call(*arguments, **options)
-    return [t for value in [*arguments, found] for some in fused._lists(value) for t in some]
+    call(*arguments, **options)
+    found: list[Any] = []
+    kernels._taken_out(arguments, found)
+    return [t for some in found for t in some]
+
+
+def kernels_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Lengths of the tensors for which kernels are asked for from now on, which then run as they are."""
+    asked: list[tuple[int, ...]] = []
+
+    def kernel(strands: Any) -> Any:
+        asked.append(tuple(strand.length for strand in strands))
+        return kernels._program(strands[0].steps)
+
+    monkeypatch.setattr(kernels, "_kernel", kernel)
+    monkeypatch.setattr(kernels, "_routes", {})
+    return asked
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_compiled_is_the_same_but_for_rounding(name: str) -> None:
+def test_compiled_is_the_same_but_for_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_compiled", {})
+    monkeypatch.setattr(kernels, "_routes", {})
     operation, build, options = OPERATIONS[name]
     expected = results(operation, build(), options)
-    kernels = len(fused._compiled)
     with compiling():
         found = results(operation, build(), options)
-    assert len(fused._compiled) > kernels  # it was, once for two lengths
+    assert len(kernels._compiled) == 1
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@needs_compiler
+def test_numbers_may_change_without_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_compiled", {})
+    for share in (0.25, 0.5, torch.tensor(0.125, dtype=torch.float64)):
+        averages, values = (
+            [torch.zeros(kernels.SMALLEST), torch.zeros(3)],
+            [torch.ones(kernels.SMALLEST), torch.ones(3)],
+        )
+        with compiling():
+            average_(averages, values, [share, share])
+        assert all((t == share).all() for t in averages)
+    assert len(kernels._compiled) == 1
 
 
 @needs_compiler
@@ -102,17 +150,9 @@ def test_each_set_of_constants_has_its_own_kernel() -> None:
     """More of them than torch.compile makes for one function."""
     with compiling():
         for k in range(torch._dynamo.config.recompile_limit + 2):
-            g, w, one, zero = (torch.full((fused.SMALLEST,), float(v)) for v in (0, 2, 1, 0))
+            g, w, one, zero = (torch.full((kernels.SMALLEST,), float(v)) for v in (0, 2, 1, 0))
             add_quadratic_pull_([g], [w], [one], [zero], float(k))
             assert (g == 2 * k).all()
-
-
-class Seen(Exception):
-    """A kernel would have been asked for."""
-
-
-def kernel(*args: Any) -> Any:
-    raise Seen
 
 
 @fusable
@@ -120,50 +160,109 @@ def double_(weights: list[Tensor]) -> None:
     torch._foreach_mul_(weights, 2.0)
 
 
+@fusable
+def add_(weights: list[Tensor], others: list[Tensor]) -> None:
+    torch._foreach_add_(weights, others)
+
+
 @pytest.mark.parametrize(
     ("weight", "compiled"),
     [
-        (torch.ones(fused.SMALLEST), True),
-        (torch.ones(fused.SMALLEST - 1), False),
-        (torch.ones(fused.SMALLEST, 2).T, False),
+        (torch.ones(kernels.SMALLEST), True),
+        (torch.ones(kernels.SMALLEST - 1), False),
+        (torch.ones(kernels.SMALLEST, 2).T, False),
+        (torch.ones(()), False),
     ],
 )
 def test_what_is_small_or_not_contiguous_is_not_compiled(
     weight: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "_kernel", kernel)
+    asked = kernels_of(monkeypatch)
     weight = weight.clone(memory_format=torch.preserve_format)
     with compiling():
-        if compiled:
-            with pytest.raises(Seen):
-                double_([weight])
-        else:
-            double_([weight])
-            assert (weight == 2).all()
+        double_([weight])
+    assert bool(asked) == compiled
     double_([weight])  # nor is anything that nobody has asked for
-    assert (weight == (2 if compiled else 4)).all()
+    assert len(asked) == compiled
+    assert (weight == 4).all()
 
 
-def test_a_gpu_gets_all_tensors_of_a_kind_in_one_call() -> None:
-    def tensor(device: str, dtype: torch.dtype = torch.float32) -> Any:
-        return SimpleNamespace(is_cuda=device != "cpu", device=device, dtype=dtype)
+def test_operations_on_the_same_tensors_are_one_kernel_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = kernels_of(monkeypatch)
+    a, b, c, d = (torch.full((kernels.SMALLEST + k % 2,), float(k)) for k in range(1, 5))
+    small = torch.ones(1)
+    with compiling():
+        add_([a, b, small], [c, d, small])  # a: 1 + 3, b: 2 + 4, small: 2
+        double_([c, a, small])  # c: 6, a: 8
+        add_([d], [b])  # d: 10
+        assert a.numel()  # asks for nothing that waits
+        assert not asked
+    assert asked == [(kernels.SMALLEST,), (kernels.SMALLEST + 1,)]
+    assert [t[0].item() for t in (a, b, c, d, small)] == [8, 6, 6, 10, 4]
 
-    several: list[Any] = [
-        tensor("cuda:0"),
-        tensor("cuda:1"),
-        tensor("cuda:0", torch.bfloat16),
-        tensor("cuda:0"),
-    ]
-    assert fused._calls(several, [0, 1, 2, 3]) == [[0, 3], [1], [2]]
-    assert fused._calls([tensor("cpu"), tensor("cpu")], [0, 1]) == [[0], [1]]
+
+def test_tensors_that_are_treated_alike_are_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kernels_of(monkeypatch)
+    monkeypatch.setattr(kernels, "TOGETHER", 3)
+    weights = [torch.ones(kernels.SMALLEST + k % 2) for k in range(5)]
+    wide = [torch.ones(kernels.SMALLEST, dtype=torch.float64)]
+    for _ in range(2):
+        with compiling():
+            double_(weights + wide)
+    least = kernels.SMALLEST
+    assert sorted(asked) == [(least,), (least, least, least), (least + 1, least + 1)]  # once for both
+    assert all((t == 4).all() for t in weights + wide)
+
+
+def test_nothing_reads_what_waits_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kernels_of(monkeypatch)
+    weight = torch.ones(kernels.SMALLEST)
+    with compiling():
+        double_([weight])
+        rows, flat = weight[:2], weight.view(-1)  # not yet
+        assert not asked
+        assert rows.sum() == 4
+        double_([weight])
+        assert (flat[:3] + 0).tolist() == [4, 4, 4]
+        double_([weight])
+        weight += 1
+        double_([weight])
+    assert (weight == 18).all()
+
+
+def test_parts_of_a_tensor_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kernels_of(monkeypatch)
+    weight, other = torch.ones(3, kernels.SMALLEST), torch.ones(2, kernels.SMALLEST)
+    with compiling():
+        double_([weight])
+        add_([weight[1:]], [other])
+        double_([weight])
+    assert weight[:, 0].tolist() == [4, 6, 6]
+    assert not asked
+
+
+def test_an_operation_may_be_made_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    @fusable
+    def double_and_add_(weights: list[Tensor], others: list[Tensor]) -> None:
+        double_(weights)
+        add_(weights, others)
+
+    asked = kernels_of(monkeypatch)
+    small, large = torch.ones(2), torch.ones(kernels.SMALLEST)
+    with compiling():
+        double_and_add_([small, large], [small.clone(), large.clone()])
+        assert (large + 0 == 3).all()
+    assert (small == 3).all()
+    assert len(asked) == 1
 
 
 @needs_compiler
-def test_all_in_one_call_for_more_lists_of_lengths_than_torch_compile_makes_for_one_function(
+def test_more_lists_of_lengths_than_torch_compile_makes_for_one_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "_calls", lambda tensors, which: [which])
-    monkeypatch.setattr(fused, "SMALLEST", 2)
+    monkeypatch.setattr(kernels, "SMALLEST", 2)
     with compiling():
         for extra in range(torch._dynamo.config.recompile_limit + 2):
             weights = [torch.ones(3), torch.ones(4 + extra)]
@@ -172,17 +271,39 @@ def test_all_in_one_call_for_more_lists_of_lengths_than_torch_compile_makes_for_
 
 
 def test_no_more_kernels_are_kept_than(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "MOST", 3)
-    monkeypatch.setattr(fused, "_compiled", {})
+    monkeypatch.setattr(kernels, "MOST", 3)
+    monkeypatch.setattr(kernels, "_compiled", {})
+    monkeypatch.setattr(kernels, "_routes", {})
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    with compiling():
-        for k in range(8):
+    for k in range(8):
+        with compiling():
             add_quadratic_pull_(*(tensors(s)[:1] for s in range(4)), float(k))
-            assert len(fused._compiled) <= 3
+        assert len(kernels._compiled) <= 3 >= len(kernels._routes)
 
 
-def test_compiling_ends_also_with_an_error() -> None:
+class Seen(Exception):
+    """An error within."""
+
+
+def test_compiling_ends_also_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of(monkeypatch)
+    weight = torch.ones(kernels.SMALLEST)
     with pytest.raises(Seen), compiling():
         assert fused.is_compiling()
+        double_([weight])
         raise Seen
     assert not fused.is_compiling()
+    assert (weight == 2).all()
+
+
+def test_compiling_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = kernels_of(monkeypatch)
+    weight = torch.ones(kernels.SMALLEST)
+    with compiling():
+        double_([weight])
+        with compiling(False):
+            assert not fused.is_compiling()
+            double_([weight])
+        double_([weight])
+    assert (weight == 8).all()
+    assert asked
