@@ -11,7 +11,7 @@ from cl_callbacks.blocks import ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of
 from cl_callbacks.flat import flat_zeros
 from cl_callbacks.functional.fused import compiling
 from cl_callbacks.functional.uncertainty import draw_, keep_noise_gradients_
-from cl_callbacks.random_numbers import draw_normal_
+from cl_callbacks.random_numbers import Draws
 
 
 class WeightNoise:
@@ -84,8 +84,7 @@ class WeightNoise:
         means = [torch.empty_like(p.detach()) for p in self.parameters]
         self._means = dict(zip(self.parameters, means, strict=True))
         self._std_of = dict(zip(self.parameters, self.stds, strict=True))
-        self._flat, noise = flat_zeros(self.stds, self.parameters)
-        self._noise = dict(zip(self.parameters, noise, strict=True))
+        self._noise = Draws(Tensor.normal_, self.parameters, self.stds)
         self._gathered_flat: list[Tensor] = []  # of steps with several draws
         self._gathered: dict[Tensor, Tensor] = {}
         self._drawn: int | None = None
@@ -145,9 +144,10 @@ class WeightNoise:
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
         for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
-            weights, means, noise, stds = (
-                [rows_of(found[p], rows) for p, rows in part.items()]
-                for found in (dict(zip(which, which, strict=True)), self._means, self._noise, self._std_of)
+            weights = [rows_of(p, rows) for p, rows in part.items()]
+            means, noise, stds = (
+                [rows_of(beside[p], rows) for p, rows in part.items()]
+                for beside in (self._means, self._noise, self._std_of)
             )
             with compiling(self.compiled):
                 draw_(means, weights, noise, self._bring(stds, weights))
@@ -204,9 +204,9 @@ class WeightNoise:
             return
         pair, second = divmod(self.draws, 2) if self.antithetic else (self.draws, 0)
         if not second or self._drawn != self.draws - 1:
-            draw_normal_(self._flat, self.seed, pair)
+            self._noise.draw(self.seed, pair)
         if second:
-            torch._foreach_neg_(self._flat)
+            torch._foreach_neg_(self._noise.flats)
         self._drawn = self.draws
 
 

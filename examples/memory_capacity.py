@@ -51,7 +51,7 @@ def binary(name: str, levels: int, probability: float) -> Model:
 
     def store(state: dict[str, Tensor], pattern: Tensor, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(len(pattern), generator=generator)
-        state["level"] = cascade.cascade(state["level"], probability * pattern, uniform, levels)
+        cascade.cascade_([state["level"]], [probability * pattern], [uniform], levels)
         return state["level"].sign()
 
     return Model(

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks import KFACLaplace, SynapticCallback
+from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
 from tests.rules import MATRICES_ONLY, RULES, VARIANTS, make
 from tests.training import Net, fit_tasks, plain_net
 
@@ -31,7 +31,7 @@ NOTES = """\
   with its pulls, the gradient times the noise. All rules of a Trainer share them: what several need is
   taken once.
 - **Noise** is there while training with drawn weights: the means, the noise, and what several draws have
-  gathered.
+  gathered; of `Cascade`, the random numbers of a step.
 - `KFACLaplace` keeps, beside the table, two factors of each linear or convolutional layer with I inputs (of
   a convolution: channels times kernel size; one more with a bias) and O outputs: 4 (I² + O²) bytes, for
   every task with `accumulate="list"`. A layer's parameters are I · O. `proximal=True` keeps their
@@ -39,9 +39,9 @@ NOTES = """\
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
-  of the parameters (131,072 on a CPU, 67 million on an accelerator; all of them if `KFACLaplace`, `Cascade`
-  or a rule of your own that does not say `local` takes part), and what measuring the importance at the end
-  of a task takes.
+  of the parameters (131,072 on a CPU, 67 million on an accelerator, 17 million with `CompileRules`; all of
+  them if `KFACLaplace` or a rule of your own that does not say `local` takes part), and what measuring the
+  importance at the end of a task takes.
 
 ## Less of it
 
@@ -88,7 +88,9 @@ class Weighing(Callback):
         buffers = [t for kind in rule._step._buffers.values() for t in kind._found.values()]
         noise: list[Tensor] = []
         if rule.noise is not None:
-            noise = [*rule.noise._means.values(), *rule.noise._flat, *rule.noise._gathered_flat]
+            noise = [*rule.noise._means.values(), *rule.noise._noise.flats, *rule.noise._gathered_flat]
+        elif isinstance(rule, Cascade):
+            noise = rule._uniform.flats
         self.found = Bytes(
             size(t for named in rule.synapses.state_dict().values() for t in named.values()) / parameters,
             size(buffers) / parameters,

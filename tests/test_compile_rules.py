@@ -7,36 +7,69 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from cl_callbacks import CompileRules
 from cl_callbacks.functional import fused, kernels
+from cl_callbacks.offload import Offload
 from tests.functional.test_fused import needs_compiler
-from tests.rules import make
+from tests.rules import RULES, make
 from tests.training import Net, fit_tasks, plain_net, weights
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    ("rule", "first"), [("ewc", True), ("ewc", False), ("si", False), ("benna-fusi", False), ("mesu", False)]
-)
-def test_training_is_the_same_but_for_rounding(
-    rule: str, first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def trained(monkeypatch: pytest.MonkeyPatch, rules: list[Any], *others: CompileRules) -> tuple[Tensor, int]:
+    """Weights after two tasks, and how many kernels that took, of tensors of any size."""
     monkeypatch.setattr(kernels, "SMALLEST", 1)
     monkeypatch.setattr("cl_callbacks.compile_rules.SMALLEST", 1)
-    found = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model, memory = Net(plain_net()).double(), make(rule)
-        callbacks = [memory, CompileRules()][:: -1 if first else 1] if compiled else [memory]
-        monkeypatch.setattr(kernels, "_compiled", {})
-        monkeypatch.setattr(kernels, "_routes", {})
-        fit_tasks(model, *callbacks, tasks=2, precision="64-true")
-        found.append(weights(model))
-        assert memory._step is None
-        assert not fused.is_compiling()
-        assert bool(kernels._compiled) == compiled
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(kernels, "_compiled", {})
+    monkeypatch.setattr(kernels, "_routes", {})
+    torch.manual_seed(0)
+    model = Net(plain_net()).double()
+    fit_tasks(model, *others, *rules, tasks=2, precision="64-true")
+    assert all(rule._step is None for rule in rules)
+    assert not fused.is_compiling()
+    return weights(model), len(kernels._compiled)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.startswith("kfac")])
+def test_training_is_the_same_but_for_rounding(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, none = trained(monkeypatch, [make(rule)])
+    compiled, some = trained(monkeypatch, [make(rule)], CompileRules())
+    assert not none
+    assert some
+    torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-12)
+
+
+@needs_compiler
+def test_several_rules_whose_state_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Offload, "_everywhere", True)
+
+    def rules() -> list[Any]:
+        return [
+            make("si", name="a", parameters="weight"),
+            make("ewc", state_device="cpu"),
+            make("metaplastic"),
+        ]
+
+    plain, _ = trained(monkeypatch, rules())
+    compiled, _ = trained(monkeypatch, rules(), CompileRules())
+    torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-12)
+
+
+@needs_compiler
+def test_all_that_is_done_before_a_step_is_one_kernel_and_all_after_it_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained(monkeypatch, [make("si"), make("rwalk", name="b")], CompileRules())
+    found = {tuple(call[0].__name__ for call, _ in kind[0]) for kind, _ in kernels._compiled}
+    assert found == {
+        ("keep_finite_",),  # the first task, in which the snapshots have nothing in common
+        ("keep_",),
+        ("keep_finite_", "keep_", "add_quadratic_pull_", "add_quadratic_pull_"),
+        ("keep_undo_", "add_path_", "average_square_", "add_path_"),
+        ("add_score_",),  # every third step
+    }
 
 
 def test_the_error_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,13 +219,14 @@ def test_adversaries_in_the_usual_order() -> None:
     class Checked(BGD):
         checks = 0
 
-        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
+        def update(self, step: Any, scale: Any) -> None:
             if "g.0.weight" in step.synapses.names:
                 drawn, gradient = model.g_seen
                 epsilon = (drawn - step.before[0]) / step.synapses["std"][0]
-                torch.testing.assert_close(noise_gradients[0], 8 * gradient * epsilon, rtol=1e-3, atol=1e-4)
+                found = scale * step.noise_gradients[0]
+                torch.testing.assert_close(found, 8 * gradient * epsilon, rtol=1e-3, atol=1e-4)
                 self.checks += 1
-            super().update(step, gradients, noise_gradients)
+            super().update(step, scale)
 
     for rule in (Checked(0.1), Checked(0.1, parameters="^g")):
         model = Adversaries()
@@ -323,8 +324,8 @@ def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_fit() -> None:
                 raise ValueError("in the middle of a window")
 
     class First(BGD):
-        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
-            self.first = [t.clone() for t in noise_gradients]
+        def update(self, step: Any, scale: Any) -> None:
+            self.first = [scale * t for t in step.noise_gradients]
 
     found = []
     for interrupted in (True, False):
@@ -410,9 +411,10 @@ def test_a_step_equals_a_plain_loop_over_its_draws(samples: int, accumulate: int
     """Also with micro-batches, and an incomplete last window of them."""
 
     class Recording(BGD):
-        def update(self, step: Any, gradients: list[Tensor], noise_gradients: list[Tensor]) -> None:
-            self.taken.append([torch.cat([t.flatten() for t in ts]) for ts in (gradients, noise_gradients)])
-            super().update(step, gradients, noise_gradients)
+        def update(self, step: Any, scale: Any) -> None:
+            lists = step.pulled, step.noise_gradients
+            self.taken.append([torch.cat([scale * t.flatten() for t in ts]) for ts in lists])
+            super().update(step, scale)
 
     torch.manual_seed(0)
     model, rule = Watched(plain_net()).double(), Recording(0.1, samples=samples)

@@ -14,8 +14,14 @@ Source: Fusi, Drew & Abbott 2005, "Cascade models of synaptically stored memorie
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.functional.fused import fusable
 
 
 def switch_probabilities(levels: int, x: float = 0.5) -> Tensor:
@@ -42,8 +48,15 @@ def deepen_probabilities(levels: int, x: float = 0.5) -> Tensor:
     return found.clamp(max=1.0)
 
 
-def cascade(states: Tensor, events: Tensor, uniform: Tensor, levels: int, x: float = 0.5) -> Tensor:
-    """The states of many synapses after one event each.
+@fusable
+def cascade_(
+    states: Sequence[Tensor],
+    events: Sequence[Tensor],
+    uniform: Sequence[Tensor],
+    levels: int,
+    x: float = 0.5,
+) -> None:
+    """The states of many synapses after one event each, in place.
 
     Args:
         states: signed levels, from 1 to ``levels`` in size.
@@ -54,18 +67,87 @@ def cascade(states: Tensor, events: Tensor, uniform: Tensor, levels: int, x: flo
         x: above 0 and below 1.
 
     Example:
-        >>> cascade(torch.tensor([1.0, -1.0]), torch.ones(2), torch.zeros(2), levels=3)
-        tensor([2., 1.])
+        >>> states = [torch.tensor([1.0, -1.0])]
+        >>> cascade_(states, [torch.ones(2)], [torch.zeros(2)], levels=3)
+        >>> states
+        [tensor([2., 1.])]
     """
-    strength = states.sign()
-    level = states.abs()
-    opposed = strength * events < 0
-    # q and p as powers of x: a table would have to be looked up for each synapse.
-    switch = torch.where(level == levels, min(1.0, x ** (levels - 1) / (1 - x)), x ** (level - 1))
-    deepen = torch.where(level == levels, 0.0, x**level / (1 - x))
-    happens = uniform < events.abs() * torch.where(opposed, switch, deepen)
-    changed = torch.where(opposed, -strength, states + strength)
-    return torch.where(happens, changed, states)
+    # What is so or not is 1 or 0: choices between tensors are slow on a CPU, as are tables and powers.
+    strength, level = torch._foreach_sign(list(states)), torch._foreach_abs(list(states))
+    last = torch._foreach_sub(level, levels - 1)
+    torch._foreach_clamp_min_(last, 0.0)
+    power = torch._foreach_sub(level, 1.0)  # x^(k−1) = exp((k−1) log x)
+    torch._foreach_mul_(power, math.log(x))
+    if torch.compiler.is_compiling():  # compiled, exponentials of a list are a pass of their own
+        power = tuple(t.exp() for t in power)
+    else:
+        torch._foreach_exp_(power)
+    # q: the power, at the last level divided by 1 − x, and p: the power times x/(1 − x), at the last level 0.
+    switch = torch._foreach_mul(last, x / (1 - x))
+    torch._foreach_add_(switch, 1.0)
+    torch._foreach_mul_(switch, power)
+    torch._foreach_clamp_max_(switch, 1.0)
+    torch._foreach_sub_(last, 1.0)
+    torch._foreach_mul_(power, last)
+    torch._foreach_mul_(power, -x / (1 - x))
+    deepen = power
+    # An event happens with its own probability times q against the strength, and times p along it.
+    along = torch._foreach_mul(strength, list(events))
+    against = torch._foreach_neg(along)
+    torch._foreach_clamp_min_(along, 0.0)
+    torch._foreach_clamp_min_(against, 0.0)
+    happens = torch._foreach_mul(along, deepen)
+    torch._foreach_addcmul_(happens, against, switch)
+    torch._foreach_sub_(happens, list(uniform))
+    torch._foreach_clamp_min_(happens, 0.0)
+    torch._foreach_sign_(happens)
+    # It adds the strength to the state, or takes it to that of the other strength: s − s(k + 2) = −s − sk.
+    torch._foreach_sign_(against)
+    torch._foreach_add_(level, 2.0)
+    torch._foreach_mul_(level, against)
+    torch._foreach_mul_(happens, strength)
+    torch._foreach_add_(list(states), happens)
+    torch._foreach_addcmul_(list(states), happens, level, value=-1.0)
+
+
+@fusable
+def switch_weights_(
+    weights: Sequence[Tensor],
+    before: Sequence[Tensor],
+    states: Sequence[Tensor],
+    uniform: Sequence[Tensor],
+    levels: int,
+    x: float = 0.5,
+) -> None:
+    r"""Turns updates of weights of two values into events, and the events into switches, in place.
+
+    An update :math:`\Delta` of a weight :math:`\pm a` is an event of size :math:`\min(1, |\Delta|/2a)`
+    towards its sign; one that is not finite is none.
+
+    Args:
+        weights: after the update; then :math:`\pm a` again.
+        before: before it.
+        states: signed levels of the synapses, of the signs of the weights before.
+        uniform: random numbers from 0 to 1, one for each synapse.
+        levels: :math:`n`.
+        x: above 0 and below 1.
+
+    Example:
+        >>> weights, states = [torch.tensor([0.5, 3.0])], [torch.ones(2)]
+        >>> switch_weights_(weights, [torch.ones(2)], states, [torch.full((2,), 0.2)], levels=3)
+        >>> weights, states
+        ([tensor([-1.,  1.])], [tensor([-1.,  2.])])
+    """
+    size = torch._foreach_abs(list(before))
+    events = torch._foreach_sub(list(weights), list(before))
+    torch._foreach_div_(events, size)
+    torch._foreach_mul_(events, 0.5)
+    zero_nonfinite_(events)
+    torch._foreach_clamp_min_(events, -1.0)
+    torch._foreach_clamp_max_(events, 1.0)
+    cascade_(states, events, uniform, levels, x)
+    torch._foreach_mul_(size, torch._foreach_sign(list(states)))
+    torch._foreach_copy_(list(weights), size)
 
 
 def transition_matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cl_callbacks.arguments import whole
-from cl_callbacks.functional.averaging import zero_nonfinite_
-from cl_callbacks.functional.cascade import cascade, switch_probabilities
-from cl_callbacks.random_numbers import numbered_generator
+from cl_callbacks.blocks import rows_of
+from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
+from cl_callbacks.random_numbers import Draws
 from cl_callbacks.step import Need, Step
 from cl_callbacks.synapses import Fill, SynapseView
 from cl_callbacks.synaptic_callback import Patterns, SynapticCallback
@@ -32,7 +32,8 @@ class Cascade(SynapticCallback):
     With one level a weight follows the optimizer on average. No task boundary is needed. The rule replaces
     the update; it suits networks that compute with the signs of weights, and others whose layers are
     followed by a normalisation. Parameters of one dimension (biases, normalisation) stay with the
-    optimizer, unless ``parameters`` names them. Memory is one tensor per parameter.
+    optimizer, unless ``parameters`` names them. Memory is one tensor per parameter, and one for the random
+    numbers of a step.
 
     Source: Fusi, Drew & Abbott 2005, "Cascade models of synaptically stored memories".
 
@@ -60,6 +61,7 @@ class Cascade(SynapticCallback):
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
     matrices_only: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,26 +85,17 @@ class Cascade(SynapticCallback):
         self.levels, self.seed, self.x = levels, seed, x
         self.steps = 0
         """How many optimizer steps there were, from which the random numbers follow."""
+        self._uniform = Draws(Tensor.uniform_)
+        self._drawn: int | None = None
 
     def rewrite(self, step: Step) -> None:
         """Turns the update into events, and the events into switches."""
-        weights, before, levels = step.synapses.parameters, step.before, step.synapses["level"]
-        size = torch._foreach_abs(before)
-        events = torch._foreach_sub(weights, before)
-        torch._foreach_div_(events, size)
-        torch._foreach_div_(events, 2.0)
-        drive = _flat(events)
-        zero_nonfinite_([drive])  # an update that is not finite is no event
-        drive.clamp_(-1.0, 1.0)
-        generator = numbered_generator(self.seed, self.steps, drive.device)
-        uniform = torch.rand(drive.shape, dtype=drive.dtype, device=drive.device, generator=generator)
-        found = cascade(_flat(levels), drive, uniform, self.levels, self.x)
-        pieces = found.split([level.numel() for level in levels])
-        torch._foreach_copy_(
-            levels, [piece.view_as(level) for piece, level in zip(pieces, levels, strict=True)]
-        )
-        torch._foreach_mul_(size, torch._foreach_sign(levels))
-        torch._foreach_copy_(weights, size)
+        synapses = step.synapses
+        if self._drawn != self.steps:
+            self._uniform.draw(self.seed, self.steps)
+            self._drawn = self.steps
+        uniform = [rows_of(self._uniform[p], rows) for p, rows in synapses.part.items()]
+        switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.x)
 
     def end_step(self, synapses: SynapseView) -> None:
         """Goes on to other random numbers."""
@@ -120,6 +113,9 @@ class Cascade(SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
+        if not self._uniform.are_beside(view.parameters):
+            self._uniform = Draws(Tensor.uniform_, view.parameters, view.fields["level"])
+            self._drawn = None
         with self.synapses.at_hand():
             for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
                 _make_binary(name, weight, level)
@@ -151,7 +147,3 @@ def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
     sign = torch.where(weight < 0, -1.0, 1.0)
     level.copy_(torch.where(level * sign > 0, level, sign))
     weight.copy_(size * sign)
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])

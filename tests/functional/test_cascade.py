@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cl_callbacks.functional.cascade import (
-    cascade,
+    cascade_,
     deepen_probabilities,
     memory_trace,
     switch_probabilities,
@@ -22,7 +22,8 @@ def test_equals_a_plain_loop(levels: int, x: float) -> None:
     states = torch.randint(1, levels + 1, (600,)) * (2 * torch.randint(0, 2, (600,)) - 1)
     events, uniform = 2 * torch.rand(600, dtype=torch.float64) - 1, torch.rand(600, dtype=torch.float64)
     events[:50], events[50:200] = 0.0, events[50:200].sign()
-    found = cascade(states.double(), events, uniform, levels, x)
+    found = states.double()
+    cascade_([found], [events], [uniform], levels, x)
     triples = zip(states.tolist(), events.tolist(), uniform.tolist(), strict=True)
     expected = [reference.step(s, e, u, levels, x) for s, e, u in triples]
     assert found.tolist() == expected
@@ -74,7 +75,9 @@ def test_the_trace_is_that_of_simulated_synapses() -> None:
         return torch.rand(synapses, generator=generator)
 
     def stored(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return cascade(states, wanted, rand(), levels)
+        states = states.clone()
+        cascade_([states], [wanted], [rand()], levels)
+        return states
 
     states = (1 + (levels * rand()).floor()) * (rand() - 0.5).sign()
     memory = (rand() - 0.5).sign()
