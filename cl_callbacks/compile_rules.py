@@ -19,12 +19,12 @@ def compiles(trainer: Trainer) -> bool:
 class CompileRules(Callback):
     """Has the arithmetic of all rules of the Trainer compiled by ``torch.compile``.
 
-    What a rule does to the weights in each step is then one pass over memory where it otherwise is one for
-    each operation: the pull of the importance rules, the path of synaptic intelligence, the flow between
-    beakers, the updates of MESU and BGD, and the snapshots for them. Results are the same but for rounding.
-    It takes some seconds at the first step, and a C++ compiler on the machine (on a GPU, Triton), and pays
-    for networks of millions of parameters. The network itself is not compiled. See docs/performance.md for
-    what it saves on a CPU; on a GPU it has not been run.
+    What all rules do to the weights is then one pass over memory before each step and one after it, where
+    it otherwise is one for each operation: snapshots, pulls, paths, the flow between beakers, the updates of
+    MESU, BGD and Cascade. Results are the same but for rounding. It needs a C++ compiler on the machine (on a
+    GPU, Triton) and takes a tenth of a second for each parameter of more than 16,384 weights, once for each
+    machine and network; it pays for networks of millions of weights. The network itself is not compiled. See
+    docs/performance.md for what it saves on a CPU; on a GPU it has not been run.
 
     Raises:
         MisconfigurationException: where ``torch.compile`` does not work, when training starts.
