@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,19 +61,25 @@ class Draws:
     def __contains__(self, parameter: Tensor) -> bool:
         return parameter in self._beside
 
-    def are_beside(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether there are numbers for these and no others, in this order."""
-        return len(parameters) == len(self._beside) and all(map(operator.is_, parameters, self._beside))
+    def are_beside(self, parameters: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
+        """Whether there are such numbers for these and no others, in this order."""
+        return len(parameters) == len(self._beside) and all(
+            p is q and (p.device, t.dtype, t.shape) == (found.device, found.dtype, found.shape)
+            for p, t, (q, found) in zip(parameters, like, self._beside.items(), strict=True)
+        )
 
     @torch.no_grad()
     def draw(self, seed: int, number: int) -> None:
         """Fills them with what follows from these two."""
         pieces = [piece for flat in self.flats for piece in _pieces(flat, PIECE)]
 
+        inference = torch.is_inference_mode_enabled()
+
         def fill(k: int) -> None:
             generator = numbered_generator(seed, number, pieces[k].device, k)
-            for strip in _pieces(pieces[k], STRIP):
-                self._fill(strip, generator=generator)
+            with torch.inference_mode(inference):  # each thread begins without
+                for strip in _pieces(pieces[k], STRIP):
+                    self._fill(strip, generator=generator)
 
         if len(pieces) > 1:
             with ThreadPoolExecutor(torch.get_num_threads()) as threads:

@@ -12,6 +12,7 @@ from cl_callbacks.flat import flat_zeros
 from cl_callbacks.functional.fused import compiling
 from cl_callbacks.functional.uncertainty import draw_, keep_noise_gradients_
 from cl_callbacks.random_numbers import Draws
+from cl_callbacks.uninterrupted import uninterrupted
 
 
 class WeightNoise:
@@ -143,15 +144,16 @@ class WeightNoise:
                 total.zero_()
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
-        for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
-            weights = [rows_of(p, rows) for p, rows in part.items()]
-            means, noise, stds = (
-                [rows_of(beside[p], rows) for p, rows in part.items()]
-                for beside in (self._means, self._noise, self._std_of)
-            )
-            with compiling(self.compiled):
-                draw_(means, weights, noise, self._bring(stds, weights))
-        self._versions.update((p, p._version) for p in which)
+        with uninterrupted():  # or some would be drawn of which nobody knows
+            for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
+                weights = [rows_of(p, rows) for p, rows in part.items()]
+                means, noise, stds = (
+                    [rows_of(beside[p], rows) for p, rows in part.items()]
+                    for beside in (self._means, self._noise, self._std_of)
+                )
+                with compiling(self.compiled):
+                    draw_(means, weights, noise, self._bring(stds, weights))
+            self._versions.update((p, p._version) for p in which)
 
     @torch.no_grad()
     def redraw(self) -> None:

@@ -69,7 +69,17 @@ def test_they_are_beside_their_parameters_alone() -> None:
     assert draws[a].shape == (2, 3)
     assert a in draws
     assert torch.zeros(4) not in draws
-    assert draws.are_beside([a, b])
-    assert not draws.are_beside([b, a])
-    assert not draws.are_beside([a])
+    assert draws.are_beside([a, b], [a, b])
+    assert not draws.are_beside([b, a], [b, a])
+    assert not draws.are_beside([a], [a])
+    assert not draws.are_beside([a, b], [a, torch.zeros(5)])  # the state of a parameter that has grown
+    assert not draws.are_beside([a, b], [a.double(), b])
     Draws(Tensor.normal_).draw(0, 0)  # of none
+
+
+def test_they_may_be_drawn_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_numbers, "PIECE", 16)
+    learning = drawn(Tensor.normal_, [50])
+    with torch.inference_mode():
+        inferring = drawn(Tensor.normal_, [50])
+    assert torch.equal(*learning, *inferring)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cl_callbacks import weight_noise
 from cl_callbacks.blocks import ALL
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -170,3 +174,24 @@ def test_weights_of_several_dtypes_have_noise_of_their_own() -> None:
     drawn = [w.detach().double() for w in weights]
     assert all(w.any() for w in drawn)
     assert torch.corrcoef(torch.stack(drawn))[0, 1].abs() < 0.5
+
+
+def test_an_interrupt_leaves_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, parameters, _ = placed()
+    before = flat(parameters)
+
+    def interrupted(*lists: Any) -> None:
+        draw(*lists)
+        signal.raise_signal(signal.SIGINT)
+
+    draw = weight_noise.draw_
+    monkeypatch.setattr(weight_noise, "draw_", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            noise.begin()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert not torch.equal(flat(parameters), before)
+    noise.end()
+    assert torch.equal(flat(parameters), before)

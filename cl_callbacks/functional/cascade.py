@@ -90,6 +90,7 @@ def cascade_(
     torch._foreach_sub_(last, 1.0)
     torch._foreach_mul_(power, last)
     torch._foreach_mul_(power, -x / (1 - x))
+    torch._foreach_clamp_max_(power, 1.0)
     deepen = power
     # An event happens with its own probability times q against the strength, and times p along it.
     along = torch._foreach_mul(strength, list(events))

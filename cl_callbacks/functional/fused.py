@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,7 +20,14 @@ from torch.overrides import TorchFunctionMode
 
 from cl_callbacks.functional.kernels import Call, run
 
-_tape: _Tape | None = None
+
+class _Thread(threading.local):
+    """What each thread has of its own, as it has its modes."""
+
+    tape: _Tape | None = None
+
+
+_here = _Thread()
 
 
 @contextmanager
@@ -34,20 +42,19 @@ def compiling(on: bool = True) -> Iterator[None]:
         ...     is_compiling()
         False
     """
-    global _tape
-    outer, _tape = _tape, _Tape() if on else None
+    outer, _here.tape = _here.tape, _Tape() if on else None
     try:
-        with _tape or nullcontext():
+        with _here.tape or nullcontext():
             yield
     finally:
-        inner, _tape = _tape, outer
+        inner, _here.tape = _here.tape, outer
         if inner is not None:
             inner.run()
 
 
 def is_compiling() -> bool:
     """Whether fusable operations are compiled at the moment."""
-    return _tape is not None
+    return _here.tape is not None
 
 
 def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[str] = ()) -> Any:
@@ -76,11 +83,11 @@ def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[s
 
     @functools.wraps(operation)
     def call(*args: Any, **kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or _tape is None:
+        if torch.compiler.is_compiling() or _here.tape is None:
             operation(*args, **kwargs)
         else:
             arguments = dict(zip(names, args, strict=False)) | kwargs
-            _tape.calls.append(Call(operation, arguments, numbers))
+            _here.tape.calls.append(Call(operation, arguments, numbers))
 
     return call
 
@@ -101,14 +108,13 @@ class _Tape(TorchFunctionMode):
 
     def run(self) -> None:
         """Has them done; what they are made of is done at once."""
-        global _tape
-        outer, _tape = _tape, None
+        outer, _here.tape = _here.tape, None
         calls, self.calls = self.calls, []
         try:
             if calls:
                 run(calls)
         finally:
-            _tape = outer
+            _here.tape = outer
 
 
 _ASIDE = {

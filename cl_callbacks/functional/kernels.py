@@ -49,7 +49,7 @@ class Call:
         self.length = len(self.lists[0])
         for name, value in given.items():
             self.layout[name] = _Place(len(self.lists))
-            self.lists.append(value if isinstance(value, list | tuple) else [value] * self.length)
+            self.lists.append(list(value) if isinstance(value, list | tuple) else [value] * self.length)
         self.kind = (operation, repr(self.layout))
 
     def do(self, which: Iterable[int]) -> None:
@@ -75,13 +75,13 @@ def run(calls: Sequence[Call]) -> None:
     key = (
         tuple((call.kind, call.length) for call in calls),
         tuple(places.setdefault(t.data_ptr(), len(places)) for t in tensors),
-        tuple(t.numel() for t in tensors),
-        tuple(t.is_contiguous() for t in tensors),
+        tuple((t.numel(), t.dtype, t.device, t.is_contiguous()) for t in tensors),
+        _overlap(tensors),
     )
     if key not in _routes:
         if len(_routes) >= MOST:
             _routes.clear()
-        _routes[key] = _Route(calls, lists)
+        _routes[key] = _Route(calls, lists, apart=not key[-1])
     _routes[key].take(calls, tensors)
 
 
@@ -91,10 +91,11 @@ class _Route:
     Args:
         calls: such calls.
         lists: their tensors.
+        apart: whether tensors that are not the same memory have none in common.
     """
 
-    def __init__(self, calls: Sequence[Call], lists: Lists) -> None:
-        strands = [] if _overlap(lists) else [strand for strand in _strands(calls, lists) if strand.is_large]
+    def __init__(self, calls: Sequence[Call], lists: Lists, apart: bool) -> None:
+        strands = [strand for strand in _strands(calls, lists) if strand.is_large] if apart else []
         inner = {item for strand in strands for item in strand.items}
         outer = [[i for i in range(call.length) if (c, i) not in inner] for c, call in enumerate(calls)]
         self._outer = [(c, which) for c, which in enumerate(outer) if which]
@@ -179,11 +180,18 @@ def _strands(calls: Sequence[Call], lists: Lists) -> list[_Strand]:
     return [_Strand(some, calls, lists) for some in items.values()]
 
 
-def _overlap(lists: Lists) -> bool:
-    """Whether a tensor shares memory with another that does not begin and end where it does."""
-    tensors = [t for of_call in lists for some in of_call for t in some]
-    spans = sorted({(t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors})
-    return any(end > start for (_, end), (start, _) in pairwise(spans))
+def _overlap(tensors: Sequence[Tensor]) -> bool:
+    """Whether a tensor shares memory with another that does not have the same in the same order."""
+    spans = sorted({(t.data_ptr(), t.data_ptr() + _extent(t), t.is_contiguous()) for t in tensors})
+    return any(end > start for (_, end, _), (start, _, _) in pairwise(spans))
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.itemsize
 
 
 def _kernel(strands: Sequence[_Strand]) -> Callable[..., None]:
@@ -224,10 +232,12 @@ class _Place:
 
 def _taken_out(value: Any, lists: list[Sequence[Any]]) -> Any:
     """An argument with places instead of its lists of tensors, which go to ``lists``."""
+    if isinstance(value, Tensor):
+        raise TypeError("A tensor would become a constant of the kernel: name the argument in numbers.")
     if not isinstance(value, list | tuple) or not value:
         return value
     if isinstance(value[0], Tensor):
-        lists.append(value)
+        lists.append(list(value))  # as it is now, whatever becomes of the list
         return _Place(len(lists) - 1)
     return [_taken_out(inner, lists) for inner in value]
 

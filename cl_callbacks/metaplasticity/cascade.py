@@ -113,7 +113,7 @@ class Cascade(SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        if not self._uniform.are_beside(view.parameters):
+        if not self._uniform.are_beside(view.parameters, view.fields["level"]):
             self._uniform = Draws(Tensor.uniform_, view.parameters, view.fields["level"])
             self._drawn = None
         with self.synapses.at_hand():

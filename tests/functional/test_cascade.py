@@ -16,7 +16,7 @@ from tests.references import cascade as reference
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5])
-@pytest.mark.parametrize("x", [0.5, 0.3])
+@pytest.mark.parametrize("x", [0.5, 0.3, 0.8])
 def test_equals_a_plain_loop(levels: int, x: float) -> None:
     torch.manual_seed(0)
     states = torch.randint(1, levels + 1, (600,)) * (2 * torch.randint(0, 2, (600,)) - 1)

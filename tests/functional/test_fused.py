@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,99 @@ def test_parts_of_a_tensor_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> 
         double_([weight])
     assert weight[:, 0].tolist() == [4, 6, 6]
     assert not asked
+
+
+def test_parts_of_a_tensor_keep_their_order_also_after_tensors_that_were_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels_of(monkeypatch)
+    least = kernels.SMALLEST
+    for apart in (True, False):
+        weight, other = torch.ones(3 * least), torch.ones(least)
+        part = torch.ones(least) if apart else weight[least : 2 * least]
+        with compiling():
+            double_([weight])
+            add_([part], [other])
+            double_([weight])
+        assert weight[least] == (4 if apart else 6)
+
+
+def test_tensors_with_gaps_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of(monkeypatch)
+    weight, other = torch.ones(2, 2 * kernels.SMALLEST), torch.ones(2, kernels.SMALLEST)
+    left, second = weight[:, : kernels.SMALLEST], weight[1]
+    with compiling():
+        double_([second])
+        add_([left], [other])
+    assert weight[:, 0].tolist() == [2, 3]
+
+
+def test_a_tensor_and_its_transpose_are_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of(monkeypatch)
+    total, weight = torch.zeros(200, 200), torch.randn(200, 200)
+    turned = weight.T
+    with compiling():
+        add_([total], [weight])
+        add_([total], [turned])
+    assert torch.equal(total, weight + turned)
+
+
+def test_lists_may_change_after_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of(monkeypatch)
+    weights, shares = [torch.zeros(kernels.SMALLEST)], [0.5]
+    weight, other = weights[0], torch.ones(kernels.SMALLEST)
+    with compiling():
+        average_(weights, [other], shares)
+        weights[0], shares[0] = other, 0.0
+    assert (weight == 0.5).all()
+    assert (other == 1).all()
+
+
+def test_a_tensor_is_no_constant() -> None:
+    ones = [torch.ones(kernels.SMALLEST)]
+    with compiling(), pytest.raises(TypeError, match="numbers"):
+        add_quadratic_pull_(ones, ones, ones, ones, torch.tensor(3.0))  # type: ignore[arg-type]
+
+
+def test_other_types_find_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than torch.compile makes for one function."""
+    asked = kernels_of(monkeypatch)
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+    for kind in kinds:
+        for other in kinds:
+            a, b = (torch.ones(kernels.SMALLEST, dtype=d) for d in (kind, other))
+            with compiling():
+                add_([a], [b])
+            assert (a == 2).all()
+    assert len(asked) == 16
+
+
+def test_threads_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of(monkeypatch)
+    begun, ended = threading.Event(), threading.Event()
+    seen: list[float] = []
+
+    def first() -> None:
+        with compiling():
+            begun.set()
+            ended.wait(10)
+
+    def second() -> None:
+        begun.wait(10)
+        weight = torch.ones(kernels.SMALLEST)
+        double_([weight])
+        seen.append(weight[0].item())
+        with compiling():
+            ended.set()
+            threads[0].join(10)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [2]
+    assert not fused.is_compiling()
 
 
 def test_an_operation_may_be_made_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
