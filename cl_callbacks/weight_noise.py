@@ -144,16 +144,26 @@ class WeightNoise:
                 total.zero_()
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
+        drawn: list[tuple[list[Tensor], list[Tensor]]] = []
         with uninterrupted():  # or some would be drawn of which nobody knows
-            for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
-                weights = [rows_of(p, rows) for p, rows in part.items()]
-                means, noise, stds = (
-                    [rows_of(beside[p], rows) for p, rows in part.items()]
-                    for beside in (self._means, self._noise, self._std_of)
-                )
-                with compiling(self.compiled):
-                    draw_(means, weights, noise, self._bring(stds, weights))
+            try:
+                for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
+                    drawn.append(self._put_in_place(part))
+            except Exception:
+                for weights, means in drawn:
+                    torch._foreach_copy_(weights, means)
+                raise
             self._versions.update((p, p._version) for p in which)
+
+    def _put_in_place(self, part: Mapping[Tensor, Rows]) -> tuple[list[Tensor], list[Tensor]]:
+        weights = [rows_of(p, rows) for p, rows in part.items()]
+        means, noise, stds = (
+            [rows_of(beside[p], rows) for p, rows in part.items()]
+            for beside in (self._means, self._noise, self._std_of)
+        )
+        with compiling(self.compiled):
+            draw_(means, weights, noise, self._bring(stds, weights))
+        return weights, means
 
     @torch.no_grad()
     def redraw(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks import weight_noise
+from cl_callbacks import blocks, weight_noise
 from cl_callbacks.blocks import ALL
 from cl_callbacks.weight_noise import WeightNoise
 
@@ -174,6 +174,29 @@ def test_weights_of_several_dtypes_have_noise_of_their_own() -> None:
     drawn = [w.detach().double() for w in weights]
     assert all(w.any() for w in drawn)
     assert torch.corrcoef(torch.stack(drawn))[0, 1].abs() < 0.5
+
+
+def test_an_error_leaves_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "ELEMENTS_ON_CPU", 4)
+    noise, parameters, _ = placed()
+    before, calls = flat(parameters), 0
+
+    def failing(*lists: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise MemoryError
+        draw(*lists)
+
+    draw = weight_noise.draw_
+    monkeypatch.setattr(weight_noise, "draw_", failing)
+    with pytest.raises(MemoryError):
+        noise.begin()
+    assert torch.equal(flat(parameters), before)
+    noise.resume()
+    assert calls > 4
+    noise.end()
+    assert torch.equal(flat(parameters), before)
 
 
 def test_an_interrupt_leaves_the_means(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ SMALLEST = 2**14
 TOGETHER = 32
 """Tensors whose loops are one kernel: to call one costs as much as a hundred thousand elements do."""
 
-MOST = 256
+MOST = 1024
 """Kernels that are kept, and ways to call them."""
 
-Lists = Sequence[Sequence[Sequence[Tensor]]]
-"""Of each call its aligned lists of tensors."""
+Places = Sequence[Sequence[Sequence[int]]]
+"""Of each call and each of its aligned lists, which tensors it has."""
 
+T = TypeVar("T")
 Item = tuple[int, int]
 """One of some calls, and a place in its lists."""
 
@@ -46,7 +47,7 @@ class Call:
         self.lists: list[Sequence[Any]] = []
         given = {name: arguments[name] for name in numbers if name in arguments}
         self.layout = {n: _taken_out(v, self.lists) for n, v in arguments.items() if n not in given}
-        self.length = len(self.lists[0])
+        self.length, self.device = len(self.lists[0]), self.lists[0][0].device
         for name, value in given.items():
             self.layout[name] = _Place(len(self.lists))
             self.lists.append(list(value) if isinstance(value, list | tuple) else [value] * self.length)
@@ -58,31 +59,33 @@ class Call:
 
     def tensors(self) -> list[Sequence[Tensor]]:
         """All its lists, those of numbers too."""
-        device = self.lists[0][0].device
-        return [
-            some
-            if isinstance(some[0], Tensor)
-            else torch.tensor(some, dtype=torch.float64).to(device, non_blocking=True).unbind()
-            for some in self.lists
-        ]
+        return [some if isinstance(some[0], Tensor) else self._scalars(some) for some in self.lists]
+
+    def _scalars(self, numbers: Sequence[float]) -> Sequence[Tensor]:
+        return torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True).unbind()
 
 
 def run(calls: Sequence[Call]) -> None:
     """Does what was asked, in its order, with one loop for all that is done to the same large tensor."""
     lists = [call.tensors() for call in calls]
-    tensors = [t for of_call in lists for some in of_call for t in some]
-    places: dict[int, int] = {}
+    place_of: dict[int, int] = {}
+    found: dict[tuple[Hashable, ...], int] = {}
+    tensors: list[Tensor] = []
+    for t in (t for of_call in lists for some in of_call for t in some):
+        if id(t) not in place_of:  # several may be the same memory
+            about = (t.data_ptr(), t.numel(), t.dtype, t.is_contiguous())
+            place_of[id(t)] = found.setdefault(about, len(tensors))
+            if place_of[id(t)] == len(tensors):
+                tensors.append(t)
+    places = tuple(tuple(tuple(place_of[id(t)] for t in some) for some in of_call) for of_call in lists)
+    apart = not _overlap(tensors)
     key = (
-        tuple((call.kind, call.length) for call in calls),
-        tuple(places.setdefault(t.data_ptr(), len(places)) for t in tensors),
-        tuple((t.numel(), t.dtype, t.device, t.is_contiguous()) for t in tensors),
-        _overlap(tensors),
+        tuple((call.kind, call.device) for call in calls),
+        places,
+        tuple(about[1:] for about in found),
+        apart,
     )
-    if key not in _routes:
-        if len(_routes) >= MOST:
-            _routes.clear()
-        _routes[key] = _Route(calls, lists, apart=not key[-1])
-    _routes[key].take(calls, tensors)
+    _kept(_routes, key, lambda: _Route(calls, places, tensors, apart)).take(calls, tensors)
 
 
 class _Route:
@@ -90,12 +93,13 @@ class _Route:
 
     Args:
         calls: such calls.
-        lists: their tensors.
-        apart: whether tensors that are not the same memory have none in common.
+        places: of each call and list, which tensors it has.
+        tensors: that they concern, each memory once.
+        apart: whether none of them overlap.
     """
 
-    def __init__(self, calls: Sequence[Call], lists: Lists, apart: bool) -> None:
-        strands = [strand for strand in _strands(calls, lists) if strand.is_large] if apart else []
+    def __init__(self, calls: Sequence[Call], places: Places, tensors: Sequence[Tensor], apart: bool) -> None:
+        strands = [s for s in _strands(calls, places, tensors) if s.is_large] if apart else []
         inner = {item for strand in strands for item in strand.items}
         outer = [[i for i in range(call.length) if (c, i) not in inner] for c, call in enumerate(calls)]
         self._outer = [(c, which) for c, which in enumerate(outer) if which]
@@ -103,13 +107,13 @@ class _Route:
         alike: dict[Hashable, list[_Strand]] = {}
         for strand in sorted(strands, key=lambda strand: strand.length):  # so that few kernels differ
             alike.setdefault(strand.kind, []).append(strand)
-        for found in alike.values():
-            for some in (found[k : k + TOGETHER] for k in range(0, len(found), TOGETHER)):
-                slots = list(zip(*(strand.numbers for strand in some), strict=True))
+        for all_of_kind in alike.values():
+            for some in (all_of_kind[k : k + TOGETHER] for k in range(0, len(all_of_kind), TOGETHER)):
+                slots = list(zip(*(strand.slots for strand in some), strict=True))
                 self._kernels.append((_kernel(some), slots))
 
     def take(self, calls: Sequence[Call], tensors: Sequence[Tensor]) -> None:
-        """Does them; the tensors are those of all lists, one after the other."""
+        """Does them."""
         for c, which in self._outer:
             calls[c].do(which)
         for kernel, slots in self._kernels:
@@ -122,68 +126,61 @@ class _Strand:
     Args:
         items: in order.
         calls: that they are of.
-        lists: tensors of these calls.
+        places: of each call and list, which tensors it has.
+        tensors: all that the calls concern.
 
     Attributes:
-        steps: each call, and from which slots it gets the tensors of its lists.
-        numbers: for each slot which it holds of all tensors of all lists.
-        length: of the tensors.
+        steps: each call, and which slots it gets for its lists.
+        slots: which of the tensors each has.
+        length: of these.
         is_large: whether they are worth a kernel, and all fit for one.
         kind: what strands of one kernel have in common.
     """
 
-    def __init__(self, items: Sequence[Item], calls: Sequence[Call], lists: Lists) -> None:
+    def __init__(
+        self, items: Sequence[Item], calls: Sequence[Call], places: Places, tensors: Sequence[Tensor]
+    ) -> None:
         self.items = items
-        firsts = list(accumulate((call.length * len(call.lists) for call in calls), initial=0))
         slot_of: dict[int, int] = {}
-        tensors: list[Tensor] = []
-        self.numbers: list[int] = []
-        self.steps: list[tuple[Call, list[int]]] = []
-        for c, i in items:
-            for k, some in enumerate(lists[c]):
-                if some[i].data_ptr() not in slot_of:
-                    slot_of[some[i].data_ptr()] = len(tensors)
-                    tensors.append(some[i])
-                    self.numbers.append(firsts[c] + k * calls[c].length + i)
-            self.steps.append((calls[c], [slot_of[some[i].data_ptr()] for some in lists[c]]))
-        lengths = {t.numel() for t in tensors if t.ndim}
+        self.steps = [
+            (calls[c], [slot_of.setdefault(some[i], len(slot_of)) for some in places[c]]) for c, i in items
+        ]
+        self.slots = list(slot_of)
+        own = [tensors[k] for k in self.slots]
+        lengths = {t.numel() for t in own if t.ndim}
         self.length = max(lengths)
-        self.is_large = (
-            self.length >= SMALLEST and len(lengths) == 1 and all(t.is_contiguous() for t in tensors)
-        )
+        self.is_large = self.length >= SMALLEST and len(lengths) == 1 and all(t.is_contiguous() for t in own)
         self.kind = (
             tuple((call.kind, tuple(slots)) for call, slots in self.steps),
-            tuple((t.dtype, t.device) for t in tensors),
+            tuple((t.dtype, t.device) for t in own),
         )
 
 
-def _strands(calls: Sequence[Call], lists: Lists) -> list[_Strand]:
-    found: list[tuple[Item, list[int]]] = []  # with the addresses that each item concerns
-    for c, of_call in enumerate(lists):
+def _strands(calls: Sequence[Call], places: Places, tensors: Sequence[Tensor]) -> list[_Strand]:
+    next_to = list(range(len(tensors)))
+
+    def root(place: int) -> int:
+        while next_to[place] != place:
+            place = next_to[place]
+        return place
+
+    found: list[tuple[Item, int]] = []
+    for c, of_call in enumerate(places):
         for i, aligned in enumerate(zip(*of_call, strict=True)):
-            addresses = [t.data_ptr() for t in aligned if t.ndim]
-            if addresses:
-                found.append(((c, i), addresses))
-    next_to: dict[int, int] = {}
-
-    def root(address: int) -> int:
-        while next_to.setdefault(address, address) != address:
-            address = next_to[address]
-        return address
-
-    for _, addresses in found:
-        for address in addresses:
-            next_to[root(address)] = root(addresses[0])
+            own = [place for place in aligned if tensors[place].ndim]  # a number may be that of all
+            for place in own:
+                next_to[root(place)] = root(own[0])
+            found += [((c, i), own[0])] if own else []
     items: dict[int, list[Item]] = {}
-    for item, addresses in found:
-        items.setdefault(root(addresses[0]), []).append(item)
-    return [_Strand(some, calls, lists) for some in items.values()]
+    for item, place in found:
+        items.setdefault(root(place), []).append(item)
+    return [_Strand(some, calls, places, tensors) for some in items.values()]
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:
-    """Whether a tensor shares memory with another that does not have the same in the same order."""
-    spans = sorted({(t.data_ptr(), t.data_ptr() + _extent(t), t.is_contiguous()) for t in tensors})
-    return any(end > start for (_, end, _), (start, _, _) in pairwise(spans))
+    """Whether tensors that are not the same have memory in common."""
+    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in tensors)
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
 def _extent(tensor: Tensor) -> int:
@@ -197,11 +194,8 @@ def _extent(tensor: Tensor) -> int:
 def _kernel(strands: Sequence[_Strand]) -> Callable[..., None]:
     """For strands of one kind."""
     key = (strands[0].kind, tuple(strand.length for strand in strands))
-    if key not in _compiled:
-        if len(_compiled) >= MOST:
-            _compiled.clear()
-        _compiled[key] = torch.compile(_program(strands[0].steps), fullgraph=True, dynamic=False)
-    return _compiled[key]
+    program = _program(strands[0].steps)
+    return _kept(_compiled, key, lambda: torch.compile(program, fullgraph=True, dynamic=False))
 
 
 def _program(steps: Sequence[tuple[Call, list[int]]]) -> Callable[..., None]:
@@ -246,6 +240,14 @@ def _put_back(value: Any, lists: Sequence[Any]) -> Any:
     if isinstance(value, _Place):
         return lists[value.number]
     return [_put_back(inner, lists) for inner in value] if isinstance(value, list) else value
+
+
+def _kept(memory: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    if key not in memory:
+        if len(memory) >= MOST:
+            memory.clear()
+        memory[key] = make()
+    return memory[key]
 
 
 _compiled: dict[Hashable, Callable[..., None]] = {}
