@@ -60,8 +60,11 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         [tensor([3.])]
     """
     torch._foreach_mul_(list(average), [1.0 - share for share in shares])
-    weighted = torch._foreach_mul(list(values), list(shares))
-    torch._foreach_addcmul_(list(average), list(values), weighted)
+    if torch.compiler.is_compiling():  # compiled, the shares are tensors
+        weighted = torch._foreach_mul(list(values), list(shares))
+        torch._foreach_addcmul_(list(average), list(values), weighted)
+    else:
+        torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
 
 
 def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
