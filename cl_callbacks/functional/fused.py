@@ -34,8 +34,9 @@ _here = _Thread()
 def compiling(on: bool = True) -> Iterator[None]:
     """Within, operations marked by :func:`fusable` are compiled if ``on``.
 
-    Those that follow one another are one kernel: they wait for each other until any other operation comes
-    that could read what they have to write, or the context ends.
+    Those that follow one another are one kernel: they wait for each other until any other operation of
+    torch comes that could read what they have to write, or the context ends. What reads memory behind torch's
+    back, such as a numpy array of it, sees them only then.
 
     Example:
         >>> with compiling(False):
@@ -106,6 +107,7 @@ class _Tape(TorchFunctionMode):
             self.run()
         return func(*args, **(kwargs or {}))
 
+    @torch.compiler.disable  # or a compiled function that is called meanwhile would take this in
     def run(self) -> None:
         """Has them done; what they are made of is done at once."""
         outer, _here.tape = _here.tape, None

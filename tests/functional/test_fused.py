@@ -353,6 +353,22 @@ def test_an_operation_may_be_made_of_others(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_compiler
+@pytest.mark.parametrize("size", [3, kernels.SMALLEST])
+def test_a_compiled_function_reads_what_has_waited(size: int) -> None:
+    @torch.compile
+    def plus_one(tensor: Tensor) -> Tensor:
+        return tensor + 1
+
+    weight = torch.ones(size)
+    with compiling():
+        assert (plus_one(weight) == 2).all()  # compiled while nothing waits
+        double_([weight])
+        assert (plus_one(weight) == 3).all()
+        double_([weight])
+    assert (weight == 4).all()
+
+
+@needs_compiler
 def test_more_lists_of_lengths_than_torch_compile_makes_for_one_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
