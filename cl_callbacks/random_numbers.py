@@ -72,7 +72,6 @@ class Draws:
     def draw(self, seed: int, number: int) -> None:
         """Fills them with what follows from these two."""
         pieces = [piece for flat in self.flats for piece in _pieces(flat, PIECE)]
-
         inference = torch.is_inference_mode_enabled()
 
         def fill(k: int) -> None:

@@ -72,6 +72,14 @@ def test_all_that_is_done_before_a_step_is_one_kernel_and_all_after_it_another(
     }
 
 
+@needs_compiler
+def test_weights_are_drawn_by_a_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(monkeypatch, [make("mesu")], CompileRules())
+    found = {tuple(call[0].__name__ for call, _ in kind[0]) for kind, _ in kernels._compiled}
+    assert ("draw_",) in found
+    assert ("keep_", "mesu_") in found
+
+
 def test_the_error_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any, **options: Any) -> Any:
         raise RuntimeError("no compiler\nand many lines more")

@@ -113,6 +113,21 @@ def test_each_synapse_has_an_age_of_its_own() -> None:
     torch.testing.assert_close(found, torch.stack(gradients).square().mean(0))
 
 
+@pytest.mark.parametrize("importance", ["fisher", "sensitivity", "path"])
+def test_a_limit_holds_in_the_pull(importance: Any) -> None:
+    limit = 1e-3
+    rule = StreamingConsolidation(2.0, importance=importance, max_importance=limit)
+    make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
+    view = rule.synapses.view
+    pulled = [torch.zeros_like(p) for p in view.parameters]
+    with torch.no_grad():
+        rule.pull(view, pulled)
+    distances = [(p - a).abs() for p, a in zip(view.parameters, view["anchor"], strict=True)]
+    excess = [(g.abs() - 2 * limit * d).max() for g, d in zip(pulled, distances, strict=True)]
+    assert max(excess) <= 1e-9
+    assert min(excess) > -1e-9  # somewhere in each tensor it is what decides
+
+
 def test_a_limit() -> None:
     rule = StreamingConsolidation(1.0, importance="sensitivity", max_importance=1e-3)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
