@@ -51,7 +51,7 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
-from cl_callbacks.noisy_training import NoisyTraining
+from cl_callbacks.training.noisy_training import NoisyTraining
 
 
 @dataclass(frozen=True)

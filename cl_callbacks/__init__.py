@@ -8,18 +8,8 @@ from cl_callbacks.boundaries import (
     PlateauBoundaries,
     TaskBoundaries,
 )
-from cl_callbacks.compile_rules import CompileRules
-from cl_callbacks.consolidation import (
-    EWC,
-    MAS,
-    KFACLaplace,
-    RWalk,
-    StreamingConsolidation,
-    SynapticIntelligence,
-)
 from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks, VisionTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
-from cl_callbacks.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.metrics import (
     AverageAccuracy,
     BackwardTransfer,
@@ -31,8 +21,18 @@ from cl_callbacks.metrics import (
     TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
-from cl_callbacks.seed_epochs import SeedEpochs
-from cl_callbacks.synaptic_callback import SynapticCallback
+from cl_callbacks.rules.compile_rules import CompileRules
+from cl_callbacks.rules.consolidation import (
+    EWC,
+    MAS,
+    KFACLaplace,
+    RWalk,
+    StreamingConsolidation,
+    SynapticIntelligence,
+)
+from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training.seed_epochs import SeedEpochs
 
 __version__ = "0.1.0"
 

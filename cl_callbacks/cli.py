@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from cl_callbacks.optional import optional
+from cl_callbacks.guards.optional import optional
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI

@@ -18,12 +18,12 @@ from cl_callbacks import (
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
-    blocks,
 )
-from cl_callbacks.blocks import in_blocks, rows_of, spans
-from cl_callbacks.offload import Offload
-from cl_callbacks.step import Step
-from cl_callbacks.synapses import Synapses, SynapseView
+from cl_callbacks.synapses.offload import Offload
+from cl_callbacks.synapses.state import Synapses, SynapseView
+from cl_callbacks.synapses.step import Step
+from cl_callbacks.tensors import blocks
+from cl_callbacks.tensors.blocks import in_blocks, rows_of, spans
 from tests.rules import RULES, assert_same, every_rule, make, state
 from tests.training import CLASSES, FEATURES, Net, fit_tasks, plain_net, weights
 

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks import CompileRules
-from cl_callbacks.functional import fused, kernels
-from cl_callbacks.offload import Offload
+from cl_callbacks.compiled import fused, kernels
+from cl_callbacks.synapses.offload import Offload
 from tests.functional.test_fused import needs_compiler
 from tests.rules import RULES, make
 from tests.training import Net, fit_tasks, plain_net, weights
@@ -20,7 +20,7 @@ from tests.training import Net, fit_tasks, plain_net, weights
 def trained(monkeypatch: pytest.MonkeyPatch, rules: list[Any], *others: CompileRules) -> tuple[Tensor, int]:
     """Weights after two tasks, and how many kernels that took, of tensors of any size."""
     monkeypatch.setattr(kernels, "SMALLEST", 1)
-    monkeypatch.setattr("cl_callbacks.compile_rules.SMALLEST", 1)
+    monkeypatch.setattr("cl_callbacks.rules.compile_rules.SMALLEST", 1)
     monkeypatch.setattr(kernels, "_compiled", {})
     monkeypatch.setattr(kernels, "_routes", {})
     torch.manual_seed(0)

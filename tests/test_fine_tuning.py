@@ -25,7 +25,7 @@ from cl_callbacks import (
     TextTasks,
 )
 from cl_callbacks.functional.fisher import fisher_cotangents
-from cl_callbacks.functional.per_sample import PerSampleGradients
+from cl_callbacks.gradients.per_sample import PerSampleGradients
 from tests.tiny_transformers import requests, tagged_words, tiny_encoder, tiny_language_model
 from tests.training import make_trainer
 

@@ -21,7 +21,7 @@ from cl_callbacks import (
     VisionTasks,
 )
 from cl_callbacks.functional.fisher import fisher_cotangents
-from cl_callbacks.functional.per_sample import PerSampleGradients
+from cl_callbacks.gradients.per_sample import PerSampleGradients
 from tests.tiny_vision import four_digits, tiny_resnet, tiny_vit
 from tests.training import make_trainer
 

@@ -15,30 +15,23 @@ import cl_callbacks
 PACKAGE = Path(cl_callbacks.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Each part may import itself and the parts before it.
+# Each room may import itself, the rooms beside it and those before it; the arrows point down only.
 LAYERS = [
-    {"functional", "drift", "arguments", "optional"},
-    {
-        "blocks",
-        "flat",
-        "offload",
-        "shards",
-        "synapses",
-        "random_numbers",
-        "uninterrupted",
-        "weight_noise",
-        "step",
-        "step_plan",
-        "synaptic_step",
-    },
-    {"log", "progress", "saved_state", "seed_epochs"},
-    {"quiet", "quiet_validation", "sharded_gradients", "extra_pass", "noisy_training"},
-    {"compatibility", "compile_rules", "synaptic_callback", "model_outputs", "boundaries"},
-    {"consolidation", "metaplasticity", "renewal"},
-    {"observation", "metrics", "data", "fine_tuning"},
+    {"compiled", "guards"},
+    {"tensors", "drift"},
+    {"gradients"},
+    {"functional"},
+    {"synapses", "metrics"},
+    {"training"},
+    {"boundaries"},
+    {"rules", "data"},
+    {"observation", "fine_tuning"},
     {"cli", "__main__"},
 ]
-RULES = LAYERS[5]
+FAMILIES = {"consolidation", "metaplasticity"}
+WITHOUT_LIGHTNING = {"compiled", "drift", "functional", "gradients", "synapses", "tensors"}
+# What knows the Trainer although its room should not: batches that all processes see together.
+EXCEPTED = {"gradients/sharded_gradients.py"}
 
 
 def level(part: str) -> int:
@@ -70,6 +63,19 @@ def test_arrows_point_one_way(file: Path) -> None:
             assert level(parts[1]) <= level(part), f"{file} imports {name}"
 
 
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if part_of(f) in WITHOUT_LIGHTNING], ids=lambda f: str(f.relative_to(PACKAGE))
+)
+def test_what_a_step_does_needs_no_lightning(file: Path) -> None:
+    if file.relative_to(PACKAGE).as_posix() not in EXCEPTED:
+        found = {name for name in imports(file) if name.split(".")[0] == "lightning"}
+        assert found <= {"lightning.pytorch.utilities.exceptions"}
+
+
+def test_the_root_holds_nothing_but_the_names_and_the_command_line() -> None:
+    assert {f.name for f in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "functional"], ids=lambda f: f.name)
 def test_the_equations_know_only_torch(file: Path) -> None:
     known = {"torch", "cl_callbacks", "__future__"} | sys.stdlib_module_names
@@ -79,12 +85,12 @@ def test_the_equations_know_only_torch(file: Path) -> None:
 def test_no_rule_imports_another() -> None:
     shared = {"anchored_rule", "boundary_rule", "importance_file", "kronecker_memory", "uncertain_rule"}
     for file in FILES:
-        if part_of(file) not in RULES or file.name == "__init__.py":
+        if part_of(file) != "rules" or file.name == "__init__.py":
             continue
         for name in imports(file):
             parts = name.split(".")
-            if parts[:1] == ["cl_callbacks"] and parts[1] in RULES:
-                assert parts[2] in shared, f"{file} imports {name}"
+            if parts[:2] == ["cl_callbacks", "rules"] and parts[2] in FAMILIES:
+                assert parts[3] in shared, f"{file} imports {name}"
 
 
 def test_data_and_plots_are_imported_where_they_are_used() -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 import cl_callbacks
 from cl_callbacks.drift import CUSUM
-from cl_callbacks.log import configuration
+from cl_callbacks.training.log import configuration
 
 CALLBACKS = [
     getattr(cl_callbacks, name)

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from cl_callbacks import EWC
-from cl_callbacks.model_outputs import ReadsOutputs
+from cl_callbacks.training.model_outputs import ReadsOutputs
 from tests.training import Net, loader, make_trainer, task
 
 X, Y = torch.zeros(4, 2), torch.arange(4)

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cl_callbacks import EWC, EpochBoundaries, KFACLaplace, SynapticCallback, SynapticIntelligence
-from cl_callbacks.offload import Offload
-from cl_callbacks.synapses import Synapses
+from cl_callbacks.synapses.offload import Offload
+from cl_callbacks.synapses.state import Synapses
 from tests.rules import MATRICES_ONLY, PULLING, RULES, assert_same, make, state
 from tests.test_contract import Told
 from tests.training import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights

@@ -27,8 +27,8 @@ from cl_callbacks import (
     SynapticCallback,
 )
 from cl_callbacks.drift import Plateau
-from cl_callbacks.progress import progress, say
-from cl_callbacks.quiet_validation import quiet_validation
+from cl_callbacks.training.progress import progress, say
+from cl_callbacks.training.quiet_validation import quiet_validation
 from tests.processes import train_together
 from tests.training import Net, fit_tasks, loader, make_trainer, task, weights
 

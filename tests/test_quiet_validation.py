@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MinMaxMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from cl_callbacks.quiet_validation import quiet_validation
+from cl_callbacks.training.quiet_validation import quiet_validation
 from tests.training import CLASSES, Net, loader, make_trainer, task, weights
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_callbacks import random_numbers
-from cl_callbacks.random_numbers import Draws
+from cl_callbacks.tensors import random_numbers
+from cl_callbacks.tensors.random_numbers import Draws
 
 FILLS = {"normal": (Tensor.normal_, 0.0, 1.0), "uniform": (Tensor.uniform_, 0.5, 12**-0.5)}
 

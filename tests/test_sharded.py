@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
-from cl_callbacks.offload import Offload
-from cl_callbacks.shards import held, whole
+from cl_callbacks.synapses.offload import Offload
+from cl_callbacks.tensors.shards import held, whole
 from tests import rules
 from tests.processes import train_together
 from tests.rules import SHARDABLE

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.synapses import Synapses, plain_name
+from cl_callbacks.synapses.state import Synapses, plain_name
 
 FIELDS = {"importance": "zeros", "anchor": "parameter"}
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks import blocks, weight_noise
-from cl_callbacks.blocks import ALL
-from cl_callbacks.weight_noise import WeightNoise
+from cl_callbacks.synapses import weight_noise
+from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.tensors import blocks
+from cl_callbacks.tensors.blocks import ALL
 
 
 def taken(noise: WeightNoise, parameters: list[nn.Parameter]) -> list[torch.Tensor]:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cl_callbacks.arguments import positive, whole
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import signal_of
@@ -18,8 +17,9 @@ from cl_callbacks.boundaries.trace import Trace
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
-from cl_callbacks.log import is_due, log
-from cl_callbacks.progress import say
+from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.training.log import is_due, log
+from cl_callbacks.training.progress import say
 
 
 class Boundary(NamedTuple):
@@ -51,8 +51,8 @@ class DriftBoundaries(MonitoredBoundaries):
     An alarm comes some steps after the change, when the network has begun to learn the new data. Therefore
     the task ends as of the onset of the change: on ``on_task_end``, weights and buffers are those of the
     last snapshot before it, what rules have gathered (the path of
-    :class:`~cl_callbacks.consolidation.synaptic_intelligence.SynapticIntelligence`) is what they had then,
-    and rules that measure on data get the last samples from before it. Then training goes on from the
+    :class:`~cl_callbacks.rules.consolidation.synaptic_intelligence.SynapticIntelligence`) is what they had
+    then, and rules that measure on data get the last samples from before it. Then training goes on from the
     present weights. So no rule needs access to data of an earlier task, and none is measured on the
     next one's.
 

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from cl_callbacks.arguments import whole
 from cl_callbacks.boundaries.signals import Signal
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.progress import show
+from cl_callbacks.guards.arguments import whole
+from cl_callbacks.training.progress import show
 
 
 class MonitoredBoundaries(TaskBoundaries):

@@ -10,15 +10,15 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks.arguments import whole
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
-from cl_callbacks.functional.batches import cat_samples, plain_containers, take_samples
 from cl_callbacks.functional.fisher import sample_losses
-from cl_callbacks.model_outputs import ReadsOutputs
-from cl_callbacks.quiet import quiet
+from cl_callbacks.guards.arguments import whole
+from cl_callbacks.tensors.batches import cat_samples, plain_containers, take_samples
+from cl_callbacks.training.model_outputs import ReadsOutputs
+from cl_callbacks.training.quiet import quiet
 
 
 class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):

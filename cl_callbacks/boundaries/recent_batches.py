@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from cl_callbacks.functional.batches import (
+from cl_callbacks.tensors.batches import (
     count_samples,
     flat_tensors,
     is_plain,

@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks.functional.batches import map_tensors
-from cl_callbacks.shards import reshard, spread, whole
-from cl_callbacks.synapses import known_rows
+from cl_callbacks.synapses.state import known_rows
+from cl_callbacks.tensors.batches import map_tensors
+from cl_callbacks.tensors.shards import reshard, spread, whole
 
 
 @runtime_checkable

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
-from cl_callbacks.log import log_configuration
-from cl_callbacks.progress import say, show
-from cl_callbacks.saved_state import restore_whole
+from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.training.log import log_configuration
+from cl_callbacks.training.progress import say, show
 
 _NOW = nullcontext()
 

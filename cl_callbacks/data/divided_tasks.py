@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cl_callbacks.arguments import whole
 from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.task_division import (
     SCENARIOS,
@@ -21,6 +20,7 @@ from cl_callbacks.data.task_division import (
 )
 from cl_callbacks.data.task_rows import TaskRows
 from cl_callbacks.data.task_sequence import TaskSequence
+from cl_callbacks.guards.arguments import whole
 
 
 class DividedTasks(TaskSequence):

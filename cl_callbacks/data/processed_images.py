@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cl_callbacks.data.task_rows import with_task
-from cl_callbacks.optional import optional
+from cl_callbacks.guards.optional import optional
 
 
 def image_processor(name: str) -> Any:

@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, DistributedSampler
 
-from cl_callbacks.arguments import whole
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.data.image_tasks import (
@@ -25,6 +24,7 @@ from cl_callbacks.data.image_tasks import (
     splits_of,
 )
 from cl_callbacks.data.transition import Ramp, blended
+from cl_callbacks.guards.arguments import whole
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 

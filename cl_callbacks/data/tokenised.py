@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from cl_callbacks.data.task_rows import with_task
-from cl_callbacks.optional import optional
+from cl_callbacks.guards.optional import optional
 
 Kind = Literal["sequence_classification", "token_classification", "causal_lm"]
 Padding = Literal["longest", "max_length"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from cl_callbacks.functional.batches import cat_samples
+from cl_callbacks.tensors.batches import cat_samples
 
 
 class Ramp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cl_callbacks.arguments import positive
+from cl_callbacks.guards.arguments import positive
 
 
 class CUSUM:

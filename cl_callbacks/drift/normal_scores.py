@@ -7,7 +7,7 @@ from collections import deque
 from statistics import NormalDist
 from typing import Any
 
-from cl_callbacks.arguments import whole
+from cl_callbacks.guards.arguments import whole
 
 _NORMAL = NormalDist()
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cl_callbacks.data.tokenised import Kind as TextKind
 from cl_callbacks.fine_tuning.task_heads import Pooling, TaskHeads, image_vector
-from cl_callbacks.optional import optional
+from cl_callbacks.guards.optional import optional
 
 Kind = Literal[TextKind, "image_classification"]
 

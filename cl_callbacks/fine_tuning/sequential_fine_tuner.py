@@ -14,10 +14,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from cl_callbacks.arguments import positive, whole
 from cl_callbacks.fine_tuning.pretrained import Kind, LowRank, freeze, pretrained
 from cl_callbacks.fine_tuning.task_heads import Pooling
 from cl_callbacks.fine_tuning.warmup import TaskWarmup
+from cl_callbacks.guards.arguments import positive, whole
 
 
 class SequentialFineTuner(LightningModule):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.optional import optional
+from cl_callbacks.guards.optional import optional
 
 Pooling = Literal["mean", "first", "last"]
 

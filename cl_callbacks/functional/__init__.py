@@ -10,7 +10,6 @@ from cl_callbacks.functional.anchoring import (
 from cl_callbacks.functional.fisher import fisher_cotangents
 from cl_callbacks.functional.kronecker import KroneckerFactors
 from cl_callbacks.functional.path_integral import add_path_, path_importance
-from cl_callbacks.functional.per_sample import PerSampleGradients
 from cl_callbacks.functional.sensitivity import sensitivity_cotangent
 from cl_callbacks.functional.task_matrix import (
     average_accuracy,
@@ -23,6 +22,7 @@ from cl_callbacks.functional.task_matrix import (
     learning_accuracy,
     tasks_learned,
 )
+from cl_callbacks.gradients.per_sample import PerSampleGradients
 
 __all__ = [
     "KroneckerFactors",

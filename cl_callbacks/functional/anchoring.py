@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.fused import fusable
+from cl_callbacks.compiled.fused import fusable
 
 
 def quadratic_penalty(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.fused import fusable
+from cl_callbacks.compiled.fused import fusable
 
 
 def newest_share(decay: float, steps: int) -> float:

@@ -21,8 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.functional.averaging import finite
-from cl_callbacks.functional.fused import fusable
 
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:

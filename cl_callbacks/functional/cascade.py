@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.functional.averaging import zero_nonfinite_
-from cl_callbacks.functional.fused import fusable
 
 
 def switch_probabilities(levels: int, x: float = 0.5) -> Tensor:

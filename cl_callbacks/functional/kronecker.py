@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.network_gradients import wide_dtype
-from cl_callbacks.functional.per_sample import Cotangents, Forward, PerSampleGradients
-from cl_callbacks.functional.sample_gradients import Outer
+from cl_callbacks.gradients.network_gradients import wide_dtype
+from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGradients
+from cl_callbacks.gradients.sample_gradients import Outer
 
 
 class Factors(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.fused import fusable
+from cl_callbacks.compiled.fused import fusable
 
 
 def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor]:

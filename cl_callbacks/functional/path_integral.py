@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.functional.anchoring import add_quadratic_pull_
 from cl_callbacks.functional.averaging import take_finite_
-from cl_callbacks.functional.fused import fusable
 
 
 @fusable

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.functional.averaging import zero_nonfinite_
-from cl_callbacks.functional.fused import fusable
 
 SMALLEST_STD = 1e-6
 """Where the standard deviation ends, so that a synapse never stops for good."""

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from cl_callbacks.log import offer
+from cl_callbacks.training.log import offer
 
 BINS = 64
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from cl_callbacks.log import log_folder, offer, unless_it_fails
+from cl_callbacks.training.log import log_folder, offer, unless_it_fails
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cl_callbacks.functional.subsample import every_nth, quantiles_of, stride_for
-from cl_callbacks.shards import group_of
-from cl_callbacks.synapses import SynapseView
-from cl_callbacks.synaptic_callback import SynapticCallback
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.tensors.shards import group_of
+from cl_callbacks.tensors.subsample import every_nth, quantiles_of, stride_for
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 SAMPLES = 16_384

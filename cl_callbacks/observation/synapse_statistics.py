@@ -11,13 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.arguments import whole
-from cl_callbacks.log import log, log_folder
+from cl_callbacks.guards.arguments import whole
 from cl_callbacks.observation.histograms import show_histograms
 from cl_callbacks.observation.pictures import show
 from cl_callbacks.observation.survey import ALL, Statistics, Survey, read
 from cl_callbacks.observation.survey_figures import FIGURES
-from cl_callbacks.synaptic_callback import SynapticCallback
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training.log import log, log_folder
 
 
 class SynapseStatistics(Callback):

@@ -16,13 +16,13 @@ from torch import Tensor
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
-from cl_callbacks.compatibility import few
-from cl_callbacks.log import log
+from cl_callbacks.guards.saved_state import restore_whole
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
-from cl_callbacks.quiet_validation import quiet_validation
-from cl_callbacks.saved_state import restore_whole
-from cl_callbacks.synaptic_callback import SynapticCallback
+from cl_callbacks.rules.compatibility import few
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training.log import log
+from cl_callbacks.training.quiet_validation import quiet_validation
 
 _WHAT = "TaskEvaluation: all tasks"
 
@@ -32,8 +32,8 @@ class TaskEvaluation(Callback):
 
     The scores are those that the module logs in its validation, which has one loader per task: the Trainer's
     own validation where it comes at the task's end, else a quiet one of this callback's (see
-    :func:`~cl_callbacks.quiet_validation.quiet_validation`, also for what a module must not do in it).
-    Of a task whose end is found late they are those of the network as it was then.
+    :func:`~cl_callbacks.training.quiet_validation.quiet_validation`, also for what a module must not do in
+    it). Of a task whose end is found late they are those of the network as it was then.
 
     Logged with ``cl_task/index``, how many tasks ended before, as the x axis: ``cl_task/average`` over the
     tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``, ``cl_task/forward_transfer``

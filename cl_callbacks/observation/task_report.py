@@ -14,11 +14,11 @@ from lightning.pytorch import Trainer
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
-from cl_callbacks.log import log, log_folder, offer, unless_it_fails
 from cl_callbacks.observation.pictures import show
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_table import task_table
 from cl_callbacks.observation.wandb_run import define_task_axis, log_artifact, log_table
+from cl_callbacks.training.log import log, log_folder, offer, unless_it_fails
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

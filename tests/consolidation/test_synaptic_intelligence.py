@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, SynapticCallback, SynapticIntelligence
-from cl_callbacks.step import Step
-from cl_callbacks.synaptic_step import SynapticStep
+from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.synaptic_step import SynapticStep
 from tests.references.path_integral import SynapticIntelligence as Reference
 from tests.references.path_integral import train_sequence
 from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.batches import (
+from cl_callbacks.tensors.batches import (
     count_samples,
     map_tensors,
     plain_containers,

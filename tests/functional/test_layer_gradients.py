@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.attention_gradients import attention_gradients
-from cl_callbacks.functional.layer_gradients import layer_gradients
+from cl_callbacks.gradients.attention_gradients import attention_gradients
+from cl_callbacks.gradients.layer_gradients import layer_gradients
 
 N = 40  # more than the 8 bits of a sum in half precision keep apart
 LAYERS = {

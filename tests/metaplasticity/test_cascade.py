@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cl_callbacks import Cascade
 from cl_callbacks.functional.cascade import switch_probabilities
-from cl_callbacks.random_numbers import numbered_generator
+from cl_callbacks.tensors.random_numbers import numbered_generator
 from tests.references.cascade import step as reference_step
 from tests.training import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from cl_callbacks import BGD, EWC, MESU, MetaplasticGate, SynapticCallback
-from cl_callbacks.weight_noise import WeightNoise
+from cl_callbacks.synapses.weight_noise import WeightNoise
 from tests.references.uncertainty import bgd_step, chain_step, mesu_step
 from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from cl_callbacks.shards import whole
-from cl_callbacks.synapses import plain_name
+from cl_callbacks.synapses.state import plain_name
+from cl_callbacks.tensors.shards import whole
 from tests import rules
 from tests.processes import train_together
 from tests.rules import RULES, SHARDABLE

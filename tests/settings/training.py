@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from cl_callbacks import EpochBoundaries, SynapticCallback
-from cl_callbacks.synapses import plain_name
+from cl_callbacks.synapses.state import plain_name
 from tests import rules
 from tests.settings.outcomes import Run
 from tests.training import Net, loader, make_trainer, plain_net, task

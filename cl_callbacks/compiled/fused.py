@@ -1,0 +1,132 @@
+"""Operations on lists of tensors that can run as one compiled pass over memory.
+
+An operation written in ``torch._foreach_*`` calls reads and writes its tensors once in each call. Compiled,
+it does so once in all, and so do operations that follow one another. Compiling takes seconds and a C++
+compiler (on a GPU, Triton), so it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from cl_callbacks.compiled.kernels import Call, run
+
+
+class _Thread(threading.local):
+    """What each thread has of its own, as it has its modes."""
+
+    tape: _Tape | None = None
+
+
+_here = _Thread()
+
+
+@contextmanager
+def compiling(on: bool = True) -> Iterator[None]:
+    """Within, operations marked by :func:`fusable` are compiled if ``on``.
+
+    Those that follow one another are one kernel: they wait for each other until any other operation of
+    torch comes that could read what they have to write, or the context ends. What reads memory behind torch's
+    back, such as a numpy array of it, sees them only then.
+
+    Example:
+        >>> with compiling(False):
+        ...     is_compiling()
+        False
+    """
+    outer, _here.tape = _here.tape, _Tape() if on else None
+    try:
+        with _here.tape or nullcontext():
+            yield
+    finally:
+        inner, _here.tape = _here.tape, outer
+        if inner is not None:
+            inner.run()
+
+
+def is_compiling() -> bool:
+    """Whether fusable operations are compiled at the moment."""
+    return _here.tape is not None
+
+
+def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[str] = ()) -> Any:
+    """Marks an elementwise operation, in place, on aligned lists of tensors.
+
+    A list of tensors, or of such lists, has one tensor for each parameter; anything else is the same for all
+    of them and becomes part of the kernel, so it should not change from step to step.
+
+    Args:
+        operation: to be marked.
+        numbers: names of arguments that are a number, or one for each parameter, and may change; compiled,
+            the operation finds tensors without dimensions in their place.
+
+    Example:
+        >>> @fusable(numbers=["by"])
+        ... def shrink_(weights, by):
+        ...     torch._foreach_mul_(weights, by)
+        >>> weights = [torch.ones(2)]
+        >>> shrink_(weights, [0.5])
+        >>> weights
+        [tensor([0.5000, 0.5000])]
+    """
+    if operation is None:
+        return functools.partial(fusable, numbers=numbers)
+    names = list(inspect.signature(operation).parameters)
+
+    @functools.wraps(operation)
+    def call(*args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling() or _here.tape is None:
+            operation(*args, **kwargs)
+        else:
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            _here.tape.calls.append(Call(operation, arguments, numbers))
+
+    return call
+
+
+class _Tape(TorchFunctionMode):
+    """Fusable operations that wait to become one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if self.calls and not _reads_nothing(func, args):
+            self.run()
+        return func(*args, **(kwargs or {}))
+
+    @torch.compiler.disable  # or a compiled function that is called meanwhile would take this in
+    def run(self) -> None:
+        """Has them done; what they are made of is done at once."""
+        outer, _here.tape = _here.tape, None
+        calls, self.calls = self.calls, []
+        try:
+            if calls:
+                run(calls)
+        finally:
+            _here.tape = outer
+
+
+_ASIDE = {
+    torch.empty_like,
+    Tensor.view,
+    Tensor.numel,
+    *(getattr(Tensor, name).__get__ for name in ("grad", "shape", "dtype", "device", "ndim", "is_cuda")),
+}
+
+
+def _reads_nothing(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether an operation asks for no values: a view, or what there is to know of a tensor besides."""
+    return func in _ASIDE or (func is Tensor.__getitem__ and isinstance(args[1], slice))

@@ -1,0 +1,121 @@
+"""Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of it alone.
+
+An attention to another sequence, a recurrent layer or a norm of the user's own is run again, sample by
+sample in one vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of
+the network is not run again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_magnitudes
+from cl_callbacks.tensors.batches import flat_tensors, map_tensors
+
+
+def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:
+    """Which dimension of a module's input or output counts the samples; ``None`` if none does."""
+    if isinstance(module, nn.RNNBase) and tensor.shape[0] != samples:
+        dimension = 1  # hidden states, and sequences with time first
+    else:
+        dimension = 0 if getattr(module, "batch_first", True) else 1
+    fits = tensor.ndim > dimension and tensor.shape[dimension] == samples
+    return dimension if fits else None
+
+
+class ModuleCall:
+    """One call of a module: what it saw, and the cotangents that its outputs received.
+
+    Args:
+        module: the module; its samples must not influence each other.
+        weights: the parameters asked for, by their name in ``module``.
+        inputs: its positional and keyword arguments.
+        deltas: cotangents of its output tensors, in order; ``None`` for one that does not matter.
+        samples: how many samples the call had.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: Mapping[str, Tensor],
+        inputs: tuple[Sequence[Any], Mapping[str, Any]],
+        deltas: Sequence[Tensor | None],
+        samples: int,
+    ) -> None:
+        self.module, self.inputs, self.samples = module, inputs, samples
+        self.weights = {name: p.detach() for name, p in weights.items()}
+        self.used = [i for i, delta in enumerate(deltas) if delta is not None]
+        self.deltas = [delta for delta in deltas if delta is not None]
+        self._last: tuple[tuple[int, int], dict[str, Tensor]] | None = None
+
+    def values(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Gradients of samples ``start`` to ``stop`` for every weight; the last answer is kept."""
+        if self._last is None or self._last[0] != (start, stop):
+            self._last = ((start, stop), self._pull_back(start, stop))
+        return self._last[1]
+
+    def _pull_back(self, start: int, stop: int) -> dict[str, Tensor]:
+        seen = flat_tensors(self.inputs)
+        dimensions = [batch_dimension(self.module, t, self.samples) for t in seen]
+        out_dimensions = [batch_dimension(self.module, d, self.samples) for d in self.deltas]
+
+        def cut(tensor: Tensor, dimension: int | None) -> Tensor:
+            return tensor if dimension is None else tensor.narrow(dimension, start, stop - start)
+
+        def of_one(own: dict[str, Tensor], sample: list[Tensor], deltas: list[Tensor]) -> dict[str, Tensor]:
+            alone = [t if d is None else t.unsqueeze(d) for t, d in zip(sample, dimensions, strict=True)]
+
+            def run(weights: dict[str, Tensor]) -> list[Tensor]:
+                remaining = iter(alone)
+                args, kwargs = map_tensors(lambda _: next(remaining), self.inputs)
+                outputs = flat_tensors(functional_call(self.module, weights, tuple(args), kwargs))
+                return [outputs[i] for i in self.used]
+
+            pull_back = vjp(run, own)[1]
+            each = zip(deltas, out_dimensions, strict=True)
+            return pull_back([t if d is None else t.unsqueeze(d) for t, d in each])[0]
+
+        weights, weight_dimension = self.weights, None
+        if isinstance(self.module, nn.RNNBase):
+            # Recurrent kernels add to their state in place, which vmap allows only if it is batched.
+            weights = {n: w.expand(stop - start, *w.shape) for n, w in weights.items()}
+            weight_dimension = 0
+        in_dims = (weight_dimension, dimensions, out_dimensions)
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return vmap(of_one, in_dims=in_dims, randomness="different")(
+                weights,
+                [cut(t, d) for t, d in zip(seen, dimensions, strict=True)],
+                [cut(t, d) for t, d in zip(self.deltas, out_dimensions, strict=True)],
+            )
+
+
+@dataclass
+class Pulled(PerSample):
+    """Gradients of one parameter of a :class:`ModuleCall`."""
+
+    call: ModuleCall
+    name: str
+
+    def __post_init__(self) -> None:
+        self.samples, self.shape = self.call.samples, self.call.weights[self.name].shape
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        rows = self.call.values(start, stop)[self.name]
+        return rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`; in steps that suit all parameters of the call."""
+        size = sum(p.numel() for p in self.call.weights.values()) * 4
+        step = max(1, min(self.samples, 16 * max_bytes // size))
+        for start in range(0, self.samples, step):
+            add_magnitudes(self.rows(start, min(start + step, self.samples)), total, magnitude)

@@ -1,0 +1,272 @@
+r"""Squared per-sample gradients of a whole network at about the price of a batch.
+
+Wanted is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
+over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the
+modules* gives every module its cotangents, without a weight gradient and without touching ``.grad``. From
+these follow the gradients
+
+1. of common layers in closed form (:mod:`~cl_callbacks.gradients.layer_gradients`),
+   and of packed self-attention (:mod:`~cl_callbacks.gradients.attention_gradients`),
+2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.gradients.module_gradients`),
+3. of parameters that are used outside their module by vmap of the whole network
+   (:mod:`~cl_callbacks.gradients.network_gradients`),
+4. and where vmap cannot follow the network, by a loop over samples.
+
+Which parameters 1 and 2 explain is not guessed but measured: when a parameter is first used, the gradients
+of a few samples are compared with what autograd finds for each of these samples alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.gradients.attention_gradients import attention_gradients, is_self_attention
+from cl_callbacks.gradients.layer_gradients import has_rule, layer_gradients
+from cl_callbacks.gradients.module_gradients import ModuleCall, Pulled, batch_dimension
+from cl_callbacks.gradients.network_gradients import WholeNetwork, wide_dtype
+from cl_callbacks.gradients.recorded_calls import Call, Pass, finite_pass, output_cotangents
+from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
+from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
+from cl_callbacks.tensors.batches import take_samples
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Any], tuple[Tensor, Tensor | None]]
+Cotangents = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
+
+
+def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
+    """Parameters that a call of the module used itself.
+
+    Its own, and those of submodules that were never called: attention reads its output projection so.
+    A module around others that were called would run them all again, which the network's vmap does
+    once for all.
+    """
+    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if not has_rule(module):
+        for path, inner in module.named_modules():
+            if inner is not module and id(inner) in called:
+                return {}
+            for name, p in inner.named_parameters(path, recurse=False):
+                found[name] = p
+    return found
+
+
+class PerSampleGradients:
+    """Sums of squared (or absolute) per-sample gradients, batch after batch.
+
+    Args:
+        module: the network; its samples must not influence each other (evaluation mode).
+        parameters: the parameters asked for, by their name in ``module``.
+        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
+        max_bytes: bound on the per-sample gradients of one parameter that are held at a time; best where
+            they fit into a processor's cache.
+
+    Attributes:
+        fallback: names of parameters that no module explains, as far as batches have used them.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> per_sample = PerSampleGradients(
+        ...     net, dict(net.named_parameters()), lambda x: (net(x), None))
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> per_sample.sums(x, lambda outputs, labels: [torch.ones_like(outputs)])
+        ([tensor([[5.]])], 2)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        forward: Forward,
+        *,
+        magnitude: Magnitude = Tensor.square_,
+        max_bytes: int = 1 << 22,
+    ) -> None:
+        self.module, self.forward = module, forward
+        self.magnitude, self.max_bytes = magnitude, max_bytes
+        self.parameters = dict(parameters)
+        self.fallback: set[str] = set()
+        self._checked: set[str] = set()
+        self._batches = 0
+        self._owners = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
+        self._names = {id(p): name for name, p in self.parameters.items()}
+        self._without_vmap: set[nn.Module] = set()
+        self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
+        self._warned = False
+
+    def sums(
+        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], int]:
+        """Sum over the batch's samples and cotangents, and the number of samples in it.
+
+        A sample whose outputs are not finite is left out.
+
+        Args:
+            batch: a batch, on the module's device.
+            cotangents: from outputs and labels to tensors of the shape of the outputs.
+            totals: sums over earlier batches, as :meth:`zeros` and this method return them, which this
+                batch's are added to, in place: nothing of the model's size is made for each batch then.
+
+        Returns:
+            One tensor per parameter, at least float32, in the order of ``parameters``; the count.
+        """
+        totals = self.zeros() if totals is None else totals
+        batch, outputs, labels, calls = self.run(batch)
+        if not len(outputs):
+            return totals, 0
+        so_far = dict(zip(self.parameters, totals, strict=True))
+        vectors = []
+        for vector in cotangents(outputs.detach(), labels):
+            parts = self.parts(outputs, calls, vector)
+            for name in list(parts):
+                # Taken out one by one, so that no two modules' gradients are held at a time.
+                uses = parts.pop(name)
+                if name not in self.fallback:
+                    self._add(uses, so_far[name])
+            if self.fallback:
+                vectors.append(vector)
+        if vectors:
+            rest = {name: p for name, p in self.parameters.items() if name in self.fallback}
+            for name, total in self._network.sums(rest, batch, vectors).items():
+                so_far[name] += total
+        return totals, len(outputs)
+
+    def zeros(self) -> list[Tensor]:
+        """The sums over no sample."""
+        return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
+
+    def _add(self, uses: list[PerSample], total: Tensor) -> None:
+        if len(uses) == 1:
+            uses[0].add_to(total, self.magnitude, self.max_bytes)
+        else:
+            add_in_chunks(uses, total, self.magnitude, self.max_bytes)
+
+    # -- modules -----------------------------------------------------------------------------------
+
+    def run(self, batch: Any) -> Pass:
+        """Runs the finite samples of a batch, and finds out whether modules explain what it uses."""
+        passed = finite_pass(self._owners, self.forward, batch)
+        if not len(passed.outputs):
+            return passed
+        called = {id(call.module) for call in passed.calls}
+        owned = {id(p) for call in passed.calls for p in _own(call.module, called).values()}
+        used = (self.parameters[name] for name in self._used_by(passed.outputs) - self.fallback)
+        plain = [p for p in used if isinstance(p, nn.Parameter) and id(p) not in owned]
+        calls = calls_by_sample(passed.outputs, passed.calls, plain)
+        self._check(passed.batch, passed.outputs, calls)
+        return passed._replace(calls=calls)
+
+    def parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
+        """Per-sample gradients of every use of every parameter by the module that owns it.
+
+        Not to be relied upon for parameters in ``fallback``.
+        """
+        parts: dict[str, list[PerSample]] = {}
+        called = {id(call.module) for call in calls}
+        for call, deltas in zip(calls, output_cotangents(outputs, calls, vector), strict=True):
+            weights = {name: p for name, p in _own(call.module, called).items() if id(p) in self._names}
+            if weights and any(delta is not None for delta in deltas):
+                found_parts = self._of_call(call, weights, deltas, len(outputs))
+                for name, p in weights.items():
+                    if name in found_parts:
+                        parts.setdefault(self._names[id(p)], []).append(found_parts[name])
+                    else:  # this use cannot be told apart by sample, whatever earlier batches did
+                        self.fallback.add(self._names[id(p)])
+        return parts
+
+    def _of_call(
+        self, call: Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
+    ) -> Mapping[str, PerSample]:
+        args, kwargs = call.inputs
+        first = deltas[0]
+        if has_rule(call.module) and len(args) == 1 and not kwargs:
+            # A call whose first dimension is not the samples' cannot be told apart by sample.
+            if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
+                return {}
+            gradients = layer_gradients(call.module, args[0], first)
+            return {name: gradients[name] for name in weights}
+        dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
+        if None in dimensions or call.module in self._without_vmap:
+            return {}
+        if first is not None and is_self_attention(call.module, call.inputs, deltas):
+            gradients = attention_gradients(call.module, call.inputs, first)
+            return {name: gradients[name] for name in weights}
+        pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
+        return {name: Pulled(pulled, name) for name in weights}
+
+    def _check(self, batch: Any, outputs: Tensor, calls: list[Call]) -> None:
+        """Finds out whether modules explain the parameters that this batch uses.
+
+        For parameters that no batch has used before, on three samples; and again for all, on one sample, in
+        batches 4, 16, 64, …, because what a model does may depend on its data.
+        """
+        self._batches += 1
+        used = self._used_by(outputs)
+        names, samples = used - self._checked, {0, len(outputs) // 2, len(outputs) - 1}
+        if not names and math.log(self._batches, 4).is_integer():
+            names, samples = used - self.fallback, {self._batches % len(outputs)}
+        if not names:
+            return
+        self._checked |= names
+        # A random cotangent, drawn apart from the user's random numbers, hides no direction.
+        generator = torch.Generator(outputs.device).manual_seed(0)
+        vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
+        parts = self.parts(outputs, calls, vector)
+        weights = [self.parameters[name] for name in names]
+        for i in samples:
+            alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
+            self._check_alone(alone.detach(), outputs[i : i + 1].detach())
+            truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            # What is nothing but rounding (of the bias of an attention's keys, which no softmax sees) has no
+            # direction to agree in.
+            sizes = [0.0 if g is None else float(g.norm()) for g in truth]
+            nothing = 1e-6 * max(sizes, default=0.0)
+            for name, expected, size in zip(names, truth, sizes, strict=True):
+                found = self._row(i, parts.get(name, []))
+                if found is not None and expected is not None:
+                    found -= expected
+                # Generous against rounding in the model's own dtype, far below any missing term.
+                if found is None or float(found.norm()) > 1e-2 * size + nothing:
+                    self.fallback.add(name)
+
+    def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:
+        apart = alone.shape != in_batch.shape or (alone - in_batch).norm() > 0.1 * in_batch.norm()
+        if apart and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A sample alone has other outputs than in its batch: either samples of "
+                f"{type(self.module).__name__} influence each other in evaluation mode, or the batch holds "
+                f"a tensor whose first dimension is as long as the batch and does not count samples. The "
+                f"importance of its weights is then not exact.",
+                stacklevel=2,
+            )
+
+    def _used_by(self, outputs: Tensor) -> set[str]:
+        """Names of the parameters that the outputs depend on."""
+        # Nodes that accumulate into .grad know the parameter.
+        used = (getattr(node, "variable", None) for node in graph_nodes(outputs))
+        return {self._names[id(p)] for p in used if p is not None and id(p) in self._names}
+
+    def _row(self, i: int, parts: list[PerSample]) -> Tensor | None:
+        """The gradient of sample ``i``, over all uses; ``None`` where no module or no vmap gives it."""
+        total = None
+        for part in parts:
+            try:
+                row = part.rows(i, i + 1)[0]
+            except Exception as error:
+                if not isinstance(part, Pulled):
+                    raise
+                logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
+                self._without_vmap.add(part.call.module)
+                return None
+            total = row if total is None else total.add_(row)
+        return total

@@ -1,0 +1,125 @@
+"""Per-sample gradients of a network whose parameters are sharded over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from cl_callbacks.gradients.network_gradients import wide_dtype
+from cl_callbacks.gradients.per_sample import Cotangents, Forward
+from cl_callbacks.gradients.sample_gradients import Magnitude
+from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.tensors.shards import group_of, held, reshard, total
+
+
+class ShardedGradients:
+    """Sums of squared (or absolute) per-sample gradients on this process's shards, batch after batch.
+
+    A backward leaves each process its shard of the gradient, averaged over processes. Where all have seen
+    the same single sample the average is that sample's own gradient: one forward and backward for each
+    sample and cotangent, by all processes together, with no more memory than training takes.
+
+    Args:
+        module: the network, in evaluation mode.
+        parameters: the parameters asked for, all of them sharded.
+        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        forward: Forward,
+        *,
+        magnitude: Magnitude = Tensor.square_,
+    ) -> None:
+        self.module, self.forward, self.magnitude = module, forward, magnitude
+        self.parameters = list(parameters.values())
+        self._group = group_of(self.parameters)
+
+    def zeros(self) -> list[Tensor]:
+        """The sums over no sample."""
+        shards = [held(p.detach()) for p in self.parameters]
+        return [torch.zeros_like(s, dtype=wide_dtype(s)) for s in shards]
+
+    def sums(
+        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], int]:
+        """Sum over samples and cotangents, and the number of samples; all processes give the same batch.
+
+        A sample whose outputs are not finite is left out.
+
+        Args:
+            batch: a batch, on the module's device.
+            cotangents: from outputs and labels of one sample to tensors of the shape of the outputs.
+            totals: sums over earlier batches, which this batch's are added to, in place.
+
+        Returns:
+            One tensor per parameter, of the shape of this process's shard and at least float32; the count.
+        """
+        totals, used = self.zeros() if totals is None else totals, 0
+        with _gradients_apart(self.module):
+            for i in range(count_samples(batch)):
+                used += self._add(totals, take_samples(batch, slice(i, i + 1)), cotangents)
+        return totals, used
+
+    def _add(self, totals: list[Tensor], sample: Any, cotangents: Cotangents) -> int:
+        outputs, labels = self.forward(sample)
+        if total(outputs.isfinite().logical_not().sum(), self._group):
+            return 0
+        for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
+            if number:  # the backward before has given the layers' weights back
+                outputs, _ = self.forward(sample)
+            outputs.backward(vector)
+            for so_far, p in zip(totals, self.parameters, strict=True):
+                if p.grad is not None:
+                    so_far += self.magnitude(held(p.grad).to(so_far.dtype))
+            self.module.zero_grad()
+        return 1
+
+
+@contextmanager
+def _gradients_apart(module: nn.Module) -> Iterator[None]:
+    """Within, gradients accumulate from nothing; afterwards those of training are there again."""
+    reshard(module)  # or it would be the parameters that a forward without a backward has put together
+    kept = [(p, p.grad) for p in module.parameters()]
+    module.zero_grad()
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives all processes the first one's buffers (BatchNorm's statistics, …), which differ under FSDP2."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:
+    """The batches of all processes, each of them on all, where random numbers are the same for it.
+
+    Args:
+        batches: of this process; others may have fewer, or none.
+        trainer: that is fitting.
+        seed: of the random numbers.
+    """
+    own, numbers = iter(batches), count()
+    while True:
+        shown: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+        dist.all_gather_object(shown, [move_data_to_device(batch, "cpu") for batch in islice(own, 1)])
+        if not any(shown):
+            return
+        for (batch,) in filter(None, shown):
+            torch.manual_seed(1000003 * seed + next(numbers))
+            yield move_data_to_device(batch, trainer.strategy.root_device)

@@ -1,0 +1,89 @@
+"""Tensors that all samples share, told apart by sample where they meet what is a sample's own.
+
+A table of positions is looked up once and added to every sample, and a class token or a table that is a plain
+parameter is added or expanded. The cotangent of the shared tensor is a sum over samples, but the one of the
+sum's (or the expansion's) result holds each sample's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from cl_callbacks.gradients.layer_gradients import Itself, has_rule
+from cl_callbacks.gradients.recorded_calls import Call
+
+
+def graph_nodes(outputs: Tensor) -> Iterator[Node]:
+    """All nodes of the autograd graph that the outputs depend on."""
+    seen, waiting = set(), [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(source for source, _ in node.next_functions)
+
+
+def calls_by_sample(outputs: Tensor, calls: Sequence[Call], plain: Iterable[nn.Parameter]) -> list[Call]:
+    """The calls, those that all samples share replaced by calls that each sample has its part in.
+
+    Args:
+        outputs: of the network, ``(N, ...)``.
+        calls: of modules while they were computed.
+        plain: parameters that none of these modules owns; those that samples share get a call of
+            :class:`~cl_callbacks.gradients.layer_gradients.Itself`.
+
+    Returns:
+        Calls with inputs and cotangents for ``N`` samples; a call that is used in another way stays as it is.
+
+    Example:
+        >>> import torch
+        >>> from cl_callbacks.gradients.recorded_calls import output_cotangents, recorded_calls
+        >>> table = nn.Embedding(5, 2)
+        >>> with recorded_calls([table]) as calls:
+        ...     outputs = torch.zeros(3, 5, 2) + table(torch.arange(5))
+        >>> [deltas] = output_cotangents(outputs, calls_by_sample(outputs, calls, []), outputs)
+        >>> deltas[0].shape
+        torch.Size([3, 5, 2])
+    """
+    # A parameter's "call" is of something that returns it; its edge is where its gradient accumulates.
+    calls = [*calls, *(Call(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)]) for p in plain)]
+    sources = [_source(call) for call in calls]
+    users: dict[tuple[Node, int], list[Node]] = {s: [] for s in sources if s is not None}
+    for node in graph_nodes(outputs):
+        for following in node.next_functions:
+            if following in users:
+                users[following].append(node)
+    found: list[Call] = []
+    for call, source in zip(calls, sources, strict=True):
+        spread = [] if source is None else [_spread(call, source, u, len(outputs)) for u in users[source]]
+        told_apart = [each for each in spread if each is not None]
+        found += told_apart if spread and len(told_apart) == len(spread) else [call]
+    return found
+
+
+def _source(call: Call) -> tuple[Node, int] | None:
+    """What a call made, as the graph knows it, if a layer made it of one tensor."""
+    (args, kwargs), edge = call.inputs, call.edges[0]
+    if has_rule(call.module) and len(args) == 1 and not kwargs and edge is not None:
+        return edge.node, edge.output_nr
+    return None
+
+
+def _spread(call: Call, source: tuple[Node, int], user: Node, samples: int) -> Call | None:
+    """The call as one for each sample, if ``user`` adds the same outputs to each sample, or repeats them."""
+    if user.name() not in ("AddBackward0", "ExpandBackward0") or getattr(user, "_saved_alpha", 1) != 1:
+        return None
+    (x,), (node, number) = call.inputs[0], source
+    shape = tuple(node._input_metadata[number].shape)
+    spread = tuple(user._input_metadata[0].shape)
+    if spread == (samples, *shape):
+        x = x.expand(samples, *x.shape)
+    elif x.shape[:1] == shape[:1] == (1,) and spread == (samples, *shape[1:]):
+        x = x.expand(samples, *x.shape[1:])
+    else:
+        return None
+    return Call(call.module, ((x,), {}), [GradientEdge(user, 0)])

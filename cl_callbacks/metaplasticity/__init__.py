@@ -1,9 +1,0 @@
-"""Rules that rewrite the update: how plastic a synapse is depends on what it has been through."""
-
-from cl_callbacks.metaplasticity.benna_fusi import BennaFusi
-from cl_callbacks.metaplasticity.bgd import BGD
-from cl_callbacks.metaplasticity.cascade import Cascade
-from cl_callbacks.metaplasticity.mesu import MESU
-from cl_callbacks.metaplasticity.metaplastic_gate import MetaplasticGate
-
-__all__ = ["BGD", "MESU", "BennaFusi", "Cascade", "MetaplasticGate"]

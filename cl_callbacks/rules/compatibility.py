@@ -1,0 +1,103 @@
+"""What of a Trainer the rules cannot work with; each refusal says what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import LBFGS
+
+from cl_callbacks.tensors.shards import misfits
+
+if TYPE_CHECKING:
+    from cl_callbacks.rules.synaptic_callback import SynapticCallback
+
+
+def few(names: list[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+
+
+def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
+    """Raises for strategies that hide the parameters."""
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise MisconfigurationException(
+            f"{type(rule).__name__} cannot find the weights and gradients of single synapses under "
+            f"{type(trainer.strategy).__name__}: use strategy='ddp', or FSDP2, which is "
+            f"ModelParallelStrategy with `fully_shard` in `configure_model`."
+        )
+
+
+def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: Mapping[str, Tensor]) -> None:
+    """Raises for rules that cannot work on shards, and for shards that no rule can work on."""
+    if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    if not rule.shardable:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} needs whole parameters on every process, and these are sharded: use "
+            f"strategy='ddp' or a single device, or a rule that is local to each weight, such as EWC."
+        )
+    offload = rule.synapses.offload
+    if offload is not None and any(offload.away(p) for p in parameters.values()):
+        raise MisconfigurationException(
+            f"{type(rule).__name__}: state_device={rule.state_device!r} is not where the shards are, and the "
+            f"state of a sharded parameter is put together by the processes that have it there: leave "
+            f"state_device out, as each process already keeps no more than its shard of the state."
+        )
+    wrong = misfits(parameters.items())
+    if wrong:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} works on parameters that FSDP2's `fully_shard` has sharded over one "
+            f"dimension of processes and keeps beside them, and these are not: {few(wrong)}. Wrap the whole "
+            f"network with `fully_shard`, without offloading, or leave parameters out with exclude."
+        )
+
+
+def refuse_missing_device(rule: SynapticCallback) -> None:
+    """Raises where the state cannot live."""
+    if rule.state_device is not None:
+        try:
+            torch.empty(0, device=rule.state_device)
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            raise MisconfigurationException(
+                f"{type(rule).__name__}: there is no state_device={rule.state_device!r} on this machine: use "
+                f"'cpu', or leave it out to have the state beside the parameters."
+            ) from error
+
+
+def refuse_optimizers(trainer: Trainer) -> None:
+    """Raises for optimizers that a pull on the gradient cannot follow."""
+    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+        raise MisconfigurationException(
+            "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
+            "the gradient cannot follow: use a first-order optimizer."
+        )
+    if any(group.get("maximize", False) for o in trainer.optimizers for group in o.param_groups):
+        raise MisconfigurationException(
+            "An optimizer with maximize=True climbs, and so would turn the pull of the rules into a push: "
+            "minimise the negative instead."
+        )
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
+        raise MisconfigurationException(
+            "A fused optimizer under 16-bit mixed precision unscales the gradients inside its step, after "
+            "the rules have seen them: build it with fused=False, or use precision='bf16-mixed'."
+        )
+
+
+def warn_of_half_precision(rule: SynapticCallback) -> None:
+    """Says that weights of half precision have no room for updates as small as the rule's."""
+    view = rule.synapses.view
+    narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]
+    if narrow:
+        rank_zero_warn(
+            f"{type(rule).__name__} changes weights in steps that are mostly smaller than the rounding of "
+            f"half precision, in which {few(narrow)} are kept, and lost there: train with "
+            f"precision='bf16-mixed' instead of 'bf16-true'."
+        )

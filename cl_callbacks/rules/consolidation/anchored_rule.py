@@ -1,0 +1,134 @@
+"""What the importance family shares: a quadratic pull of every synapse towards an anchor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.anchoring import (
+    add_quadratic_pull_,
+    distances,
+    quadratic_penalty,
+    relax_to_anchor_,
+)
+from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.step import Step
+
+
+class AnchoredRule(SynapticCallback):
+    r"""Base of the rules that pull each weight towards where it was important.
+
+    The penalty is :math:`\frac k2\sum_i\Omega_i(\theta_i-\theta^*_i)^2` with the rule's stiffness
+    :math:`k`. Its gradient is added to the task's before clipping, in every optimizer step; or, with
+    ``proximal``, the weights take its proximal step after each step of the optimizer.
+
+    See the arguments of :class:`~cl_callbacks.rules.consolidation.ewc.EWC`.
+    """
+
+    fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
+    shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        proximal: bool,
+        max_importance: float | None,
+        parameters: Patterns,
+        exclude: Patterns,
+        state_dtype: torch.dtype | str | None,
+        state_device: str | None,
+        strict: bool,
+        name: str | None,
+    ) -> None:
+        super().__init__(
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if not (math.isfinite(strength) and strength >= 0):
+            raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
+        if max_importance is not None and not max_importance > 0:
+            raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
+        self.strength, self.proximal, self.max_importance = strength, proximal, max_importance
+        self._offset = 0.0  # the part of the penalty that no weight can change
+
+    @property
+    def stiffness(self) -> float:
+        """:math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""
+        return self.strength
+
+    @property
+    def remembers(self) -> bool:
+        """Whether anything has been important yet."""
+        return self.tasks > 0
+
+    @property
+    def anchored(self) -> bool:
+        """Whether there is anything to be pulled to."""
+        return self.remembers and self.stiffness > 0
+
+    def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
+        r""":math:`\Omega` as the pull uses it."""
+        return synapses["importance"]
+
+    def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
+        r"""The stiffness of each synapse by itself, in units of :math:`k`: the diagonal of the curvature."""
+        return self.effective_importance(synapses)
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds the gradient of the penalty."""
+        if self.anchored and not self.proximal:
+            add_quadratic_pull_(
+                gradients,
+                synapses.parameters,
+                self.effective_importance(synapses),
+                synapses["anchor"],
+                self.stiffness,
+            )
+
+    def rewrite(self, step: Step) -> None:
+        """Takes the proximal step of the penalty."""
+        if self.anchored and self.proximal:
+            synapses = step.synapses
+            relax_to_anchor_(
+                synapses.parameters,
+                self.effective_importance(synapses),
+                synapses["anchor"],
+                [self.stiffness * rate for rate in step.option("lr")],
+            )
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        r""":math:`1/(1+\eta k\Omega)`: how much of a move the pull leaves standing."""
+        stiff = torch._foreach_mul(self.importance_of_each(synapses), self.stiffness)
+        torch._foreach_mul_(stiff, rates)
+        torch._foreach_add_(stiff, 1.0)
+        return list(torch._foreach_reciprocal(stiff))
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """Plasticity; and importance and distance to the anchor, once there is any importance."""
+        found = super().measures(synapses, rates)
+        if self.remembers:
+            found["importance"] = self.importance_of_each(synapses)
+            found["drift"] = distances(synapses.parameters, synapses["anchor"])
+        return found
+
+    def penalty(self, synapses: SynapseView) -> Tensor:
+        """The penalty, a scalar."""
+        with torch.no_grad():
+            parts = [
+                quadratic_penalty(
+                    block.parameters, self.effective_importance(block), block["anchor"], self.stiffness
+                )
+                for block in (synapses.blocks() if self.local else [synapses])
+            ]
+            return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self._offset

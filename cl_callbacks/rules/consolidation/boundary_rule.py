@@ -1,0 +1,144 @@
+"""Rules that measure an importance at the end of each task and merge it with that of earlier tasks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from os import PathLike
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
+from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
+from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import SynapseView
+
+Anchors = Literal["latest", "each"]
+Decay = float | Literal["mean"]
+
+
+class BoundaryRule(AnchoredRule):
+    """Base of the rules that override :meth:`estimate`, the importance for the task that ends.
+
+    See the arguments of :class:`~cl_callbacks.rules.consolidation.ewc.EWC`.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
+    """Fields that outlive a task, and so are in an importance file."""
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        anchors: Anchors = "latest",
+        decay: Decay,
+        proximal: bool,
+        max_importance: float | None,
+        importance: str | PathLike[str] | None,
+        parameters: Patterns,
+        exclude: Patterns,
+        state_dtype: torch.dtype | str | None,
+        state_device: str | None,
+        strict: bool,
+        name: str | None,
+    ) -> None:
+        super().__init__(
+            strength,
+            proximal=proximal,
+            max_importance=max_importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if anchors not in get_args(Anchors):
+            raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
+        if decay != "mean" and (isinstance(decay, str) or not 0 <= decay <= 1):
+            raise ValueError(
+                f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
+            )
+        self.anchors, self.decay, self.importance = anchors, decay, importance
+        if importance is not None:
+            state, self.tasks, self._offset = load_importance(importance, self.shared, self.measure)
+            self.synapses.load_state_dict(state)
+
+    @property
+    def measure(self) -> dict[str, str]:
+        """What the importance is, in words; importances of different measures do not mix."""
+        return {"rule": type(self).__name__}
+
+    @abstractmethod
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor] | None:
+        """Importance of each synapse for the task that ends.
+
+        Returns:
+            Tensors aligned with ``synapses.parameters``; ``None`` if nothing could be measured.
+        """
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Measures the importance and merges it with that of the earlier tasks."""
+        with torch.no_grad():
+            measured = self.estimate(trainer, pl_module, synapses, task)
+            if measured is None:
+                rank_zero_warn(
+                    f"{type(self).__name__}: no sample of task {task} gave a finite importance, so the "
+                    f"task was not consolidated and the earlier state is kept."
+                )
+                return False
+            if self.max_importance is not None:
+                torch._foreach_clamp_max_(measured, self.max_importance)
+            self.commit()
+            self.merge(synapses, measured)
+        return True
+
+    def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
+        """Takes the task's importance into the state, and anchors the weights."""
+        importance, anchor = synapses["importance"], synapses["anchor"]
+        new = [value.to(old.dtype) for value, old in zip(measured, importance, strict=True)]
+        kept = self.decay
+        if kept == "mean":
+            kept = self.tasks / (self.tasks + 1)
+            new = list(torch._foreach_mul(new, 1.0 - kept))
+        if self.anchors == "latest":
+            merge_latest_(importance, anchor, new, synapses.parameters, kept)
+        else:
+            growth = merge_each_(importance, anchor, new, synapses.parameters, kept)
+            self._offset = kept * self._offset + synapses.total(growth).item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Importance, anchor and counts."""
+        return super().state_dict() | {"offset": self._offset}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self._offset = state_dict["offset"]
+
+    def save_importance(self, path: str | PathLike[str]) -> None:
+        """Writes the state to a safetensors file, for ``importance=`` of another run.
+
+        Under FSDP2 every process has a part of it, and all have to call this.
+
+        Args:
+            path: of the file, which is written whole or not at all; per parameter one tensor
+                ``importance/NAME``, one ``anchor/NAME``, and for RWalk two more. It belongs with the weights
+                that it was measured on.
+
+        Raises:
+            ValueError: no task has been consolidated yet.
+        """
+        if not self.tasks:
+            raise ValueError("there is no importance to save before the first task has ended")
+        state = self.synapses.state_dict()
+        kept = {field: state[field] for field in self.shared}
+        save_importance(path, kept, self.measure, self.tasks, self._offset)

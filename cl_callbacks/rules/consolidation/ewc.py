@@ -1,0 +1,134 @@
+"""Elastic weight consolidation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
+from cl_callbacks.rules.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
+from cl_callbacks.training.model_outputs import ReadsOutputs
+
+
+class EWC(ReadsOutputs, BoundaryRule):
+    r"""Elastic weight consolidation: weights that carried information resist change.
+
+    At the end of each task the diagonal Fisher information is measured, per sample, at the weights
+    reached, and from then on the loss of every further task is accompanied by
+
+    .. math:: \frac\lambda2 \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
+              F_i = \mathrm E_x \sum_c p(c|x) \Bigl(\frac{\partial \log p(c|x)}{\partial\theta_i}\Bigr)^2 .
+
+    Memory is two tensors per parameter for any number of tasks. The pull is clipped together with the
+    task's gradient, and with Adam it enters the moments, as a penalty in the loss does.
+
+    Sources: Kirkpatrick et al. 2017 (arXiv 1612.00796); Huszár 2018 (1712.03847); Schwarz et al. 2018
+    (1805.06370); logits reversal: 2603.18596.
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. A good value
+            depends on the estimator by orders of magnitude: search a log grid from 1 to 1e6.
+        estimator: ``"exact"`` sums over all classes (one backward each); ``"sampled"`` draws a label
+            from the model; ``"empirical"`` takes the label of the data; ``"logits_reversal"`` is
+            EWC-DR's, which does not vanish for confident models. Token sequences (logits of shape
+            ``(N, T, V)``) are one sample each and need ``"sampled"`` or ``"empirical"``.
+        samples: of the task to measure on, over all processes; ``None`` for all.
+        anchors: ``"latest"`` pulls to the weights after the latest task with the summed Fisher;
+            ``"each"`` to the weights after each task with that task's Fisher.
+        decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1; ``"mean"`` for
+            the average over tasks instead of a sum.
+        likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
+            means of unit variance for regression.
+        proximal: apply the penalty after each optimizer step as
+            :math:`\theta\leftarrow(\theta+\eta kF\theta^*)/(1+\eta kF)` with the learning rate
+            :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by
+            Adam or clipping, so that it wants another strength.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
+        importance: a file by :meth:`save_importance`, to start from another run's memory.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of Fisher and anchor; default float32, or wider where the parameter is.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction; before the first step, outputs or
+            labels that the estimator cannot read.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[EWC(strength=70.0)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        estimator: Estimator = "exact",
+        samples: int | None = 500,
+        anchors: Anchors = "latest",
+        decay: Decay = 1.0,
+        likelihood: Likelihood = "categorical",
+        proximal: bool = False,
+        max_importance: float | None = None,
+        importance: str | PathLike[str] | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.estimator, self.likelihood = estimator, likelihood
+        self.samples = checked_samples(samples)
+        super().__init__(
+            strength,
+            anchors=anchors,
+            decay=decay,
+            proximal=proximal,
+            max_importance=max_importance,
+            importance=importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        check_fisher(estimator, likelihood)
+
+    @property
+    def measure(self) -> dict[str, str]:
+        """The kind of Fisher information."""
+        return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood}
+
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor] | None:
+        """The task's diagonal Fisher information."""
+        return mean_of_gradients(
+            trainer,
+            pl_module,
+            synapses.sources,
+            lambda batch: self.outputs_and_labels(pl_module, batch),
+            self._cotangents,
+            samples=self.samples,
+            what=f"{type(self).__name__}: task {task}",
+            seed=task,
+        )
+
+    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
+        """Raises what :func:`~cl_callbacks.functional.fisher.fisher_cotangents` raises."""
+        next(self._cotangents(outputs, labels))
+
+    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+        return fisher_cotangents(outputs, labels, estimator=self.estimator, likelihood=self.likelihood)

@@ -1,0 +1,244 @@
+"""Kronecker-factored Laplace approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from cl_callbacks.functional.anchoring import merge_latest_
+from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
+from cl_callbacks.functional.kronecker import Factors, KroneckerFactors, paired
+from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
+from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.step import Step
+from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients, mean_over_task
+from cl_callbacks.training.model_outputs import ReadsOutputs
+from cl_callbacks.training.progress import say
+
+
+class KFACLaplace(ReadsOutputs, AnchoredRule):
+    r"""Kronecker-factored Laplace: combinations of weights that carried information resist change.
+
+    Where :class:`~cl_callbacks.rules.consolidation.ewc.EWC` knows how much each weight matters, this knows
+    how much each *combination* of the weights of a layer does. At the end of each task the curvature of every
+    ``nn.Linear`` and ``nn.Conv2d`` (its bias included) is measured as a Kronecker product, and from then
+    on the loss of every further task is accompanied by
+
+    .. math:: \frac\lambda2 \sum_{\text{layers}} \mathrm{tr}(G\,\Delta W A\,\Delta W^\top), \qquad
+              A = \mathrm E[aa^\top], \quad G = \mathrm E[\delta\delta^\top] .
+
+    All other parameters (norms, embeddings, attention's packed projection, weights shared by modules) get
+    the diagonal Fisher information, as in EWC; the log says which. The anchor is the weights after the
+    latest task. Memory is the two factors of each layer, inputs squared and outputs squared, and two
+    tensors per parameter. The matrix products of each step cost about :math:`(I+O)/3B` of a plain step
+    for a layer from :math:`I` to :math:`O` units and :math:`B` samples (or positions) in a batch.
+
+    Sources: Ritter et al. 2018 (arXiv 1805.07810); Martens & Grosse 2015 (1503.05671); convolutions:
+    Grosse & Martens 2016 (1602.01573).
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
+        accumulate: ``"nearest"`` keeps one pair of factors, the nearest to the sum over tasks;
+            ``"list"`` keeps those of every task, with time and memory that grow.
+        estimator: of :math:`G`: ``"sampled"`` draws a label from the model, ``"exact"`` sums over all
+            classes, ``"empirical"`` takes the label of the data, ``"logits_reversal"`` as in EWC.
+        samples: of the task to measure on, over all processes; ``None`` for all.
+        decay: share of the older tasks' curvature that is kept at each boundary, 0 to 1.
+        likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
+            means of unit variance for regression.
+        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
+            strength, instead of adding its gradient; it wants another strength, and
+            ``accumulate="nearest"``.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of anchor and diagonal; default float32, or wider where the parameter is.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction; before the first step, outputs or
+            labels that the estimator cannot read.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[KFACLaplace(strength=30.0)], logger=False, enable_checkpointing=False)
+    """
+
+    shardable: ClassVar[bool] = False
+    local: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        accumulate: Accumulate = "nearest",
+        estimator: Estimator = "sampled",
+        samples: int | None = 500,
+        decay: float = 1.0,
+        likelihood: Likelihood = "categorical",
+        proximal: bool = False,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            strength,
+            proximal=proximal,
+            max_importance=None,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if accumulate not in get_args(Accumulate):
+            raise ValueError(f"accumulate={accumulate!r} is not one of {get_args(Accumulate)}")
+        if proximal and accumulate == "list":
+            raise ValueError("a sum of Kronecker products has no cheap proximal step: accumulate='nearest'")
+        if isinstance(decay, str) or not 0 <= decay <= 1:
+            raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
+        check_fisher(estimator, likelihood)
+        self.estimator, self.likelihood = estimator, likelihood
+        self.samples, self.decay = checked_samples(samples), decay
+        self.accumulate, self.memory = accumulate, KroneckerMemory(accumulate)
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds the gradient of the penalty."""
+        super().pull(synapses, gradients)
+        if self.anchored and not self.proximal:
+            self.memory.pull(self.synapses.view, synapses.names, gradients, self.stiffness)
+
+    def rewrite(self, step: Step) -> None:
+        """Takes the proximal step of the penalty."""
+        super().rewrite(step)
+        if self.anchored and self.proximal:
+            steps = [self.stiffness * rate for rate in step.option("lr")]
+            self.memory.relax(self.synapses.view, step.synapses.names, steps)
+
+    def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
+        """The diagonal of what the factors say, and of the rest its own."""
+        found = [importance.clone() for importance in synapses["importance"]]
+        self.memory.add_diagonal(synapses.names, found)
+        return found
+
+    def penalty(self, synapses: SynapseView) -> Tensor:
+        """The penalty, a scalar."""
+        diagonal = super().penalty(synapses)
+        return diagonal + self.memory.penalty(synapses, self.stiffness).to(diagonal)
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Measures the curvature and takes it into the memory."""
+        with torch.no_grad():
+            factors = self._factors(trainer, pl_module, synapses, task)
+            covered = {name for name in synapses.names if _weight(name) in factors}
+            diagonal = self._diagonal(trainer, pl_module, synapses, covered, task)
+            if not factors and diagonal is None:
+                rank_zero_warn(
+                    f"{type(self).__name__}: no sample of task {task} gave a finite curvature, so the task "
+                    f"was not consolidated and the earlier state is kept."
+                )
+                return False
+            self.commit()
+            self.memory.merge(factors, self.decay)
+            new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
+            merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)
+        rest = [name for name in synapses.names if name not in covered]
+        name = type(self).__name__
+        if not self.tasks:
+            say(trainer, f"{name}: {len(factors)} layers in factors, diagonal: {rest or 'none'}")
+        return True
+
+    def _factors(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> dict[str, Factors]:
+        layers = factored_layers(pl_module, synapses)
+        if not layers:
+            return {}
+        factors = KroneckerFactors(pl_module, layers, lambda batch: self.outputs_and_labels(pl_module, batch))
+        means = mean_over_task(
+            trainer,
+            pl_module,
+            lambda batch: factors.sums(batch, self._cotangents),
+            factors.zeros(),
+            samples=self.samples,
+            what=f"{type(self).__name__}: factors of task {task}",
+            seed=task,
+        )
+        if means is None:
+            return {}
+        # All ranks agree on which layers their factors explain.
+        explained = torch.tensor(list(factors.explained.values()), dtype=torch.float, device=pl_module.device)
+        explained = trainer.strategy.reduce(explained, reduce_op="mean")
+        pairs = zip(layers, paired(means), explained.tolist(), strict=True)
+        return {name: pair for name, pair, share in pairs if share == 1.0}
+
+    def _diagonal(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        synapses: SynapseView,
+        covered: set[str],
+        task: int,
+    ) -> list[Tensor] | None:
+        """Fisher information of what is not covered by factors, and zeros for what is."""
+        rest = [p for name, p in zip(synapses.names, synapses.parameters, strict=True) if name not in covered]
+        if not rest:
+            return None
+        means = mean_of_gradients(
+            trainer,
+            pl_module,
+            rest,
+            lambda batch: self.outputs_and_labels(pl_module, batch),
+            self._cotangents,
+            samples=self.samples,
+            what=f"{type(self).__name__}: diagonal of task {task}",
+            seed=task,
+        )
+        if means is None:
+            return None
+        found = iter(means)
+        return [
+            torch.zeros_like(old) if name in covered else next(found).to(old.dtype)
+            for name, old in zip(synapses.names, synapses["importance"], strict=True)
+        ]
+
+    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
+        """Raises what :func:`~cl_callbacks.functional.fisher.fisher_cotangents` raises."""
+        next(self._cotangents(outputs, labels))
+
+    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+        return fisher_cotangents(outputs, labels, estimator=self.estimator, likelihood=self.likelihood)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the factors."""
+        return super().state_dict() | {"factors": self.memory.state_dict()}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.memory.load_state_dict(state_dict["factors"])
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        self.memory.place(self.synapses.view, self.synapses.state_dict()["anchor"])
+
+
+def _weight(name: str) -> str:
+    """The weight with which a parameter shares its factors: a bias its layer's, a weight itself."""
+    return name.removesuffix("bias") + "weight" if name.endswith("bias") else name

@@ -1,0 +1,197 @@
+"""Kronecker-factored curvatures of a network's layers, remembered over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.functional.kronecker import (
+    Eigen,
+    Factored,
+    Factors,
+    bias_name,
+    decompose,
+    has_factors,
+    kronecker_diagonal,
+    kronecker_pull,
+    nearest_sum,
+    paired,
+    relax_kronecker,
+)
+from cl_callbacks.synapses.state import SynapseView, plain_name
+
+Accumulate = Literal["list", "nearest"]
+
+
+def factored_layers(module: nn.Module, synapses: SynapseView) -> dict[str, Factored]:
+    """The layers whose curvature can be factored, by the name of their weight.
+
+    Their weight is among the synapses and belongs to no other module.
+    """
+    owners: dict[int, int] = {}
+    for inner in module.modules():
+        for p in inner.parameters(recurse=False):
+            owners[id(p)] = owners.get(id(p), 0) + 1
+    wanted = {id(p) for p in synapses.parameters}
+    return {
+        plain_name(f"{name}.weight" if name else "weight"): inner
+        for name, inner in module.named_modules()
+        if has_factors(inner) and id(inner.weight) in wanted and owners[id(inner.weight)] == 1
+    }
+
+
+class KroneckerMemory:
+    """Factors of each layer, and the quadratic penalty that they make.
+
+    A layer's weights and bias are one matrix, the bias its last column. One of them that is not among the
+    synapses counts as resting at its anchor.
+
+    Args:
+        accumulate: keep the factors of every task, or one pair that is nearest to their sum.
+    """
+
+    def __init__(self, accumulate: Accumulate) -> None:
+        self.accumulate = accumulate
+        self.factors: dict[str, list[Factors]] = {}
+        self._eigen: dict[str, Eigen] = {}
+
+    def place(self, synapses: SynapseView, known: Collection[str]) -> None:
+        """Lays the factors out beside the weights.
+
+        A layer that has grown, or got a bias, gets zeros for what is new. Layers that the model no longer
+        has are dropped.
+
+        Args:
+            synapses: those selected.
+            known: names of all parameters that have state, selected or not.
+        """
+        weights = dict(zip(synapses.names, synapses.parameters, strict=True))
+        self.factors = {name: terms for name, terms in self.factors.items() if name in known}
+        for name, terms in self.factors.items():
+            if name in weights:
+                placed = [
+                    Factors(*(synapses.rest(t, weights[name]) for t in term))
+                    for term in (_grown(term, weights[name], bias_name(name) in weights) for term in terms)
+                ]
+                if any(
+                    a is not b
+                    for new, old in zip(placed, terms, strict=True)
+                    for a, b in zip(new, old, strict=True)
+                ):
+                    self.factors[name] = placed
+                    self._eigen.pop(name, None)
+
+    def merge(self, new: Mapping[str, Factors], decay: float) -> None:
+        """Takes a task's factors in; of the older tasks' the share ``decay`` is kept."""
+        merged = {}
+        for name in {**self.factors, **new}:
+            terms = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
+            if name in new:
+                device = new[name].inputs.device  # factors that live elsewhere go back with the next `place`
+                terms = [Factors(a.to(device), g.to(device)) for a, g in terms] + [new[name]]
+            nearest = self.accumulate == "nearest" and len(terms) > 1
+            merged[name] = [nearest_sum(terms)] if nearest else terms
+        self.factors = merged  # all at once: an exception on the way leaves the old ones
+        self._eigen.clear()
+
+    def pull(
+        self, synapses: SynapseView, names: list[str], gradients: list[Tensor], stiffness: float
+    ) -> None:
+        """Adds the gradient of the penalty to those of the named parameters, in place."""
+        target = dict(zip(names, gradients, strict=True))
+        for name, change in self._changes(synapses, names).items():
+            _add(target, name, stiffness * kronecker_pull(change, self._lent(synapses, name, change)))
+
+    def relax(self, synapses: SynapseView, names: list[str], steps: list[float]) -> None:
+        """Takes the proximal step of the penalty, in place; for single pairs."""
+        target = dict(zip(synapses.names, synapses.parameters, strict=True))
+        step = dict(zip(names, steps, strict=True))
+        for name, change in self._changes(synapses, names).items():
+            if name not in self._eigen:
+                (pair,) = self._lent(synapses, name, change)
+                self._eigen[name] = Eigen(*(synapses.rest(t, change) for t in decompose(pair)))
+            eigen = Eigen(*synapses.lend(self._eigen[name], change))
+            stepping = {n: step[n] for n in (name, bias_name(name)) if n in step}
+            (rate, *others) = set(stepping.values())
+            if others:
+                raise ValueError(
+                    f"the proximal step of a layer needs one learning rate, and {name} and its bias have "
+                    f"{sorted(stepping.values())} (times the strength): use one, or proximal=False"
+                )
+            relaxed = relax_kronecker(change, eigen, rate)
+            _add({n: target[n] for n in stepping}, name, relaxed - change)
+
+    def penalty(self, synapses: SynapseView, stiffness: float) -> Tensor:
+        """The penalty, a scalar."""
+        changes = self._changes(synapses, synapses.names)
+        parts = [
+            (kronecker_pull(change, self._lent(synapses, name, change)) * change).sum()
+            for name, change in changes.items()
+        ]
+        return 0.5 * stiffness * torch.stack(parts).sum() if parts else torch.zeros(())
+
+    def add_diagonal(self, names: list[str], importance: list[Tensor]) -> None:
+        """Adds the diagonal of the curvature to that of the named parameters, in place."""
+        target = dict(zip(names, importance, strict=True))
+        for name, terms in self.factors.items():
+            if {name, bias_name(name)} & target.keys():
+                _add(target, name, kronecker_diagonal(terms))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lists of tensors by the name of the weight: input factor, output factor, input factor, …."""
+        return {name: [factor for term in terms for factor in term] for name, terms in self.factors.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
+        """Takes copies of saved factors."""
+        self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
+        self._eigen = {}
+
+    def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
+        """A layer's factors beside its parameters: of those that live elsewhere, one layer's at a time."""
+        return [Factors(*synapses.lend(term, change)) for term in self.factors[name]]
+
+    def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
+        """How far each layer that has one of the named parameters is from its anchor, as a matrix."""
+        place, anchors = {name: i for i, name in enumerate(synapses.names)}, synapses["anchor"]
+
+        def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+            """Of a weight or a bias; what is not among the synapses rests."""
+            if name not in place:
+                return like.new_zeros(shape, device=synapses.parameters[0].device)
+            i = place[name]
+            return (synapses.parameters[i].detach() - anchors[i]).to(like.dtype).view(shape)
+
+        found, stepping = {}, set(names)
+        for name, terms in self.factors.items():
+            if not {name, bias_name(name)} & stepping:
+                continue
+            inputs, outputs = terms[0]
+            rows, columns = len(outputs), len(inputs)
+            # A weight that rests is here for its bias, the last column.
+            width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
+            weight = part(name, (rows, width), inputs)
+            bias = part(bias_name(name), (rows, columns - width), inputs)
+            found[name] = torch.cat([weight, bias], 1)
+        return found
+
+
+def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
+    """Adds a matrix to a layer's weight and bias, as far as these are there."""
+    if name in target:
+        weight = target[name]
+        weight += change[:, : weight[0].numel()].reshape(weight.shape)
+    if bias_name(name) in target:
+        bias = target[bias_name(name)]
+        bias += change[:, -1]
+
+
+def _grown(term: Factors, weight: Tensor, has_bias: bool) -> Factors:
+    inputs, outputs = term
+    rows = len(weight) - len(outputs)
+    columns = max(0, weight[0].numel() + has_bias - len(inputs))
+    if rows or columns:
+        return Factors(*(nn.functional.pad(t, (0, n, 0, n)) for t, n in ((inputs, columns), (outputs, rows))))
+    return term

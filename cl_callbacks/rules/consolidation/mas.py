@@ -1,0 +1,125 @@
+"""Memory aware synapses."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.functional.sensitivity import NORMS, Norm, sensitivity_cotangent
+from cl_callbacks.rules.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
+from cl_callbacks.training.model_outputs import ReadsOutputs
+
+
+class MAS(ReadsOutputs, BoundaryRule):
+    r"""Memory aware synapses: weights to which the output is sensitive resist change.
+
+    At the end of each task the sensitivity of the output's length is measured, per sample and without
+    labels, and from then on the loss of every further task is accompanied by
+
+    .. math:: \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
+              \Omega_i = \mathrm E_x \Bigl| \frac{\partial \|f(x)\|^2}{\partial\theta_i} \Bigr| .
+
+    Memory is two tensors per parameter for any number of tasks. The outputs are read as
+    :class:`~cl_callbacks.rules.consolidation.ewc.EWC` reads them. With ``norm="l2"``, ``decay="mean"`` and
+    :class:`~cl_callbacks.boundaries.plateau_boundaries.PlateauBoundaries`, whose hard samples it then
+    measures on, it is the task-free form.
+
+    Sources: Aljundi et al. 2018 (arXiv 1711.09601); task-free: Aljundi et al. 2019 (1812.03596).
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. There is no one
+            half in the penalty: the gradient is :math:`2\lambda\Omega(\theta-\theta^*)`.
+        norm: ``"squared"`` for :math:`\|f\|^2`, ``"l2"`` for :math:`\|f\|`.
+        samples: of the task to measure on, over all processes; ``None`` for all.
+        anchors: ``"latest"`` pulls to the weights after the latest task with the summed importance;
+            ``"each"`` to the weights after each task with that task's.
+        decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
+            the average over tasks instead of a sum.
+        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
+            strength, instead of adding its gradient; it wants another strength.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
+        importance: a file by :meth:`save_importance`, to start from another run's memory.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of the state; default float32, or wider where the parameter is.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction; before the first step, outputs that
+            cannot be read.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[MAS(strength=1.0)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        norm: Norm = "squared",
+        samples: int | None = 500,
+        anchors: Anchors = "latest",
+        decay: Decay = 1.0,
+        proximal: bool = False,
+        max_importance: float | None = None,
+        importance: str | PathLike[str] | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.norm, self.samples = norm, checked_samples(samples)
+        super().__init__(
+            strength,
+            anchors=anchors,
+            decay=decay,
+            proximal=proximal,
+            max_importance=max_importance,
+            importance=importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is not one of {NORMS}")
+
+    @property
+    def stiffness(self) -> float:
+        """The penalty has no one half."""
+        return 2.0 * self.strength
+
+    @property
+    def measure(self) -> dict[str, str]:
+        """The kind of sensitivity."""
+        return {"rule": "MAS", "norm": self.norm}
+
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor] | None:
+        """The sensitivity on the task's data."""
+        return mean_of_gradients(
+            trainer,
+            pl_module,
+            synapses.sources,
+            lambda batch: self.outputs_and_labels(pl_module, batch),
+            lambda outputs, labels: [sensitivity_cotangent(outputs, self.norm)],
+            Tensor.abs_,
+            samples=self.samples,
+            what=f"{type(self).__name__}: task {task}",
+            seed=task,
+        )

@@ -1,0 +1,179 @@
+"""Riemannian walk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.functional.anchoring import merge_latest_
+from cl_callbacks.functional.averaging import average_square_
+from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.step import Need, Step
+
+
+class RWalk(BoundaryRule):
+    r"""Riemannian walk: an online Fisher information and a path score, on one scale.
+
+    During training every synapse keeps a running Fisher information
+    :math:`F \leftarrow \gamma F + (1-\gamma) g^2` and a score: in each window of steps, how far it made the
+    loss fall for how far it moved the output distribution. From the second task on the loss is
+    accompanied by
+
+    .. math:: \lambda \sum_i (\hat F_i + \hat s_i) (\theta_i - \theta^*_i)^2, \qquad
+              s \leftarrow s + \frac{\max(0, \omega)}{\frac12 F \, \Delta\theta^2 + \xi}, \qquad
+              \omega = -\sum_{\text{window}} g \, \delta\theta,
+
+    where :math:`\hat F` and :math:`\hat s` are scaled to lie between 0 and 1 over the whole network, so that
+    :math:`\lambda` does not depend on the loss. At each boundary the score is averaged with that of the
+    tasks before. No extra pass over the data; memory is six tensors per parameter. Its Fisher is that of
+    batch gradients, about as many times smaller than EWC's as a batch has samples, which the scaling undoes.
+
+    Source: Chaudhry et al. 2018 (arXiv 1801.10112).
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
+        decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to below 1.
+        every_n_steps: length of a window; one also ends with each snapshot of
+            :class:`~cl_callbacks.boundaries.drift_boundaries.DriftBoundaries`.
+        damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
+        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
+            strength, instead of adding its gradient; it wants another strength.
+        max_importance: the largest :math:`\hat F_i+\hat s_i` that counts, below 2; ``None`` for no limit.
+        importance: a file by :meth:`save_importance`, to start from another run's memory.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of importance and anchor; default float32, or wider where the parameter is. What changes
+            a little in every step is at least float32.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[RWalk(strength=10.0)], logger=False, enable_checkpointing=False)
+    """
+
+    fields: Mapping[str, Fill] = {
+        **BoundaryRule.fields,
+        "fisher": "zeros",
+        "path": "zeros",
+        "score": "zeros",
+        "start": "parameter",
+    }
+    gathered: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
+    running = ("fisher", "path", "score", "start")
+    shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
+    needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        decay: float = 0.99,
+        every_n_steps: int = 10,
+        damping: float = 1e-3,
+        proximal: bool = False,
+        max_importance: float | None = None,
+        importance: str | PathLike[str] | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            strength,
+            decay=decay,
+            proximal=proximal,
+            max_importance=max_importance,
+            importance=importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is the share of the Fisher that a step keeps, 0 to below 1; got {decay}")
+        if every_n_steps < 1:
+            raise ValueError(f"a window has at least one step; got every_n_steps={every_n_steps}")
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
+        self.fisher_decay, self.every_n_steps, self.damping = decay, every_n_steps, damping
+        self.steps = 0
+        """Optimizer steps so far; windows are closed for all synapses together."""
+
+    @property
+    def stiffness(self) -> float:
+        """The penalty has no one half."""
+        return 2.0 * self.strength
+
+    def observe(self, step: Step) -> None:
+        """Follows Fisher and path by one step."""
+        synapses = step.synapses
+        average_square_(synapses["fisher"], step.gradients, [1.0 - self.fisher_decay] * len(synapses))
+        add_path_(synapses["path"], step.gradients, step.undo)
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Closes the window after its last step."""
+        self.steps += 1
+        if self.steps % self.every_n_steps == 0:
+            self._close_window(self.synapses.view)
+
+    def _close_window(self, synapses: SynapseView) -> None:
+        for block in synapses.blocks():
+            with self.synapses.at_hand():
+                add_score_(
+                    block["score"],
+                    block["path"],
+                    block["fisher"],
+                    block["start"],
+                    block.parameters,
+                    self.damping,
+                )
+
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor]:
+        """Running Fisher and averaged score, each on a scale from 0 to 1."""
+        self.commit()  # the state is changed while it is read
+        self._close_window(synapses)
+        score, fisher = synapses["score"], synapses["fisher"]
+        if self.tasks:  # the first task's score has nothing to be averaged with
+            torch._foreach_mul_(score, 0.5)
+        scaled = [min_max(found, *synapses.extremes(found)) for found in (fisher, score)]
+        return list(torch._foreach_add(*scaled))
+
+    def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
+        """Replaces the importance: Fisher and score remember the earlier tasks themselves."""
+        merge_latest_(synapses["importance"], synapses["anchor"], measured, synapses.parameters, decay=0.0)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Closes the window, so that no path leads across it."""
+        with torch.no_grad(), self.synapses.at_hand():
+            self._close_window(self.synapses.view)
+        return super().snapshot()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the place in the window."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.steps = state_dict["steps"]

@@ -1,0 +1,150 @@
+"""Synaptic intelligence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.step import Need, Step
+
+
+class SynapticIntelligence(BoundaryRule):
+    r"""Synaptic intelligence: weights that made the loss fall resist change.
+
+    Every synapse follows online how much of the loss's fall is due to it, without an extra pass over the
+    data, and from the second task on the loss is accompanied by
+
+    .. math:: c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
+              \Omega_i = \sum_{\text{tasks}} \frac{\max(0, \omega_i)}{(\Delta\theta_i)^2 + \xi}, \qquad
+              \omega_i = -\sum_{\text{steps}} g_i \, \delta\theta_i .
+
+    Here :math:`g` is the gradient of the task's loss alone and :math:`\delta\theta` what the optimizer
+    has really done, so it holds under momentum, Adam, clipping, accumulation and mixed precision;
+    :math:`\Delta\theta` is the way from the task's start to its end. Memory is three tensors per
+    parameter and two snapshots that all rules of a Trainer share. Large batches weaken it: part of what
+    it measures is the noise of the gradient.
+
+    Source: Zenke et al. 2017 (arXiv 1703.04200).
+
+    Args:
+        strength: :math:`c`, at least 0; 0 leaves training as it is, bit for bit. There is no one half in
+            the penalty: the gradient is :math:`2c\,\Omega(\theta-\theta^*)`.
+        damping: :math:`\xi`, in units of squared weights, above 0.
+        exclude_weight_decay: leave the decoupled weight decay of AdamW and its kind out of the path; it
+            moves weights whatever the loss.
+        decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
+            the average over tasks instead of a sum.
+        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
+            strength, instead of adding its gradient; it wants another strength.
+        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
+        importance: a file by :meth:`save_importance`, to start from another run's memory.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of importance and anchor; default float32, or wider where the parameter is. The path,
+            which grows in small steps, is at least float32.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[SynapticIntelligence(strength=1.0)], logger=False, enable_checkpointing=False)
+    """
+
+    fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
+    gathered: ClassVar[tuple[str, ...]] = ("path",)
+    running = ("path",)
+    needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        damping: float = 0.1,
+        exclude_weight_decay: bool = False,
+        decay: Decay = 1.0,
+        proximal: bool = False,
+        max_importance: float | None = None,
+        importance: str | PathLike[str] | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.damping, self.exclude_weight_decay = damping, exclude_weight_decay
+        super().__init__(
+            strength,
+            decay=decay,
+            proximal=proximal,
+            max_importance=max_importance,
+            importance=importance,
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
+
+    @property
+    def stiffness(self) -> float:
+        """The penalty has no one half."""
+        return 2.0 * self.strength
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to leave out a weight decay that cannot be told from the rest of the update."""
+        super().on_train_start(trainer, pl_module)
+        if self.exclude_weight_decay:
+            for optimizer in trainer.optimizers:
+                _refuse_coupled_decay(optimizer)
+
+    def observe(self, step: Step) -> None:
+        """Follows the path by one step."""
+        undo = step.undo
+        if self.exclude_weight_decay:
+            decays = step.option("weight_decay", default=0.0)
+            rates = [lr * w for lr, w in zip(step.option("lr"), decays, strict=True)]
+            undo = without_decay(undo, step.synapses.parameters, rates)
+        add_path_(step.synapses["path"], step.gradients, undo)
+
+    def estimate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor]:
+        """The importance of the path of this task, which then starts anew."""
+        self.commit()  # the state is changed while it is read
+        path = synapses["path"]
+        found = path_importance(path, synapses.parameters, synapses["anchor"], self.damping)
+        torch._foreach_zero_(path)
+        return found
+
+
+def _refuse_coupled_decay(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        if group.get("weight_decay", 0.0) and not decoupled:
+            raise MisconfigurationException(
+                f"exclude_weight_decay=True takes decoupled decay, as AdamW's, out of the update, and that "
+                f"of {type(optimizer).__name__} is not known to be decoupled: use AdamW, set "
+                f"weight_decay=0, or exclude_weight_decay=False."
+            )

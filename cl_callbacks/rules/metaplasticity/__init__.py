@@ -1,0 +1,9 @@
+"""Rules that rewrite the update: how plastic a synapse is depends on what it has been through."""
+
+from cl_callbacks.rules.metaplasticity.benna_fusi import BennaFusi
+from cl_callbacks.rules.metaplasticity.bgd import BGD
+from cl_callbacks.rules.metaplasticity.cascade import Cascade
+from cl_callbacks.rules.metaplasticity.mesu import MESU
+from cl_callbacks.rules.metaplasticity.metaplastic_gate import MetaplasticGate
+
+__all__ = ["BGD", "MESU", "BennaFusi", "Cascade", "MetaplasticGate"]

@@ -1,0 +1,195 @@
+"""Benna and Fusi's chain of beakers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.functional.beakers import (
+    capacities,
+    conductances,
+    flow_,
+    largest_coupling,
+    level_differences,
+    timescales,
+)
+from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.rules.compatibility import warn_of_half_precision
+from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.step import Step
+from cl_callbacks.training.log import log
+
+
+class BennaFusi(SynapticCallback):
+    r"""Every weight is the first of a row of beakers, through which what it learns flows and comes back.
+
+    After each step of the optimizer, whichever it is, the levels of all beakers move by
+
+    .. math:: C_k\,\Delta u_k = g_{k-1}(u_{k-1}-u_k) - g_k(u_k-u_{k+1}), \qquad
+              C_k = r^{k-1}, \quad g_k = g_1 r^{-(k-1)},
+
+    with the weight :math:`u_1`. Beaker :math:`k` follows within :math:`r^{2(k-1)}/g_1` steps; the log shows
+    these times. A single change fades as :math:`t^{-1/2}` up to the last of them. No task boundary is
+    needed and no importance measured: each weight is drawn to its own past, on many timescales at once.
+    Memory is one tensor of double precision per parameter and beaker beyond the first. All beakers start
+    at the weight.
+
+    Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolidation"; for networks,
+    Kaplanis et al. 2018 (arXiv 1802.07239).
+
+    Args:
+        beakers: :math:`m`, at least 1; with 1 only the leak is left, a decay of the weights.
+        coupling: :math:`g_1`, the share of a weight's distance to the second beaker that flows in a step,
+            from 0, which leaves training as it is, bit for bit, to ``largest_coupling(timescale_ratio)``,
+            0.5 for a ratio of 2, beyond which the flow would overshoot. Default: 0.001.
+        horizon_steps: the timescale of the last beaker in optimizer steps, a more telling way to set the
+            coupling: about the length of training, or deep beakers never move.
+        timescale_ratio: :math:`r`, at least 1: from beaker to beaker the timescale grows by its square.
+        leak: whether the last beaker drains; without, nothing that was ever learned is lost altogether.
+        importance: name of another rule of this Trainer that says how plastic each synapse is: its flows
+            are slowed down by that much. Of the rules with a penalty it is :math:`1/(1+\eta\lambda\Omega)`,
+            of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out.
+        state_dtype: of the beakers, ``"float64"`` or ``"float32"``; in single precision the flow into the
+            fifth and deeper ones is lost to rounding. With few beakers, or on a device that has no other,
+            ``"float32"`` saves half of it.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> BennaFusi(beakers=4, horizon_steps=6400).timescales
+        [100.0, 400.0, 1600.0, 6400.0]
+    """
+
+    shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        beakers: int = 6,
+        coupling: float | None = None,
+        *,
+        horizon_steps: float | None = None,
+        timescale_ratio: float = 2.0,
+        leak: bool = True,
+        importance: str | None = None,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = "float64",
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        whole("beakers", beakers, least=1)
+        self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
+        self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
+        self.running = tuple(self.levels)
+        super().__init__(
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if not positive("timescale_ratio", timescale_ratio) >= 1:
+            raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
+        self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
+        self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
+        self.importance, self.horizon_steps = importance, horizon_steps
+        self._gating: SynapticCallback | None = None
+        self._capacities = capacities(beakers, timescale_ratio)
+        self._conductances = conductances(beakers, self.coupling, timescale_ratio, leak)
+
+    @property
+    def timescales(self) -> list[float]:
+        """Steps within which each beaker follows."""
+        if not self.coupling:
+            return [float("inf")] * self.beakers
+        return timescales(self.beakers, self.coupling, self.timescale_ratio)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the timescales are, and finds the rule that slows the flows."""
+        super().on_train_start(trainer, pl_module)
+        warn_of_half_precision(self)
+        steps = self.timescales
+        rank_zero_info(
+            f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
+        )
+        times = {f"cl/timescale_steps/{self.name}/beaker_{k}": t for k, t in enumerate(steps, 1)}
+        log(trainer, times)
+        if self.importance is not None:
+            self._gating = self._find(trainer, self.importance)
+
+    def _find(self, trainer: Trainer, name: str) -> SynapticCallback:
+        others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
+        able = [c for c in others if type(c).plasticity is not SynapticCallback.plasticity]
+        found = [c for c in able if c.name == name]
+        if len(found) != 1:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: importance={name!r} must be the name of one rule in the callback "
+                f"list that knows how plastic a synapse is, and is that of {len(found)}; there are "
+                f"{sorted(c.name for c in able) or 'none'}"
+            )
+        return found[0]
+
+    def rewrite(self, step: Step) -> None:
+        """Lets the beakers flow, the weight among them."""
+        if self.coupling > 0:
+            levels = [step.synapses.parameters, *(step.synapses[level] for level in self.levels)]
+            flow_(levels, self._capacities, self._conductances, self._gates(step))
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """How far the level of each beaker is from that of the next; the first is the weight."""
+        levels = [synapses.parameters, *(synapses[level] for level in self.levels)]
+        pairs = enumerate(level_differences(levels), 1)
+        return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}
+
+    def _gates(self, step: Step) -> list[Tensor] | None:
+        if self._gating is None:
+            return None
+        mine = step.synapses
+        view = self._gating.synapses.view.cut(mine.part)
+        rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
+        found = self._gating.plasticity(view, [rates[name] for name in view.names]) if len(view) else None
+        known = dict(zip(view.names, found or [], strict=True))
+        return [
+            known[name] if name in known else torch.ones_like(weight)
+            for name, weight in zip(mine.names, mine.parameters, strict=True)
+        ]
+
+
+def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio: float) -> float:
+    if coupling is not None and horizon is not None:
+        raise ValueError("coupling and horizon_steps set the same thing: give one of them")
+    largest = largest_coupling(ratio)
+    if horizon is not None:
+        positive("horizon_steps", horizon)
+        shortest = ratio ** (2 * (beakers - 1)) / largest
+        if not horizon >= shortest:
+            raise ValueError(
+                f"with {beakers} beakers whose timescales grow by {ratio**2:g} the last is at least "
+                f"{shortest:g} steps slow, or the first overshoots; got horizon_steps={horizon}: use fewer "
+                f"beakers, or a longer horizon"
+            )
+        return ratio ** (2 * (beakers - 1)) / horizon
+    found = 1e-3 if coupling is None else coupling
+    if not 0 <= found <= largest:
+        raise ValueError(
+            f"coupling must be from 0 to {largest:g}, beyond which beakers with timescale_ratio={ratio:g} "
+            f"overshoot; got {coupling}"
+        )
+    return found

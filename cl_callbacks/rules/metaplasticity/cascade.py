@@ -1,0 +1,149 @@
+"""Binary synapses with hidden levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
+from cl_callbacks.guards.arguments import whole
+from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.tensors.blocks import rows_of
+from cl_callbacks.tensors.random_numbers import Draws
+
+
+class Cascade(SynapticCallback):
+    r"""Weights of two values, each with hidden levels: what was often confirmed is hard to switch.
+
+    A weight is :math:`\pm a`, with :math:`a` the mean size of its tensor's weights when training begins. The
+    optimizer's update :math:`\Delta` becomes a candidate event: towards the sign of :math:`\Delta`, with
+    probability :math:`\min(1, |\Delta|/2a)`. An event against the weight switches its sign with probability
+    :math:`q_k` and takes it to the first level, one that confirms it takes it from level :math:`k` to
+    :math:`k+1` with probability :math:`p_k`:
+
+    .. math:: q_k = x^{k-1},\quad q_n = \frac{x^{n-1}}{1-x}, \qquad p_k = \frac{x^k}{1-x},\quad p_n = 0 .
+
+    With one level a weight follows the optimizer on average. No task boundary is needed. The rule replaces
+    the update; it suits networks that compute with the signs of weights, and others whose layers are
+    followed by a normalisation. Parameters of one dimension (biases, normalisation) stay with the
+    optimizer, unless ``parameters`` names them. Memory is one tensor per parameter, and one for the random
+    numbers of a step.
+
+    Source: Fusi, Drew & Abbott 2005, "Cascade models of synaptically stored memories".
+
+    Args:
+        levels: :math:`n`, at least 1.
+        seed: of the random transitions; the same on every process.
+        x: above 0 and at most 0.5, where all levels are used equally.
+        parameters: regular expressions of parameter names to include; default: all trainable ones of two
+            and more dimensions.
+        exclude: regular expressions of names to leave out.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction; a tensor of zeros, when training begins.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[Cascade(levels=5)], logger=False, enable_checkpointing=False)
+    """
+
+    fields: Mapping[str, Fill] = {"level": "zeros"}
+    needs: frozenset[Need] = frozenset({"before"})
+    owns_update: ClassVar[bool] = True
+    matrices_only: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        levels: int = 5,
+        seed: int = 0,
+        *,
+        x: float = 0.5,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            parameters=parameters, exclude=exclude, state_device=state_device, strict=strict, name=name
+        )
+        whole("levels", levels, least=1)
+        whole("seed", seed)
+        if not 0 < x <= 0.5:
+            raise ValueError(f"x must be above 0 and at most 0.5; got {x}")
+        self.levels, self.seed, self.x = levels, seed, x
+        self.steps = 0
+        """How many optimizer steps there were, from which the random numbers follow."""
+        self._uniform = Draws(Tensor.uniform_)
+        self._drawn: int | None = None
+
+    def rewrite(self, step: Step) -> None:
+        """Turns the update into events, and the events into switches."""
+        synapses = step.synapses
+        if self._drawn != self.steps:
+            self._uniform.draw(self.seed, self.steps)
+            self._drawn = self.steps
+        uniform = [rows_of(self._uniform[p], rows) for p, rows in synapses.part.items()]
+        switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.x)
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Goes on to other random numbers."""
+        self.steps += 1
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        """The probability that an event against a weight switches it."""
+        q = switch_probabilities(self.levels, self.x)
+        return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the level, from 1."""
+        return super().measures(synapses, rates) | {"level": list(torch._foreach_abs(synapses["level"]))}
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        view = self.synapses.view
+        if not self._uniform.are_beside(view.parameters, view.fields["level"]):
+            self._uniform = Draws(Tensor.uniform_, view.parameters, view.fields["level"])
+            self._drawn = None
+        with self.synapses.at_hand():
+            for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
+                _make_binary(name, weight, level)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of steps."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.steps = state_dict["steps"]
+
+
+@torch.no_grad()
+def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
+    """Gives its two values to a tensor that has others, and new weights their first level."""
+    new = level == 0
+    size = weight.abs().mean() if new.all() else weight[~new].abs().mean()
+    if not size.isfinite():
+        return  # who has the weights next may find them whole again
+    if size == 0:
+        raise ValueError(
+            f"Cascade: all weights of {name} are 0, so they have no two values: initialise them at random, "
+            f"or leave them out with exclude."
+        )
+    if ((weight.abs() - size).abs() <= 1e-3 * size).all() and not new.any():
+        return
+    sign = torch.where(weight < 0, -1.0, 1.0)
+    level.copy_(torch.where(level * sign > 0, level, sign))
+    weight.copy_(size * sign)

@@ -1,0 +1,167 @@
+"""Metaplasticity from synaptic uncertainty."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.beakers import (
+    capacities,
+    conductances,
+    flow_,
+    largest_coupling,
+    level_differences,
+)
+from cl_callbacks.functional.uncertainty import mesu_, relative_variance
+from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
+from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.step import Step
+
+Prior = Literal["zero", "chain"]
+
+
+class MESU(UncertainRule):
+    r"""Metaplasticity from synaptic uncertainty: as sure as the last :math:`N` steps can make it.
+
+    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with the network seen at
+    :math:`\mu+\sigma\epsilon` and the gradient :math:`g` of the loss summed over the observations,
+
+    .. math::
+        \Delta\mu &= -\sigma^2\,\mathbb E[g] + \frac{\sigma^2}{N\sigma_p^2}(0-\mu), \\
+        \Delta\sigma &= -\tfrac12\sigma^2\,\mathbb E[g\epsilon]
+                        + \frac{\sigma(\sigma_p^2-\sigma^2)}{2N\sigma_p^2} .
+
+    This replaces the optimizer's update: a synapse that the data have made sure takes small steps, one that
+    they do not need stays plastic, and what is older than the window of :math:`N` steps makes room for what
+    is new. No task boundary is needed. Memory is one tensor per parameter, and noise and snapshots while
+    training.
+
+    With ``prior="chain"`` the mean does not relax to 0 but towards a slow copy of its own past, the second
+    of a row of beakers as in :class:`BennaFusi`: :math:`g_1\min(1,\sigma^2/\sigma_p^2)(u_2-\mu)` instead of
+    the last term of :math:`\Delta\mu`; the beakers :math:`u_2\dots u_m` follow the mean.
+
+    Source: Bonnet et al. 2025, "Bayesian continual learning and forgetting in neural networks" (Nature
+    Communications); the chain is this package's.
+
+    Args:
+        memory: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
+            learn the latest task best and long ones remember more tasks.
+        prior_std: :math:`\sigma_p`, the plasticity of a synapse that no data need.
+        initial_std: :math:`\sigma` at the start; default: ``prior_std``.
+        samples: draws of the weights per step, each of which costs a forward and a backward.
+        antithetic: let every second draw mirror the one before it, also from step to step; it takes the
+            mean gradient, most of the noise, out of :math:`\mathbb E[g\epsilon]`.
+        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
+            :math:`\sigma`, above 0 and below 1; ``None`` for no limit.
+        rate: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
+        std_rate: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
+        prior: what the mean relaxes to: ``"zero"``, or with ``"chain"`` its own past.
+        beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy.
+        coupling: :math:`g_1` of the chain; its last beaker follows within ``4**(beakers - 1) / coupling``
+            steps.
+        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
+        seed: of the draws.
+        parameters: regular expressions of parameter names to include; default: all trainable ones.
+        exclude: regular expressions of names to leave out; the optimizer trains them as ever.
+        state_dtype: of the state, at least float32; default that, or wider where the parameter is. Chains of
+            more than 4 beakers want ``"float64"``, or rounding takes what flows into the deep ones.
+        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
+            the rule works on it; default: beside each parameter.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance in logs and checkpoints.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[MESU(memory=10_000)], logger=False, enable_checkpointing=False)
+    """
+
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        memory: float,
+        prior_std: float = 0.2,
+        initial_std: float | None = None,
+        *,
+        samples: int = 1,
+        antithetic: bool = True,
+        trust_region: float | None = 0.2,
+        rate: float = 1.0,
+        std_rate: float = 1.0,
+        prior: Prior = "zero",
+        beakers: int = 2,
+        coupling: float = 1e-3,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if prior not in get_args(Prior):
+            raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
+        positive("prior_std", prior_std)
+        whole("beakers", beakers, least=2)
+        self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
+        super().__init__(
+            initial_std=prior_std if initial_std is None else initial_std,
+            samples=samples,
+            antithetic=antithetic,
+            trust_region=trust_region,
+            reduction=reduction,
+            seed=seed,
+            extra_fields=dict.fromkeys(self.slow, "parameter"),
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        if not 0 <= coupling <= largest_coupling():
+            raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
+        self.memory, self.prior_std = positive("memory", memory, endless=True), prior_std
+        self.rate, self.std_rate = positive("rate", rate), positive("std_rate", std_rate)
+        self.prior, self.beakers, self.coupling = prior, beakers, coupling
+        self._capacities = capacities(beakers)
+        self._conductances = conductances(beakers, coupling, leak=False)
+
+    def update(self, step: Step, scale: float | Tensor) -> None:
+        """The equations above."""
+        synapses = step.synapses
+        past = [synapses[level] for level in self.slow]
+        mesu_(
+            synapses.parameters,
+            synapses["std"],
+            step.pulled,
+            step.noise_gradients,
+            memory=self.memory,
+            prior_std=self.prior_std,
+            rate=self.rate,
+            std_rate=self.std_rate,
+            trust_region=self.trust_region,
+            slow=past[0] if past else None,
+            coupling=self.coupling,
+            scale=scale,
+        )
+        if past:
+            flow_([step.before, *past], self._capacities, self._conductances, hold_first=True)
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        r""":math:`\sigma^2` in units of the prior's, at most 1."""
+        return relative_variance(synapses["std"], self.prior_std)
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the distances between neighbouring beakers of the chain, the first of which is the mean."""
+        levels = [synapses.parameters, *(synapses[level] for level in self.slow)]
+        pairs = enumerate(level_differences(levels), 1)
+        return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}

@@ -1,0 +1,73 @@
+"""Metaplasticity of large weights."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
+from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.step import Need, Step
+
+
+class MetaplasticGate(SynapticCallback):
+    r"""The larger a weight has grown, the less it lets itself be shrunk.
+
+    Of the update :math:`\Delta` that the optimizer has made to a weight :math:`w`,
+
+    .. math:: w \leftarrow w + \Delta\cdot\begin{cases}
+                  1 - \tanh^2(m|w|) & \text{if } w\Delta < 0 \\ 1 & \text{else.}\end{cases}
+
+    It was made for binary networks, which compute with the signs of hidden weights: there the size of a
+    hidden weight is how often its sign has proved right, and free for a memory. It needs neither task
+    boundaries nor memory of its own. As in the paper, parameters of one dimension (biases, normalisation)
+    are exempt, unless ``parameters`` names them.
+
+    Source: Laborieux et al. 2021 (arXiv 2003.03533).
+
+    Args:
+        steepness: :math:`m`, at least 0, in inverse units of weights; 0 leaves training as it is, bit for
+            bit.
+        parameters: regular expressions of parameter names to include; default: all trainable ones of two
+            and more dimensions.
+        exclude: regular expressions of names to leave out.
+        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[MetaplasticGate()], logger=False, enable_checkpointing=False)
+    """
+
+    needs: frozenset[Need] = frozenset({"before"})
+    matrices_only: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        steepness: float = 1.35,
+        *,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(parameters=parameters, exclude=exclude, name=name)
+        if not (math.isfinite(steepness) and steepness >= 0):
+            raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")
+        self.steepness = steepness
+
+    def rewrite(self, step: Step) -> None:
+        """Takes back a part of what has shrunk weights."""
+        with torch.no_grad():
+            resist_shrinking_(step.synapses.parameters, step.before, self.steepness)
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
+        """Of updates that shrink the weight."""
+        return metaplastic_gate(synapses.parameters, self.steepness)

@@ -1,0 +1,226 @@
+"""What the rules share whose synapses know how sure they are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks.functional.averaging import keep_
+from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.rules.compatibility import warn_of_half_precision
+from cl_callbacks.rules.compile_rules import compiles
+from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.synapses.state import Fill, SynapseView, plain_name
+from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.tensors.batches import count_samples
+from cl_callbacks.training.model_outputs import OutputsOfBatch
+from cl_callbacks.training.noisy_training import NoisyTraining
+from cl_callbacks.training.quiet import evaluation_mode
+
+
+class UncertainRule(OutputsOfBatch, SynapticCallback):
+    """Base of the rules that keep a mean and a standard deviation for each weight.
+
+    The weights of the model are the means. During the forward and backward of a training step they are
+    drawn from their distributions; the rule then replaces the optimizer's update by its own, computed from
+    the gradient of the loss summed over the observations of the step. Gradient clipping and the learning
+    rate have no part in it; the optimizer goes on training parameters that are not selected.
+
+    See the arguments of :class:`~cl_callbacks.rules.metaplasticity.mesu.MESU`.
+    """
+
+    needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
+    owns_update: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        initial_std: float,
+        samples: int,
+        antithetic: bool,
+        trust_region: float | None,
+        seed: int,
+        reduction: str,
+        extra_fields: Mapping[str, Fill],
+        parameters: Patterns,
+        exclude: Patterns,
+        state_dtype: torch.dtype | str | None,
+        state_device: str | None,
+        strict: bool,
+        name: str | None,
+    ) -> None:
+        self.fields: Mapping[str, Fill] = {"std": initial_std, **extra_fields}
+        self.running = tuple(self.fields)
+        super().__init__(
+            parameters=parameters,
+            exclude=exclude,
+            state_dtype=state_dtype,
+            state_device=state_device,
+            strict=strict,
+            name=name,
+        )
+        positive("initial_std", initial_std)
+        whole("samples", samples, least=1)
+        whole("seed", seed)
+        if trust_region is not None and not positive("trust_region", trust_region) < 1:
+            raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
+        self.initial_std, self.trust_region = initial_std, trust_region
+        self.samples, self.reduction = samples, reduction
+        self.seed, self.antithetic = seed, antithetic
+        self.noise: WeightNoise = WeightNoise(seed, antithetic)
+        self._training: NoisyTraining | None = None
+        self._counts: list[float | Tensor] = []
+        self._micro_batches: int | None = None
+        self._window_ended = False
+
+    def update(self, step: Step, scale: float | Tensor) -> None:
+        """The rule's equation, in place on the state and on the weights, which are the means before.
+
+        Args:
+            step: that was taken.
+            scale: factor from its gradients, mean over the draws, to those of the summed loss.
+        """
+        raise NotImplementedError
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """With the standard deviation."""
+        return super().measures(synapses, rates) | {"std": synapses["std"]}
+
+    def observations(self, batch: Any) -> int:
+        """Over how many observations the loss of a batch is averaged: its samples.
+
+        Override it where these are others, such as the tokens of a language model, or all those of a step
+        that accumulates over batches by hand.
+        """
+        return count_samples(batch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has the training steps meet drawn weights."""
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has to see each batch, and a training_step that takes "
+                f"dataloader_iter fetches its batches itself: let it take (batch, batch_idx)."
+            )
+        super().on_train_start(trainer, pl_module)
+        warn_of_half_precision(self)
+        self._counts, self._window_ended = [], False
+        self.noise.compiled = compiles(trainer)
+        self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the observations that go into the next step, over micro-batches and processes."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._window_ended:
+            self._counts, self._window_ended = [], False
+        self._counts.append(self._count(trainer, batch))
+        self._micro_batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Ends the window of micro-batches, whether its step is then taken or skipped on an overflow."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._window_ended = True
+
+    def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
+        if self.reduction == "sum":
+            return float(trainer.world_size)
+        found = self.observations(batch)
+        if found < 1:
+            raise ValueError(
+                f"{type(self).__name__}: no tensor of the batch (a {type(batch).__name__}) tells how many "
+                f"samples it holds: override `observations(batch)` of the rule to return their number."
+            )
+        if trainer.world_size == 1:
+            return float(found)
+        count = torch.tensor(float(found), device=trainer.strategy.root_device)
+        return trainer.strategy.reduce(count, reduce_op="sum")
+
+    def _scale(self) -> float | Tensor:
+        """From the gradient that Lightning has averaged to that of the loss summed over all observations."""
+        if self._micro_batches is None:  # manual optimization: who accumulates says so in `observations`
+            return self._counts[-1]
+        # By so many micro-batches it divides, also in a last window with fewer.
+        return sum(self._counts) * (self._micro_batches / len(self._counts))
+
+    def rewrite(self, step: Step) -> None:
+        """Puts the rule's update in the place of the optimizer's."""
+        keep_(step.synapses.parameters, step.before)
+        self.update(step, self._scale())
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        super()._place(pl_module, growing)
+        view = self.synapses.view
+        self.noise.place(view.parameters, view.fields["std"], view.bring)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves the module with its means."""
+        if self._training is not None:
+            self._training.detach()
+            self._training = None
+        super().teardown(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def predict_samples(self, pl_module: LightningModule, batch: Any, samples: int = 10) -> Tensor:
+        """Outputs of the network at several draws of the weights, in evaluation mode.
+
+        The mean of their softmax is the predictive distribution; where they disagree the network does not
+        know. The weights are the means again afterwards. Which outputs a batch has is for
+        :meth:`outputs` to say.
+
+        Args:
+            pl_module: the module that the rule has trained.
+            batch: of inputs, with or without labels, on the module's device.
+            samples: how many draws.
+
+        Returns:
+            Shape ``(samples, *outputs.shape)``; the same for the same seed.
+
+        Raises:
+            ValueError: the rule has not been trained, nor restored from a checkpoint.
+        """
+        whole("samples", samples, least=1)
+        stds = self.synapses.state_dict()["std"]
+        known = [(p, stds[plain_name(n)]) for n, p in pl_module.named_parameters() if plain_name(n) in stds]
+        if not known:
+            raise ValueError(
+                f"{type(self).__name__} knows no standard deviation of a parameter of "
+                f"{type(pl_module).__name__}: train with it first, or restore it from a checkpoint."
+            )
+        noise = WeightNoise(self.noise.seed, self.noise.antithetic)
+        noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(pl_module))
+            self.noise.pause()  # should this be called from within a training step
+            stack.callback(self.noise.resume)
+            stack.callback(noise.end)
+            found = []
+            for draw in range(samples):
+                noise.end()
+                noise.draws = draw
+                noise.begin()
+                found.append(self.outputs_and_labels(pl_module, batch)[0])
+        return torch.stack(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of draws, from which the noise goes on."""
+        return super().state_dict() | {"draws": self.noise.next_draw}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().restore(state_dict)
+        self.noise.go_on(state_dict["draws"])

@@ -1,0 +1,403 @@
+"""The Lightning side of every rule, written once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.guards.uninterrupted import uninterrupted
+from cl_callbacks.rules.compatibility import (
+    few,
+    refuse_missing_device,
+    refuse_optimizers,
+    refuse_shards,
+    refuse_strategy,
+)
+from cl_callbacks.rules.compile_rules import compiles
+from cl_callbacks.synapses.state import Fill, Synapses, SynapseView, plain_name
+from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.synaptic_step import SynapticStep
+from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.tensors.shards import reshard
+from cl_callbacks.training.log import is_due, log
+
+Patterns = str | Sequence[str] | None
+
+# What is called for a part of the synapses after the other, if a rule is local.
+_VERBS = {"pull", "rewrite", "observe", "effective_importance", "update", "plasticity"}
+
+
+class SynapticCallback(Callback):
+    """Base of every rule: hooks, parameter selection, checkpoints and logging.
+
+    A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step (see
+    :class:`~cl_callbacks.synapses.step.Step`), and overrides any of :meth:`pull`, :meth:`rewrite`,
+    :meth:`observe`, :meth:`end_step`, :meth:`consolidate`, :meth:`penalty`, :meth:`plasticity` and
+    :meth:`measures`.
+
+    Args:
+        parameters: regular expressions, searched in parameter names, of those to include; default: all
+            that require a gradient.
+        exclude: regular expressions of those to leave out.
+        state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
+            own dtype where that is wider. ``running`` fields are at least float32.
+        state_device: where the state lives, such as ``"cpu"``, which saves the accelerator's memory and costs
+            copies in each step; default: beside each parameter. See
+            :class:`~cl_callbacks.synapses.offload.Offload`.
+        strict: whether state of parameters that the model no longer has is an error.
+        name: of this instance, in log keys and checkpoints; default: the class name in lower case.
+            Two rules of one class on the same parameters need different names.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+
+    Example:
+        >>> class WeightDecay(SynapticCallback):
+        ...     def pull(self, synapses, gradients):
+        ...         torch._foreach_add_(gradients, synapses.parameters, alpha=0.01)
+        >>> WeightDecay(exclude="bias").state_key
+        "WeightDecay{'name': 'weightdecay', 'parameters': (), 'exclude': ('bias',)}"
+    """
+
+    fields: Mapping[str, Fill] = {}
+    needs: frozenset[Need] = frozenset()
+    gathered: ClassVar[tuple[str, ...]] = ()
+    """Fields that a task fills and its end reads; a change that is found late takes them back."""
+    running: tuple[str, ...] = ()
+    """Fields that change a little in every step, for which half precision has no room."""
+    owns_update: ClassVar[bool] = False
+    """Whether the rule puts an update of its own in the place of the optimizer's."""
+    shardable: ClassVar[bool] = False
+    """Whether the rule is local to each weight, and so can work on shards of parameters."""
+    local: ClassVar[bool] = False
+    """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one part of the synapses
+    after the other, so that each stays in the cache: true of equations that are local to each weight."""
+    matrices_only: ClassVar[bool] = False
+    """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
+    noise: WeightNoise | None = None
+    """Of a rule that has the network seen at drawn weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Whoever changes a verb says anew whether it is local."""
+        super().__init_subclass__(**options)
+        for kind in cls.__mro__:  # also what comes from a mixin
+            if "local" in vars(kind):
+                return
+            if not _VERBS.isdisjoint(vars(kind)):
+                cls.local = False
+                return
+
+    def __init__(
+        self,
+        *,
+        parameters: Patterns = None,
+        exclude: Patterns = None,
+        state_dtype: torch.dtype | str | None = None,
+        state_device: str | None = None,
+        strict: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.parameters, self.exclude = _patterns(parameters), _patterns(exclude)
+        self.name = type(self).__name__.lower() if name is None else name
+        self.state_dtype, self.state_device, self.strict = state_dtype, state_device, strict
+        self.synapses = Synapses(
+            self.fields, self._dtype(state_dtype), strict, _device(state_device), self.running
+        )
+        self.tasks = 0
+        """How many tasks the rule has consolidated."""
+        self.seconds = 0.0
+        """How long the consolidation of the last task took; 0.0 if there was none."""
+        self._step: SynapticStep | None = None
+        self._committing: ExitStack | None = None
+        self._evaluating = False
+
+    # -- what a rule overrides ---------------------------------------------------------------------
+
+    def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
+        """Adds to the gradients of the synapses that are about to step, in place; only reads the state."""
+
+    def rewrite(self, step: Step) -> None:
+        """Changes the update that was made, by changing the weights in place.
+
+        Rules do so in list order, after the one that owns the update, if any.
+        """
+
+    def observe(self, step: Step) -> None:
+        """Reads an optimizer step that was really taken, after all rules have rewritten it."""
+
+    def end_step(self, synapses: SynapseView) -> None:
+        """Counts a step, for a rule that counts: called once for all synapses that have stepped."""
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Updates the state at the end of a task; returns whether there was anything to remember."""
+        return False
+
+    def commit(self) -> None:
+        """For :meth:`consolidate`, before it changes the state: from here to the task's end Ctrl-C waits."""
+        if self._committing is not None:
+            self._committing.enter_context(uninterrupted())
+
+    def penalty(self, synapses: SynapseView) -> Tensor | None:
+        """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
+        return None
+
+    def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor] | None:
+        """How much of an update the rule lets each synapse take, from 0 to 1; ``None`` for all of it.
+
+        Args:
+            synapses: of this rule.
+            rates: learning rate of each tensor.
+        """
+        return None
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """What there is to see of each synapse, none of it negative: by default its plasticity.
+
+        Args:
+            synapses: any part of this rule's, such as those of one layer.
+            rates: learning rate of each tensor.
+
+        Returns:
+            For each measure a list aligned with ``synapses.parameters``, to be read only: it may be the live
+            state.
+        """
+        plasticity = self.plasticity(synapses, rates)
+        return {} if plasticity is None else {"plasticity": plasticity}
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes sure that somebody says when a task ends."""
+        self._evaluating = stage != "fit"
+        if stage == "fit":
+            refuse_strategy(self, trainer)
+            ensure_boundaries(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lays the state out; the first rule of the list watches the optimizers for all."""
+        refuse_missing_device(self)
+        self._place(pl_module)
+        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        if rules[0] is self:
+            refuse_optimizers(trainer)
+            _refuse_two_owners(rules)
+
+            def place() -> None:
+                for rule in rules:
+                    rule._place(pl_module, growing=True)
+
+            step = SynapticStep(rules, place, compiles(trainer))
+            step.attach(trainer.optimizers)
+            for rule in rules:
+                rule._step = step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lays out what a new task has unfrozen before its first forward, for a rule that sets weights."""
+        if self._step is not None:
+            self._step.forget_broken_steps()
+            if self.owns_update and self._step.is_new:
+                self._place(pl_module, growing=True)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """One step of one optimizer, on behalf of all rules."""
+        if self._step is not None and self._step.rules[0] is self:
+            self._step.about_to_step(optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Logs the penalty, on steps that log."""
+        if is_due(trainer):
+            with self.synapses.at_hand(changing=False):
+                penalty = self.penalty(self.synapses.view)
+            if penalty is not None:
+                log(trainer, {f"cl/penalty/{self.name}": penalty.item()})
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Has the state laid out again before the next step.
+
+        By then everybody has heard of the task, and parameters may have been unfrozen or heads grown.
+        """
+        if self._step is not None:
+            self._step.refresh()
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Lets the rule remember the task."""
+        self._place(pl_module)
+        view, self.seconds = self.synapses.view, 0.0
+        lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
+        if view.total(lost):  # the same on every process, or some would wait for others
+            rank_zero_warn(
+                f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
+                f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
+            )
+        else:
+            start = time.perf_counter()
+            with ExitStack() as self._committing, self.synapses.at_hand():
+                if self.consolidate(trainer, pl_module, view, task):
+                    self.tasks += 1
+            self._committing = None
+            self.seconds = time.perf_counter() - start
+        if self._step is not None:
+            self._step.refresh()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of the optimizers."""
+        if self._step is not None:
+            self._step.detach()
+        self._step, self._evaluating = None, False
+        self.synapses.settle()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets go of the optimizers also when training breaks off."""
+        self.teardown(trainer, pl_module, "fit")
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """What tells this instance's state from others in a checkpoint."""
+        return self._generate_state_key(name=self.name, parameters=self.parameters, exclude=self.exclude)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only: loads with ``weights_only=True``."""
+        return {"synapses": self.synapses.state_dict(), "tasks": self.tasks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the model is there to lay it out beside, in ``on_train_start``.
+
+        Validation, test and prediction restore callbacks from their checkpoint too; a rule that remembers
+        anything has learned it since, and ignores them.
+
+        Raises:
+            ValueError: a state that is not of this rule, which is then as it was.
+        """
+        if not (self._evaluating and self.synapses.known):
+            restore_whole(self, state_dict)
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""
+        self.synapses.load_state_dict(state_dict["synapses"])
+        self.tasks = state_dict["tasks"]
+
+    # -- boundaries that are found late ------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copies of what the rule has ``gathered`` in this task: ``{field: {name: tensor}}``."""
+        return self.synapses.copies(self.gathered)
+
+    def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
+        """Within, what the rule has gathered is as in the snapshot; what came since is the next task's."""
+        return self.synapses.rewound(snapshot)
+
+    # -- parameters --------------------------------------------------------------------------------
+
+    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
+        """Lays the state out beside the trainable parameters.
+
+        Within a task the selection only grows: an optimizer that steps while others are toggled off has
+        made all parameters but its own look frozen.
+        """
+        reshard(pl_module)
+        model = {plain_name(name): p for name, p in pl_module.named_parameters()}
+        held = set(self.synapses.view.names) if growing else set()
+        trainable = [name for name, p in model.items() if p.requires_grad or name in held]
+        if self.owns_update and pl_module._trainer is not None:
+            # What no optimizer steps keeps its weights: a rule that owns the update has none to own there.
+            stepping = {
+                id(p) for o in pl_module.trainer.optimizers for g in o.param_groups for p in g["params"]
+            }
+            trainable = [name for name in trainable if id(model[name]) in stepping]
+        if not trainable:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient"
+                f"{' and is in an optimizer' if self.owns_update else ''}, "
+                f"so there is no synapse to consolidate; unfreeze some before training."
+            )
+        for pattern in self.parameters + self.exclude:
+            if not any(re.search(pattern, name) for name in model):
+                raise MisconfigurationException(
+                    f"{type(self).__name__}: the pattern {pattern!r} matches no parameter of "
+                    f"{type(pl_module).__name__}; its parameters are {few(list(model))}"
+                )
+        selected = [name for name in trainable if self._selects(name, model[name])]
+        if not selected:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
+                f"nothing to it of the trainable parameters {few(trainable)}"
+            )
+        refuse_shards(self, pl_module._trainer, {name: model[name] for name in selected})
+        self.synapses.place(model, selected)
+
+    def _dtype(self, given: torch.dtype | str | None) -> torch.dtype | None:
+        dtype = getattr(torch, given, None) if isinstance(given, str) else given
+        if dtype is None and given is None:
+            return None
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+            raise ValueError(f"state_dtype={given!r} is not a floating-point dtype such as 'float32'")
+        if dtype.itemsize < 4 and self.fields and set(self.running) >= set(self.fields):
+            raise ValueError(
+                f"state_dtype={given!r}: all state of {type(self).__name__} changes in every step by less "
+                f"than half precision can tell apart, and would stand still: use 'float32' or wider."
+            )
+        return dtype
+
+    def _selects(self, name: str, parameter: Tensor) -> bool:
+        if self.matrices_only and not self.parameters and parameter.ndim < 2:
+            return False
+        included = not self.parameters or any(re.search(p, name) for p in self.parameters)
+        return included and not any(re.search(p, name) for p in self.exclude)
+
+
+def _patterns(patterns: Patterns) -> tuple[str, ...]:
+    given = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    for pattern in given:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return given
+
+
+def _device(given: str | None) -> torch.device | None:
+    if given is None:
+        return None
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"state_device={given!r} is not a device such as 'cpu'") from error
+    if device.type == "meta":
+        raise ValueError("state_device='meta' keeps no values: use 'cpu', or None for beside the parameters")
+    return device
+
+
+def _refuse_two_owners(rules: list[SynapticCallback]) -> None:
+    owners = [type(rule).__name__ for rule in rules if rule.owns_update]
+    if len(owners) > 1:
+        raise MisconfigurationException(
+            f"{' and '.join(owners)} each replace the optimizer's update by their own, so only one of them "
+            f"can be in the callback list."
+        )
+    pulling = [type(rule).__name__ for rule in rules if type(rule).pull is not SynapticCallback.pull]
+    if owners and pulling:
+        rank_zero_warn(
+            f"{owners[0]} already remembers through its own update, and {', '.join(pulling)} pulls on the "
+            f"gradient that goes into it: what was learned counts twice. One of them is enough."
+        )

@@ -1,0 +1,327 @@
+"""State of the synapses: fields of named tensors beside the trainable parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.synapses.offload import Offload
+from cl_callbacks.tensors.blocks import ALL, Rows, in_blocks, rows_of
+from cl_callbacks.tensors.shards import extremes, group_of, held, spread, total, whole
+
+Fill = Literal["zeros", "parameter"] | float
+"""What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what ``torch.compile``, DDP and FSDP put into it.
+
+    Example:
+        >>> plain_name("net._orig_mod.0.weight")
+        'net.0.weight'
+    """
+    for wrapper in _WRAPPERS[:2]:
+        name = name.replace(wrapper, "")
+    # "module." may be a user's own attribute further down; only DDP puts it in front.
+    return name.removeprefix(_WRAPPERS[2])
+
+
+@dataclass(frozen=True)
+class SynapseView:
+    """Some synapses as aligned lists: their names, live parameters and fields.
+
+    A rule reads and changes a field, in place, as ``view["importance"]``, which is beside the parameters;
+    ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
+    belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
+    hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
+    other, both are the parameter. Of a large one a part of a view may have some ``rows`` only.
+    """
+
+    names: list[str]
+    fields: dict[str, list[Tensor]]
+    sources: list[Tensor]
+    rows: list[Rows]
+    offload: Offload | None = None
+
+    def __getitem__(self, field: str) -> list[Tensor]:
+        return self.bring(self.fields[field], self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The weights, wherever they are at the moment: an optimizer may set ``p.data`` to something else."""
+        return [rows_of(held(p), rows) for p, rows in zip(self.sources, self.rows, strict=True)]
+
+    def among(self, parameters: Iterable[Tensor]) -> SynapseView:
+        """The synapses of this view whose sources are among ``parameters``, in this view's order."""
+        return self.cut(dict.fromkeys(parameters, ALL))
+
+    def cut(self, part: Mapping[Tensor, Rows]) -> SynapseView:
+        """Those rows of its sources which a part of the network has; of a part, all or none of its rows."""
+        keep = sorted(self._places[p] for p in part if p in self._places)
+        rows = [_rows_within(self.rows[i], part[self.sources[i]]) for i in keep]
+
+        def cut(tensors: list[Tensor]) -> list[Tensor]:
+            pairs = zip(keep, rows, strict=True)
+            return [tensors[i] if some == self.rows[i] else rows_of(tensors[i], some) for i, some in pairs]
+
+        return SynapseView(
+            [self.names[i] for i in keep],
+            {field: cut(tensors) for field, tensors in self.fields.items()},
+            [self.sources[i] for i in keep],
+            rows,
+            self.offload,
+        )
+
+    def blocks(self) -> Iterator[SynapseView]:
+        """The view in parts, one after the other, for work on each that stays in the cache."""
+        if all(rows == ALL for rows in self.rows):
+            yield from (self.cut(part) for part in in_blocks(self.sources))
+        else:
+            yield self
+
+    @cached_property
+    def _places(self) -> dict[Tensor, int]:
+        return {p: i for i, p in enumerate(self.sources)}
+
+    @property
+    def part(self) -> dict[Tensor, Rows]:
+        """Which rows of which sources the view has."""
+        return dict(zip(self.sources, self.rows, strict=True))
+
+    def bring(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """State of these parameters from where it lives to where they are; mostly the very tensors."""
+        return kept if self.offload is None else self.offload.bring(kept, parameters)
+
+    def lend(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
+        """What :meth:`rest` has put away, beside the parameter, to be read and let go."""
+        offload = self.offload
+        return list(tensors) if offload is None else [offload.lend(t, parameter) for t in tensors]
+
+    def rest(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor that a rule keeps beyond its fields, where the state of that parameter lives."""
+        return tensor.to(parameter.device) if self.offload is None else self.offload.rest(tensor, parameter)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all synapses, from that over those which this process holds."""
+        return total(value, group_of(self.sources))
+
+    def extremes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value over all synapses, also of those that others hold."""
+        return extremes(tensors, group_of(self.sources))
+
+
+class Synapses:
+    """Fields of per-synapse state, held by parameter name and laid out beside the parameters.
+
+    Args:
+        fields: names of the fields and what each holds for a new synapse: zeros, a copy of the parameter,
+            or a number.
+        dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
+        strict: whether state of a parameter that the model no longer has is an error.
+        device: where the state lives; by default beside each parameter.
+        running: fields that change a little in every step: at least float32, whatever ``dtype`` is.
+
+    Example:
+        >>> synapses = Synapses({"importance": "zeros"})
+        >>> view = synapses.place({"weight": torch.ones(2)}, ["weight"])
+        >>> view["importance"]
+        [tensor([0., 0.])]
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Fill],
+        dtype: torch.dtype | None = None,
+        strict: bool = True,
+        device: torch.device | None = None,
+        running: Iterable[str] = (),
+    ) -> None:
+        self.dtype, self.strict = dtype, strict
+        self.offload = None if device is None else Offload(device)
+        self._running = frozenset(running)
+        self._fill = dict(fields)
+        self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
+        self.view = SynapseView([], {field: [] for field in fields}, [], [])
+
+    def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
+        """Lays the state out beside the selected parameters of a model; safe to repeat.
+
+        State is moved to where it lives, by default each parameter's device, and sharded like it. A parameter
+        without state gets the field's fill. One that has grown along its first dimension (an output layer
+        with new classes) keeps its state, and its new rows get the fill. State of parameters that are not
+        selected is kept as it is.
+
+        Args:
+            model: all parameters of the model, by plain name.
+            selected: names of those whose synapses are wanted.
+
+        Raises:
+            ValueError: restored state does not fit the model; lists every misfit.
+        """
+        self.settle()
+        self._refuse_misfits(model)
+        for field, state in self._state.items():
+            for name in selected:
+                state[name] = self._beside(state.get(name), model[name], field)
+        self.view = SynapseView(
+            list(selected),
+            {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
+            [model[name] for name in selected],
+            [ALL] * len(selected),
+            self.offload,
+        )
+        return self.view
+
+    def at_hand(self, changing: bool = True) -> AbstractContextManager[None]:
+        """Within, fields that live elsewhere stay beside the parameters, and may be changed if ``changing``.
+
+        A rule's own verbs are called within. What changes fields anywhere else has to ask for it.
+        """
+        return _NOTHING if self.offload is None else self.offload.at_hand(changing)
+
+    def settle(self) -> None:
+        """Has state that lives elsewhere be up to date there; to be called before reading ``view.fields``."""
+        if self.offload is not None:
+            self.offload.settle()
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any state."""
+        return any(self._state.values())
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The live state: ``{field: {name: tensor}}``.
+
+        What is sharded is put together, for which all processes have to ask.
+        """
+        self.settle()
+        return {
+            field: {name: whole(tensor) for name, tensor in state.items()}
+            for field, state in self._state.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes copies of saved state, to be laid out by the next :meth:`place`.
+
+        A field that is missing starts anew.
+        """
+        for field in self._state:
+            self._state[field] = {name: t.detach().clone() for name, t in state.get(field, {}).items()}
+
+    def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """A snapshot of some fields: ``{field: {name: tensor}}``."""
+        self.settle()
+        return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
+
+    @contextmanager
+    def rewound(self, snapshot: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within, these fields are as in the snapshot; afterwards what came since is added to them.
+
+        State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
+        """
+        self.settle()
+        then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
+        now = {key: live.clone() for key, live in self._known(then).items()}
+        with torch.no_grad():
+            for key, live in self._known(then).items():
+                live.copy_(spread(then[key], live))
+        try:
+            yield
+        finally:
+            self.settle()
+            with torch.no_grad():
+                for key, live in self._known(now).items():
+                    live.sub_(spread(then[key].to(live), live)).add_(now[key])
+                    zero_nonfinite_([held(live)])
+
+    def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
+        """The parts of the state that such values are of."""
+        live = {
+            (field, name): known_rows(self._state[field][name], value)
+            for (field, name), value in values.items()
+            if name in self._state[field]
+        }
+        return {key: part for key, part in live.items() if part is not None}
+
+    def _beside(self, old: Tensor | None, parameter: Tensor, field: str) -> Tensor:
+        dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
+        if field in self._running:
+            dtype = torch.promote_types(dtype, torch.float32)
+        home = parameter.device if self.offload is None else self.offload.home(parameter)
+        if old is not None and old.shape == parameter.shape:
+            placed = spread(old.to(home, dtype), parameter)
+        else:
+            placed = spread(self._new(old, parameter, self._fill[field], dtype).to(home), parameter)
+        return placed if self.offload is None else self.offload.rest(placed, parameter)
+
+    def _new(self, old: Tensor | None, parameter: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
+        source = parameter.detach() if old is None else whole(parameter.detach())
+        if fill == "parameter":
+            new = source.to(dtype, copy=True)
+        else:
+            new = torch.full_like(source, 0.0 if fill == "zeros" else fill, dtype=dtype)
+        if old is not None:
+            new[: len(old)].copy_(whole(old))
+        return new
+
+    def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
+        held = {name: t for state in self._state.values() for name, t in state.items()}
+        vanished = [name for name in held if name not in model]
+        misshaped = [
+            f"{name}: state {tuple(t.shape)}, parameter {tuple(model[name].shape)}"
+            for name, t in held.items()
+            if name in model and not _fits(t, model[name])
+        ]
+        if misshaped or (vanished and self.strict):
+            missing = [name for name in model if name not in held]
+            raise ValueError(
+                "The synaptic state does not fit this model.\n"
+                f"  of another shape: {misshaped or 'none'}\n"
+                f"  not in the model: {vanished or 'none'}\n"
+                f"  in the model, without state: {missing or 'none'}\n"
+                "Load a checkpoint of this architecture. New parameters and output layers with new rows "
+                "are fine; state of parameters that were removed is dropped with strict=False."
+            )
+        for state in self._state.values():
+            for name in vanished:
+                state.pop(name, None)
+
+
+def known_rows(live: Tensor, known: Tensor) -> Tensor | None:
+    """What was known of a tensor before it grew along its first dimension; ``None`` if it does not fit.
+
+    Example:
+        >>> known_rows(torch.zeros(5, 2), torch.ones(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    if not _fits(known, live):
+        return None
+    return live if known.shape == live.shape else live[: len(known)]
+
+
+def _rows_within(own: Rows, wanted: Rows) -> Rows:
+    if wanted in (ALL, own):
+        return own
+    if own != ALL:
+        raise ValueError("This view has a part of its parameters' rows already, and that part has none.")
+    return wanted
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    if state.shape == parameter.shape:
+        return True
+    grown = state.ndim == parameter.ndim > 0 and len(state) < len(parameter)
+    return grown and state.shape[1:] == parameter.shape[1:]

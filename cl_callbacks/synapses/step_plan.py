@@ -1,0 +1,188 @@
+"""How the rules meet the parameters that step together, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks.compiled.fused import compiling, is_compiling
+from cl_callbacks.functional.averaging import keep_, keep_finite_, keep_undo_, zero_nonfinite_
+from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.step import Need, Rule, Step
+from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.tensors.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
+from cl_callbacks.tensors.flat import flat_zeros
+from cl_callbacks.tensors.shards import held
+
+
+class Plan:
+    """Which rule meets which of the parameters that step together; reused while these stay the same.
+
+    If all rules are local, one block of the parameters after the other goes through all that is to be done,
+    before the step and again after it; else all of them at once.
+
+    Args:
+        rules: in the order in which they pull, rewrite and observe.
+        optimizer: that steps.
+        parameters: those of its parameters that step.
+        buffers: for each kind of snapshot.
+        compiled: whether to have operations compiled; see
+            :class:`~cl_callbacks.rules.compile_rules.CompileRules`.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        optimizer: Optimizer,
+        parameters: list[Tensor],
+        buffers: Mapping[Need, Buffers],
+        compiled: bool = False,
+    ) -> None:
+        self.compiled = compiled
+        self.parameters = parameters  # kept, so that no other parameter can take one's identity
+        views = [(rule, rule.synapses.view.among(parameters)) for rule in rules]
+        self._met = [(rule, view) for rule, view in views if len(view)]
+        self._noise = next((rule.noise for rule, _ in self._met if rule.noise is not None), None)
+        known = {p for _, view in self._met for p in view.sources}
+        stepping = [p for p in parameters if p in known]
+        local = all(rule.local for rule, _ in self._met)
+        elements = ELEMENTS_IF_COMPILED if compiled else None
+        parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        met = [rule for rule, _ in self._met]
+        self.blocks = [_Block(met, optimizer, group_of, part, buffers) for part in parts]
+
+    def before_step(self) -> None:
+        """Takes the snapshots, and has every rule pull."""
+        if self._noise is not None:
+            self._noise.settle_gathered()
+        for block in self.blocks:
+            gradients = block.gradients()
+            with compiling(self.compiled):
+                block.capture(gradients, self._noise)
+                block.pull(gradients)
+
+    def after_step(self) -> None:
+        """Has every rule rewrite and observe the step, and then end it."""
+        for block in self.blocks:
+            with compiling(self.compiled):
+                block.finish()
+        for rule, view in self._met:
+            with rule.synapses.at_hand(), compiling(self.compiled):
+                rule.end_step(view)
+
+
+class _Block:
+    """Some rows of the parameters: what the rules need of them, and what they do to them."""
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        optimizer: Optimizer,
+        group_of: Mapping[Tensor, int],
+        part: dict[Tensor, Rows],
+        buffers: Mapping[Need, Buffers],
+    ) -> None:
+        self._part = part
+        self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
+        self.members: list[tuple[Rule, Step]] = []
+        for rule in rules:
+            view = rule.synapses.view.cut(part)
+            if not len(view):
+                continue
+            lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
+            for kind in rule.needs:
+                # One buffer holds the weights before while rules rewrite, and then becomes the undo.
+                lists[kind] = buffers["before" if kind == "undo" else kind].beside(view)
+                self._snapshots[kind].update(zip(view.sources, lists[kind], strict=True))
+            step = Step(
+                synapses=view,
+                gradients=lists["gradient"],
+                noise_gradients=lists["noise"],
+                pulled=lists["pulled"],
+                before=lists["before"],
+                undo=lists["undo"],
+                optimizer=optimizer,
+                groups=[group_of[p] for p in view.sources],
+            )
+            self.members.append((rule, step))
+        self._spans = {kind: spans(found.values()) for kind, found in self._snapshots.items()}
+        self._weights = self._snapshots["before"] | self._snapshots["undo"]
+        owners_first = sorted(self.members, key=lambda member: not member[0].owns_update)
+        self._pulls = [(_at_hand(rule, rule.pull, changing=False), step) for rule, step in self.members]
+        self._rewrites = [(_at_hand(rule, rule.rewrite), step) for rule, step in owners_first]
+        self._observes = [(_at_hand(rule, rule.observe), step) for rule, step in self.members]
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Of the parameters here; a plan holds none without one."""
+        return {p: rows_of(held(p.grad), rows) for p, rows in self._part.items() if p.grad is not None}
+
+    def capture(self, gradients: Mapping[Tensor, Tensor], noise: WeightNoise | None) -> None:
+        noisy = self._snapshots["noise"]
+        self._keep("gradient", gradients)
+        if self._weights:
+            keep_(list(self._weights.values()), self._held(self._weights))
+        if noisy and noise is not None:
+            noise.take({p: self._part[p] for p in noisy}, list(noisy.values()))
+
+    def pull(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        for pull, step in self._pulls:
+            pull(step.synapses, [gradients[p] for p in step.synapses.sources])
+        self._keep("pulled", gradients)
+
+    def finish(self) -> None:
+        for rewrite, step in self._rewrites:
+            rewrite(step)
+        undo = self._snapshots["undo"]
+        if undo and is_compiling():
+            keep_undo_(list(undo.values()), self._held(undo))
+        elif undo:
+            torch._foreach_sub_(list(undo.values()), self._held(undo))
+            zero_nonfinite_(self._spans["undo"])
+        for observe, step in self._observes:
+            observe(step)
+
+    def _keep(self, kind: Need, gradients: Mapping[Tensor, Tensor]) -> None:
+        kept = self._snapshots[kind]
+        values = [gradients[p] for p in kept]
+        if kept and is_compiling():
+            keep_finite_(list(kept.values()), values)
+        elif kept:  # the same in fewer calls
+            torch._foreach_copy_(list(kept.values()), values)
+            zero_nonfinite_(self._spans[kind])
+
+    def _held(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        return [rows_of(held(p), self._part[p]) for p in parameters]
+
+
+def _at_hand(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
+    """A verb that finds the rule's state beside the parameters; where that is anyway, the verb itself."""
+    if rule.synapses.offload is None:
+        return verb
+
+    def call(*arguments: Any) -> None:
+        with rule.synapses.at_hand(changing):
+            verb(*arguments)
+
+    return call
+
+
+class Buffers:
+    """Tensors beside parameters, in a few flat ones."""
+
+    def __init__(self) -> None:
+        self._found: dict[Tensor, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def beside(self, view: SynapseView) -> list[Tensor]:
+        """One for each parameter of a view, or for its rows there."""
+        new = [p for p in view.sources if p not in self._found]
+        _, buffers = flat_zeros([held(p.detach()) for p in new])
+        self._found |= dict(zip(new, buffers, strict=True))
+        return [rows_of(self._found[p], rows) for p, rows in zip(view.sources, view.rows, strict=True)]

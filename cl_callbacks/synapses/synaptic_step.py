@@ -1,0 +1,134 @@
+"""The optimizers' steps, seen once by all rules of a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks.synapses.step import Need, Rule
+from cl_callbacks.synapses.step_plan import Buffers, Plan
+from cl_callbacks.tensors.shards import held
+
+
+class SynapticStep:
+    """The one view of the optimizers' steps that all rules of a Trainer share.
+
+    Args:
+        rules: in the order in which they pull, rewrite and observe (a rule that owns the update rewrites
+            first).
+        place: lays the rules' state out anew; called when parameters step together for the first time,
+            which is when heads have grown or layers were unfrozen.
+        compiled: whether to have the rules' operations compiled.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from cl_callbacks.synapses.state import Synapses
+        >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
+        >>> _ = synapses.place({"weight": weight}, ["weight"])
+        >>> decay = SimpleNamespace(
+        ...     synapses=synapses, needs=frozenset(), noise=None, owns_update=False, local=True,
+        ...     rewrite=id, observe=id, end_step=id,
+        ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
+        >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
+        >>> weight.grad = torch.zeros(1)
+        >>> step.about_to_step(optimizer); weight.grad
+        tensor([1.])
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None, compiled: bool = False
+    ) -> None:
+        self.rules, self._place, self._compiled = rules, place, compiled
+        self._handles: list[Any] = []
+        self._pending: dict[Optimizer, Plan] = {}
+        # Of optimizers that are within a step: calls of `step` (a subclass calls its parent's), closures.
+        self._depth: dict[Optimizer, int] = {}
+        self._evaluated: dict[Optimizer, int] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forgets how rules and parameters meet, after either has changed."""
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._buffers: dict[Need, Buffers] = {kind: Buffers() for kind in get_args(Need)}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has stepped since rules or parameters have changed."""
+        return not self._plans
+
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
+        """Asks the optimizers to tell when they step and when they have stepped."""
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._stepping))
+            self._handles.append(optimizer.register_step_post_hook(self._stepped))
+
+    def detach(self) -> None:
+        """Leaves the optimizers as they were."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._pending.clear()
+        self.forget_broken_steps()
+        self.refresh()
+
+    def forget_broken_steps(self) -> None:
+        """Between batches no step is under way, but one may have raised an error that somebody caught."""
+        self._depth.clear()
+        self._evaluated.clear()
+
+    def about_to_step(self, optimizer: Optimizer) -> None:
+        """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        if optimizer in self._evaluated:
+            self._evaluated[optimizer] += 1
+            _refuse_several_closures(optimizer, self._evaluated[optimizer])
+        stepping = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        for rule in self.rules:
+            if rule.noise is not None:
+                rule.noise.pause(stepping)
+        key = (id(optimizer), *(id(held(p)) for p in stepping))
+        plan = self._plans.get(key)
+        if plan is None:
+            _refuse_sparse(stepping)
+            self._place()
+            if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
+                self._plans.clear()
+            plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers, self._compiled)
+        with torch.no_grad():
+            plan.before_step()
+        self._pending[optimizer] = plan
+
+    def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
+        self._evaluated.setdefault(optimizer, 0)
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth[optimizer] -= 1
+        if self._depth[optimizer]:
+            return  # the step of a subclass goes on when its parent's is over
+        del self._depth[optimizer], self._evaluated[optimizer]
+        plan = self._pending.pop(optimizer, None)
+        if plan is not None:
+            with torch.no_grad():
+                plan.after_step()
+
+
+def _refuse_sparse(parameters: list[Tensor]) -> None:
+    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        raise ValueError(
+            "A parameter has a sparse gradient, which the synaptic rules cannot read: build its "
+            "nn.Embedding with sparse=False, or keep it out of the optimizer."
+        )
+
+
+def _refuse_several_closures(optimizer: Optimizer, evaluated: int) -> None:
+    if evaluated > 1:
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__} evaluates the loss several times within one step, at weights other "
+            f"than those it steps from, which a pull on the gradient cannot follow: use a first-order "
+            f"optimizer that calls its closure once."
+        )

@@ -1,0 +1,235 @@
+"""Weights drawn anew around their means, for as long as a forward and a backward take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cl_callbacks.compiled.fused import compiling
+from cl_callbacks.functional.uncertainty import draw_, keep_noise_gradients_
+from cl_callbacks.guards.uninterrupted import uninterrupted
+from cl_callbacks.tensors.blocks import ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of
+from cl_callbacks.tensors.flat import flat_zeros
+from cl_callbacks.tensors.random_numbers import Draws
+
+
+class WeightNoise:
+    r"""Replaces weights :math:`\mu` by :math:`\mu+\sigma\epsilon` in place, and puts the means back.
+
+    The means come back bit for bit. The noise is a function of ``seed`` and of the number of the draw
+    alone: it leaves the random numbers of training as they are, is the same on every process, and goes on
+    from a checkpoint that knows ``draws``. Several draws may contribute to one step; gradient times noise,
+    summed over them, is gathered by parts from the gradients :math:`G_j=g_1+\dots+g_j` as they accumulate
+    in ``.grad``:
+
+    .. math:: \sum_{j\le J} g_j\epsilon_j = \sum_{j<J} G_j(\epsilon_j-\epsilon_{j+1}) + G_J\epsilon_J
+
+    Args:
+        seed: of the noise.
+        antithetic: let every second draw be the one before it with its sign turned, which takes the mean
+            gradient out of the estimate of a pair.
+
+    Example:
+        >>> weight, noise = torch.nn.Parameter(torch.zeros(2)), WeightNoise()
+        >>> noise.place([weight], [torch.ones(2)])
+        >>> noise.begin(); first = weight.detach().clone()
+        >>> noise.redraw(); torch.equal(weight, -first)
+        True
+        >>> noise.end(); weight.tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self, seed: int = 0, antithetic: bool = True) -> None:
+        self.seed, self.antithetic = seed, antithetic
+        self.draws = 0
+        """The number of the present draw."""
+        self.settle: Callable[[Tensor], None] = _as_it_is
+        """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
+        self.compiled = False
+        """Whether to have operations compiled, as ``CompileRules`` asks."""
+        self.parameters: list[Tensor] = []
+        self.stds: list[Tensor] = []
+        self._bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
+        self._wanted = self._taken = False
+        self._versions: dict[Tensor, int] = {}  # of the weights that are drawn at the moment
+        self._reset()
+
+    @property
+    def next_draw(self) -> int:
+        """The number of the draw that the next step begins with."""
+        return self.draws + self._taken
+
+    def place(
+        self,
+        parameters: Sequence[Tensor],
+        stds: Sequence[Tensor],
+        bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
+    ) -> None:
+        """Says which weights there are, and their standard deviations, which are read at each draw.
+
+        Args:
+            parameters: the weights.
+            stds: aligned with them.
+            bring: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
+        """
+        self._bring = bring or _as_they_are
+        now, then = [*parameters, *stds], [*self.parameters, *self.stds]
+        if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
+            self.pause()
+            self.parameters, self.stds = list(parameters), list(stds)
+            self._reset()
+
+    def _reset(self) -> None:
+        means = [torch.empty_like(p.detach()) for p in self.parameters]
+        self._means = dict(zip(self.parameters, means, strict=True))
+        self._std_of = dict(zip(self.parameters, self.stds, strict=True))
+        self._noise = Draws(Tensor.normal_, self.parameters, self.stds)
+        self._gathered_flat: list[Tensor] = []  # of steps with several draws
+        self._gathered: dict[Tensor, Tensor] = {}
+        self._drawn: int | None = None
+
+    def begin(self, anew: bool = False) -> None:
+        """Puts drawn weights in place: those of the present draw, or of another if a step has used it.
+
+        Args:
+            anew: whether to go on to another draw also within a step.
+        """
+        self._wanted = True
+        if anew and not self._taken and self._drawn is not None:
+            self.redraw()
+        self.resume()
+
+    def end(self) -> None:
+        """Puts the means in place."""
+        self._wanted = False
+        self.pause()
+
+    def go_on(self, draw: int) -> None:
+        """Begins the next step with this draw, whatever has been drawn before."""
+        self.pause()
+        self.draws, self._taken, self._drawn = draw, False, None
+
+    def restart(self) -> None:
+        """Leaves behind a step that was begun and never taken, and what was gathered for it."""
+        self._taken = self._taken or self._drawn is not None
+
+    @torch.no_grad()
+    def pause(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Puts the means of some weights in place until :meth:`resume`; by default of all."""
+        which = [p for p in (self.parameters if parameters is None else parameters) if p in self._versions]
+        if not which:
+            return
+        edited = any(p._version != self._versions[p] for p in which)
+        torch._foreach_copy_(which, [self._means[p] for p in which])
+        for p in which:
+            del self._versions[p]
+        if edited:
+            raise RuntimeError(
+                "Weights were changed while they were drawn at random for a forward and backward, and the "
+                "change would be lost. Let an optimizer that the Trainer knows make it, make it in "
+                "on_train_batch_start or on_train_batch_end, or keep these parameters out with exclude."
+            )
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Puts the drawn weights in place again, if that has begun and not ended."""
+        if not self._wanted or len(self._versions) == len(self.parameters):
+            return
+        if self._taken and not self._versions:
+            self.draws += 1
+            self._taken = False
+            for total in self._gathered_flat:
+                total.zero_()
+        self._draw()
+        which = [p for p in self.parameters if p not in self._versions]
+        drawn: list[tuple[list[Tensor], list[Tensor]]] = []
+        with uninterrupted():  # or some would be drawn of which nobody knows
+            try:
+                for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
+                    drawn.append(self._put_in_place(part))
+            except Exception:
+                for weights, means in drawn:
+                    torch._foreach_copy_(weights, means)
+                raise
+            self._versions.update((p, p._version) for p in which)
+
+    def _put_in_place(self, part: Mapping[Tensor, Rows]) -> tuple[list[Tensor], list[Tensor]]:
+        weights = [rows_of(p, rows) for p, rows in part.items()]
+        means, noise, stds = (
+            [rows_of(beside[p], rows) for p, rows in part.items()]
+            for beside in (self._means, self._noise, self._std_of)
+        )
+        with compiling(self.compiled):
+            draw_(means, weights, noise, self._bring(stds, weights))
+        return weights, means
+
+    @torch.no_grad()
+    def redraw(self) -> None:
+        """Goes on to another draw within the same step and puts it in place."""
+        self.pause()
+        if not self._gathered:
+            self._gathered_flat, gathered = flat_zeros(self.stds, self.parameters)
+            self._gathered = dict(zip(self.parameters, gathered, strict=True))
+        self._gather(1.0)
+        self.draws += 1
+        self._draw()
+        self._gather(-1.0)
+        self.resume()
+
+    def settle_gathered(self) -> None:
+        """Settles what the draws of a step have gathered, which is then taken."""
+        self._taken = True
+        for total in self._gathered_flat:
+            self.settle(total)
+
+    def take(self, part: Mapping[Tensor, Rows], kept: Sequence[Tensor]) -> None:
+        """Gradient times noise, summed over the draws of a step, for weights that are about to step.
+
+        Args:
+            part: those weights, or some rows of them.
+            kept: aligned with them; overwritten, unless a weight is not drawn.
+        """
+        drawn = {p: (rows, t) for (p, rows), t in zip(part.items(), kept, strict=True) if p in self._noise}
+        if not drawn:
+            return
+        gradients = [rows_of(p.grad, rows) for p, (rows, _) in drawn.items() if p.grad is not None]
+        noise = [rows_of(self._noise[p], rows) for p, (rows, _) in drawn.items()]
+        gathered = None
+        if self._gathered:
+            gathered = [rows_of(self._gathered[p], rows) for p, (rows, _) in drawn.items()]
+        keep_noise_gradients_([t for _, t in drawn.values()], noise, gradients, gathered)
+
+    def _gather(self, sign: float) -> None:
+        met = [p for p in self.parameters if p.grad is not None]
+        if met:
+            torch._foreach_addcmul_(
+                [self._gathered[p] for p in met],
+                _gradients(met),
+                [self._noise[p] for p in met],
+                value=sign,
+            )
+
+    def _draw(self) -> None:
+        if self._drawn == self.draws:
+            return
+        pair, second = divmod(self.draws, 2) if self.antithetic else (self.draws, 0)
+        if not second or self._drawn != self.draws - 1:
+            self._noise.draw(self.seed, pair)
+        if second:
+            torch._foreach_neg_(self._noise.flats)
+        self._drawn = self.draws
+
+
+def _as_it_is(gathered: Tensor) -> None:
+    """Of one process, without a scale."""
+
+
+def _as_they_are(stds: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """Beside the weights."""
+    return stds
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

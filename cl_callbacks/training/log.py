@@ -1,0 +1,140 @@
+"""Numbers for whatever loggers a Trainer has."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+_PACKAGE = __name__.partition(".")[0]
+"""Log key of the configuration, and what tells callbacks of this package from others."""
+
+
+def is_due(trainer: Trainer) -> bool:
+    """Whether this batch completes one of the steps that are logged."""
+    if not trainer.loggers or not trainer._logger_connector.should_update_logs:
+        return False
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def log(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Gives numbers to all loggers, at the x axis of Lightning's own metrics."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    tell(trainer, lambda logger: logger.log_metrics(dict(values), step=step))
+
+
+class _Failed(DummyLogger):
+    """Stands where a logger has failed; what goes into files beside its log still does."""
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        self.folder = folder
+
+
+def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
+    """Says something to each logger; one that fails at it is told nothing more, and training goes on.
+
+    Args:
+        trainer: whose loggers they are.
+        say: what is to be said.
+    """
+    for index, logger in enumerate(trainer.loggers):
+        try:
+            say(logger)
+        except Exception as error:  # of whatever kind its service has
+            # Another in its place: whether there are loggers stays the same on all processes.
+            trainer.loggers[index] = _Failed(folder_of(logger))
+            rank_zero_warn(
+                f"{type(logger).__name__} has failed ({type(error).__name__}: {error}), so from here on "
+                f"nothing is logged to it; the training goes on."
+            )
+
+
+def offer(trainer: Trainer, show: Callable[[Logger], None]) -> None:
+    """Shows each logger something it can do without, such as a picture; if it fails, only that is lost."""
+    for logger in trainer.loggers:
+        with unless_it_fails(f"something for {type(logger).__name__}", Exception):
+            show(logger)
+
+
+@contextmanager
+def unless_it_fails(what: str, error: type[Exception]) -> Iterator[None]:
+    """Within, an error of a kind is a warning that something could not be written, and training goes on."""
+    try:
+        yield
+    except error as found:
+        rank_zero_warn(
+            f"{what} could not be written ({type(found).__name__}: {found}); the training goes on."
+        )
+
+
+def log_folder(trainer: Trainer) -> Path | None:
+    """The folder of this run: of its first logger that has one; ``None`` without.
+
+    To be asked on rank zero alone. For W&B it is that of the run's files, which are uploaded with it.
+    """
+    folders = (folder_of(logger) for logger in trainer.loggers)
+    return next((folder for folder in folders if folder is not None), None)
+
+
+def folder_of(logger: Logger) -> Path | None:
+    """Where a logger keeps what belongs to this run."""
+    if isinstance(logger, DummyLogger):
+        return logger.folder if isinstance(logger, _Failed) else None
+    if isinstance(logger, WandbLogger):
+        return Path(logger.experiment.dir)
+    own = getattr(logger, "log_dir", None)  # TensorBoard's and CSV's
+    if own is None and logger.save_dir is not None:
+        return Path(logger.save_dir, str(logger.name), str(logger.version))
+    return None if own is None else Path(own)
+
+
+def log_configuration(trainer: Trainer) -> None:
+    """Gives all loggers the arguments of this package's callbacks, as hyperparameters."""
+    found = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(callback).__mro__):
+            found[getattr(callback, "name", type(callback).__name__.lower())] = configuration(callback)
+    offer(trainer, lambda logger: _configure(logger, found))
+
+
+def _configure(logger: Logger, found: dict[str, Any]) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        # Of all hyperparameters that it is given it shows the first alone, which are to be the user's own.
+        logger.hparams[_PACKAGE] = found
+        logger.experiment.add_text(_PACKAGE, f"```json\n{json.dumps(found, indent=1)}\n```")
+    else:
+        logger.log_hyperparams({_PACKAGE: found})
+
+
+def configuration(made: Any) -> dict[str, Any]:
+    """The arguments that something was made with, as far as it keeps them under their names.
+
+    Example:
+        >>> from cl_callbacks import EpochBoundaries
+        >>> configuration(EpochBoundaries(5))
+        {'class': 'EpochBoundaries', 'every_n_epochs': 5}
+    """
+    names = inspect.signature(type(made).__init__).parameters
+    kept = {name: getattr(made, name) for name in names if name != "self" and hasattr(made, name)}
+    return {"class": type(made).__name__} | {name: _plain(value) for name, value in kept.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (torch.dtype, PathLike)):
+        return str(value)
+    return configuration(value)

@@ -1,0 +1,126 @@
+"""How a rule reads the output distribution of a model it has never seen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.training.quiet import quiet
+
+_LABEL_KEYS = ("labels", "label")
+_REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
+
+
+class OutputsOfBatch(Callback):
+    """Mixin of the rules that ask a model for its outputs."""
+
+    def outputs(self, pl_module: LightningModule, batch: Any) -> Tensor | tuple[Tensor, Tensor | None]:
+        """The model's outputs for a batch and the labels, if it has any.
+
+        The single method to override for batches of another shape. By default ``pl_module(x)`` is called
+        for an ``(x, y)`` pair or a lone tensor, and ``pl_module(**inputs)`` for a mapping, without the
+        entries ``labels`` and ``label`` and those that its ``forward`` does not take; ``.logits`` is
+        taken where there is one. A causal language model of ``transformers`` (whose position ``t``
+        predicts token ``t + 1``) is aligned with its labels.
+
+        Args:
+            pl_module: the module, in evaluation mode.
+            batch: a training batch, on the device.
+
+        Returns:
+            Outputs, one row per sample, alone or with labels (``None`` if there are none).
+
+        Example:
+            >>> class OnPairs(ReadsOutputs):
+            ...     def outputs(self, pl_module, batch):
+            ...         left, right, labels = batch
+            ...         return pl_module(left, right), labels
+        """
+        if isinstance(batch, Mapping):
+            labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+            found = pl_module(**_accepted(pl_module, batch))
+        elif isinstance(batch, Tensor):
+            labels, found = None, pl_module(batch)
+        elif isinstance(batch, list | tuple) and len(batch) == 2:
+            labels, found = batch[1], pl_module(batch[0])
+        else:
+            size = f" of {len(batch)} items" if isinstance(batch, list | tuple) else ""
+            raise TypeError(
+                f"{type(self).__name__} reads batches (x, y), x, or a mapping of forward's arguments, and "
+                f"got a {type(batch).__name__}{size}: {_REMEDY}"
+            )
+        logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"{type(pl_module).__name__}.forward returned a {type(found).__name__}, and neither it nor "
+                f"its `.logits` is a tensor: {_REMEDY}"
+            )
+        if "CausalLM" in type(found).__name__ and labels is not None:
+            return logits[:, :-1], labels[:, 1:]
+        return logits, labels
+
+    def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """:meth:`outputs` in its long form."""
+        found = self.outputs(pl_module, batch)
+        return (found, None) if isinstance(found, Tensor) else found
+
+
+class ReadsOutputs(OutputsOfBatch):
+    """Mixin of the rules that measure importance on a model's outputs, not only on its gradients."""
+
+    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
+        """Raises if the rule cannot work on such outputs and labels."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has the first batch of this fit looked at."""
+        super().on_train_start(trainer, pl_module)
+        self._outputs_checked = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Finds out before the first step, not after the first task, whether the batch can be read."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if not self._outputs_checked:
+            with quiet(trainer, pl_module):
+                few = take_samples(batch, slice(0, 2))
+                outputs, labels = self._probe(pl_module, few)
+                if not outputs.requires_grad:
+                    raise ValueError(
+                        f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
+                        f"be measured: let its forward run without no_grad and detach, or {_REMEDY}"
+                    )
+                self.check_outputs(outputs, labels)
+            self._outputs_checked = True
+
+    def _probe(self, pl_module: LightningModule, few: Any) -> tuple[Tensor, Tensor | None]:
+        try:
+            outputs, labels = self.outputs_and_labels(pl_module, few)
+        except Exception as error:
+            if _REMEDY in str(error):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__} could not read the outputs of {type(pl_module).__name__} from its "
+                f"first batch ({type(error).__name__}: {error}). If its forward does not take the batch's "
+                f"inputs, {_REMEDY}"
+            ) from error
+        if outputs.ndim == 0 or len(outputs) != count_samples(few):
+            raise ValueError(
+                f"{count_samples(few)} samples gave outputs of shape {tuple(outputs.shape)}: outputs need "
+                f"one row per sample, and most tensors of a batch one entry per sample; {_REMEDY}"
+            )
+        return outputs, labels
+
+
+def _accepted(pl_module: LightningModule, batch: Mapping[str, Any]) -> dict[str, Any]:
+    takes = inspect.signature(pl_module.forward).parameters.values()
+    inputs = {key: value for key, value in batch.items() if key not in _LABEL_KEYS}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+        return inputs
+    names = {parameter.name for parameter in takes}
+    return {key: value for key, value in inputs.items() if key in names}

@@ -1,0 +1,142 @@
+"""Training steps at drawn weights that nobody else gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.training.quiet import unlogged, unremembered
+
+
+class NoisyTraining:
+    """Has a module's ``training_step`` and ``backward`` meet drawn weights.
+
+    From the beginning of ``training_step`` to the end of ``backward`` drawn weights are in place, and the
+    means at all other times: in validation, in checkpoints, when a task ends, after an exception, and for
+    every hook but the two that come between forward and backward (``on_before_zero_grad`` and
+    ``on_before_backward``). Under manual optimization weights are drawn throughout ``training_step``, but
+    for those that an optimizer has just stepped, until they are next used.
+
+    Args:
+        trainer: that is about to train.
+        pl_module: its module.
+        noise: to be put in place.
+        samples: how many draws each micro-batch is seen with. The extra passes run ``training_step`` again
+            with nothing logged and no buffer (such as BatchNorm's statistics) or metric changed, and no hook
+            is called; the gradient is the mean over the passes.
+
+    Raises:
+        MisconfigurationException: ``samples`` where a step's passes cannot be repeated.
+    """
+
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, noise: WeightNoise, samples: int
+    ) -> None:
+        if samples > 1 and not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"samples={samples} repeats the passes of a step, which under manual optimization are the "
+                f"module's own: set samples=1, or use automatic optimization."
+            )
+        self.trainer, self.pl_module, self.noise, self.samples = trainer, pl_module, noise, samples
+        self._arguments: tuple[Any, ...] = ()
+        self._again = False
+        noise.restart()
+        self._settled, noise.settle = noise.settle, self._settle
+        shadows: dict[str, Callable[..., Any]] = {
+            "training_step": self._noisy_step,
+            "backward": self._noisy_backward,
+        }
+        self._own = {name: vars(pl_module)[name] for name in shadows if name in vars(pl_module)}
+        self._shadows = {name: _Shadow(pl_module, name, call) for name, call in shadows.items()}
+        vars(pl_module).update(self._shadows)
+        self._hooks: list[Any] = []
+        if not pl_module.automatic_optimization:
+            self._hooks = [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
+
+    def detach(self) -> None:
+        """Puts the means in place and leaves the module as it was."""
+        for name in self._shadows:
+            vars(self.pl_module).pop(name, None)
+        vars(self.pl_module).update(self._own)
+        for hook in self._hooks:
+            hook.remove()
+        self.noise.settle = self._settled
+        self.noise.end()
+
+    def _about_to_use(self, module: torch.nn.Module, inputs: Any) -> None:
+        self.noise.resume()
+
+    def _noisy_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._again:
+            return training_step(*args, **kwargs)
+        self._arguments = args
+        output = None
+        try:
+            self.noise.begin(anew=self.samples > 1)
+            output = training_step(*args, **kwargs)
+        finally:
+            if output is None or not self.pl_module.automatic_optimization:  # no backward will come
+                self.noise.end()
+        return output
+
+    def _noisy_backward(self, backward: Callable[..., None], loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self.pl_module.automatic_optimization:
+            return backward(loss, *args, **kwargs)
+        try:
+            backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
+            for _ in range(self.samples - 1):
+                self.noise.redraw()
+                # Buffers come back when backward is done with them.
+                with unlogged(self.pl_module), unremembered(self.pl_module):
+                    repeated = self._repeat()
+                    if repeated is not None:
+                        backward(repeated / self.samples, *args, **kwargs)
+        finally:
+            self._arguments = ()
+            self.noise.end()
+
+    def _repeat(self) -> Tensor | None:
+        """The scaled loss of another pass over the present micro-batch."""
+        self._again = True
+        try:
+            with torch.enable_grad():
+                output = self.trainer.strategy.training_step(*self._arguments)
+        finally:
+            self._again = False
+        loss = output["loss"] if isinstance(output, Mapping) else output
+        if loss is None:
+            return None
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        loss = loss / self.trainer.accumulate_grad_batches
+        return loss if scaler is None else scaler.scale(loss)
+
+    def _settle(self, gathered: Tensor) -> None:
+        if self.trainer.world_size > 1:
+            self.trainer.strategy.reduce(gathered, reduce_op="mean")
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            gathered.div_(scaler.get_scale())
+
+
+class _Shadow:
+    """Stands before a method of one module; a copy of the module gets the plain method."""
+
+    def __init__(self, module: LightningModule, name: str, call: Callable[..., Any]) -> None:
+        self.module, self.name = module, name
+        # Lightning looks for the signature of the user's own method there.
+        self.__wrapped__ = getattr(module, name)
+        self._call = partial(call, self.__wrapped__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(getattr(type(self.module), self.name), memo.get(id(self.module), self.module))

@@ -1,0 +1,50 @@
+"""Random numbers that depend on the epoch alone, not on what came before it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cl_callbacks.guards.arguments import whole
+
+
+class SeedEpochs(Callback):
+    """Seeds torch, numpy and Python at the first batch of each epoch.
+
+    Lightning keeps no random numbers in its checkpoints, so that a network with dropout goes on with others
+    when it is resumed. With this callback a training that is resumed from the end of an epoch draws the same
+    as one that was never stopped. It keeps nothing, so it does not matter how a checkpoint was written.
+
+    The order of the data is not its business: loaders have begun by then. Give
+    :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler that knows the epoch
+    by ``set_epoch``, such as torch's ``DistributedSampler``.
+
+    Args:
+        seed: from 0.
+
+    Raises:
+        ValueError: no such seed.
+
+    Example:
+        >>> SeedEpochs(seed=3).seed
+        3
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = whole("seed", seed, least=0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds: loaders draw numbers before it, and more or fewer of them in a training that is resumed."""
+        if batch_idx == 0:
+            sequence = np.random.SeedSequence([self.seed, trainer.current_epoch])
+            number = int(sequence.generate_state(1)[0])
+            torch.manual_seed(number)
+            np.random.seed(number)
+            random.seed(number)
