@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from cl_callbacks import EpochBoundaries, RWalk
 from tests.references.path_integral import RWalk as Reference
@@ -24,13 +25,13 @@ def test_equals_a_plain_loop(optimizer: Any, every_n_steps: int, proximal: bool)
     model = Net(plain_net(), optimizer).double()
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(4))]
-    settings = {"decay": 0.9, "every_n_steps": every_n_steps, "damping": 1e-4}
-    rule = RWalk(0.3, proximal=proximal, **settings)
+    settings = {"every_n_steps": every_n_steps, "damping": 1e-4}
+    rule = RWalk(0.3, proximal=proximal, fisher_decay=0.9, **settings)
     trainer = make_trainer(rule, max_epochs=3)
     for index, data in enumerate(tasks):
         trainer.fit_loop.max_epochs = 3 * (index + 1)
         trainer.fit(model, loader(*data))
-    reference = Reference(dict(slow.named_parameters()), **settings)
+    reference = Reference(dict(slow.named_parameters()), decay=0.9, **settings)
     train_sequence(
         slow,
         tasks,
@@ -69,6 +70,23 @@ def test_the_score_is_averaged_and_both_parts_share_a_scale() -> None:
     fisher = torch.cat([t.flatten() for t in rule.synapses.view["fisher"]])
     scaled = (fisher - fisher.min()) / (fisher.max() - fisher.min())
     torch.testing.assert_close(scores[-1], scaled)  # weights that rest have no score
+
+
+@pytest.mark.parametrize("decay", ["mean", 0.5])
+def test_importance_of_earlier_boundaries_is_kept_as_asked(decay: Any) -> None:
+    """Rules of strength 0 see the same training; one forgets what it measured at earlier boundaries."""
+    latest, keeping = RWalk(0.0), RWalk(0.0, decay=decay, name="keeping")
+    measured: list[torch.Tensor] = []
+
+    class Keep(Callback):
+        def on_task_end(self, *args: Any) -> None:
+            measured.append(latest.synapses.view["importance"][0].clone())
+
+    fit_tasks(Net(plain_net()), latest, keeping, Keep(), tasks=3)
+    first, second, third = measured
+    expected = (first + second + third) / 3 if decay == "mean" else third + second / 2 + first / 4
+    assert not torch.equal(first, third)
+    torch.testing.assert_close(keeping.synapses.view["importance"][0], expected)
 
 
 def test_every_optimizer_steps_and_windows_close_for_all() -> None:
@@ -125,7 +143,8 @@ def test_an_infinite_gradient_costs_one_step() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"decay": 1.0}, "0 to below 1"),
+        ({"fisher_decay": 1.0}, "0 to below 1"),
+        ({"decay": 1.5}, "0 to 1, or 'mean'"),
         ({"every_n_steps": 0}, "at least one step"),
         ({"damping": -1.0}, "damping must be positive"),
     ],

@@ -10,10 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
-from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
 from cl_callbacks.rules.synaptic_callback import Patterns
 from cl_callbacks.synapses.state import Fill, SynapseView
 from cl_callbacks.synapses.step import Need, Step
@@ -40,9 +39,13 @@ class RWalk(BoundaryRule):
 
     Args:
         strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
-        decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to below 1.
+        fisher_decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to
+            below 1.
         every_n_steps: length of a window; one also ends with each snapshot of
             :class:`~cl_callbacks.boundaries.drift_boundaries.DriftBoundaries`.
+        decay: share of the importance at earlier boundaries that is kept at each boundary, 0 to 1, beside
+            what Fisher and score remember themselves: 0 is the paper's; ``"mean"`` for the average over
+            tasks.
         damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
         proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
             strength, instead of adding its gradient; it wants another strength.
@@ -82,8 +85,9 @@ class RWalk(BoundaryRule):
         self,
         strength: float,
         *,
-        decay: float = 0.99,
+        fisher_decay: float = 0.99,
         every_n_steps: int = 10,
+        decay: Decay = 0.0,
         damping: float = 1e-3,
         proximal: bool = False,
         max_importance: float | None = None,
@@ -108,13 +112,15 @@ class RWalk(BoundaryRule):
             strict=strict,
             name=name,
         )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is the share of the Fisher that a step keeps, 0 to below 1; got {decay}")
+        if not 0 <= fisher_decay < 1:
+            raise ValueError(
+                f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
+            )
         if every_n_steps < 1:
             raise ValueError(f"a window has at least one step; got every_n_steps={every_n_steps}")
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-        self.fisher_decay, self.every_n_steps, self.damping = decay, every_n_steps, damping
+        self.fisher_decay, self.every_n_steps, self.damping = fisher_decay, every_n_steps, damping
         self.steps = 0
         """Optimizer steps so far; windows are closed for all synapses together."""
 
@@ -158,10 +164,6 @@ class RWalk(BoundaryRule):
             torch._foreach_mul_(score, 0.5)
         scaled = [min_max(found, *synapses.extremes(found)) for found in (fisher, score)]
         return list(torch._foreach_add(*scaled))
-
-    def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
-        """Replaces the importance: Fisher and score remember the earlier tasks themselves."""
-        merge_latest_(synapses["importance"], synapses["anchor"], measured, synapses.parameters, decay=0.0)
 
     def snapshot(self) -> dict[str, Any]:
         """Closes the window, so that no path leads across it."""
