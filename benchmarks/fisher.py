@@ -25,7 +25,8 @@ from networks import Transformer, mlp, resnet, texts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
+from cl_callbacks.functional import fisher_cotangents
+from cl_callbacks.gradients import PerSampleGradients
 
 
 class Case(NamedTuple):

@@ -56,7 +56,7 @@ def binary(name: str, levels: int, probability: float) -> Model:
 
     return Model(
         name=name,
-        ratio=lambda ages: cascade.memory_trace(ages, levels, probability=probability),
+        ratio=lambda ages: cascade.cascade_memory_trace(ages, levels, probability=probability),
         store=store,
         fresh=lambda: {"level": torch.ones(SIMULATED_SYNAPSES)},
     )
@@ -66,7 +66,7 @@ def chain(name: str, count: int, coupling: float) -> Model:
     c, g = beakers.capacities(count), beakers.conductances(count, coupling)
 
     def ratio(ages: Tensor) -> Tensor:
-        trace, energy = beakers.memory_trace(ages, c, g)
+        trace, energy = beakers.beaker_memory_trace(ages, c, g)
         return trace / math.sqrt(energy)
 
     def store(levels: list[list[Tensor]], pattern: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,8 +20,9 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from cl_callbacks.synapses.offload import Offload
-from cl_callbacks.synapses.state import Synapses, SynapseView
+from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors import blocks
 from cl_callbacks.tensors.blocks import in_blocks, rows_of, spans
 from tests.rules import RULES, assert_same, every_rule, make, state

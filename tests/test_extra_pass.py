@@ -23,8 +23,8 @@ from torch.utils.data import (
 from torchmetrics import MeanMetric
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
-from cl_callbacks.training.extra_pass import task_batches
 from cl_callbacks.training.quiet import quiet, unremembered
+from cl_callbacks.training.task_batches import task_batches
 from tests.references.fisher import exact_fisher
 from tests.training import FEATURES, Net, loader, make_trainer, plain_net, task, weights
 

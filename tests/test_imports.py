@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"compiled", "guards"},
     {"tensors", "drift"},
-    {"gradients"},
     {"functional"},
+    {"gradients"},
     {"synapses", "metrics"},
     {"training"},
     {"boundaries"},
@@ -30,8 +30,6 @@ LAYERS = [
 ]
 FAMILIES = {"consolidation", "metaplasticity"}
 WITHOUT_LIGHTNING = {"compiled", "drift", "functional", "gradients", "synapses", "tensors"}
-# What knows the Trainer although its room should not: batches that all processes see together.
-EXCEPTED = {"gradients/sharded_gradients.py"}
 
 
 def level(part: str) -> int:
@@ -67,9 +65,8 @@ def test_arrows_point_one_way(file: Path) -> None:
     "file", [f for f in FILES if part_of(f) in WITHOUT_LIGHTNING], ids=lambda f: str(f.relative_to(PACKAGE))
 )
 def test_what_a_step_does_needs_no_lightning(file: Path) -> None:
-    if file.relative_to(PACKAGE).as_posix() not in EXCEPTED:
-        found = {name for name in imports(file) if name.split(".")[0] == "lightning"}
-        assert found <= {"lightning.pytorch.utilities.exceptions"}
+    found = {name for name in imports(file) if name.split(".")[0] == "lightning"}
+    assert found <= {"lightning.pytorch.utilities.exceptions"}
 
 
 def test_the_root_holds_nothing_but_the_names_and_the_command_line() -> None:

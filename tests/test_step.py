@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from cl_callbacks.synapses.state import Synapses, SynapseView
+from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
+from cl_callbacks.synapses.view import SynapseView
 
 
 class Recorder:

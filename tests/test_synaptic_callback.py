@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, SynapticCallback
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 

@@ -1,15 +1,56 @@
-"""The equations: tensors in, tensors out. Nothing here knows Lightning."""
+"""The equations of every rule and metric: tensors in, tensors out.
+
+A trailing underscore means in place, as in torch. Lists of tensors are aligned: entry ``i`` of each
+belongs to the same parameter. What may not live here: Lightning, state between calls, what runs a network.
+"""
 
 from cl_callbacks.functional.anchoring import (
     add_quadratic_pull_,
+    distances,
     merge_each_,
     merge_latest_,
     quadratic_penalty,
     relax_to_anchor_,
 )
-from cl_callbacks.functional.fisher import fisher_cotangents
-from cl_callbacks.functional.kronecker import KroneckerFactors
-from cl_callbacks.functional.path_integral import add_path_, path_importance
+from cl_callbacks.functional.averaging import average_, average_square_, newest_share
+from cl_callbacks.functional.beakers import (
+    beaker_memory_trace,
+    capacities,
+    conductances,
+    flow_,
+    flow_matrix,
+    largest_coupling,
+    level_differences,
+    timescales,
+)
+from cl_callbacks.functional.cascade import (
+    cascade_,
+    cascade_memory_trace,
+    deepen_probabilities,
+    switch_probabilities,
+    switch_weights_,
+    transition_matrix,
+)
+from cl_callbacks.functional.fisher import check_fisher, fisher_cotangents, sample_losses
+from cl_callbacks.functional.kronecker import (
+    Eigen,
+    Factors,
+    decompose,
+    kronecker_diagonal,
+    kronecker_pull,
+    nearest_sum,
+    paired,
+    relax_kronecker,
+)
+from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
+from cl_callbacks.functional.path_integral import (
+    add_path_,
+    add_path_pull_,
+    add_score_,
+    min_max,
+    path_importance,
+    without_decay,
+)
 from cl_callbacks.functional.sensitivity import sensitivity_cotangent
 from cl_callbacks.functional.task_matrix import (
     average_accuracy,
@@ -22,27 +63,64 @@ from cl_callbacks.functional.task_matrix import (
     learning_accuracy,
     tasks_learned,
 )
-from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_, relative_variance
 
 __all__ = [
-    "KroneckerFactors",
-    "PerSampleGradients",
+    "Eigen",
+    "Factors",
     "add_path_",
+    "add_path_pull_",
     "add_quadratic_pull_",
+    "add_score_",
+    "average_",
     "average_accuracy",
+    "average_square_",
     "backward_transfer",
+    "beaker_memory_trace",
+    "bgd_",
+    "capacities",
+    "cascade_",
+    "cascade_memory_trace",
+    "check_fisher",
+    "conductances",
+    "decompose",
+    "deepen_probabilities",
+    "distances",
+    "draw_",
     "fisher_cotangents",
+    "flow_",
+    "flow_matrix",
     "forgetting",
     "forgetting_per_task",
     "forward_transfer",
     "intransigence",
+    "keep_noise_gradients_",
+    "kronecker_diagonal",
+    "kronecker_pull",
+    "largest_coupling",
     "last_tasks_accuracy",
     "learning_accuracy",
+    "level_differences",
     "merge_each_",
     "merge_latest_",
+    "mesu_",
+    "metaplastic_gate",
+    "min_max",
+    "nearest_sum",
+    "newest_share",
+    "paired",
     "path_importance",
     "quadratic_penalty",
+    "relative_variance",
+    "relax_kronecker",
     "relax_to_anchor_",
+    "resist_shrinking_",
+    "sample_losses",
     "sensitivity_cotangent",
+    "switch_probabilities",
+    "switch_weights_",
     "tasks_learned",
+    "timescales",
+    "transition_matrix",
+    "without_decay",
 ]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.fused import fusable
-from cl_callbacks.functional.averaging import finite
+from cl_callbacks.tensors.finite import finite
 
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
@@ -157,7 +157,7 @@ def flow_matrix(capacities: Sequence[float], conductances: Sequence[float]) -> T
     return torch.eye(len(c), dtype=c.dtype) - flows / c[:, None]
 
 
-def memory_trace(
+def beaker_memory_trace(
     ages: Tensor, capacities: Sequence[float], conductances: Sequence[float]
 ) -> tuple[Tensor, float]:
     r"""What is left in the weight of a unit change made :math:`t` steps ago, :math:`r(t) = (M^t)_{11}`.
@@ -174,7 +174,7 @@ def memory_trace(
         :math:`r` at the ages, in float64, and :math:`\sum_{s\ge0}r(s)^2`.
 
     Example:
-        >>> memory_trace(torch.tensor([0, 1]), [1.0], [0.5])
+        >>> beaker_memory_trace(torch.tensor([0, 1]), [1.0], [0.5])
         (tensor([1.0000, 0.5000], dtype=torch.float64), 1.33...)
     """
     roots = torch.tensor(capacities, dtype=torch.float64).sqrt()

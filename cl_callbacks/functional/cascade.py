@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.fused import fusable
-from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.tensors.finite import zero_nonfinite_
 
 
 def switch_probabilities(levels: int, x: float = 0.5) -> Tensor:
@@ -183,7 +183,7 @@ def transition_matrix(
     return probability * event + (1 - probability) * torch.eye(2 * levels, dtype=torch.float64)
 
 
-def memory_trace(ages: Tensor, levels: int, x: float = 0.5, probability: float = 1.0) -> Tensor:
+def cascade_memory_trace(ages: Tensor, levels: int, x: float = 0.5, probability: float = 1.0) -> Tensor:
     r"""Mean strength, towards what was stored, of a memory that so many events have come after.
 
     Args:
@@ -196,7 +196,7 @@ def memory_trace(ages: Tensor, levels: int, x: float = 0.5, probability: float =
         The signal at each age, in float64; the noise of :math:`N` synapses is :math:`1/\sqrt N`.
 
     Example:
-        >>> memory_trace(torch.tensor([0, 1]), levels=1, probability=0.5)
+        >>> cascade_memory_trace(torch.tensor([0, 1]), levels=1, probability=0.5)
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
     balanced = transition_matrix(levels, x, probability=probability)

@@ -16,15 +16,11 @@ several tasks: Ritter et al. 2018 (1805.07810).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from cl_callbacks.gradients.network_gradients import wide_dtype
-from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGradients
-from cl_callbacks.gradients.sample_gradients import Outer
+from torch import Tensor
 
 
 class Factors(NamedTuple):
@@ -34,94 +30,6 @@ class Factors(NamedTuple):
     """:math:`A`, of shape ``(I, I)``."""
     outputs: Tensor
     """:math:`G`, of shape ``(O, O)``."""
-
-
-Factored = nn.Linear | nn.Conv2d
-"""Layers whose curvature is factored."""
-
-
-def has_factors(module: nn.Module) -> TypeGuard[Factored]:
-    """Whether the curvature of the module's weights is known in factors."""
-    plain = any(type(module).forward is kind.forward for kind in (nn.Linear, nn.Conv2d))
-    return plain and getattr(module, "groups", 1) == 1
-
-
-class KroneckerFactors:
-    r"""Sums of the factors of some layers of a network, batch after batch.
-
-    Args:
-        module: the network.
-        layers: layers of it for which :func:`has_factors` holds, by the name of their weight.
-        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
-
-    Example:
-        >>> net = nn.Linear(1, 1, bias=False)
-        >>> factors = KroneckerFactors(net, {"weight": net}, lambda x: (net(x), None))
-        >>> x = torch.tensor([[1.0], [2.0]])
-        >>> factors.sums(x, lambda outputs, labels: [torch.ones_like(outputs)])
-        ([tensor([[5.]]), tensor([[2.]])], 2)
-    """
-
-    def __init__(self, module: nn.Module, layers: Mapping[str, Factored], forward: Forward) -> None:
-        self.layers = dict(layers)
-        weights = {name: layer.weight for name, layer in layers.items()}
-        biases = {bias_name(name): layer.bias for name, layer in layers.items() if layer.bias is not None}
-        self._gradients = PerSampleGradients(module, weights | biases, forward)
-        self._inside: set[str] = set()  # weights that a module around the layer uses for it
-
-    @property
-    def explained(self) -> dict[str, bool]:
-        """Of each layer, whether its calls explain the gradients of single samples, in all batches so far.
-
-        Not those of a weight that is also used elsewhere, or of a call that mixes the samples.
-        """
-        fallback = self._gradients.fallback | self._inside
-        return {name: not {name, bias_name(name)} & fallback for name in self.layers}
-
-    def zeros(self) -> list[Tensor]:
-        """The sums over no sample."""
-        found = []
-        for layer in self.layers.values():
-            rows = layer.weight.detach().flatten(1)
-            for size in (rows.shape[1] + (layer.bias is not None), rows.shape[0]):
-                found.append(rows.new_zeros(size, size, dtype=wide_dtype(rows)))
-        return found
-
-    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
-        """Sum over the batch's samples (and, for the outputs, over cotangents), and their number.
-
-        A sample whose outputs are not finite is left out.
-
-        Returns:
-            Input factor and output factor of the first layer, of the second, and so on; the count.
-        """
-        totals = dict(zip(self.layers, paired(self.zeros()), strict=True))
-        _, outputs, labels, calls = self._gradients.run(batch)
-        for k, vector in enumerate(cotangents(outputs.detach(), labels) if len(outputs) else ()):
-            parts = self._gradients.parts(outputs, calls, vector)
-            for name, layer in self.layers.items():
-                uses = [part for part in parts.get(name, []) if isinstance(part, Outer)]
-                if len(uses) < len(parts.get(name, [])):
-                    self._inside.add(name)
-                if not uses or not self.explained[name]:
-                    continue
-                a, delta = (torch.cat(sides) for sides in zip(*map(_positions, uses), strict=True))
-                if k == 0:
-                    a = a if layer.bias is None else nn.functional.pad(a, (0, 1), value=1.0)
-                    totals[name].inputs.add_(a.T @ a, alpha=len(outputs) / len(a))
-                totals[name].outputs.add_(delta.T @ delta)
-        return [factor for pair in totals.values() for factor in pair], len(outputs)
-
-
-def _positions(use: Outer) -> tuple[Tensor, Tensor]:
-    """Inputs and cotangents at all positions of all samples: ``(P, I)``, ``(P, O)``."""
-    delta, inputs = use.sides(0, use.samples)
-    return inputs.flatten(0, 2), delta.flatten(0, 2)
-
-
-def bias_name(weight: str) -> str:
-    """Name of the bias beside a weight."""
-    return weight.removesuffix("weight") + "bias"
 
 
 def paired(flat: Sequence[Tensor]) -> list[Factors]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.functional.anchoring import add_quadratic_pull_
-from cl_callbacks.functional.averaging import take_finite_
+from cl_callbacks.tensors.finite import take_finite_
 
 
 @fusable

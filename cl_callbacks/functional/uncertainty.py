@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.fused import fusable
-from cl_callbacks.functional.averaging import zero_nonfinite_
+from cl_callbacks.tensors.finite import zero_nonfinite_
 
 SMALLEST_STD = 1e-6
 """Where the standard deviation ends, so that a synapse never stops for good."""

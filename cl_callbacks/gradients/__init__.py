@@ -1,5 +1,11 @@
-"""Per-sample gradients of any network, and what is summed from them; usable on its own.
+"""Per-sample gradients of any network, and what is summed from them: usable without a Trainer.
 
-Here lives how a network's gradients are told apart by sample. What they are measured for (Fisher information,
-sensitivity, curvature) is in ``functional``.
+Here live the layers whose samples' gradients are known in closed form, the ways around for all others, and
+sums of squares, magnitudes or Kronecker factors over them. No Lightning.
 """
+
+from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
+from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.gradients.sharded_gradients import ShardedGradients
+
+__all__ = ["KroneckerFactors", "PerSampleGradients", "ShardedGradients"]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count, islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from cl_callbacks.gradients.network_gradients import wide_dtype
@@ -98,28 +94,3 @@ def _gradients_apart(module: nn.Module) -> Iterator[None]:
     finally:
         for p, gradient in kept:
             p.grad = gradient
-
-
-def share_buffers(module: nn.Module) -> None:
-    """Gives all processes the first one's buffers (BatchNorm's statistics, …), which differ under FSDP2."""
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=0)
-
-
-def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:
-    """The batches of all processes, each of them on all, where random numbers are the same for it.
-
-    Args:
-        batches: of this process; others may have fewer, or none.
-        trainer: that is fitting.
-        seed: of the random numbers.
-    """
-    own, numbers = iter(batches), count()
-    while True:
-        shown: list[list[Any]] = [[] for _ in range(trainer.world_size)]
-        dist.all_gather_object(shown, [move_data_to_device(batch, "cpu") for batch in islice(own, 1)])
-        if not any(shown):
-            return
-        for (batch,) in filter(None, shown):
-            torch.manual_seed(1000003 * seed + next(numbers))
-            yield move_data_to_device(batch, trainer.strategy.root_device)

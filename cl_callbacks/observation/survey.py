@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
-from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.shards import group_of
 from cl_callbacks.tensors.subsample import every_nth, quantiles_of, stride_for
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.compiled.fused import compiling
 from cl_callbacks.compiled.kernels import SMALLEST
-from cl_callbacks.functional.averaging import keep_finite_
+from cl_callbacks.tensors.finite import keep_finite_
 
 
 def compiles(trainer: Trainer) -> bool:

@@ -26,9 +26,10 @@ from cl_callbacks.rules.compatibility import (
     refuse_strategy,
 )
 from cl_callbacks.rules.compile_rules import compiles
-from cl_callbacks.synapses.state import Fill, Synapses, SynapseView, plain_name
+from cl_callbacks.synapses.state import Fill, Synapses, plain_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training.log import is_due, log

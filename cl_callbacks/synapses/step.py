@@ -18,7 +18,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks.synapses.state import Synapses, SynapseView
+from cl_callbacks.synapses.state import Synapses
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 
 Need = Literal["gradient", "noise", "pulled", "before", "undo"]

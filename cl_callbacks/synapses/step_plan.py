@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.compiled.fused import compiling, is_compiling
-from cl_callbacks.functional.averaging import keep_, keep_finite_, keep_undo_, zero_nonfinite_
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Need, Rule, Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
+from cl_callbacks.tensors.finite import keep_, keep_finite_, keep_undo_, zero_nonfinite_
 from cl_callbacks.tensors.flat import flat_zeros
 from cl_callbacks.tensors.shards import held
 

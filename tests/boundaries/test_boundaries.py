@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, TaskSequence
 from cl_callbacks.boundaries.batch_boundaries import _refuse_disagreement
 from cl_callbacks.tensors.batches import count_samples
-from cl_callbacks.training.extra_pass import task_batches
+from cl_callbacks.training.task_batches import task_batches
 from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cl_callbacks import EWC, DriftBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.drift import CUSUM, Plateau
-from cl_callbacks.training.extra_pass import task_batches
+from cl_callbacks.training.task_batches import task_batches
 from tests.drift.traces import noisy
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 from tests.wandb_files import history

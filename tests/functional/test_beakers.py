@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.functional.beakers import (
+    beaker_memory_trace,
     capacities,
     conductances,
     flow_,
     flow_matrix,
     largest_coupling,
-    memory_trace,
     timescales,
 )
 from tests.references import beakers as reference
@@ -112,7 +112,7 @@ def test_an_impulse_fades_as_the_inverse_root_of_its_age(beakers: int) -> None:
     coupling = 0.25
     last = timescales(beakers, coupling)[-1]
     ages = torch.logspace(math.log10(32), math.log10(last / 8), 40, dtype=torch.float64).round()
-    trace, _ = memory_trace(ages, capacities(beakers), conductances(beakers, coupling))
+    trace, _ = beaker_memory_trace(ages, capacities(beakers), conductances(beakers, coupling))
     x, y = ages.log(), trace.log()
     slope = ((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum()).item()
     assert slope == pytest.approx(-0.5, abs=0.02)
@@ -121,10 +121,10 @@ def test_an_impulse_fades_as_the_inverse_root_of_its_age(beakers: int) -> None:
 def test_the_trace_is_that_of_the_flow() -> None:
     c, g = capacities(5), conductances(5, 0.3)
     ages = torch.arange(60)
-    trace, energy = memory_trace(ages, c, g)
+    trace, energy = beaker_memory_trace(ages, c, g)
     expected = torch.tensor(reference.impulse_response(59, 5, 0.3, 2.0, True), dtype=torch.float64)
     torch.testing.assert_close(trace, expected, rtol=0, atol=1e-12)
-    long, _ = memory_trace(torch.arange(20_000), c, g)
+    long, _ = beaker_memory_trace(torch.arange(20_000), c, g)
     assert energy == pytest.approx(long.square().sum().item(), rel=1e-9)
     flowing = [[torch.zeros(1, dtype=torch.float64)] for _ in range(5)]
     flowing[0][0] += 1

@@ -7,8 +7,8 @@ import torch
 
 from cl_callbacks.functional.cascade import (
     cascade_,
+    cascade_memory_trace,
     deepen_probabilities,
-    memory_trace,
     switch_probabilities,
     transition_matrix,
 )
@@ -58,12 +58,14 @@ def test_all_states_are_occupied_alike(levels: int) -> None:
 def test_the_signal_begins_at_two_over_the_number_of_levels() -> None:
     """… which the deepest levels make up for: a fresh event moves few of the synapses."""
     for levels in (2, 5, 10):
-        assert memory_trace(torch.tensor([0]), levels)[0].item() == pytest.approx(2 / levels, abs=1e-12)
+        assert cascade_memory_trace(torch.tensor([0]), levels)[0].item() == pytest.approx(
+            2 / levels, abs=1e-12
+        )
 
 
 def test_a_simple_synapse_forgets_exponentially() -> None:
     ages = torch.arange(50)
-    trace = memory_trace(ages, levels=1, probability=0.2)
+    trace = cascade_memory_trace(ages, levels=1, probability=0.2)
     torch.testing.assert_close(trace, 0.2 * 0.8 ** ages.double())
 
 
@@ -82,7 +84,7 @@ def test_the_trace_is_that_of_simulated_synapses() -> None:
     states = (1 + (levels * rand()).floor()) * (rand() - 0.5).sign()
     memory = (rand() - 0.5).sign()
     states = stored(states, memory)
-    for age, expected in enumerate(memory_trace(torch.arange(12), levels).tolist()):
+    for age, expected in enumerate(cascade_memory_trace(torch.arange(12), levels).tolist()):
         signal = (states.sign() * memory).mean().item()
         assert signal == pytest.approx(expected, abs=5 / synapses**0.5), age
         states = stored(states, (rand() - 0.5).sign())

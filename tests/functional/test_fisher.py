@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
+from cl_callbacks.functional import fisher_cotangents
+from cl_callbacks.gradients import PerSampleGradients
 from tests.references import fisher as reference
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from cl_callbacks.compiled import fused, kernels
 from cl_callbacks.compiled.fused import compiling, fusable
 from cl_callbacks.functional.anchoring import add_quadratic_pull_, relax_to_anchor_
-from cl_callbacks.functional.averaging import average_, average_square_, keep_, keep_finite_, keep_undo_
+from cl_callbacks.functional.averaging import average_, average_square_
 from cl_callbacks.functional.beakers import capacities, conductances, flow_
 from cl_callbacks.functional.metaplasticity import resist_shrinking_
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, add_score_
 from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_
+from cl_callbacks.tensors.finite import keep_, keep_finite_, keep_undo_
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler"

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from cl_callbacks.functional import fisher_cotangents
 from cl_callbacks.functional.kronecker import (
     Factors,
-    KroneckerFactors,
     decompose,
-    has_factors,
     kronecker_pull,
     nearest_sum,
     paired,
     relax_kronecker,
 )
+from cl_callbacks.gradients.kronecker_factors import KroneckerFactors, has_factors
 from tests.references.kronecker import dense, linear_factors, nearest_kronecker_sum, quadratic
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional import PerSampleGradients, fisher_cotangents
+from cl_callbacks.functional import fisher_cotangents
+from cl_callbacks.gradients import PerSampleGradients
 from tests.functional.networks import NETWORKS, Branching
 from tests.references.fisher import batched_fisher, exact_fisher, labelled_fisher
 

@@ -30,7 +30,7 @@ from cl_callbacks import (
 )
 from cl_callbacks.observation.histograms import histogram
 from cl_callbacks.observation.survey import QUANTILES, SAMPLES, Survey, read
-from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.view import SynapseView
 from tests.processes import train_together
 from tests.rules import every_rule, make
 from tests.settings.processes import DealtTasks, DoubleTasks, Sharded, fsdp2

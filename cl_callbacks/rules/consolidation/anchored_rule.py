@@ -16,8 +16,9 @@ from cl_callbacks.functional.anchoring import (
     relax_to_anchor_,
 )
 from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 
 
 class AnchoredRule(SynapticCallback):

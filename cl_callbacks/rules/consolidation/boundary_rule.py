@@ -15,7 +15,7 @@ from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.view import SynapseView
 
 Anchors = Literal["latest", "each"]
 Decay = float | Literal["mean"]

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
-from cl_callbacks.functional.kronecker import Factors, KroneckerFactors, paired
+from cl_callbacks.functional.kronecker import Factors, paired
+from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients, mean_over_task
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.progress import say

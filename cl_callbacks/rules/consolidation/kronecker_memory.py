@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from cl_callbacks.functional.kronecker import (
     Eigen,
-    Factored,
     Factors,
-    bias_name,
     decompose,
-    has_factors,
     kronecker_diagonal,
     kronecker_pull,
     nearest_sum,
     paired,
     relax_kronecker,
 )
-from cl_callbacks.synapses.state import SynapseView, plain_name
+from cl_callbacks.gradients.kronecker_factors import Factored, bias_name, has_factors
+from cl_callbacks.synapses.state import plain_name
+from cl_callbacks.synapses.view import SynapseView
 
 Accumulate = Literal["list", "nearest"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_callbacks.functional.sensitivity import NORMS, Norm, sensitivity_cotangent
 from cl_callbacks.rules.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import SynapseView
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
 from cl_callbacks.training.model_outputs import ReadsOutputs
 

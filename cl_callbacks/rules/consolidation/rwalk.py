@@ -14,8 +14,9 @@ from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 
 
 class RWalk(BoundaryRule):

@@ -11,8 +11,8 @@ from cl_callbacks.functional.averaging import average_, average_square_, newest_
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 
 Importance = Literal["fisher", "sensitivity", "path"]
 

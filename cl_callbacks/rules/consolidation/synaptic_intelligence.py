@@ -15,8 +15,9 @@ from torch.optim import AdamW, Optimizer
 from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 
 
 class SynapticIntelligence(BoundaryRule):

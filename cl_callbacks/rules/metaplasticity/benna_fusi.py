@@ -22,8 +22,9 @@ from cl_callbacks.functional.beakers import (
 from cl_callbacks.guards.arguments import positive, whole
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.log import log
 
 

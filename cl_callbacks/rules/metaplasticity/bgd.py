@@ -11,8 +11,8 @@ from cl_callbacks.functional.uncertainty import bgd_, relative_variance
 from cl_callbacks.guards.arguments import positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.synaptic_callback import Patterns
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.view import SynapseView
 
 
 class BGD(UncertainRule):

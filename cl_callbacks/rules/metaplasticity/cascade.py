@@ -12,8 +12,9 @@ from torch import Tensor
 from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
 from cl_callbacks.guards.arguments import whole
 from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.synapses.state import Fill, SynapseView
+from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.blocks import rows_of
 from cl_callbacks.tensors.random_numbers import Draws
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
 from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.synapses.state import SynapseView
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 
 
 class MetaplasticGate(SynapticCallback):

@@ -13,15 +13,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks.functional.averaging import keep_
 from cl_callbacks.guards.arguments import positive, whole
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
-from cl_callbacks.synapses.state import Fill, SynapseView, plain_name
+from cl_callbacks.synapses.state import Fill, plain_name
 from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.batches import count_samples
+from cl_callbacks.tensors.finite import keep_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
 from cl_callbacks.training.quiet import evaluation_mode

@@ -1,0 +1,108 @@
+"""Some synapses of a network, as a rule sees them: names, weights and fields in aligned lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from cl_callbacks.synapses.offload import Offload
+from cl_callbacks.tensors.blocks import ALL, Rows, in_blocks, rows_of
+from cl_callbacks.tensors.shards import extremes, group_of, held, total
+
+
+@dataclass(frozen=True)
+class SynapseView:
+    """Some synapses as aligned lists: their names, live parameters and fields.
+
+    A rule reads and changes a field, in place, as ``view["importance"]``, which is beside the parameters;
+    ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
+    belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
+    hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
+    other, both are the parameter. Of a large one a part of a view may have some ``rows`` only.
+    """
+
+    names: list[str]
+    fields: dict[str, list[Tensor]]
+    sources: list[Tensor]
+    rows: list[Rows]
+    offload: Offload | None = None
+
+    def __getitem__(self, field: str) -> list[Tensor]:
+        return self.bring(self.fields[field], self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The weights, wherever they are at the moment: an optimizer may set ``p.data`` to something else."""
+        return [rows_of(held(p), rows) for p, rows in zip(self.sources, self.rows, strict=True)]
+
+    def among(self, parameters: Iterable[Tensor]) -> SynapseView:
+        """The synapses of this view whose sources are among ``parameters``, in this view's order."""
+        return self.cut(dict.fromkeys(parameters, ALL))
+
+    def cut(self, part: Mapping[Tensor, Rows]) -> SynapseView:
+        """Those rows of its sources which a part of the network has; of a part, all or none of its rows."""
+        keep = sorted(self._places[p] for p in part if p in self._places)
+        rows = [_rows_within(self.rows[i], part[self.sources[i]]) for i in keep]
+
+        def cut(tensors: list[Tensor]) -> list[Tensor]:
+            pairs = zip(keep, rows, strict=True)
+            return [tensors[i] if some == self.rows[i] else rows_of(tensors[i], some) for i, some in pairs]
+
+        return SynapseView(
+            [self.names[i] for i in keep],
+            {field: cut(tensors) for field, tensors in self.fields.items()},
+            [self.sources[i] for i in keep],
+            rows,
+            self.offload,
+        )
+
+    def blocks(self) -> Iterator[SynapseView]:
+        """The view in parts, one after the other, for work on each that stays in the cache."""
+        if all(rows == ALL for rows in self.rows):
+            yield from (self.cut(part) for part in in_blocks(self.sources))
+        else:
+            yield self
+
+    @cached_property
+    def _places(self) -> dict[Tensor, int]:
+        return {p: i for i, p in enumerate(self.sources)}
+
+    @property
+    def part(self) -> dict[Tensor, Rows]:
+        """Which rows of which sources the view has."""
+        return dict(zip(self.sources, self.rows, strict=True))
+
+    def bring(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """State of these parameters from where it lives to where they are; mostly the very tensors."""
+        return kept if self.offload is None else self.offload.bring(kept, parameters)
+
+    def lend(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
+        """What :meth:`rest` has put away, beside the parameter, to be read and let go."""
+        offload = self.offload
+        return list(tensors) if offload is None else [offload.lend(t, parameter) for t in tensors]
+
+    def rest(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor that a rule keeps beyond its fields, where the state of that parameter lives."""
+        return tensor.to(parameter.device) if self.offload is None else self.offload.rest(tensor, parameter)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all synapses, from that over those which this process holds."""
+        return total(value, group_of(self.sources))
+
+    def extremes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value over all synapses, also of those that others hold."""
+        return extremes(tensors, group_of(self.sources))
+
+
+def _rows_within(own: Rows, wanted: Rows) -> Rows:
+    if wanted in (ALL, own):
+        return own
+    if own != ALL:
+        raise ValueError("This view has a part of its parameters' rows already, and that part has none.")
+    return wanted
