@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
 from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.training.lightning_private import last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
 from cl_callbacks.training.progress import say, show
 
@@ -238,11 +239,10 @@ def _epochs_done(trainer: Trainer) -> int:
 
 def _is_last_epoch(trainer: Trainer) -> bool:
     """What ``fit_loop.done`` will say, without its messages and side effects."""
-    loop = trainer.fit_loop
     limit = trainer.max_epochs
     epochs = limit is not None and 0 <= limit <= _epochs_done(trainer)
     steps = 0 <= trainer.max_steps <= trainer.global_step
-    return epochs or steps or (trainer.should_stop and loop._can_stop_early)
+    return epochs or steps or (trainer.should_stop and may_stop_early(trainer))
 
 
 def _rewrite_last_checkpoints(trainer: Trainer) -> None:
@@ -256,7 +256,7 @@ def _rewrite_last_checkpoints(trainer: Trainer) -> None:
             isinstance(checkpoint, ModelCheckpoint)
             and checkpoint.save_last
             and checkpoint.last_model_path
-            and checkpoint._last_global_step_saved == trainer.global_step
+            and last_saved_step(checkpoint) == trainer.global_step
         ):
             trainer.save_checkpoint(checkpoint.last_model_path, checkpoint.save_weights_only)
 

@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from cl_callbacks.training.lightning_private import logged_step
 from cl_callbacks.training.log import offer
 
 BINS = 64
@@ -30,7 +31,7 @@ def show_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     """Gives the finite ones of some numbers to W&B and TensorBoard, at the x axis of Lightning's metrics."""
     finite = {key: array[np.isfinite(array)] for key, array in values.items()}
     finite = {key: array for key, array in finite.items() if len(array)}
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     if finite:
         offer(trainer, lambda logger: _show(logger, finite, step))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -13,10 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import LBFGS
 
+from cl_callbacks.synapses.step import Rule
 from cl_callbacks.tensors.shards import misfits
-
-if TYPE_CHECKING:
-    from cl_callbacks.rules.synaptic_callback import SynapticCallback
 
 
 def few(names: list[str]) -> str:
@@ -34,7 +31,7 @@ def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
         )
 
 
-def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: Mapping[str, Tensor]) -> None:
+def refuse_shards(rule: Rule, trainer: Trainer | None, parameters: Mapping[str, Tensor]) -> None:
     """Raises for rules that cannot work on shards, and for shards that no rule can work on."""
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return
@@ -46,8 +43,8 @@ def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: M
     offload = rule.synapses.offload
     if offload is not None and any(offload.away(p) for p in parameters.values()):
         raise MisconfigurationException(
-            f"{type(rule).__name__}: state_device={rule.state_device!r} is not where the shards are, and the "
-            f"state of a sharded parameter is put together by the processes that have it there: leave "
+            f"{type(rule).__name__}: state_device={str(offload.device)!r} is not where the shards are, and "
+            f"the state of a sharded parameter is put together by the processes that have it there: leave "
             f"state_device out, as each process already keeps no more than its shard of the state."
         )
     wrong = misfits(parameters.items())
@@ -59,15 +56,16 @@ def refuse_shards(rule: SynapticCallback, trainer: Trainer | None, parameters: M
         )
 
 
-def refuse_missing_device(rule: SynapticCallback) -> None:
+def refuse_missing_device(rule: Rule) -> None:
     """Raises where the state cannot live."""
-    if rule.state_device is not None:
+    offload = rule.synapses.offload
+    if offload is not None:
         try:
-            torch.empty(0, device=rule.state_device)
+            torch.empty(0, device=offload.device)
         except (AssertionError, RuntimeError, NotImplementedError) as error:
             raise MisconfigurationException(
-                f"{type(rule).__name__}: there is no state_device={rule.state_device!r} on this machine: use "
-                f"'cpu', or leave it out to have the state beside the parameters."
+                f"{type(rule).__name__}: there is no state_device={str(offload.device)!r} on this machine: "
+                f"use 'cpu', or leave it out to have the state beside the parameters."
             ) from error
 
 
@@ -91,7 +89,7 @@ def refuse_optimizers(trainer: Trainer) -> None:
         )
 
 
-def warn_of_half_precision(rule: SynapticCallback) -> None:
+def warn_of_half_precision(rule: Rule) -> None:
     """Says that weights of half precision have no room for updates as small as the rule's."""
     view = rule.synapses.view
     narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]

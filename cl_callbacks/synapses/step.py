@@ -74,6 +74,10 @@ class Rule(Protocol):
         """Whether the rule puts an update of its own in the place of the optimizer's."""
 
     @property
+    def shardable(self) -> bool:
+        """Whether the rule is local to each weight, and so can work on shards of parameters."""
+
+    @property
     def local(self) -> bool:
         """Whether the verbs but the last may be called for a part of the synapses after the other."""
 

@@ -16,20 +16,20 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cl_callbacks.training.lightning_private import is_logging_step, logged_step
+
 _PACKAGE = __name__.partition(".")[0]
 """Log key of the configuration, and what tells callbacks of this package from others."""
 
 
 def is_due(trainer: Trainer) -> bool:
     """Whether this batch completes one of the steps that are logged."""
-    if not trainer.loggers or not trainer._logger_connector.should_update_logs:
-        return False
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
+    return bool(trainer.loggers) and is_logging_step(trainer)
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Gives numbers to all loggers, at the x axis of Lightning's own metrics."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     tell(trainer, lambda logger: logger.log_metrics(dict(values), step=step))
 
 

@@ -13,6 +13,15 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from rich.markup import escape
 
+from cl_callbacks.training.lightning_private import (
+    add_line,
+    has_training_line,
+    is_live,
+    progress_bar_metrics,
+    start_bar,
+    stop_bar,
+)
+
 Advance = Callable[[int], None]
 
 
@@ -60,7 +69,7 @@ def say(trainer: Trainer, text: str) -> None:
     if isinstance(bar, TQDMProgressBar):
         Tqdm.write(text, file=sys.stdout)  # the bar's own print says nothing before it runs and after
     elif isinstance(bar, RichProgressBar):
-        if _is_live(bar):
+        if is_live(bar):
             assert bar.progress is not None
             bar.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -80,10 +89,10 @@ def show(trainer: Trainer, values: Mapping[str, str]) -> None:
         trainer: that is fitting.
         values: by the key that the bar shows. Strings: numbers would get decimal places.
     """
-    shown = trainer._logger_connector._progress_bar_metrics
+    shown = progress_bar_metrics(trainer)
     for key, value in values.items():
         if isinstance(shown.get(key, ""), str):
-            shown[key] = value  # type: ignore[assignment]
+            shown[key] = value
 
 
 def _shown_bar(trainer: Trainer) -> ProgressBar | None:
@@ -92,18 +101,14 @@ def _shown_bar(trainer: Trainer) -> ProgressBar | None:
     return None if disabled else bar
 
 
-def _is_live(bar: RichProgressBar) -> bool:
-    return bar.progress is not None and not bar._progress_stopped
-
-
 @contextmanager
 def _rich(bar: RichProgressBar, trainer: Trainer, what: str, total: int | None) -> Iterator[Advance]:
-    started = not _is_live(bar)
+    started = not is_live(bar)
     if started:  # a boundary before the training, or after it
-        bar._init_progress(trainer)
+        start_bar(bar, trainer)
     live = bar.progress
     assert live is not None
-    line = bar._add_task(math.inf if total is None else total, escape(what))
+    line = add_line(bar, escape(what), math.inf if total is None else total)
 
     def advance(n: int) -> None:
         live.update(line, advance=n)
@@ -115,17 +120,15 @@ def _rich(bar: RichProgressBar, trainer: Trainer, what: str, total: int | None) 
         live.update(line, visible=False)  # Lightning takes the ids of its own lines for indices
         live.refresh()
         if started:
-            bar._stop_progress()
+            stop_bar(bar)
 
 
 @contextmanager
 def _tqdm(bar: TQDMProgressBar, what: str, total: int | None) -> Iterator[Advance]:
-    training = bar._train_progress_bar
-    below = training is not None and not training.disable  # a closed one counts as disabled
     with Tqdm(
         desc=what,
         total=total,
-        position=2 * bar.process_position + below,
+        position=2 * bar.process_position + has_training_line(bar),
         leave=False,
         dynamic_ncols=True,
         file=sys.stdout,

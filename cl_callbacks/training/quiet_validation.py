@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Generator, Tensor
 
 from cl_callbacks.tensors.shards import reshard
+from cl_callbacks.training.lightning_private import metrics_kept, validation_loop_kept
 from cl_callbacks.training.progress import Advance, progress
 from cl_callbacks.training.quiet import isolated_rng, modes_kept, unremembered
 
@@ -94,18 +94,14 @@ class _Silent(DummyLogger):
 
 @contextmanager
 def _unnoticed(trainer: Trainer, counting: Callback, averaged: bool) -> Iterator[None]:
-    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
-    loggers, last = trainer.loggers, getattr(trainer, "_last_val_time", None)
+    loop, loggers = trainer.fit_loop.epoch_loop.val_loop, trainer.loggers
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
-    first, current = connector._first_loop_iter, connector._current_fx
-    connector._callback_metrics, connector._logged_metrics = dict(metrics[0]), dict(metrics[1])
-    connector._progress_bar_metrics = dict(metrics[2])
     trainer.loggers = [_Silent(logger) for logger in loggers]
     trainer.callbacks = [counting, *callbacks]  # type: ignore[attr-defined]
     trainer.validating = True
     try:
         with ExitStack() as stack:
+            stack.enter_context(metrics_kept(trainer))
             for callback in callbacks:
                 if not (averaged and isinstance(callback, WeightAveraging)):
                     stack.enter_context(_deaf(callback))
@@ -115,9 +111,6 @@ def _unnoticed(trainer: Trainer, counting: Callback, averaged: bool) -> Iterator
     finally:
         trainer.training = True
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
-        trainer._last_val_time = last  # type: ignore[attr-defined]
-        connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics = metrics
-        connector._first_loop_iter, connector._current_fx = first, current
 
 
 @contextmanager
@@ -140,20 +133,13 @@ def _ignore(*args: Any) -> None:
 @contextmanager
 def _as_before(loop: Any) -> Iterator[None]:
     """Afterwards the loop is where it was: its progress, its loaders and when they were loaded."""
-    kept = vars(loop) | {
-        "batch_progress": copy.deepcopy(loop.batch_progress),
-        "_seen_batches_per_dataloader": copy.copy(loop._seen_batches_per_dataloader),
-    }
-    loop._restarting = False  # as after a resume, when it would begin where a checkpoint says
-    loop.setup_data()
-    loaders = [] if loop._combined_loader is None else loop._combined_loader.flattened
-    drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
-    try:
-        yield
-    finally:
-        vars(loop).update(kept)
-        for generator, state in drawn.items():
-            generator.set_state(state)
+    with validation_loop_kept(loop) as loaders:
+        drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
+        try:
+            yield
+        finally:
+            for generator, state in drawn.items():
+                generator.set_state(state)
 
 
 def _generators(loader: Any) -> list[Generator]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,6 +22,7 @@ from torch.utils.data import (
 )
 
 from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.training.lightning_private import before_batch_transfer, loaders_in_use, loaders_like
 
 
 def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterator[Any]:
@@ -48,7 +48,7 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
             remaining -= count_samples(batch)
         if recent is None:
             batch = trainer.precision_plugin.convert_input(batch)
-            batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = before_batch_transfer(trainer.lightning_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         else:  # has been through the transfer hooks once
             yield move_data_to_device(batch, trainer.strategy.root_device)
@@ -60,10 +60,10 @@ def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
 
 
 def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
-    in_use = trainer.fit_loop._combined_loader
+    in_use = loaders_in_use(trainer)
     assert in_use is not None
     # The user's loaders may be nested in any collection: keep its shape and mode, replace the leaves.
-    fresh = CombinedLoader(in_use.iterables, in_use._mode)
+    fresh = loaders_like(in_use)
     fresh.flattened = [_fresh(loader, trainer, samples, seed) for loader in fresh.flattened]
     return (batch for batch, _, _ in iter(fresh))
 
@@ -113,7 +113,7 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
 
 def sample_count(trainer: Trainer, samples: int | None) -> int | None:
     """How many samples all ranks together are going to use, where it can be told beforehand."""
-    in_use = trainer.fit_loop._combined_loader
+    in_use = loaders_in_use(trainer)
     loaders = [] if in_use is None or _recent_batches(trainer) is not None else in_use.flattened
     if len(loaders) == 1 and isinstance(loaders[0], DataLoader):
         loader = loaders[0]

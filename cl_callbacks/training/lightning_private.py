@@ -1,0 +1,119 @@
+"""Every private attribute of Lightning that this package reads or writes: one function for each.
+
+Lightning has no public name for these. Each function has a test of its own, so that a version of Lightning
+that changes one is known by the name of the test that fails.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+
+def attached_trainer(pl_module: LightningModule) -> Trainer | None:
+    """The Trainer of a module; ``None`` without one, where the public property raises."""
+    return pl_module._trainer
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether this batch completes an optimizer step whose metrics Lightning logs."""
+    if not trainer._logger_connector.should_update_logs:
+        return False
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step at which Lightning logs its own metrics now: how many batches have made an optimizer step."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def progress_bar_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
+    """What the progress bar shows, by key; changes are shown."""
+    return trainer._logger_connector._progress_bar_metrics
+
+
+def loaders_in_use(trainer: Trainer) -> CombinedLoader | None:
+    """The training loaders that the fit loop iterates."""
+    return trainer.fit_loop._combined_loader
+
+
+def loaders_like(combined: CombinedLoader) -> CombinedLoader:
+    """Another combination of the same loaders, nested and combined in the same way."""
+    return CombinedLoader(combined.iterables, combined._mode)
+
+
+def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
+    """Runs the module's ``on_before_batch_transfer``, as the Trainer does."""
+    return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+
+
+def may_stop_early(trainer: Trainer) -> bool:
+    """Whether ``min_epochs`` and ``min_steps`` are reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+def last_saved_step(checkpoint: ModelCheckpoint) -> int:
+    """The global step at which a checkpoint was last written."""
+    return checkpoint._last_global_step_saved
+
+
+def is_live(bar: RichProgressBar) -> bool:
+    """Whether the bar is on the screen."""
+    return bar.progress is not None and not bar._progress_stopped
+
+
+def start_bar(bar: RichProgressBar, trainer: Trainer) -> None:
+    """Puts the bar on the screen."""
+    bar._init_progress(trainer)
+
+
+def stop_bar(bar: RichProgressBar) -> None:
+    """Takes the bar off the screen."""
+    bar._stop_progress()
+
+
+def add_line(bar: RichProgressBar, description: str, total: float) -> Any:
+    """Adds a line to the bar and returns its id."""
+    return bar._add_task(total, description)
+
+
+def has_training_line(bar: TQDMProgressBar) -> bool:
+    """Whether the line of the training is on the screen; a closed one counts as disabled."""
+    return bar._train_progress_bar is not None and not bar._train_progress_bar.disable
+
+
+@contextmanager
+def metrics_kept(trainer: Trainer) -> Iterator[None]:
+    """Afterwards the Trainer's metrics, and what it knows of the hook that logs, are as before."""
+    connector, last = trainer._logger_connector, getattr(trainer, "_last_val_time", None)
+    metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
+    first, current = connector._first_loop_iter, connector._current_fx
+    connector._callback_metrics, connector._logged_metrics = dict(metrics[0]), dict(metrics[1])
+    connector._progress_bar_metrics = dict(metrics[2])
+    try:
+        yield
+    finally:
+        trainer._last_val_time = last  # type: ignore[attr-defined]
+        connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics = metrics
+        connector._first_loop_iter, connector._current_fx = first, current
+
+
+@contextmanager
+def validation_loop_kept(loop: Any) -> Iterator[list[Any]]:
+    """Gives the loaders of a validation loop; afterwards its progress and loaders are as before."""
+    kept = vars(loop) | {
+        "batch_progress": copy.deepcopy(loop.batch_progress),
+        "_seen_batches_per_dataloader": copy.copy(loop._seen_batches_per_dataloader),
+    }
+    loop._restarting = False  # as after a resume, when it would begin where a checkpoint says
+    loop.setup_data()
+    try:
+        yield [] if loop._combined_loader is None else loop._combined_loader.flattened
+    finally:
+        vars(loop).update(kept)
