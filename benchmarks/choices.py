@@ -140,7 +140,7 @@ def streaming(case: Case) -> Iterator[tuple[str, float]]:
                 for strength in grid:
                     rule = StreamingConsolidation(
                         strength,
-                        importance=importance,
+                        measure=importance,
                         importance_decay=importance_decay,
                         anchor_decay=anchor_decay,
                     )

@@ -66,7 +66,7 @@ TASKS, EPOCHS, WIDTH = 4, 2, 32
 SETS: dict[str, Callable[[], list[SynapticCallback]]] = {
     "none": lambda: [],
     "EWC, SI, RWalk": lambda: [EWC(50.0, estimator="sampled"), SynapticIntelligence(1.0), RWalk(1.0)],
-    "MESU of 2 samples": lambda: [MESU(1e4, samples=2)],
+    "MESU of 2 samples": lambda: [MESU(1e4, draws=2)],
     "MAS, KFAC, streaming, Benna–Fusi, gate": lambda: [
         MAS(0.01),
         KFACLaplace(1.0),

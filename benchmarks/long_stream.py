@@ -40,11 +40,11 @@ from cl_callbacks.data.image_tasks import image_tensors
 
 METHODS: dict[str, Callable[[], list[Callback]]] = {
     "sgd": lambda: [],
-    "bgd": lambda: [BGD(0.05, samples=2)],
-    "mesu": lambda: [MESU(3e4, 0.1, samples=2)],
-    "no mean prior": lambda: [MESU(2e4, 0.1, samples=2, prior="chain", coupling=0.0)],
-    "chain 2": lambda: [MESU(1e4, 0.1, samples=2, prior="chain", beakers=2, coupling=1e-2)],
-    "chain 6": lambda: [MESU(2e4, 0.1, samples=2, prior="chain", beakers=6, coupling=3e-4)],
+    "bgd": lambda: [BGD(0.05, draws=2)],
+    "mesu": lambda: [MESU(3e4, 0.1, draws=2)],
+    "no mean prior": lambda: [MESU(2e4, 0.1, draws=2, prior="chain", coupling=0.0)],
+    "chain 2": lambda: [MESU(1e4, 0.1, draws=2, prior="chain", beakers=2, coupling=1e-2)],
+    "chain 6": lambda: [MESU(2e4, 0.1, draws=2, prior="chain", beakers=6, coupling=3e-4)],
 }
 RATE = 0.005
 """Learning rate of SGD, whose update the other methods replace."""

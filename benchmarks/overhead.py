@@ -75,7 +75,7 @@ RULES = {
     # … Fisher twice; the window is closed in every tenth step
     "RWalk": Entry(lambda: [RWalk(1.0)], 15),
     # g, w, importance, anchor, g, copy of g; copy, w, importance and anchor twice
-    "StreamingConsolidation, fisher": Entry(lambda: [StreamingConsolidation(1.0, importance="fisher")], 12),
+    "StreamingConsolidation, fisher": Entry(lambda: [StreamingConsolidation(1.0, measure="fisher")], 12),
     # … and the copy of w
     "StreamingConsolidation, path": Entry(lambda: [StreamingConsolidation(1.0)], 14),
     # w and beakers of eight bytes, twice
@@ -139,7 +139,7 @@ class Alternating(Callback):
         for rule in self.callbacks:
             if isinstance(rule, BGD | MESU) and rule._training is not None:  # which draw weights
                 if self.active:
-                    rule._training = NoisyTraining(trainer, pl_module, rule.noise, rule.samples)
+                    rule._training = NoisyTraining(trainer, pl_module, rule.noise, rule.draws)
                 else:
                     rule._training.detach()
         self.last = time.perf_counter()

@@ -45,7 +45,7 @@ RULES: dict[str, Callable[[], list[Callback]]] = {
     # small grid on seed 10: EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
     "ewc": lambda: [OnTriples(100.0)],
     "si": lambda: [SynapticIntelligence(10.0)],
-    "mesu": lambda: [MESU(memory=100_000)],
+    "mesu": lambda: [MESU(memory_steps=100_000)],
 }
 BOUNDARIES: dict[str, Callable[[], Callback]] = {
     "none": FitBoundaries,

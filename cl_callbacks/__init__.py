@@ -10,6 +10,7 @@ from cl_callbacks.boundaries import (
 )
 from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks, VisionTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
+from cl_callbacks.gradients import fisher_information
 from cl_callbacks.metrics import (
     AverageAccuracy,
     BackwardTransfer,
@@ -32,6 +33,8 @@ from cl_callbacks.rules.consolidation import (
 )
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.synapses.step import Need, Step
+from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.seed_epochs import SeedEpochs
 
 __version__ = "0.1.0"
@@ -58,12 +61,15 @@ __all__ = [
     "LastTasksAccuracy",
     "LearningAccuracy",
     "MetaplasticGate",
+    "Need",
     "PlateauBoundaries",
     "RWalk",
     "SeedEpochs",
     "SequentialFineTuner",
+    "Step",
     "StreamingConsolidation",
     "SynapseStatistics",
+    "SynapseView",
     "SynapticCallback",
     "SynapticIntelligence",
     "TaskBoundaries",
@@ -72,4 +78,5 @@ __all__ = [
     "TaskSequence",
     "TextTasks",
     "VisionTasks",
+    "fisher_information",
 ]

@@ -194,7 +194,7 @@ def task_sequence(data: str, folder: Path | None, tasks: int, seed: int, transit
         pad=setting.pad,
         batch_size=setting.batch_size,
         epochs_per_task=setting.epochs,
-        transition=transition,
+        transition_batches=transition,
     )
 
 

@@ -33,12 +33,12 @@ PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
     "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 5.0, 1e5),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
-    "rwalk": (lambda s, **o: RWalk(s, every_n_steps=3, **o), 1.0, 1e6),
+    "rwalk": (lambda s, **o: RWalk(s, window_steps=3, **o), 1.0, 1e6),
     "kfac": (KFACLaplace, 20.0, 1e5),
     "kfac list": (lambda s, **o: KFACLaplace(s, accumulate="list", **o), 20.0, 1e5),
-    "streaming fisher": (lambda s, **o: StreamingConsolidation(s, importance="fisher", **o), 100.0, 1e8),
-    "streaming |g|": (lambda s, **o: StreamingConsolidation(s, importance="sensitivity", **o), 10, 1e7),
-    "streaming path": (lambda s, **o: StreamingConsolidation(s, importance="path", **o), 10.0, 1e8),
+    "streaming fisher": (lambda s, **o: StreamingConsolidation(s, measure="fisher", **o), 100.0, 1e8),
+    "streaming |g|": (lambda s, **o: StreamingConsolidation(s, measure="sensitivity", **o), 10, 1e7),
+    "streaming path": (lambda s, **o: StreamingConsolidation(s, measure="path", **o), 10.0, 1e8),
 }  # fmt: skip
 
 # Rules that change the optimizer's update: with a strength that shows.
@@ -51,8 +51,8 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
 OWNING: dict[str, Callable[..., Any]] = {
     "bgd": lambda **o: BGD(0.1, **o),
     "mesu": lambda **o: MESU(100, 0.2, **o),
-    "mesu chain": lambda **o: MESU(100, 0.2, samples=1, prior="chain", beakers=3, coupling=0.1, **o),
-    "mesu draws": lambda **o: MESU(100, 0.2, samples=2, **o),
+    "mesu chain": lambda **o: MESU(100, 0.2, draws=1, prior="chain", beakers=3, coupling=0.1, **o),
+    "mesu draws": lambda **o: MESU(100, 0.2, draws=2, **o),
     "cascade": lambda **o: Cascade(3, **o),
 }
 RULES = [*PULLING, *REWRITING, *OWNING]
@@ -72,12 +72,12 @@ VARIANTS = {
     "mas mean": '`norm="l2"`, `decay="mean"`',
     "kfac": '`accumulate="nearest"`',
     "kfac list": '`accumulate="list"`',
-    "streaming fisher": '`importance="fisher"`',
-    "streaming |g|": '`importance="sensitivity"`',
-    "streaming path": '`importance="path"`',
-    "mesu": "`samples=1`",
+    "streaming fisher": '`measure="fisher"`',
+    "streaming |g|": '`measure="sensitivity"`',
+    "streaming path": '`measure="path"`',
+    "mesu": "`draws=1`",
     "mesu chain": '`prior="chain"`',
-    "mesu draws": "`samples=2`",
+    "mesu draws": "`draws=2`",
 }
 
 

@@ -92,7 +92,7 @@ def test_rules_that_share_their_snapshots(monkeypatch: pytest.MonkeyPatch) -> No
         return [
             SynapticIntelligence(5.0),
             EWC(20.0, exclude="bias"),
-            BennaFusi(3, 0.2, importance="ewc"),
+            BennaFusi(3, 0.2, gated_by="ewc"),
             MetaplasticGate(5.0),
         ]
 
@@ -179,20 +179,20 @@ def test_windows_that_end_within_a_task_also_of_state_that_lives_elsewhere(
 ) -> None:
     monkeypatch.setattr(Offload, "_everywhere", True)
     assert_blocks_change_nothing(
-        monkeypatch, lambda: [RWalk(1.0, every_n_steps=2, state_device="cpu", damping=1e-3)]
+        monkeypatch, lambda: [RWalk(1.0, window_steps=2, state_device="cpu", damping=1e-3)]
     )
 
 
 def test_a_part_of_a_view() -> None:
     weight = torch.arange(40.0).view(10, 4)
     whole = Synapses({"importance": 1.0}).place({"weight": weight}, ["weight"])
-    part = whole.cut({weight: slice(5, 9)})
-    for same in (part, part.among([weight]), *part.blocks()):
+    part = whole.restrict_to({weight: slice(5, 9)})
+    for same in (part, part.restrict_to([weight]), *part.blocks()):
         assert torch.equal(same.parameters[0], weight[5:9])
         assert same["importance"][0].shape == (4, 4)
         assert same.part == {weight: slice(5, 9)}
     with pytest.raises(ValueError, match="has a part"):
-        part.cut({weight: slice(0, 2)})
+        part.restrict_to({weight: slice(0, 2)})
 
 
 def test_who_changes_a_verb_says_anew_whether_it_is_local() -> None:

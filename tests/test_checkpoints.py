@@ -265,7 +265,7 @@ def test_an_importance_file_that_is_cut_short_is_refused(share: float, importanc
     with pytest.raises(
         ValueError, match=r"fisher.safetensors is no safetensors file, or not the whole of one"
     ):
-        EWC(1.0, importance=importance)
+        EWC(1.0, importance_file=importance)
 
 
 def test_foreign_importance_files_are_refused(importance: Path, tmp_path: Path) -> None:
@@ -273,15 +273,15 @@ def test_foreign_importance_files_are_refused(importance: Path, tmp_path: Path) 
     about = {"rule": "EWC", "estimator": "exact", "likelihood": "categorical", "tasks": "1", "offset": "0.0"}
     save_file(tensors, tmp_path / "a", {k: about[k] for k in ("rule", "estimator", "likelihood")})
     with pytest.raises(ValueError, match="not written by `save_importance`"):
-        EWC(1.0, importance=tmp_path / "a")
+        EWC(1.0, importance_file=tmp_path / "a")
     save_file(tensors, tmp_path / "b", about)
     with pytest.raises(ValueError, match="not whole: without anchor/weight"):
-        EWC(1.0, importance=tmp_path / "b")
+        EWC(1.0, importance_file=tmp_path / "b")
     for build in (MAS, RWalk):
         with pytest.raises(ValueError, match="this rule measures"):
-            build(1.0, importance=importance)
+            build(1.0, importance_file=importance)
     model = wider()
     before = weights(model)
     with pytest.raises(ValueError, match=r"net.2.weight: state \(3, 8\), parameter \(3, 9\)"):
-        make_trainer(EWC(1.0, importance=importance)).fit(model, loader(*task(0)))
+        make_trainer(EWC(1.0, importance_file=importance)).fit(model, loader(*task(0)))
     assert torch.equal(before, weights(model))

@@ -64,10 +64,10 @@ def test_all_that_is_done_before_a_step_is_one_kernel_and_all_after_it_another(
     trained(monkeypatch, [make("si"), make("rwalk", name="b")], CompileRules())
     found = {tuple(call[0].__name__ for call, _ in kind[0]) for kind, _ in kernels._compiled}
     assert found == {
-        ("keep_finite_",),  # the first task, in which the snapshots have nothing in common
-        ("keep_",),
-        ("keep_finite_", "keep_", "add_quadratic_pull_", "add_quadratic_pull_"),
-        ("keep_undo_", "add_path_", "average_square_", "add_path_"),
+        ("copy_finite_",),  # the first task, in which the snapshots have nothing in common
+        ("copy_each_",),
+        ("copy_finite_", "copy_each_", "add_quadratic_pull_", "add_quadratic_pull_"),
+        ("turn_into_update_", "add_path_", "average_square_", "add_path_"),
         ("add_score_",),  # every third step
     }
 
@@ -77,7 +77,7 @@ def test_weights_are_drawn_by_a_kernel_too(monkeypatch: pytest.MonkeyPatch) -> N
     trained(monkeypatch, [make("mesu")], CompileRules())
     found = {tuple(call[0].__name__ for call, _ in kind[0]) for kind, _ in kernels._compiled}
     assert ("draw_",) in found
-    assert ("keep_", "mesu_") in found
+    assert ("copy_each_", "mesu_") in found
 
 
 def test_the_error_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ class Told(DriftBoundaries):
     """Finds two changes: at once, or late and then as of their onset."""
 
     def __init__(self, late: int) -> None:
-        super().__init__(check_every_n_steps=1, snapshot_every=4, recent_samples=16)
+        super().__init__(check_every_n_batches=1, snapshot_every_n_batches=4, recent_samples=16)
         self.late = late
 
     def see(self, trainer: Any, batch: int, value: float) -> None:

@@ -68,7 +68,7 @@ def train(folder: Path, lr: float, **options: Any) -> list[dict[str, Any]]:
         KFACLaplace(1.0, estimator="exact", samples=None),
         EWC(1.0, estimator="sampled", samples=6, name="sampled"),
         SynapticIntelligence(1.0),
-        RWalk(1.0, every_n_steps=2),
+        RWalk(1.0, window_steps=2),
         StreamingConsolidation(1.0),
         # Of a single sample one of the processes has none.
         EWC(1.0, samples=1, name="one"),
@@ -167,8 +167,8 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
     torch.manual_seed(0)
     rules: list[SynapticCallback] = [Cascade(3)]
     if kind == "mesu":
-        mesu = MESU(50, 0.2, samples=3, prior="chain", coupling=0.1)
-        rules = [mesu, BennaFusi(3, 0.3, importance="mesu")]
+        mesu = MESU(50, 0.2, draws=3, prior="chain", coupling=0.1)
+        rules = [mesu, BennaFusi(3, 0.3, gated_by="mesu")]
     if kind == "sum":
         rules = [BGD(0.1, reduction="sum")]
     trainer = make_trainer(
@@ -278,7 +278,10 @@ def test_tasks_mix_around_the_change_on_every_process(tmp_path: Path) -> None:
     """Each sees half of the batches, and the ramp in its own."""
     sets = [TensorDataset(torch.full((160, FEATURES), float(k)), torch.zeros(160).long()) for k in range(2)]
     sequence = TaskSequence(
-        [{"train": data, "test": data} for data in sets], batch_size=8, epochs_per_task=1, transition=8
+        [{"train": data, "test": data} for data in sets],
+        batch_size=8,
+        epochs_per_task=1,
+        transition_batches=8,
     )
     trainer = make_trainer(
         Shares(tmp_path),

@@ -54,11 +54,11 @@ class OnTriples(EWC):
 def parts(case: str) -> tuple[Net, list[Any], Any, int, int]:
     """Network, rules, boundaries, epochs, and the step of the checkpoint: all anew."""
     if case == "drift":
-        found = DriftBoundaries(min_task_steps=20, check_every_n_steps=5, recent_samples=20)
+        found = DriftBoundaries(min_task_batches=20, check_every_n_batches=5, recent_samples=20)
         # With unread values, and with samples from before the change that has just begun.
         return Changing(), [OnTriples(1.0, samples=20), SynapticIntelligence(1.0)], found, 1, CHANGE + 3
     several = [make(rule, 0.2, name=rule) for rule in RULES if rule not in OWNING]
-    rules = [MESU(100, 0.2, samples=3)] if case == "owner" else several
+    rules = [MESU(100, 0.2, draws=3)] if case == "owner" else several
     return Sharded(), rules, EpochBoundaries(2), 4, 15
 
 

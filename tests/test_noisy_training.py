@@ -64,7 +64,7 @@ class Watched(Net):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_all_hooks_see_the_means(first: bool, accumulate: int, samples: int, tmp_path: Path) -> None:
-    rule, seen, model = BGD(0.1, samples=samples), Seen(), Watched(plain_net())
+    rule, seen, model = BGD(0.1, draws=samples), Seen(), Watched(plain_net())
     callbacks = [rule, seen] if first else [seen, rule]
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(
@@ -113,7 +113,7 @@ class Failing(Net):
 def test_an_exception_leaves_the_means_bit_for_bit(where: str, samples: int) -> None:
     model, seen = Failing(plain_net()), Seen()
     model.fails_in = where
-    rule = MESU(100, 0.3, samples=samples)
+    rule = MESU(100, 0.3, draws=samples)
     trainer = make_trainer(seen, rule)
     own = dict(vars(model))
     with pytest.raises(RuntimeError, match="as planned"):
@@ -180,8 +180,8 @@ def test_under_manual_optimization_only_the_optimizers_step_from_the_means() -> 
         assert all((drawn != mean).any() for mean in means)
     noise = torch.cat([s.flatten() for s in rule.synapses.view["std"]])
     assert (noise != 0.1).all()  # both optimizers' synapses have learned
-    with pytest.raises(MisconfigurationException, match="samples=1"):
-        make_trainer(BGD(0.1, samples=2)).fit(Manual(plain_net()), loader(*task(0)))
+    with pytest.raises(MisconfigurationException, match="draws=1"):
+        make_trainer(BGD(0.1, draws=2)).fit(Manual(plain_net()), loader(*task(0)))
 
 
 def test_adversaries_in_the_usual_order() -> None:
@@ -219,14 +219,14 @@ def test_adversaries_in_the_usual_order() -> None:
     class Checked(BGD):
         checks = 0
 
-        def update(self, step: Any, scale: Any) -> None:
+        def replace_update(self, step: Any, scale: Any) -> None:
             if "g.0.weight" in step.synapses.names:
                 drawn, gradient = model.g_seen
                 epsilon = (drawn - step.before[0]) / step.synapses["std"][0]
                 found = scale * step.noise_gradients[0]
                 torch.testing.assert_close(found, 8 * gradient * epsilon, rtol=1e-3, atol=1e-4)
                 self.checks += 1
-            super().update(step, scale)
+            super().replace_update(step, scale)
 
     for rule in (Checked(0.1), Checked(0.1, parameters="^g")):
         model = Adversaries()
@@ -324,13 +324,13 @@ def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_fit() -> None:
                 raise ValueError("in the middle of a window")
 
     class First(BGD):
-        def update(self, step: Any, scale: Any) -> None:
+        def replace_update(self, step: Any, scale: Any) -> None:
             self.first = [scale * t for t in step.noise_gradients]
 
     found = []
     for interrupted in (True, False):
         torch.manual_seed(0)
-        model, rule = Interrupted(plain_net()), First(0.1, samples=2)
+        model, rule = Interrupted(plain_net()), First(0.1, draws=2)
         options = {"accumulate_grad_batches": 3, "limit_train_batches": 3}
         if interrupted:
             with pytest.raises(ValueError, match="in the middle"):
@@ -355,7 +355,7 @@ def test_metrics_count_the_first_pass_alone() -> None:
             return super().training_step(batch, batch_idx)
 
     model = Counting()
-    fit_tasks(model, BGD(0.1, samples=3), tasks=1)
+    fit_tasks(model, BGD(0.1, draws=3), tasks=1)
     assert model.seen.compute() == 24
     assert len(model.all.compute()) == 24
 
@@ -397,7 +397,7 @@ def test_extra_passes_are_seen_by_nobody(samples: int) -> None:
             self.backwards += 1
 
     model = Logging()
-    trainer = make_trainer(BGD(0.05, samples=samples), limit_train_batches=3)
+    trainer = make_trainer(BGD(0.05, draws=samples), limit_train_batches=3)
     trainer.fit(model, loader(*task(0)))
     assert model.passes == 3 * samples
     assert model.backwards == 3
@@ -411,13 +411,13 @@ def test_a_step_equals_a_plain_loop_over_its_draws(samples: int, accumulate: int
     """Also with micro-batches, and an incomplete last window of them."""
 
     class Recording(BGD):
-        def update(self, step: Any, scale: Any) -> None:
+        def replace_update(self, step: Any, scale: Any) -> None:
             lists = step.pulled, step.noise_gradients
             self.taken.append([torch.cat([scale * t.flatten() for t in ts]) for ts in lists])
-            super().update(step, scale)
+            super().replace_update(step, scale)
 
     torch.manual_seed(0)
-    model, rule = Watched(plain_net()).double(), Recording(0.1, samples=samples)
+    model, rule = Watched(plain_net()).double(), Recording(0.1, draws=samples)
     rule.taken, data = [], (task(0)[0].double(), task(0)[1])
     means: list[Tensor] = []
 
@@ -460,7 +460,7 @@ def test_scaled_gradients_are_those_of_full_precision(samples: int) -> None:
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
         plugin.precision = "bf16-mixed"  # which the CPU can compute in
         plain = MixedPrecision("bf16-mixed", "cpu")
-        trainer = make_trainer(MESU(50, 0.2, samples=samples), plugins=[plugin if scaled else plain])
+        trainer = make_trainer(MESU(50, 0.2, draws=samples), plugins=[plugin if scaled else plain])
         trainer.fit(model, loader(*task(0)))
         found.append(weights(model))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)

@@ -148,7 +148,7 @@ def test_another_rule_may_slow_the_beakers_from_elsewhere(elsewhere: None) -> No
         torch.manual_seed(0)
         model = Net(plain_net())
         other = EWC(20.0, state_device=device)
-        fit_tasks(model, other, make("benna-fusi", importance="ewc", state_device=device))
+        fit_tasks(model, other, make("benna-fusi", gated_by="ewc", state_device=device))
         found.append(weights(model))
     assert torch.equal(*found)
 
@@ -157,9 +157,9 @@ def test_only_what_a_rule_asks_for_travels_and_comes_back(elsewhere: None) -> No
     synapses = Synapses({"read": "zeros", "changed": "zeros", "other": "zeros"}, device=torch.device("cpu"))
     view = synapses.place({"weight": torch.ones(2)}, ["weight"])
     versions = {field: kept._version for field, (kept,) in view.fields.items()}
-    with synapses.at_hand(changing=False):
+    with synapses.on_device(changing=False):
         assert view["read"][0] is view["read"][0]
-    with synapses.at_hand():
+    with synapses.on_device():
         view["changed"][0].add_(1)
         assert view["changed"][0] is view["changed"][0]
         assert [kept for _, copies in synapses.offload._out for kept in copies] == view.fields["changed"]
@@ -173,7 +173,7 @@ def test_only_what_a_rule_asks_for_travels_and_comes_back(elsewhere: None) -> No
 def test_a_verb_that_raises_leaves_the_state_as_it_was(elsewhere: None) -> None:
     synapses = Synapses({"path": "zeros"}, device=torch.device("cpu"))
     view = synapses.place({"weight": torch.ones(2)}, ["weight"])
-    with pytest.raises(KeyError), synapses.at_hand():
+    with pytest.raises(KeyError), synapses.on_device():
         view["path"][0].add_(1)
         raise KeyError
     assert synapses.state_dict()["path"]["weight"].sum() == 0
@@ -182,7 +182,7 @@ def test_a_verb_that_raises_leaves_the_state_as_it_was(elsewhere: None) -> None:
 def test_state_that_is_saved_while_a_rule_works_on_it_has_its_changes(elsewhere: None) -> None:
     synapses = Synapses({"path": "zeros"}, device=torch.device("cpu"))
     view = synapses.place({"weight": torch.ones(2)}, ["weight"])
-    with synapses.at_hand():
+    with synapses.on_device():
         view["path"][0].add_(1)
         assert synapses.state_dict()["path"]["weight"].tolist() == [1.0, 1.0]
         view["path"][0].add_(1)
@@ -193,7 +193,7 @@ def test_beside_the_parameters_nothing_travels() -> None:
     for device in (None, torch.device("cpu")):
         synapses = Synapses({"path": "zeros"}, device=device)
         view = synapses.place({"weight": torch.ones(2)}, ["weight"])
-        with synapses.at_hand():
+        with synapses.on_device():
             assert view["path"][0] is view.fields["path"][0]
 
 

@@ -155,7 +155,7 @@ def test_evidence_for_a_change_is_shown_in_per_cent_of_an_alarm(terminal: Termin
             return loss * 0 + (1.0 if batch_idx < 80 else 3.0) + 0.1 * (batch_idx % 7)
 
     seen = Seen("task", "drift")
-    boundaries = DriftBoundaries(min_task_steps=50, check_every_n_steps=1)
+    boundaries = DriftBoundaries(min_task_batches=50, check_every_n_batches=1)
     data = loader(*task(0, samples=200), batch_size=2)
     fit(boundaries, seen, terminal.bar(TQDMProgressBar), model=Rises(), data=data)
     (found,) = boundaries.found
@@ -172,7 +172,7 @@ def test_nearness_to_a_plateau_is_shown(terminal: Terminal) -> None:
             return super().training_step(batch, batch_idx) * 0 + (4.0 if batch_idx < 10 else 1.0)
 
     seen = Seen("plateau")
-    boundaries = PlateauBoundaries(Plateau(window=2), check_every_n_steps=1)
+    boundaries = PlateauBoundaries(Plateau(window=2), check_every_n_batches=1)
     fit(
         boundaries,
         seen,

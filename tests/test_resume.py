@@ -170,8 +170,8 @@ def test_a_rule_resumes_after_any_step(rule: str, tmp_path: Path) -> None:
 
 MORE: dict[str, Rule] = {
     "plain": None,
-    "antithetic": lambda: MESU(100, 0.2, samples=3),
-    "independent": lambda: MESU(100, 0.2, samples=3, antithetic=False, prior="chain", coupling=0.1),
+    "antithetic": lambda: MESU(100, 0.2, draws=3),
+    "independent": lambda: MESU(100, 0.2, draws=3, antithetic=False, prior="chain", coupling=0.1),
     "ewc": lambda: make("ewc"),
     "rwalk": lambda: make("rwalk"),
 }

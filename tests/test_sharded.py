@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.synapses.offload import Offload
-from cl_callbacks.tensors.shards import held, whole
+from cl_callbacks.tensors.shards import full_tensor, held
 from tests import rules
 from tests.processes import train_together
 from tests.rules import SHARDABLE
@@ -60,7 +60,7 @@ def train(model: Net, folder: Path, name: str, resumed: str | None = None, **opt
     checkpoint = resumed and folder / resumed / "epoch=2.ckpt"
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     found = {
-        "weights": {name: whole(p.detach()) for name, p in model.named_parameters()},
+        "weights": {name: full_tensor(p.detach()) for name, p in model.named_parameters()},
         "states": [rules.state(rule) for rule in memory],
         "penalties": [rule.penalty(rule.synapses.view) for rule in memory],
         "bytes": sum(t.nbytes for rule in memory for ts in rule.synapses.view.fields.values() for t in ts),
@@ -153,7 +153,7 @@ def left_out(folder: Path, name: str, kind: type[Net], **options: Any) -> None:
 
 def drift(folder: Path, name: str, resumed: str | None = None) -> None:
     """A change after 8 batches that is found after 11; after 9 a checkpoint is written."""
-    model, memory = build(Sharded), [SynapticIntelligence(1.0), EWC(1.0), RWalk(1.0, every_n_steps=3)]
+    model, memory = build(Sharded), [SynapticIntelligence(1.0), EWC(1.0), RWalk(1.0, window_steps=3)]
     keep = ModelCheckpoint(folder / name, "{epoch}", every_n_epochs=9)
     trainer = make_trainer(
         *memory,
@@ -168,7 +168,7 @@ def drift(folder: Path, name: str, resumed: str | None = None) -> None:
     )
     checkpoint = resumed and folder / resumed / "epoch=8.ckpt"
     trainer.fit(model, OneByOne(), ckpt_path=checkpoint, weights_only=True)
-    found = [whole(p.detach()) for p in model.parameters()], [rules.state(rule) for rule in memory]
+    found = [full_tensor(p.detach()) for p in model.parameters()], [rules.state(rule) for rule in memory]
     torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
 
 

@@ -45,7 +45,7 @@ class Recorder:
             {
                 "names": step.synapses.names,
                 "gradients": [g.clone() for g in step.gradients],
-                "undo": [u.clone() for u in step.undo],
+                "update": [u.clone() for u in step.updates],
             }
         )
 
@@ -68,7 +68,7 @@ def backward(model: nn.Module, seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("first", ["pulls", "observes"])
 def test_observes_the_task_gradient_and_the_realised_update(make: Callable, first: str) -> None:
     model = nn.Linear(3, 2)
-    observer, puller = Recorder(model, {"gradient", "undo"}), Recorder(model, set(), pull=0.5, rewrite=0.25)
+    observer, puller = Recorder(model, {"gradient", "update"}), Recorder(model, set(), pull=0.5, rewrite=0.25)
     rules = [puller, observer] if first == "pulls" else [observer, puller]
     optimizer, step = make(model.parameters()), SynapticStep(rules)
     step.attach([optimizer])
@@ -81,9 +81,9 @@ def test_observes_the_task_gradient_and_the_realised_update(make: Callable, firs
         seen = observer.seen[k]
         assert all(map(torch.equal, seen["gradients"], gradients))
         # The whole of it: what the optimizer did, and what the other rule made of that.
-        undo = [b - p.detach() for p, b in zip(model.parameters(), before, strict=True)]
-        assert all(map(torch.equal, seen["undo"], undo))
-    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["undo"]
+        updates = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(map(torch.equal, seen["update"], updates))
+    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["update"]
 
 
 def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
@@ -143,7 +143,7 @@ def test_two_optimizers_of_the_same_parameters_keep_their_options_apart() -> Non
 def test_a_skipped_step_leaves_no_trace() -> None:
     """As a GradScaler does after an overflow: the optimizer is never called."""
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"gradient", "undo"})
+    rule = Recorder(model, {"gradient", "update"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     for p in model.parameters():
@@ -158,7 +158,7 @@ def test_a_skipped_step_leaves_no_trace() -> None:
 
 def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"undo"})
+    rule = Recorder(model, {"update"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     backward(model)
@@ -178,7 +178,7 @@ def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
 
 def test_two_optimizers_show_each_its_own_synapses() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    rule = Recorder(model, {"undo"})
+    rule = Recorder(model, {"update"})
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
     step = SynapticStep([rule])
     step.attach(optimizers)
@@ -228,7 +228,7 @@ class Decaying(torch.optim.SGD):
 def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is_done() -> None:
     model = nn.Linear(3, 2)
     torch.optim.SGD(model.parameters(), lr=0.1)
-    rule, owner = Recorder(model, {"undo"}), Rewriter(model, owns=True)
+    rule, owner = Recorder(model, {"update"}), Rewriter(model, owns=True)
     optimizer, step = Decaying(model.parameters(), lr=0.1), SynapticStep([rule, owner])
     step.attach([optimizer])
     for announced in (False, True):  # before the step, or by its closure
@@ -237,15 +237,15 @@ def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is
         if not announced:
             step.about_to_step(optimizer)
         optimizer.step(partial(step.about_to_step, optimizer) if announced else None)
-        for p, b, u in zip(model.parameters(), before, rule.seen[-1]["undo"], strict=True):
+        for p, b, u in zip(model.parameters(), before, rule.seen[-1]["update"], strict=True):
             torch.testing.assert_close(p.detach(), b + 0.5)
-            assert torch.equal(u, b - p.detach())
+            assert torch.equal(u, p.detach() - b)
     assert len(rule.seen) == 2
 
 
 def test_a_step_that_broke_off_does_not_hide_those_of_later_batches() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"undo"})
+    rule = Recorder(model, {"update"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
 
@@ -326,7 +326,7 @@ class Rewriter(Recorder):
 )
 def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -> None:
     model, free = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
-    observer = Recorder(model, {"undo"})
+    observer = Recorder(model, {"update"})
     step = SynapticStep([Rewriter(model), observer, Rewriter(model, amount=0.25)])
     optimizer, plain = make(model.parameters()), make(free.parameters())
     step.attach([optimizer])
@@ -339,16 +339,16 @@ def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -
         step.about_to_step(optimizer)
         optimizer.step()
         plain.step()
-        undo = observer.seen[-1]["undo"]
-        for p, q, b, u in zip(model.parameters(), free.parameters(), before, undo, strict=True):
+        updates = observer.seen[-1]["update"]
+        for p, q, b, u in zip(model.parameters(), free.parameters(), before, updates, strict=True):
             torch.testing.assert_close(p - b, 0.5 * 0.75 * (q - b), rtol=1e-9, atol=1e-12)
-            assert torch.equal(u, b - p)
+            assert torch.equal(u, p - b)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_owner_of_the_update_comes_first(order: int) -> None:
     model = nn.Linear(3, 2)
-    rules = [Rewriter(model, owns=True, amount=0.5), Rewriter(model), Recorder(model, {"undo"})]
+    rules = [Rewriter(model, owns=True, amount=0.5), Rewriter(model), Recorder(model, {"update"})]
     step, optimizer = SynapticStep(rules[::order]), torch.optim.Adam(model.parameters(), lr=7.0)
     step.attach([optimizer])
     before = [p.detach().clone() for p in model.parameters()]
@@ -357,7 +357,7 @@ def test_the_owner_of_the_update_comes_first(order: int) -> None:
     optimizer.step()
     for p, b in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), b + 0.25)
-    assert all(torch.allclose(u, torch.tensor(-0.25), atol=1e-6) for u in rules[2].seen[0]["undo"])
+    assert all(torch.allclose(u, torch.tensor(0.25), atol=1e-6) for u in rules[2].seen[0]["update"])
 
 
 def test_the_pulled_gradient_has_all_pulls_and_no_clipping() -> None:

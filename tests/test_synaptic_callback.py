@@ -25,7 +25,7 @@ from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_train
 class Recorder(SynapticCallback):
     """Writes down every step; pulls every weight by a constant."""
 
-    needs = frozenset({"gradient", "undo"})
+    needs = frozenset({"gradient", "update"})
 
     def __init__(self, amount: float = 0.0, **selection: Any) -> None:
         super().__init__(**selection)
@@ -38,7 +38,7 @@ class Recorder(SynapticCallback):
 
     def observe(self, step: Step) -> None:
         self.gradients.append(torch.cat([g.flatten() for g in step.gradients]))
-        self.updates.append(-torch.cat([u.flatten() for u in step.undo]))
+        self.updates.append(torch.cat([u.flatten() for u in step.updates]))
 
 
 def record(model: Net, *rules: Any, data: Any = None, **options: Any) -> Recorder:
@@ -270,7 +270,7 @@ def test_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
     ewc.save_importance(tmp_path / "fisher")
     by_hand = EWC(1.0)
     by_hand.load_state_dict(ewc.state_dict())
-    for foreign in (by_hand, EWC(1.0, importance=tmp_path / "fisher")):
+    for foreign in (by_hand, EWC(1.0, importance_file=tmp_path / "fisher")):
         with pytest.raises(ValueError, match="does not fit this model") as error:
             make_trainer(foreign).fit(other, loader(*task(0)))
         assert "not in the model: ['net.0." in str(error.value)

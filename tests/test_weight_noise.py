@@ -16,7 +16,7 @@ from cl_callbacks.tensors.blocks import ALL
 
 
 def taken(noise: WeightNoise, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
-    noise.settle_gathered()
+    noise.reduce_gathered()
     kept = [torch.zeros_like(p) for p in parameters]
     noise.take(dict.fromkeys(parameters, ALL), kept)
     return kept
@@ -123,7 +123,7 @@ def test_several_draws_are_settled_once() -> None:
     noise.redraw()
     alone = [t.clone() for t in taken(noise, parameters)]
     noise.begin()
-    noise.settle = lambda gathered: gathered.mul_(0.5)  # type: ignore[assignment]
+    noise.reduce = lambda gathered: gathered.mul_(0.5)  # type: ignore[assignment]
     noise.redraw()
     settled = taken(noise, parameters)
     assert not torch.equal(flat(alone), flat(settled))

@@ -17,7 +17,8 @@ from cl_callbacks.boundaries.trace import Trace
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
-from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import is_due, log
 from cl_callbacks.training.progress import say
 
@@ -73,14 +74,14 @@ class DriftBoundaries(MonitoredBoundaries):
             features from where they usually are, for shifts that the loss misses; or a key that the module
             logs in each training step.
         mode: ``"min"`` for values that are the better the lower they are, ``"max"`` for the others.
-        min_task_steps: so many batches after a boundary only tell what is usual in the new task; none
+        min_task_batches: so many batches after a boundary only tell what is usual in the new task; none
             ends in them.
-        snapshot_every: batches between snapshots, which are taken when values are read: up to so many of the
-            old task's last steps do not count.
+        snapshot_every_n_batches: batches between snapshots, which are taken when values are read: up to so
+            many of the old task's last steps do not count.
         recent_samples: how many samples from before a change to keep, per process, and as many since; use
             at least the ``samples`` of the rules.
         recent_bytes: that these may take at most.
-        check_every_n_steps: the device is waited for once in so many batches; a change is found up to so
+        check_every_n_batches: the device is waited for once in so many batches; a change is found up to so
             many later.
         feature_layer: name of the module whose input are the features; default: the last ``nn.Linear``.
 
@@ -96,7 +97,7 @@ class DriftBoundaries(MonitoredBoundaries):
 
     Example:
         >>> from cl_callbacks.drift import CUSUM
-        >>> DriftBoundaries(CUSUM(threshold=20.0), min_task_steps=200).found
+        >>> DriftBoundaries(CUSUM(threshold=20.0), min_task_batches=200).found
         []
     """
 
@@ -106,14 +107,14 @@ class DriftBoundaries(MonitoredBoundaries):
         *,
         monitor: str = "loss",
         mode: Literal["min", "max"] = "min",
-        min_task_steps: int = 50,
-        snapshot_every: int = 10,
+        min_task_batches: int = 50,
+        snapshot_every_n_batches: int = 10,
         recent_samples: int = 500,
         recent_bytes: float = 2**28,
-        check_every_n_steps: int = 5,
+        check_every_n_batches: int = 5,
         feature_layer: str | None = None,
     ) -> None:
-        super().__init__(signal_of(monitor, feature_layer), check_every_n_steps)
+        super().__init__(signal_of(monitor, feature_layer), check_every_n_batches)
         if isinstance(detector, Plateau):
             raise ValueError("Plateau finds where a loss comes to rest, not a change: use PlateauBoundaries")
         if mode not in ("min", "max"):
@@ -121,17 +122,17 @@ class DriftBoundaries(MonitoredBoundaries):
         if feature_layer is not None and monitor != "feature_shift":
             raise ValueError(f"feature_layer is for monitor='feature_shift', not for {monitor!r}")
         self.detector, self.monitor, self.mode, self.feature_layer = detector, monitor, mode, feature_layer
-        if whole("min_task_steps", min_task_steps, least=2) < check_every_n_steps:
+        if integer("min_task_batches", min_task_batches, least=2) < check_every_n_batches:
             raise ValueError(
-                f"check_every_n_steps={check_every_n_steps} must not exceed min_task_steps={min_task_steps}, "
-                f"or two tasks would end at once"
+                f"check_every_n_batches={check_every_n_batches} must not exceed "
+                f"min_task_batches={min_task_batches}, or two tasks would end at once"
             )
-        self.min_task_steps = min_task_steps
-        self.rise = RiseMonitor(detector, warm_up=min_task_steps, logarithm=mode == "min")
-        self.snapshot_every = whole("snapshot_every", snapshot_every, least=1)
+        self.min_task_batches = min_task_batches
+        self.rise = RiseMonitor(detector, warm_up=min_task_batches, logarithm=mode == "min")
+        self.snapshot_every_n_batches = integer("snapshot_every_n_batches", snapshot_every_n_batches, least=1)
         self.found: list[Boundary] = []
         self.trace = Trace()
-        self.recent_samples = whole("recent_samples", recent_samples, least=1)
+        self.recent_samples = integer("recent_samples", recent_samples, least=1)
         self.recent_bytes = positive("recent_bytes", recent_bytes, endless=True)
         self._recent = RecentBatches(self.recent_samples, self.recent_bytes, device="cpu")
         self._snapshots = Snapshots()
@@ -171,11 +172,11 @@ class DriftBoundaries(MonitoredBoundaries):
         """Looks for a change, and takes a snapshot now and then."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._unread:  # all values have been seen
-            if self._batches - self._snapshots.latest >= self.snapshot_every:
+            if self._batches - self._snapshots.latest >= self.snapshot_every_n_batches:
                 self._snapshots.take(trainer, pl_module, self._batches)
             self._look_back()
         if is_due(trainer):
-            log(trainer, {"cl/drift/score": self.rise.score})
+            log(trainer, {log_keys.DRIFT_SCORE: self.rise.score})
 
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
         """Ends the task if the values have risen for good."""
@@ -189,12 +190,12 @@ class DriftBoundaries(MonitoredBoundaries):
             self.end(trainer, as_of=self._as_of_onset(trainer))
             self._log(trainer, boundary, score)
 
-    def shown(self) -> dict[str, str]:
+    def progress_bar_items(self) -> dict[str, str]:
         """With the evidence for a change: in per cent of an alarm, if the detector says it so."""
         detector, score = self.rise.detector, f"{self.rise.score:.1f}"
         if isinstance(detector, CUSUM):
             score = f"{detector.sum / detector.threshold:.0%}"
-        return super().shown() | {"drift": score}
+        return super().progress_bar_items() | {"drift": score}
 
     def task_summary(self, task: int) -> str | None:
         """How the end was found."""
@@ -222,10 +223,10 @@ class DriftBoundaries(MonitoredBoundaries):
         log(
             trainer,
             {
-                "cl/boundary": boundary.task,
-                "cl/boundary_onset": boundary.onset,
-                "cl/boundary_delay": boundary.delay,
-                "cl/drift/score": score,
+                log_keys.BOUNDARY: boundary.task,
+                log_keys.BOUNDARY_ONSET: boundary.onset,
+                log_keys.BOUNDARY_DELAY: boundary.delay,
+                log_keys.DRIFT_SCORE: score,
             },
         )
 

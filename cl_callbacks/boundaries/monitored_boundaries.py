@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.signals import Signal
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.guards.arguments import whole
-from cl_callbacks.training.progress import show
+from cl_callbacks.guards.arguments import integer
+from cl_callbacks.training.progress import show_in_progress_bar
 
 
 class MonitoredBoundaries(TaskBoundaries):
@@ -26,16 +26,16 @@ class MonitoredBoundaries(TaskBoundaries):
 
     Args:
         signal: what is watched.
-        check_every_n_steps: how many values are read at a time.
+        check_every_n_batches: how many values are read at a time.
 
     Attributes:
         skipped: how many values were not finite.
     """
 
-    def __init__(self, signal: Signal, check_every_n_steps: int) -> None:
+    def __init__(self, signal: Signal, check_every_n_batches: int) -> None:
         super().__init__()
         self.signal = signal
-        self.check_every_n_steps = whole("check_every_n_steps", check_every_n_steps, least=1)
+        self.check_every_n_batches = integer("check_every_n_batches", check_every_n_batches, least=1)
         self.skipped = 0
         self._batches = 0  # that were trained on
         self._unread: list[tuple[int, Tensor]] = []  # with the batch that each value belongs to
@@ -77,10 +77,10 @@ class MonitoredBoundaries(TaskBoundaries):
         if value is not None:
             self._unread.append((self._batches, value))
         self._batches += 1
-        if len(self._unread) >= self.check_every_n_steps:
+        if len(self._unread) >= self.check_every_n_batches:
             self._read(trainer)
             self._see_all(trainer)
-            show(trainer, self.shown())
+            show_in_progress_bar(trainer, self.progress_bar_items())
 
     def _read(self, trainer: Trainer) -> None:
         device = trainer.strategy.root_device

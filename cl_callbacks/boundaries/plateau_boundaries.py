@@ -15,7 +15,7 @@ from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.functional.fisher import sample_losses
-from cl_callbacks.guards.arguments import whole
+from cl_callbacks.guards.arguments import integer
 from cl_callbacks.tensors.batches import cat_samples, plain_containers, take_samples
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.quiet import quiet
@@ -38,7 +38,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
 
     Args:
         detector: what finds the plateaus in the loss that ``training_step`` returns.
-        check_every_n_steps: the detector reads so many losses at a time, so that the device is waited for
+        check_every_n_batches: the detector reads so many losses at a time, so that the device is waited for
             only then; a task ends up to so many batches late.
         recent_samples: how many recent samples to keep, on the device they arrive on.
         hard_samples: how many of the hardest samples to keep and to use instead; 0 for none. Costs a
@@ -57,14 +57,14 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         self,
         detector: Plateau | None = None,
         *,
-        check_every_n_steps: int = 5,
+        check_every_n_batches: int = 5,
         recent_samples: int = 500,
         hard_samples: int = 0,
     ) -> None:
-        super().__init__(LossSignal(), check_every_n_steps)
+        super().__init__(LossSignal(), check_every_n_batches)
         self.detector = Plateau() if detector is None else detector
-        self.hard_samples = whole("hard_samples", hard_samples, least=0)
-        self.recent_samples = whole("recent_samples", recent_samples, least=1)
+        self.hard_samples = integer("hard_samples", hard_samples, least=0)
+        self.recent_samples = integer("recent_samples", recent_samples, least=1)
         self._recent = RecentBatches(recent_samples)
         self._hard: Any = None
 
@@ -97,10 +97,10 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         if self.detector.drift_detected:
             self.end(trainer)
 
-    def shown(self) -> dict[str, str]:
+    def progress_bar_items(self) -> dict[str, str]:
         """With how near the loss is to a plateau; none is looked for before the loss has risen again."""
         nearness = f"{self.detector.nearness:.0%}" if self.detector.peak else "reached"
-        return super().shown() | {"plateau": nearness}
+        return super().progress_bar_items() | {"plateau": nearness}
 
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         candidates = batch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_callbacks.synapses.state import known_rows
 from cl_callbacks.tensors.batches import map_tensors
-from cl_callbacks.tensors.shards import reshard, spread, whole
+from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 
 
 @runtime_checkable
@@ -86,7 +86,7 @@ class Snapshots:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; what is sharded is put together, for which all processes have to ask."""
-        return {"kept": [map_tensors(whole, kept) for kept in self._kept]}
+        return {"kept": [map_tensors(full_tensor, kept) for kept in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with these."""
@@ -105,4 +105,4 @@ def _known(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str
 
 def _copy(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in live.items():
-        tensor.copy_(spread(values[name], tensor))
+        tensor.copy_(distribute_like(values[name], tensor))

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
-from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.training.lightning_private import last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
-from cl_callbacks.training.progress import say, show
+from cl_callbacks.training.progress import say, show_in_progress_bar
 
 _NOW = nullcontext()
 
@@ -58,7 +58,7 @@ class TaskBoundaries(Callback):
     def begin(self, trainer: Trainer) -> None:
         """Declares that the task begins."""
         self.task_is_open = True
-        show(trainer, self.shown())
+        show_in_progress_bar(trainer, self.progress_bar_items())
         dispatch(trainer, "on_task_start", self.task)
 
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
@@ -78,7 +78,7 @@ class TaskBoundaries(Callback):
         _rewrite_last_checkpoints(trainer)
         say(trainer, _summary(trainer, ended))
 
-    def shown(self) -> dict[str, str]:
+    def progress_bar_items(self) -> dict[str, str]:
         """What the progress bar shows in a task; to be extended by boundaries that know more."""
         return {"task": str(self.task)}
 
@@ -113,7 +113,7 @@ class TaskBoundaries(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows a task that goes on from a checkpoint or an earlier fit; Lightning has cleared its bar."""
         if self.task_is_open:
-            show(trainer, self.shown())
+            show_in_progress_bar(trainer, self.progress_bar_items())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the stage."""
@@ -136,7 +136,7 @@ class TaskBoundaries(Callback):
             ValueError: a state that is not of these boundaries, which are then as they were.
         """
         if not self._evaluating:
-            restore_whole(self, state_dict)
+            restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state; to be extended by boundaries with more of it."""

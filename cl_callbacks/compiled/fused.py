@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cl_callbacks.compiled.kernels import Call, run
+from cl_callbacks.compiled.kernels import FusedCall, run
 
 
 class _Thread(threading.local):
@@ -88,7 +88,7 @@ def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[s
             operation(*args, **kwargs)
         else:
             arguments = dict(zip(names, args, strict=False)) | kwargs
-            _here.tape.calls.append(Call(operation, arguments, numbers))
+            _here.tape.calls.append(FusedCall(operation, arguments, numbers))
 
     return call
 
@@ -98,7 +98,7 @@ class _Tape(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[FusedCall] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None

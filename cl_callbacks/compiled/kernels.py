@@ -28,7 +28,7 @@ Item = tuple[int, int]
 """One of some calls, and a place in its lists."""
 
 
-class Call:
+class FusedCall:
     """An operation that is to be done.
 
     Args:
@@ -65,7 +65,7 @@ class Call:
         return torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True).unbind()
 
 
-def run(calls: Sequence[Call]) -> None:
+def run(calls: Sequence[FusedCall]) -> None:
     """Does what was asked, in its order, with one loop for all that is done to the same large tensor."""
     lists = [call.tensors() for call in calls]
     place_of: dict[int, int] = {}
@@ -98,7 +98,9 @@ class _Route:
         apart: whether none of them overlap.
     """
 
-    def __init__(self, calls: Sequence[Call], places: Places, tensors: Sequence[Tensor], apart: bool) -> None:
+    def __init__(
+        self, calls: Sequence[FusedCall], places: Places, tensors: Sequence[Tensor], apart: bool
+    ) -> None:
         strands = [s for s in _strands(calls, places, tensors) if s.is_large] if apart else []
         inner = {item for strand in strands for item in strand.items}
         outer = [[i for i in range(call.length) if (c, i) not in inner] for c, call in enumerate(calls)]
@@ -112,7 +114,7 @@ class _Route:
                 slots = list(zip(*(strand.slots for strand in some), strict=True))
                 self._kernels.append((_kernel(some), slots))
 
-    def take(self, calls: Sequence[Call], tensors: Sequence[Tensor]) -> None:
+    def take(self, calls: Sequence[FusedCall], tensors: Sequence[Tensor]) -> None:
         """Does them."""
         for c, which in self._outer:
             calls[c].do(which)
@@ -138,7 +140,7 @@ class _Strand:
     """
 
     def __init__(
-        self, items: Sequence[Item], calls: Sequence[Call], places: Places, tensors: Sequence[Tensor]
+        self, items: Sequence[Item], calls: Sequence[FusedCall], places: Places, tensors: Sequence[Tensor]
     ) -> None:
         self.items = items
         slot_of: dict[int, int] = {}
@@ -156,7 +158,7 @@ class _Strand:
         )
 
 
-def _strands(calls: Sequence[Call], places: Places, tensors: Sequence[Tensor]) -> list[_Strand]:
+def _strands(calls: Sequence[FusedCall], places: Places, tensors: Sequence[Tensor]) -> list[_Strand]:
     next_to = list(range(len(tensors)))
 
     def root(place: int) -> int:
@@ -198,7 +200,7 @@ def _kernel(strands: Sequence[_Strand]) -> Callable[..., None]:
     return _kept(_compiled, key, lambda: torch.compile(program, fullgraph=True, dynamic=False))
 
 
-def _program(steps: Sequence[tuple[Call, list[int]]]) -> Callable[..., None]:
+def _program(steps: Sequence[tuple[FusedCall, list[int]]]) -> Callable[..., None]:
     parts = [(call.operation, call.layout, slots) for call, slots in steps]
 
     def program(*tensors: list[Tensor]) -> None:

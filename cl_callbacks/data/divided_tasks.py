@@ -8,7 +8,7 @@ from typing import Any
 from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.task_division import (
     SCENARIOS,
-    Rows,
+    RowsBySplit,
     Scenario,
     by_column,
     by_labels,
@@ -20,7 +20,7 @@ from cl_callbacks.data.task_division import (
 )
 from cl_callbacks.data.task_rows import TaskRows
 from cl_callbacks.data.task_sequence import TaskSequence
-from cl_callbacks.guards.arguments import whole
+from cl_callbacks.guards.arguments import integer
 
 
 class DividedTasks(TaskSequence):
@@ -52,7 +52,7 @@ class DividedTasks(TaskSequence):
         examples_per_label: int | None,
         seed: int,
         labelled: bool = True,
-        transition: int = 0,
+        transition_batches: int = 0,
         **loaders: Any,
     ) -> None:
         self.data, self.scenario, self.label_column = data, scenario, label_column
@@ -61,13 +61,13 @@ class DividedTasks(TaskSequence):
         self.examples_per_label = examples_per_label
         if scenario not in SCENARIOS:
             raise ValueError(f"scenario={scenario!r} is not one of {SCENARIOS}")
-        if scenario == "task" and transition:
+        if scenario == "task" and transition_batches:
             raise ValueError(
-                "transition mixes tasks within a batch, and with scenario='task' a batch has one head: use "
-                "scenario='domain' or 'class'"
+                "transition_batches mixes tasks within a batch, and with scenario='task' a batch has one "
+                "head: use scenario='domain' or 'class'"
             )
         if examples_per_label is not None:
-            whole("examples_per_label", examples_per_label, least=1)
+            integer("examples_per_label", examples_per_label, least=1)
         one_each = isinstance(data, Sequence) and not isinstance(data, str)
         sources = [load_splits(source, config, splits, seed) for source in (data if one_each else [data])]
         self.task_names, rows = self._divided(sources)
@@ -77,9 +77,11 @@ class DividedTasks(TaskSequence):
         numbers: list[Any] = [None] * len(rows)
         if labelled:
             numbers, self.num_labels = self._numbers(sources, rows, separate=one_each)
-        super().__init__(self._tasks(sources, rows, numbers, prepare), transition=transition, **loaders)
+        super().__init__(
+            self._tasks(sources, rows, numbers, prepare), transition_batches=transition_batches, **loaders
+        )
 
-    def _divided(self, sources: list[dict[str, Any]]) -> tuple[list[Any], list[Rows]]:
+    def _divided(self, sources: list[dict[str, Any]]) -> tuple[list[Any], list[RowsBySplit]]:
         several = not isinstance(self.data, str) and isinstance(self.data, Sequence)
         ways = [several, self.task_column is not None, self.label_groups is not None]
         if sum(ways) != 1:
@@ -101,7 +103,7 @@ class DividedTasks(TaskSequence):
         return names, rows
 
     def _numbers(
-        self, sources: list[dict[str, Any]], rows: list[Rows], separate: bool
+        self, sources: list[dict[str, Any]], rows: list[RowsBySplit], separate: bool
     ) -> tuple[list[dict[Any, int]], list[int]]:
         column = self.label_column
         known: dict[int, list[Any]] = {}  # columns of sources that several tasks share
@@ -121,7 +123,7 @@ class DividedTasks(TaskSequence):
     def _tasks(
         self,
         sources: list[dict[str, Any]],
-        rows: list[Rows],
+        rows: list[RowsBySplit],
         numbers: list[Any],
         prepare: Callable[[Any], Any],
     ) -> list[dict[str, TaskRows]]:

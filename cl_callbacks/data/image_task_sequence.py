@@ -29,7 +29,7 @@ class ImageTasks(TaskSequence):
         label_column: of the labels.
         config: of a data set on the hub that has several.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition: as in :class:`~cl_callbacks.TaskSequence`.
+        transition_batches: as in :class:`~cl_callbacks.TaskSequence`.
         shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
@@ -59,7 +59,7 @@ class ImageTasks(TaskSequence):
         label_column: str = "label",
         config: str | None = None,
         epochs_per_task: int | None = None,
-        transition: int = 0,
+        transition_batches: int = 0,
         shuffle_seed: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 512,
@@ -86,7 +86,7 @@ class ImageTasks(TaskSequence):
         super().__init__(
             sequence.tasks,
             epochs_per_task=epochs_per_task,
-            transition=transition,
+            transition_batches=transition_batches,
             shuffle_seed=shuffle_seed,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,

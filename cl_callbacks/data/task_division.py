@@ -10,7 +10,7 @@ import numpy as np
 
 Scenario = Literal["task", "domain", "class"]
 SCENARIOS: tuple[str, ...] = get_args(Scenario)
-Rows = dict[str, list[int]]
+RowsBySplit = dict[str, list[int]]
 """Which rows of each split."""
 
 
@@ -34,7 +34,7 @@ def class_names(data: Any, column: str) -> list[str] | None:
 
 def by_column(
     splits: Mapping[str, Any], column: str, order: Sequence[Any] | None
-) -> tuple[list[Any], list[Rows]]:
+) -> tuple[list[Any], list[RowsBySplit]]:
     """Tasks of the rows that have the same value in a column.
 
     Args:
@@ -69,7 +69,7 @@ def by_column(
 
 def by_labels(
     splits: Mapping[str, Any], column: str, groups: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]
-) -> tuple[list[Any], list[Rows]]:
+) -> tuple[list[Any], list[RowsBySplit]]:
     """Tasks of the rows whose label is in a group.
 
     Args:

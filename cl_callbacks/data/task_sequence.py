@@ -24,7 +24,7 @@ from cl_callbacks.data.image_tasks import (
     splits_of,
 )
 from cl_callbacks.data.transition import Ramp, blended
-from cl_callbacks.guards.arguments import whole
+from cl_callbacks.guards.arguments import integer
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
@@ -41,8 +41,8 @@ class TaskSequence(LightningDataModule):
         tasks: one mapping per task with the data sets ``"train"``, and ``"validation"`` or ``"test"`` or
             both; a Hugging Face ``DatasetDict`` is one.
         epochs_per_task: after so many epochs the next task begins; ``None`` to wait for a boundary callback.
-        transition: for so many batches around each change neighbouring tasks are mixed: the share of the
-            later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
+        transition_batches: for so many batches around each change neighbouring tasks are mixed: the share of
+            the later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
         shuffle_seed: training data come in an order that depends on it and on the epoch alone, so that a
             training that is resumed from the end of an epoch sees what it would have seen. ``None`` for an
             order by torch's random numbers, which Lightning does not keep.
@@ -72,7 +72,7 @@ class TaskSequence(LightningDataModule):
         tasks: Sequence[Mapping[str, Any]],
         *,
         epochs_per_task: int | None = None,
-        transition: int = 0,
+        transition_batches: int = 0,
         shuffle_seed: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 512,
@@ -86,11 +86,14 @@ class TaskSequence(LightningDataModule):
             if "train" not in task:
                 raise ValueError(f"task {index} has no data set 'train'; it has {list(task)}")
         if epochs_per_task is not None:
-            whole("epochs_per_task", epochs_per_task, least=1)
-        elif whole("transition", transition, least=0):
-            raise ValueError("transition needs epochs_per_task: nobody knows yet when a change will come")
-        self.epochs_per_task, self.transition = epochs_per_task, whole("transition", transition, least=0)
-        self.shuffle_seed = None if shuffle_seed is None else whole("shuffle_seed", shuffle_seed, least=0)
+            integer("epochs_per_task", epochs_per_task, least=1)
+        elif integer("transition_batches", transition_batches, least=0):
+            raise ValueError(
+                "transition_batches needs epochs_per_task: nobody knows yet when a change will come"
+            )
+        self.epochs_per_task = epochs_per_task
+        self.transition_batches = integer("transition_batches", transition_batches, least=0)
+        self.shuffle_seed = None if shuffle_seed is None else integer("shuffle_seed", shuffle_seed, least=0)
         self.tasks = list(tasks)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.collate_fn = num_workers, collate_fn
@@ -211,7 +214,7 @@ class TaskSequence(LightningDataModule):
                 f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
             )
         within_a_task = trainer.current_epoch // self.epochs_per_task == (limit - 1) // self.epochs_per_task
-        if (self.transition or not within_a_task) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+        if (self.transition_batches or not within_a_task) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
                 "use Trainer(reload_dataloaders_every_n_epochs=1)."
@@ -246,7 +249,7 @@ class TaskSequence(LightningDataModule):
             )
         data = self.tasks[self.current_task]["train"]
         loader = self._loader(data, self.batch_size, shuffle=True, order=self._order(data))
-        return self._blended(loader, epoch) if self.transition else loader
+        return self._blended(loader, epoch) if self.transition_batches else loader
 
     def _order(self, data: Any) -> DistributedSampler | None:
         """The order of this epoch, which Lightning lets it know too."""
@@ -265,7 +268,7 @@ class TaskSequence(LightningDataModule):
         assert self.epochs_per_task is not None
         task, last = self.current_task, len(self) - 1
         ramp = Ramp(
-            self.transition,
+            self.transition_batches,
             since=epoch if task > 0 else None,
             until=self.epochs_per_task - epoch if task < last else None,
         )

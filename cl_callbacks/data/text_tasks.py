@@ -41,7 +41,7 @@ class TextTasks(DividedTasks):
         padding: ``"longest"``: to the longest text of a batch; ``"max_length"``: all alike.
         seed: of the choice of examples, and of the division of data without splits.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition: as in :class:`~cl_callbacks.TaskSequence`; not with a head for each task.
+        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; not with a head for each task.
         shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
         batch_size: of training, per process.
         eval_batch_size: of validation and test.
@@ -83,7 +83,7 @@ class TextTasks(DividedTasks):
         padding: Padding = "longest",
         seed: int = 0,
         epochs_per_task: int | None = None,
-        transition: int = 0,
+        transition_batches: int = 0,
         shuffle_seed: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 128,
@@ -113,7 +113,7 @@ class TextTasks(DividedTasks):
             examples_per_label=examples_per_label,
             seed=seed,
             epochs_per_task=epochs_per_task,
-            transition=transition,
+            transition_batches=transition_batches,
             shuffle_seed=shuffle_seed,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,

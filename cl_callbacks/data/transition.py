@@ -125,8 +125,8 @@ class BlendedBatches(BatchSampler):
         batches = min(batches, self.limit) if isinstance(self.limit, int) else int(batches * self.limit)
         if self.ramp.width > self.epochs * batches:
             raise ValueError(
-                f"transition={self.ramp.width} is longer than a task, which has {self.epochs * batches} "
-                f"batches: only neighbouring tasks can be mixed"
+                f"transition_batches={self.ramp.width} is longer than a task, which has "
+                f"{self.epochs * batches} batches: only neighbouring tasks can be mixed"
             )
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         for number, batch in enumerate(super().__iter__()):

@@ -7,7 +7,7 @@ from collections import deque
 from statistics import NormalDist
 from typing import Any
 
-from cl_callbacks.guards.arguments import whole
+from cl_callbacks.guards.arguments import integer
 
 _NORMAL = NormalDist()
 
@@ -42,8 +42,8 @@ class NormalScores:
     """
 
     def __init__(self, window: int = 200, warm_up: int = 50, resolution: float = 0.0) -> None:
-        self.window = whole("window", window, least=10)
-        self.warm_up = whole("warm_up", warm_up, least=2)
+        self.window = integer("window", window, least=10)
+        self.warm_up = integer("warm_up", warm_up, least=2)
         self.resolution = resolution
         self.restart()
 

@@ -17,7 +17,7 @@ from torchmetrics.text import Perplexity
 from cl_callbacks.fine_tuning.pretrained import Kind, LowRank, freeze, pretrained
 from cl_callbacks.fine_tuning.task_heads import Pooling
 from cl_callbacks.fine_tuning.warmup import TaskWarmup
-from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.guards.arguments import integer, positive
 
 
 class SequentialFineTuner(LightningModule):
@@ -98,8 +98,8 @@ class SequentialFineTuner(LightningModule):
             freeze = (freeze,)
         self.model, self.kind, self.num_labels, self.pooling = model, kind, num_labels, pooling
         self.lr, self.weight_decay = positive("lr", lr), weight_decay
-        self.warmup_steps = whole("warmup_steps", warmup_steps, least=0)
-        self.frozen, self.lora_rank = freeze, whole("lora_rank", lora_rank, least=0)
+        self.warmup_steps = integer("warmup_steps", warmup_steps, least=0)
+        self.frozen, self.lora_rank = freeze, integer("lora_rank", lora_rank, least=0)
         self.lora_alpha, self.lora_dropout, self.lora_targets = lora_alpha, lora_dropout, lora_targets
         self.gradient_checkpointing = gradient_checkpointing
         self.save_hyperparameters()

@@ -24,26 +24,26 @@ from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.tensors.finite import zero_nonfinite_
 
 
-def switch_probabilities(levels: int, x: float = 0.5) -> Tensor:
+def switch_probabilities(levels: int, ratio: float = 0.5) -> Tensor:
     """:math:`q_k`, in float64.
 
     Example:
         >>> switch_probabilities(3)
         tensor([1.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    found = x ** torch.arange(levels, dtype=torch.float64)
-    found[-1] /= 1 - x
+    found = ratio ** torch.arange(levels, dtype=torch.float64)
+    found[-1] /= 1 - ratio
     return found.clamp(max=1.0)
 
 
-def deepen_probabilities(levels: int, x: float = 0.5) -> Tensor:
+def deepen_probabilities(levels: int, ratio: float = 0.5) -> Tensor:
     """:math:`p_k`, in float64.
 
     Example:
         >>> deepen_probabilities(3)
         tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
-    found = x ** torch.arange(1, levels + 1, dtype=torch.float64) / (1 - x)
+    found = ratio ** torch.arange(1, levels + 1, dtype=torch.float64) / (1 - ratio)
     found[-1] = 0.0
     return found.clamp(max=1.0)
 
@@ -54,7 +54,7 @@ def cascade_(
     events: Sequence[Tensor],
     uniform: Sequence[Tensor],
     levels: int,
-    x: float = 0.5,
+    ratio: float = 0.5,
 ) -> None:
     """The states of many synapses after one event each, in place.
 
@@ -64,7 +64,7 @@ def cascade_(
             event at all.
         uniform: random numbers from 0 to 1, one for each synapse.
         levels: :math:`n`.
-        x: above 0 and below 1.
+        ratio: :math:`x`, above 0 and below 1.
 
     Example:
         >>> states = [torch.tensor([1.0, -1.0])]
@@ -77,19 +77,19 @@ def cascade_(
     last = torch._foreach_sub(level, levels - 1)
     torch._foreach_clamp_min_(last, 0.0)
     power = torch._foreach_sub(level, 1.0)  # x^(k−1) = exp((k−1) log x)
-    torch._foreach_mul_(power, math.log(x))
+    torch._foreach_mul_(power, math.log(ratio))
     if torch.compiler.is_compiling():  # compiled, exponentials of a list are a pass of their own
         power = tuple(t.exp() for t in power)
     else:
         torch._foreach_exp_(power)
     # q: the power, at the last level divided by 1 − x, and p: the power times x/(1 − x), at the last level 0.
-    switch = torch._foreach_mul(last, x / (1 - x))
+    switch = torch._foreach_mul(last, ratio / (1 - ratio))
     torch._foreach_add_(switch, 1.0)
     torch._foreach_mul_(switch, power)
     torch._foreach_clamp_max_(switch, 1.0)
     torch._foreach_sub_(last, 1.0)
     torch._foreach_mul_(power, last)
-    torch._foreach_mul_(power, -x / (1 - x))
+    torch._foreach_mul_(power, -ratio / (1 - ratio))
     torch._foreach_clamp_max_(power, 1.0)
     deepen = power
     # An event happens with its own probability times q against the strength, and times p along it.
@@ -118,7 +118,7 @@ def switch_weights_(
     states: Sequence[Tensor],
     uniform: Sequence[Tensor],
     levels: int,
-    x: float = 0.5,
+    ratio: float = 0.5,
 ) -> None:
     r"""Turns updates of weights of two values into events, and the events into switches, in place.
 
@@ -131,7 +131,7 @@ def switch_weights_(
         states: signed levels of the synapses, of the signs of the weights before.
         uniform: random numbers from 0 to 1, one for each synapse.
         levels: :math:`n`.
-        x: above 0 and below 1.
+        ratio: :math:`x`, above 0 and below 1.
 
     Example:
         >>> weights, states = [torch.tensor([0.5, 3.0])], [torch.ones(2)]
@@ -146,19 +146,19 @@ def switch_weights_(
     zero_nonfinite_(events)
     torch._foreach_clamp_min_(events, -1.0)
     torch._foreach_clamp_max_(events, 1.0)
-    cascade_(states, events, uniform, levels, x)
+    cascade_(states, events, uniform, levels, ratio)
     torch._foreach_mul_(size, torch._foreach_sign(list(states)))
     torch._foreach_copy_(list(weights), size)
 
 
 def transition_matrix(
-    levels: int, x: float = 0.5, potentiation: float = 0.5, probability: float = 1.0
+    levels: int, ratio: float = 0.5, potentiation: float = 0.5, probability: float = 1.0
 ) -> Tensor:
     r"""What one event does to a distribution over states :math:`(-n\dots-1, 1\dots n)`, in float64.
 
     Args:
         levels: :math:`n`.
-        x: above 0 and below 1.
+        ratio: :math:`x`, above 0 and below 1.
         potentiation: share of the events that are positive.
         probability: that there is an event at all.
 
@@ -170,7 +170,7 @@ def transition_matrix(
         tensor([[0., 1.],
                 [0., 1.]], dtype=torch.float64)
     """
-    q, p = switch_probabilities(levels, x), deepen_probabilities(levels, x)
+    q, p = switch_probabilities(levels, ratio), deepen_probabilities(levels, ratio)
     up = torch.zeros(2 * levels, 2 * levels, dtype=torch.float64)
     for k in range(levels):
         negative, positive = levels - 1 - k, levels + k
@@ -183,13 +183,13 @@ def transition_matrix(
     return probability * event + (1 - probability) * torch.eye(2 * levels, dtype=torch.float64)
 
 
-def cascade_memory_trace(ages: Tensor, levels: int, x: float = 0.5, probability: float = 1.0) -> Tensor:
+def cascade_memory_trace(ages: Tensor, levels: int, ratio: float = 0.5, probability: float = 1.0) -> Tensor:
     r"""Mean strength, towards what was stored, of a memory that so many events have come after.
 
     Args:
         ages: whole numbers of events since.
         levels: :math:`n`; 1 is a simple binary synapse.
-        x: above 0 and below 1.
+        ratio: :math:`x`, above 0 and below 1.
         probability: that a memory is a candidate event for a synapse at all.
 
     Returns:
@@ -199,8 +199,8 @@ def cascade_memory_trace(ages: Tensor, levels: int, x: float = 0.5, probability:
         >>> cascade_memory_trace(torch.tensor([0, 1]), levels=1, probability=0.5)
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
-    balanced = transition_matrix(levels, x, probability=probability)
-    stored = transition_matrix(levels, x, potentiation=1.0, probability=probability)
+    balanced = transition_matrix(levels, ratio, probability=probability)
+    stored = transition_matrix(levels, ratio, potentiation=1.0, probability=probability)
     start = torch.full((2 * levels,), 0.5 / levels, dtype=torch.float64) @ stored
     strength = torch.ones(2 * levels, dtype=torch.float64)
     strength[:levels] = -1.0

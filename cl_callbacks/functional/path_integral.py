@@ -23,47 +23,47 @@ from cl_callbacks.tensors.finite import take_finite_
 
 @fusable
 def add_path_(
-    path: Sequence[Tensor], gradients: Sequence[Tensor], undo: Sequence[Tensor], decay: float = 1.0
+    path: Sequence[Tensor], gradients: Sequence[Tensor], updates: Sequence[Tensor], decay: float = 1.0
 ) -> None:
     r"""Path integral of a step, in place: :math:`\omega \leftarrow \beta\omega - g\,\Delta`.
 
     Args:
         path: :math:`\omega`.
         gradients: :math:`g`, of the task's loss at the weights before the step.
-        undo: :math:`-\Delta`, weights before the step minus weights after it.
+        updates: :math:`\Delta`, weights after the step minus weights before it.
         decay: :math:`\beta`.
 
     Example:
         >>> path = [torch.zeros(1)]
-        >>> add_path_(path, [torch.tensor([2.0])], [torch.tensor([0.5])])
+        >>> add_path_(path, [torch.tensor([2.0])], [torch.tensor([-0.5])])
         >>> path
         [tensor([1.])]
     """
     if decay != 1.0:
         torch._foreach_mul_(list(path), decay)
-    torch._foreach_addcmul_(list(path), list(gradients), list(undo))
+    torch._foreach_addcmul_(list(path), list(gradients), list(updates), value=-1.0)
 
 
 def without_decay(
-    undo: Sequence[Tensor], parameters: Sequence[Tensor], rates: Sequence[float]
+    updates: Sequence[Tensor], parameters: Sequence[Tensor], rates: Sequence[float]
 ) -> list[Tensor]:
-    r"""The update without its decoupled weight decay: :math:`-\Delta-\eta w\,\theta`.
+    r"""The update without its decoupled weight decay: :math:`\Delta+\eta w\,\theta`.
 
     AdamW moves every weight by :math:`-\eta w\theta` whatever the gradient, which is no part of the path
     that the loss has shaped.
 
     Args:
-        undo: :math:`-\Delta`, weights before the step minus weights after it.
+        updates: :math:`\Delta`, weights after the step minus weights before it.
         parameters: weights after the step; those before it are :math:`\theta`.
         rates: :math:`\eta w`, learning rate times weight decay, for each tensor.
 
     Example:
-        >>> without_decay([torch.tensor([0.5])], [torch.tensor([1.5])], [0.1])
-        [tensor([0.3000])]
+        >>> without_decay([torch.tensor([-0.5])], [torch.tensor([1.5])], [0.1])
+        [tensor([-0.3000])]
     """
-    decayed = torch._foreach_add(list(parameters), list(undo))
-    torch._foreach_mul_(decayed, list(rates))
-    return list(torch._foreach_sub(list(undo), decayed))
+    decay = torch._foreach_sub(list(parameters), list(updates))
+    torch._foreach_mul_(decay, list(rates))
+    return list(torch._foreach_add(list(updates), decay))
 
 
 def path_importance(

@@ -75,7 +75,7 @@ def bgd_(
     stds: Sequence[Tensor],
     gradients: Sequence[Tensor],
     noise_gradients: Sequence[Tensor],
-    rate: float = 1.0,
+    lr_scale: float = 1.0,
     trust_region: float | None = None,
     scale: float | Tensor = 1.0,
 ) -> None:
@@ -91,7 +91,7 @@ def bgd_(
         stds: :math:`\sigma`.
         gradients: :math:`\mathbb E[g]` of the summed loss.
         noise_gradients: :math:`\mathbb E[g\epsilon]` of the summed loss.
-        rate: :math:`\eta`.
+        lr_scale: :math:`\eta`.
         trust_region: largest change of :math:`\mu` and of :math:`\sigma`, in units of :math:`\sigma`;
             ``None`` for no limit.
         scale: factor on both gradients, such as the number of observations if they are of a mean loss.
@@ -106,7 +106,7 @@ def bgd_(
     torch._foreach_mul_(a, _times(scale, 0.5))
     move = torch._foreach_mul(list(stds), list(stds))
     torch._foreach_mul_(move, list(gradients))
-    torch._foreach_mul_(move, _times(scale, -rate))
+    torch._foreach_mul_(move, _times(scale, -lr_scale))
     # √(1+a²) − a = (√(1+a²) + |a|)^(−sign a), which does not cancel to 0.
     growth = torch._foreach_mul(a, a)
     torch._foreach_add_(growth, 1.0)
@@ -134,10 +134,10 @@ def mesu_(
     gradients: Sequence[Tensor],
     noise_gradients: Sequence[Tensor],
     *,
-    memory: float,
+    memory_steps: float,
     prior_std: float,
-    rate: float = 1.0,
-    std_rate: float = 1.0,
+    lr_scale: float = 1.0,
+    std_lr_scale: float = 1.0,
     trust_region: float | None = None,
     slow: Sequence[Tensor] | None = None,
     coupling: float = 0.0,
@@ -161,11 +161,11 @@ def mesu_(
         stds: :math:`\sigma`.
         gradients: :math:`\mathbb E[g]` of the summed loss.
         noise_gradients: :math:`\mathbb E[g\epsilon]` of the summed loss.
-        memory: :math:`N`, in steps; ``math.inf`` never forgets, and is Bayesian gradient descent to second
-            order in :math:`\sigma\,\mathbb E[g\epsilon]`.
+        memory_steps: :math:`N`; ``math.inf`` never forgets, and is Bayesian gradient descent to second order
+            in :math:`\sigma\,\mathbb E[g\epsilon]`.
         prior_std: :math:`\sigma_p`.
-        rate: factor on the data's part of :math:`\Delta\mu`.
-        std_rate: factor on the data's part of :math:`\Delta\sigma`.
+        lr_scale: factor on the data's part of :math:`\Delta\mu`.
+        std_lr_scale: factor on the data's part of :math:`\Delta\sigma`.
         trust_region: largest size of either increment, in units of :math:`\sigma`; ``None`` for no limit.
         slow: :math:`u_2`.
         coupling: :math:`g_1`.
@@ -174,26 +174,26 @@ def mesu_(
     Example:
         >>> means, stds = [torch.ones(1)], [torch.ones(1)]
         >>> none = [torch.zeros(1)]
-        >>> mesu_(means, stds, none, none, memory=10.0, prior_std=2.0)
+        >>> mesu_(means, stds, none, none, memory_steps=10.0, prior_std=2.0)
         >>> means, stds
         ([tensor([0.9750])], [tensor([1.0375])])
     """
     variances = torch._foreach_mul(list(stds), list(stds))
     move = torch._foreach_mul(variances, list(gradients))
-    torch._foreach_mul_(move, _times(scale, -rate))
+    torch._foreach_mul_(move, _times(scale, -lr_scale))
     widen = torch._foreach_mul(variances, list(noise_gradients))
-    torch._foreach_mul_(widen, _times(scale, -0.5 * std_rate))
+    torch._foreach_mul_(widen, _times(scale, -0.5 * std_lr_scale))
     precision = 1.0 / prior_std**2
-    if memory < math.inf:
+    if memory_steps < math.inf:
         # σ(σp² − σ²)/(2Nσp²) = (σ − σ·σ²/σp²)/(2N)
-        torch._foreach_add_(widen, list(stds), alpha=0.5 / memory)
-        torch._foreach_addcmul_(widen, list(stds), variances, value=-0.5 * precision / memory)
+        torch._foreach_add_(widen, list(stds), alpha=0.5 / memory_steps)
+        torch._foreach_addcmul_(widen, list(stds), variances, value=-0.5 * precision / memory_steps)
     if slow is not None:
         shares = torch._foreach_mul(variances, precision)
         torch._foreach_clamp_max_(shares, 1.0)
         torch._foreach_addcmul_(move, shares, torch._foreach_sub(list(slow), list(means)), value=coupling)
-    elif memory < math.inf:
-        torch._foreach_addcmul_(move, variances, list(means), value=-precision / memory)
+    elif memory_steps < math.inf:
+        torch._foreach_addcmul_(move, variances, list(means), value=-precision / memory_steps)
     if trust_region is not None:
         _limit_([move, widen], torch._foreach_mul(list(stds), trust_region))
     torch._foreach_add_(list(means), move)

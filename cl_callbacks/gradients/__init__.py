@@ -4,8 +4,9 @@ Here live the layers whose samples' gradients are known in closed form, the ways
 sums of squares, magnitudes or Kronecker factors over them. No Lightning.
 """
 
+from cl_callbacks.gradients.fisher_information import fisher_information
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.gradients.sharded_gradients import ShardedGradients
 
-__all__ = ["KroneckerFactors", "PerSampleGradients", "ShardedGradients"]
+__all__ = ["KroneckerFactors", "PerSampleGradients", "ShardedGradients", "fisher_information"]

@@ -31,7 +31,7 @@ from cl_callbacks.gradients.attention_gradients import attention_gradients, is_s
 from cl_callbacks.gradients.layer_gradients import has_rule, layer_gradients
 from cl_callbacks.gradients.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.gradients.network_gradients import WholeNetwork, wide_dtype
-from cl_callbacks.gradients.recorded_calls import Call, Pass, finite_pass, output_cotangents
+from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pass, output_cotangents
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
 from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
 from cl_callbacks.tensors.batches import take_samples
@@ -165,7 +165,7 @@ class PerSampleGradients:
         self._check(passed.batch, passed.outputs, calls)
         return passed._replace(calls=calls)
 
-    def parts(self, outputs: Tensor, calls: list[Call], vector: Tensor) -> dict[str, list[PerSample]]:
+    def parts(self, outputs: Tensor, calls: list[RecordedCall], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter by the module that owns it.
 
         Not to be relied upon for parameters in ``fallback``.
@@ -184,7 +184,7 @@ class PerSampleGradients:
         return parts
 
     def _of_call(
-        self, call: Call, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
+        self, call: RecordedCall, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
     ) -> Mapping[str, PerSample]:
         args, kwargs = call.inputs
         first = deltas[0]
@@ -203,7 +203,7 @@ class PerSampleGradients:
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 
-    def _check(self, batch: Any, outputs: Tensor, calls: list[Call]) -> None:
+    def _check(self, batch: Any, outputs: Tensor, calls: list[RecordedCall]) -> None:
         """Finds out whether modules explain the parameters that this batch uses.
 
         For parameters that no batch has used before, on three samples; and again for all, on one sample, in

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from cl_callbacks.tensors.batches import finite_samples, flat_tensors, map_tensors, take_samples
 
 
-class Call(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of a module: its inputs, and where its outputs are in the autograd graph."""
 
     module: nn.Module
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
+def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
     """Collects every call of the modules whose outputs carry a gradient.
 
     Example:
@@ -34,14 +34,14 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
         >>> deltas[0].shape
         torch.Size([3, 1])
     """
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
         if any(edges):
             detached: dict[int, Tensor] = {}  # one for each tensor: that query and key are the same matters
             inputs = map_tensors(lambda t: detached.setdefault(id(t), t.detach()), (args, kwargs))
-            calls.append(Call(module, inputs, edges))
+            calls.append(RecordedCall(module, inputs, edges))
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:
@@ -57,7 +57,7 @@ class Pass(NamedTuple):
     batch: Any
     outputs: Tensor
     labels: Tensor | None
-    calls: list[Call]
+    calls: list[RecordedCall]
 
 
 def finite_pass(
@@ -82,7 +82,9 @@ def finite_pass(
     return finite_pass(modules, forward, take_samples(batch, finite.nonzero().squeeze(1)))
 
 
-def output_cotangents(outputs: Tensor, calls: list[Call], vector: Tensor) -> list[list[Tensor | None]]:
+def output_cotangents(
+    outputs: Tensor, calls: list[RecordedCall], vector: Tensor
+) -> list[list[Tensor | None]]:
     """What the outputs of each call receive when ``vector`` is pulled back from ``outputs``.
 
     One backward to the modules' outputs, without any weight gradient.

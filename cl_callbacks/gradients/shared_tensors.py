@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from cl_callbacks.gradients.layer_gradients import Itself, has_rule
-from cl_callbacks.gradients.recorded_calls import Call
+from cl_callbacks.gradients.recorded_calls import RecordedCall
 
 
 def graph_nodes(outputs: Tensor) -> Iterator[Node]:
@@ -27,7 +27,9 @@ def graph_nodes(outputs: Tensor) -> Iterator[Node]:
             waiting.extend(source for source, _ in node.next_functions)
 
 
-def calls_by_sample(outputs: Tensor, calls: Sequence[Call], plain: Iterable[nn.Parameter]) -> list[Call]:
+def calls_by_sample(
+    outputs: Tensor, calls: Sequence[RecordedCall], plain: Iterable[nn.Parameter]
+) -> list[RecordedCall]:
     """The calls, those that all samples share replaced by calls that each sample has its part in.
 
     Args:
@@ -50,22 +52,25 @@ def calls_by_sample(outputs: Tensor, calls: Sequence[Call], plain: Iterable[nn.P
         torch.Size([3, 5, 2])
     """
     # A parameter's "call" is of something that returns it; its edge is where its gradient accumulates.
-    calls = [*calls, *(Call(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)]) for p in plain)]
+    calls = [
+        *calls,
+        *(RecordedCall(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)]) for p in plain),
+    ]
     sources = [_source(call) for call in calls]
     users: dict[tuple[Node, int], list[Node]] = {s: [] for s in sources if s is not None}
     for node in graph_nodes(outputs):
         for following in node.next_functions:
             if following in users:
                 users[following].append(node)
-    found: list[Call] = []
+    found: list[RecordedCall] = []
     for call, source in zip(calls, sources, strict=True):
-        spread = [] if source is None else [_spread(call, source, u, len(outputs)) for u in users[source]]
-        told_apart = [each for each in spread if each is not None]
-        found += told_apart if spread and len(told_apart) == len(spread) else [call]
+        expanded = [] if source is None else [_expanded(call, source, u, len(outputs)) for u in users[source]]
+        told_apart = [each for each in expanded if each is not None]
+        found += told_apart if expanded and len(told_apart) == len(expanded) else [call]
     return found
 
 
-def _source(call: Call) -> tuple[Node, int] | None:
+def _source(call: RecordedCall) -> tuple[Node, int] | None:
     """What a call made, as the graph knows it, if a layer made it of one tensor."""
     (args, kwargs), edge = call.inputs, call.edges[0]
     if has_rule(call.module) and len(args) == 1 and not kwargs and edge is not None:
@@ -73,17 +78,17 @@ def _source(call: Call) -> tuple[Node, int] | None:
     return None
 
 
-def _spread(call: Call, source: tuple[Node, int], user: Node, samples: int) -> Call | None:
+def _expanded(call: RecordedCall, source: tuple[Node, int], user: Node, samples: int) -> RecordedCall | None:
     """The call as one for each sample, if ``user`` adds the same outputs to each sample, or repeats them."""
     if user.name() not in ("AddBackward0", "ExpandBackward0") or getattr(user, "_saved_alpha", 1) != 1:
         return None
     (x,), (node, number) = call.inputs[0], source
     shape = tuple(node._input_metadata[number].shape)
-    spread = tuple(user._input_metadata[0].shape)
-    if spread == (samples, *shape):
+    expanded = tuple(user._input_metadata[0].shape)
+    if expanded == (samples, *shape):
         x = x.expand(samples, *x.shape)
-    elif x.shape[:1] == shape[:1] == (1,) and spread == (samples, *shape[1:]):
+    elif x.shape[:1] == shape[:1] == (1,) and expanded == (samples, *shape[1:]):
         x = x.expand(samples, *x.shape[1:])
     else:
         return None
-    return Call(call.module, ((x,), {}), [GradientEdge(user, 0)])
+    return RecordedCall(call.module, ((x,), {}), [GradientEdge(user, 0)])

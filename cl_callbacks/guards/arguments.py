@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
+def integer(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, at least ``least``.
 
     Example:
-        >>> whole("samples", 0, least=1)
+        >>> integer("samples", 0, least=1)
         Traceback (most recent call last):
         ValueError: samples must be a whole number, at least 1; got 0
     """

@@ -18,7 +18,7 @@ class Keeper(Protocol):
         """Takes over a state."""
 
 
-def restore_whole(keeper: Keeper, state: Any) -> None:
+def restore_atomically(keeper: Keeper, state: Any) -> None:
     """Has a keeper take over a state; if it cannot, it is as it was.
 
     Args:
@@ -30,7 +30,7 @@ def restore_whole(keeper: Keeper, state: Any) -> None:
 
     Example:
         >>> from cl_callbacks import EWC
-        >>> restore_whole(EWC(1.0), {"tasks": 1})
+        >>> restore_atomically(EWC(1.0), {"tasks": 1})
         Traceback (most recent call last):
         ValueError: This is no state of EWC, whose own state is kept: without 'offset', 'synapses'. ...
     """

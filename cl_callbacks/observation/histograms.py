@@ -27,16 +27,16 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(values.astype(np.float64), BINS, (low, max(high, low + 1e-6 * abs(low))))
 
 
-def show_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
+def log_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     """Gives the finite ones of some numbers to W&B and TensorBoard, at the x axis of Lightning's metrics."""
     finite = {key: array[np.isfinite(array)] for key, array in values.items()}
     finite = {key: array for key, array in finite.items() if len(array)}
     step = logged_step(trainer)
     if finite:
-        offer(trainer, lambda logger: _show(logger, finite, step))
+        offer(trainer, lambda logger: _log_to(logger, finite, step))
 
 
-def _show(logger: Logger, values: Mapping[str, np.ndarray], step: int) -> None:
+def _log_to(logger: Logger, values: Mapping[str, np.ndarray], step: int) -> None:
     if isinstance(logger, WandbLogger):
         import wandb
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DPI = 150
 
 
-def show(trainer: Trainer, key: str, figure: Figure) -> None:
+def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
     """Writes a figure as ``figures/KEY.png`` into the log folder, and shows it to W&B and TensorBoard.
 
     Does nothing on other processes than the first, and without a logger that has a folder.
@@ -33,10 +33,10 @@ def show(trainer: Trainer, key: str, figure: Figure) -> None:
     with unless_it_fails(file.name, OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=_DPI)
-        offer(trainer, lambda logger: _show(logger, key, file, trainer.global_step))
+        offer(trainer, lambda logger: _log_to(logger, key, file, trainer.global_step))
 
 
-def _show(logger: Logger, key: str, file: Path, step: int) -> None:
+def _log_to(logger: Logger, key: str, file: Path, step: int) -> None:
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [str(file)], step=step)
     elif isinstance(logger, TensorBoardLogger):

@@ -104,9 +104,9 @@ def statistics(entries: Sequence[Entry], numbers: Sequence[float]) -> Statistics
     """The numbers of a survey where they belong; sums become means, of the layers and of all.
 
     Example:
-        >>> entries = [Entry("drift", "a", "mean", 2), Entry("drift", "b", "mean", 1)]
+        >>> entries = [Entry("distance", "a", "mean", 2), Entry("distance", "b", "mean", 1)]
         >>> statistics(entries, [3.0, 0.0])
-        {'drift': {'all': {'mean': 1.0}, 'a': {'mean': 1.5}, 'b': {'mean': 0.0}}}
+        {'distance': {'all': {'mean': 1.0}, 'a': {'mean': 1.5}, 'b': {'mean': 0.0}}}
     """
     found: Statistics = {}
     totals: dict[tuple[str, str], list[tuple[float, int]]] = {}
@@ -162,7 +162,7 @@ def _layers(view: SynapseView) -> dict[str, SynapseView]:
         layer = name.rpartition(".")[0] or name
         if source.numel():  # no module's name ends in a dot
             sources.setdefault(f"{layer}." if layer in RESERVED else layer, []).append(source)
-    return {layer: view.among(found) for layer, found in sources.items()}
+    return {layer: view.restrict_to(found) for layer, found in sources.items()}
 
 
 def _size(part: SynapseView) -> int:

@@ -11,19 +11,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.guards.arguments import whole
-from cl_callbacks.observation.histograms import show_histograms
-from cl_callbacks.observation.pictures import show
+from cl_callbacks.guards.arguments import integer
+from cl_callbacks.observation.histograms import log_histograms
+from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.survey import ALL, Statistics, Survey, read
 from cl_callbacks.observation.survey_figures import FIGURES
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log, log_folder
 
 
 class SynapseStatistics(Callback):
-    r"""Shows how plastic, how important and how far from home the synapses of each rule are.
+    r"""Shows how plastic, how important and how far from their anchor the synapses of each rule are.
 
-    For every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and ``drift`` of
+    For every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and ``distance`` of
     rules with an anchor, from when anything was important; ``std``; ``level``; ``beaker_distance_1``, …) the
     mean over each layer and over all, quantiles over all, and the share of synapses that are frozen, at the
     learning rates of the moment. A layer is a module with parameters of its own. Logged as
@@ -39,7 +40,7 @@ class SynapseStatistics(Callback):
 
     Plasticity is at the learning rate of the optimizer's options, which says little where the optimizer
     scales its steps itself, as Adam does: next to those, real steps are larger and more synapses are
-    frozen. Right after a task ``drift`` is 0 where a rule has its anchor at the latest weights; before
+    frozen. Right after a task ``distance`` is 0 where a rule has its anchor at the latest weights; before
     anything was important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most
     16,384 of a layer and of a network. All that is seen at one moment is read from the device at once.
     Training goes on bit for bit as without, and checkpoints have nothing of it. At the end of a task it
@@ -74,7 +75,7 @@ class SynapseStatistics(Callback):
     ) -> None:
         super().__init__()
         if every_n_steps is not None:
-            whole("every_n_steps", every_n_steps, least=1)
+            integer("every_n_steps", every_n_steps, least=1)
         if not 0 < frozen_below <= 1:
             raise ValueError(f"frozen_below is a plasticity, above 0 and at most 1; got {frozen_below}")
         self.every_n_steps, self.frozen_below = every_n_steps, frozen_below
@@ -142,7 +143,7 @@ class SynapseStatistics(Callback):
         self._latest = {key: self._shown(measures) for key, measures in found.items()}
         if found:
             log(trainer, dict(_log_entries(self._latest)))
-        show_histograms(trainer, dict(_histograms(samples)))
+        log_histograms(trainer, dict(_histograms(samples)))
         return self._latest
 
     def _shown(self, found: Statistics) -> Statistics:
@@ -159,7 +160,7 @@ class SynapseStatistics(Callback):
                     rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
                     continue
                 if figure is not None:
-                    show(trainer, f"cl_synapses/{key}/{name}", figure)
+                    log_figure(trainer, log_keys.synapses(key, name), figure)
 
 
 def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:
@@ -183,9 +184,9 @@ def _histograms(samples: dict[str, dict[str, np.ndarray]]) -> Iterator[tuple[str
     for key, arrays in samples.items():
         for measure, array in arrays.items():
             if measure == "importance":  # spans decades
-                yield f"cl_synapses/{key}/{measure}/log10_histogram", np.log10(array[array > 0])
+                yield log_keys.synapses(key, measure, "log10_histogram"), np.log10(array[array > 0])
             else:
-                yield f"cl_synapses/{key}/{measure}/histogram", array
+                yield log_keys.synapses(key, measure, "histogram"), array
 
 
 def _log_entries(found: dict[str, Statistics]) -> Iterator[tuple[str, float]]:
@@ -194,8 +195,8 @@ def _log_entries(found: dict[str, Statistics]) -> Iterator[tuple[str, float]]:
             for layer, values in layers.items():
                 for statistic, value in values.items():
                     if statistic == "frozen_fraction":
-                        yield f"cl_synapses/{key}/frozen_fraction/{layer}", value
+                        yield log_keys.synapses(key, "frozen_fraction", layer), value
                     elif layer == ALL:
-                        yield f"cl_synapses/{key}/{measure}/{statistic}", value
+                        yield log_keys.synapses(key, measure, statistic), value
                     elif statistic == "mean":
-                        yield f"cl_synapses/{key}/{measure}/{layer}", value
+                        yield log_keys.synapses(key, measure, layer), value

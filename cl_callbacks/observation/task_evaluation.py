@@ -16,11 +16,12 @@ from torch import Tensor
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
-from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.rules.compatibility import few
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log
 from cl_callbacks.training.quiet_validation import quiet_validation
 
@@ -132,7 +133,7 @@ class TaskEvaluation(Callback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Marks the boundary in the log."""
-        log(trainer, {"cl/task": task})
+        log(trainer, {log_keys.TASK: task})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the scores of the Trainer's own validation."""
@@ -145,7 +146,7 @@ class TaskEvaluation(Callback):
         self.record.learned.append(task)
         self.record.ends.append(trainer.global_step)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
-        log(trainer, {"cl/task": task})
+        log(trainer, {log_keys.TASK: task})
         index, seconds = len(self.record.learned) - 1, sum(rule.seconds for rule in rules)
         self._warn_of_too_many_tasks(index)
         self.report.log_task(trainer, index, consolidation_seconds=seconds)
@@ -238,4 +239,4 @@ class TaskEvaluation(Callback):
             ValueError: a state of something else; the record is then as it was.
         """
         if not self._evaluating:
-            restore_whole(self.record, state_dict)
+            restore_atomically(self.record, state_dict)

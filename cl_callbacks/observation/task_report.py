@@ -14,10 +14,11 @@ from lightning.pytorch import Trainer
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
-from cl_callbacks.observation.pictures import show
+from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_table import task_table
 from cl_callbacks.observation.wandb_run import define_task_axis, log_artifact, log_table
+from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log, log_folder, offer, unless_it_fails
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TaskReport:
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
         values = {"index": index, **results, **self.record.of_tasks(self.names), **more}
-        log(trainer, {f"cl_task/{name}": value for name, value in values.items()})
+        log(trainer, {log_keys.task(name): value for name, value in values.items()})
         self.write(trainer)
         if time.monotonic() - self._drawn_at > self._drawing / _SHARE_OF_DRAWING:
             self.draw(trainer)
@@ -103,10 +104,10 @@ class TaskReport:
             return
         start = time.monotonic()
         for key, figure in self.figures(trainer).items():
-            show(trainer, key, figure)
+            log_figure(trainer, key, figure)
         rows = [[learned, *row] for learned, row in enumerate(self.record.table())]
         columns = ["tasks learned", *self.names[: len(self.record.columns)]]
-        offer(trainer, lambda logger: log_table(logger, "cl_task/table", columns, rows))
+        offer(trainer, lambda logger: log_table(logger, log_keys.TASK_TABLE, columns, rows))
         self._drawn_at = time.monotonic()
         self._drawing = self._drawn_at - start
 
@@ -120,14 +121,14 @@ class TaskReport:
         missing = [math.nan] * (len(names) - len(record.columns))
         scores = [record.ordered(scores) + missing for _, scores in record.curve]
         drawn = {
-            "cl_task/matrix": accuracy_matrix(record.matrix, names=names, mode=mode, title=self.monitor),
-            "cl_task/curves": task_curves(steps, scores, record.ends, names=names, monitor=self.monitor),
+            log_keys.TASK_MATRIX: accuracy_matrix(record.matrix, names=names, mode=mode, title=self.monitor),
+            log_keys.TASK_CURVES: task_curves(steps, scores, record.ends, names=names, monitor=self.monitor),
         }
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, DriftBoundaries) and boundaries.trace.points:
             batches, losses, evidence = zip(*boundaries.trace.points, strict=True)
             found, onsets = [b.batch for b in boundaries.found], [b.onset for b in boundaries.found]
-            drawn["cl/drift"] = loss_and_drift(batches, losses, evidence, found, onsets)
+            drawn[log_keys.DRIFT_FIGURE] = loss_and_drift(batches, losses, evidence, found, onsets)
         return drawn
 
     def log_artifact(self, trainer: Trainer, states: Mapping[str, Any]) -> None:

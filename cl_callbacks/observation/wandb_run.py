@@ -8,12 +8,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from cl_callbacks.training import log_keys
+
 
 def define_task_axis(logger: Logger) -> None:
     """Lets all that is logged by task have the task as its x axis."""
     if isinstance(logger, WandbLogger):
-        logger.experiment.define_metric("cl_task/index", hidden=True)
-        logger.experiment.define_metric("cl_task/*", step_metric="cl_task/index")
+        logger.experiment.define_metric(log_keys.TASK_INDEX, hidden=True)
+        logger.experiment.define_metric(log_keys.TASK_AXIS, step_metric=log_keys.TASK_INDEX)
 
 
 def log_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

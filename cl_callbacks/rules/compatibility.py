@@ -41,7 +41,7 @@ def refuse_shards(rule: Rule, trainer: Trainer | None, parameters: Mapping[str, 
             f"strategy='ddp' or a single device, or a rule that is local to each weight, such as EWC."
         )
     offload = rule.synapses.offload
-    if offload is not None and any(offload.away(p) for p in parameters.values()):
+    if offload is not None and any(offload.is_elsewhere(p) for p in parameters.values()):
         raise MisconfigurationException(
             f"{type(rule).__name__}: state_device={str(offload.device)!r} is not where the shards are, and "
             f"the state of a sharded parameter is put together by the processes that have it there: leave "

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.compiled.fused import compiling
 from cl_callbacks.compiled.kernels import SMALLEST
-from cl_callbacks.tensors.finite import keep_finite_
+from cl_callbacks.tensors.finite import copy_finite_
 
 
 def compiles(trainer: Trainer) -> bool:
@@ -44,7 +44,7 @@ class CompileRules(Callback):
         kept, values = torch.zeros(2, SMALLEST, device=pl_module.device)
         try:
             with compiling():
-                keep_finite_([kept], [values])
+                copy_finite_([kept], [values])
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise MisconfigurationException(

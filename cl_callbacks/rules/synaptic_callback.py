@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from reprlib import recursive_repr
 from typing import Any, ClassVar
 
 import torch
@@ -16,28 +17,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
-from cl_callbacks.guards.saved_state import restore_whole
+from cl_callbacks.guards.saved_state import restore_atomically
+from cl_callbacks.guards.signatures import arguments_of, declare_arguments, refuse_unknown
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.rules.compatibility import (
-    few,
     refuse_missing_device,
     refuse_optimizers,
     refuse_shards,
     refuse_strategy,
 )
 from cl_callbacks.rules.compile_rules import compiles
+from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of
+from cl_callbacks.rules.rule_options import Patterns, state_device_of, state_dtype_of
 from cl_callbacks.synapses.state import Fill, Synapses, plain_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.shards import reshard
+from cl_callbacks.training import log_keys
+from cl_callbacks.training.lightning_private import attached_trainer
 from cl_callbacks.training.log import is_due, log
 
-Patterns = str | Sequence[str] | None
-
 # What is called for a part of the synapses after the other, if a rule is local.
-_VERBS = {"pull", "rewrite", "observe", "effective_importance", "update", "plasticity"}
+_PER_WEIGHT_METHODS = {"pull", "rewrite", "observe", "effective_importance", "replace_update", "plasticity"}
 
 
 class SynapticCallback(Callback):
@@ -53,16 +56,17 @@ class SynapticCallback(Callback):
             that require a gradient.
         exclude: regular expressions of those to leave out.
         state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
-            own dtype where that is wider. ``running`` fields are at least float32.
+            own dtype where that is wider (BennaFusi: float64). ``running`` fields are at least float32.
         state_device: where the state lives, such as ``"cpu"``, which saves the accelerator's memory and costs
             copies in each step; default: beside each parameter. See
             :class:`~cl_callbacks.synapses.offload.Offload`.
         strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance, in log keys and checkpoints; default: the class name in lower case.
+        name: of this instance, in log keys and checkpoints; default: the class name in snake_case.
             Two rules of one class on the same parameters need different names.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
+        TypeError: an argument that the rule does not have; names the nearest that it has.
 
     Example:
         >>> class WeightDecay(SynapticCallback):
@@ -87,16 +91,19 @@ class SynapticCallback(Callback):
     after the other, so that each stays in the cache: true of equations that are local to each weight."""
     matrices_only: ClassVar[bool] = False
     """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
+    default_state_dtype: ClassVar[str | None] = None
+    """What ``state_dtype`` is if nobody says: a name; ``None`` for float32, or wider as the parameter is."""
     noise: WeightNoise | None = None
     """Of a rule that has the network seen at drawn weights."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Whoever changes a verb says anew whether it is local."""
+        """A subclass that overrides a per-weight method must set ``local`` itself."""
         super().__init_subclass__(**options)
+        declare_arguments(cls)
         for kind in cls.__mro__:  # also what comes from a mixin
             if "local" in vars(kind):
                 return
-            if not _VERBS.isdisjoint(vars(kind)):
+            if not _PER_WEIGHT_METHODS.isdisjoint(vars(kind)):
                 cls.local = False
                 return
 
@@ -109,13 +116,16 @@ class SynapticCallback(Callback):
         state_device: str | None = None,
         strict: bool = True,
         name: str | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
-        self.parameters, self.exclude = _patterns(parameters), _patterns(exclude)
-        self.name = type(self).__name__.lower() if name is None else name
-        self.state_dtype, self.state_device, self.strict = state_dtype, state_device, strict
+        refuse_unknown(type(self), unknown)
+        self.parameters, self.exclude = patterns_of(parameters), patterns_of(exclude)
+        self.name = _snake_case(type(self).__name__) if name is None else name
+        self.state_dtype = self.default_state_dtype if state_dtype is None else state_dtype
+        self.state_device, self.strict = state_device, strict
         self.synapses = Synapses(
-            self.fields, self._dtype(state_dtype), strict, _device(state_device), self.running
+            self.fields, self._state_dtype(), strict, state_device_of(state_device), self.running
         )
         self.tasks = 0
         """How many tasks the rule has consolidated."""
@@ -226,10 +236,10 @@ class SynapticCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Logs the penalty, on steps that log."""
         if is_due(trainer):
-            with self.synapses.at_hand(changing=False):
+            with self.synapses.on_device(changing=False):
                 penalty = self.penalty(self.synapses.view)
             if penalty is not None:
-                log(trainer, {f"cl/penalty/{self.name}": penalty.item()})
+                log(trainer, {log_keys.penalty(self.name): penalty.item()})
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Has the state laid out again before the next step.
@@ -251,7 +261,7 @@ class SynapticCallback(Callback):
             )
         else:
             start = time.perf_counter()
-            with ExitStack() as self._committing, self.synapses.at_hand():
+            with ExitStack() as self._committing, self.synapses.on_device():
                 if self.consolidate(trainer, pl_module, view, task):
                     self.tasks += 1
             self._committing = None
@@ -264,7 +274,7 @@ class SynapticCallback(Callback):
         if self._step is not None:
             self._step.detach()
         self._step, self._evaluating = None, False
-        self.synapses.settle()
+        self.synapses.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of the optimizers also when training breaks off."""
@@ -275,7 +285,10 @@ class SynapticCallback(Callback):
     @property
     def state_key(self) -> str:
         """What tells this instance's state from others in a checkpoint."""
-        return self._generate_state_key(name=self.name, parameters=self.parameters, exclude=self.exclude)
+        # The default as version 0.1 wrote it, so that its checkpoints are found.
+        default = self.name == _snake_case(type(self).__name__)
+        name = type(self).__name__.lower() if default else self.name
+        return self._generate_state_key(name=name, parameters=self.parameters, exclude=self.exclude)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only: loads with ``weights_only=True``."""
@@ -291,7 +304,7 @@ class SynapticCallback(Callback):
             ValueError: a state that is not of this rule, which is then as it was.
         """
         if not (self._evaluating and self.synapses.known):
-            restore_whole(self, state_dict)
+            restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""
@@ -320,73 +333,54 @@ class SynapticCallback(Callback):
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = set(self.synapses.view.names) if growing else set()
         trainable = [name for name, p in model.items() if p.requires_grad or name in held]
-        if self.owns_update and pl_module._trainer is not None:
+        trainer = attached_trainer(pl_module)
+        if self.owns_update and trainer is not None:
             # What no optimizer steps keeps its weights: a rule that owns the update has none to own there.
-            stepping = {
-                id(p) for o in pl_module.trainer.optimizers for g in o.param_groups for p in g["params"]
-            }
+            stepping = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
             trainable = [name for name in trainable if id(model[name]) in stepping]
-        if not trainable:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: no parameter of {type(pl_module).__name__} requires a gradient"
-                f"{' and is in an optimizer' if self.owns_update else ''}, "
-                f"so there is no synapse to consolidate; unfreeze some before training."
-            )
-        for pattern in self.parameters + self.exclude:
-            if not any(re.search(pattern, name) for name in model):
-                raise MisconfigurationException(
-                    f"{type(self).__name__}: the pattern {pattern!r} matches no parameter of "
-                    f"{type(pl_module).__name__}; its parameters are {few(list(model))}"
-                )
-        selected = [name for name in trainable if self._selects(name, model[name])]
-        if not selected:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: parameters={self.parameters} and exclude={self.exclude} leave "
-                f"nothing to it of the trainable parameters {few(trainable)}"
-            )
-        refuse_shards(self, pl_module._trainer, {name: model[name] for name in selected})
+        selection = ParameterSelection(
+            type(self).__name__, self.parameters, self.exclude, self.matrices_only, self.owns_update
+        )
+        selected = selection.select(pl_module, model, trainable)
+        refuse_shards(self, trainer, {name: model[name] for name in selected})
         self.synapses.place(model, selected)
 
-    def _dtype(self, given: torch.dtype | str | None) -> torch.dtype | None:
-        dtype = getattr(torch, given, None) if isinstance(given, str) else given
-        if dtype is None and given is None:
-            return None
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
-            raise ValueError(f"state_dtype={given!r} is not a floating-point dtype such as 'float32'")
-        if dtype.itemsize < 4 and self.fields and set(self.running) >= set(self.fields):
+    @recursive_repr()
+    def __repr__(self) -> str:
+        """Arguments that are not their defaults; of a rule that consolidates, how many tasks it has.
+
+        Example:
+            >>> from cl_callbacks import EWC
+            >>> EWC(70.0, exclude="bias")
+            EWC(strength=70.0, exclude=('bias',), tasks=0)
+        """
+        given = {
+            name: getattr(self, name)
+            for name, argument in arguments_of(type(self)).items()
+            if getattr(self, name, argument.default) not in (argument.default, ())
+        }
+        if given.get("name") == _snake_case(type(self).__name__):
+            del given["name"]
+        if type(self).consolidate is not SynapticCallback.consolidate:
+            given["tasks"] = self.tasks
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def _state_dtype(self) -> torch.dtype | None:
+        dtype = state_dtype_of(self.state_dtype)
+        if dtype is not None and dtype.itemsize < 4 and self.fields and set(self.running) >= set(self.fields):
             raise ValueError(
-                f"state_dtype={given!r}: all state of {type(self).__name__} changes in every step by less "
-                f"than half precision can tell apart, and would stand still: use 'float32' or wider."
+                f"state_dtype={self.state_dtype!r}: all state of {type(self).__name__} changes in every step "
+                f"by less than half precision can tell apart, and would stand still: use 'float32' or wider."
             )
         return dtype
 
-    def _selects(self, name: str, parameter: Tensor) -> bool:
-        if self.matrices_only and not self.parameters and parameter.ndim < 2:
-            return False
-        included = not self.parameters or any(re.search(p, name) for p in self.parameters)
-        return included and not any(re.search(p, name) for p in self.exclude)
+
+declare_arguments(SynapticCallback)
 
 
-def _patterns(patterns: Patterns) -> tuple[str, ...]:
-    given = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
-    for pattern in given:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return given
-
-
-def _device(given: str | None) -> torch.device | None:
-    if given is None:
-        return None
-    try:
-        device = torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"state_device={given!r} is not a device such as 'cpu'") from error
-    if device.type == "meta":
-        raise ValueError("state_device='meta' keeps no values: use 'cpu', or None for beside the parameters")
-    return device
+def _snake_case(name: str) -> str:
+    # A single capital belongs to what follows: RWalk is rwalk, KFACLaplace is kfac_laplace.
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _refuse_two_owners(rules: list[SynapticCallback]) -> None:

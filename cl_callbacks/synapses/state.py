@@ -13,7 +13,7 @@ from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.blocks import ALL
 from cl_callbacks.tensors.finite import zero_nonfinite_
-from cl_callbacks.tensors.shards import held, spread, whole
+from cl_callbacks.tensors.shards import distribute_like, full_tensor, held
 
 Fill = Literal["zeros", "parameter"] | float
 """What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
@@ -83,7 +83,7 @@ class Synapses:
         Raises:
             ValueError: restored state does not fit the model; lists every misfit.
         """
-        self.settle()
+        self.flush()
         self._refuse_misfits(model)
         for field, state in self._state.items():
             for name in selected:
@@ -97,17 +97,17 @@ class Synapses:
         )
         return self.view
 
-    def at_hand(self, changing: bool = True) -> AbstractContextManager[None]:
+    def on_device(self, changing: bool = True) -> AbstractContextManager[None]:
         """Within, fields that live elsewhere stay beside the parameters, and may be changed if ``changing``.
 
         A rule's own verbs are called within. What changes fields anywhere else has to ask for it.
         """
-        return _NOTHING if self.offload is None else self.offload.at_hand(changing)
+        return _NOTHING if self.offload is None else self.offload.on_device(changing)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Has state that lives elsewhere be up to date there; to be called before reading ``view.fields``."""
         if self.offload is not None:
-            self.offload.settle()
+            self.offload.flush()
 
     @property
     def known(self) -> bool:
@@ -119,9 +119,9 @@ class Synapses:
 
         What is sharded is put together, for which all processes have to ask.
         """
-        self.settle()
+        self.flush()
         return {
-            field: {name: whole(tensor) for name, tensor in state.items()}
+            field: {name: full_tensor(tensor) for name, tensor in state.items()}
             for field, state in self._state.items()
         }
 
@@ -135,7 +135,7 @@ class Synapses:
 
     def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         """A snapshot of some fields: ``{field: {name: tensor}}``."""
-        self.settle()
+        self.flush()
         return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
 
     @contextmanager
@@ -144,19 +144,19 @@ class Synapses:
 
         State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
         """
-        self.settle()
+        self.flush()
         then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
         now = {key: live.clone() for key, live in self._known(then).items()}
         with torch.no_grad():
             for key, live in self._known(then).items():
-                live.copy_(spread(then[key], live))
+                live.copy_(distribute_like(then[key], live))
         try:
             yield
         finally:
-            self.settle()
+            self.flush()
             with torch.no_grad():
                 for key, live in self._known(now).items():
-                    live.sub_(spread(then[key].to(live), live)).add_(now[key])
+                    live.sub_(distribute_like(then[key].to(live), live)).add_(now[key])
                     zero_nonfinite_([held(live)])
 
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
@@ -172,21 +172,23 @@ class Synapses:
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
         if field in self._running:
             dtype = torch.promote_types(dtype, torch.float32)
-        home = parameter.device if self.offload is None else self.offload.home(parameter)
+        device = parameter.device if self.offload is None else self.offload.device_of(parameter)
         if old is not None and old.shape == parameter.shape:
-            placed = spread(old.to(home, dtype), parameter)
+            placed = distribute_like(old.to(device, dtype), parameter)
         else:
-            placed = spread(self._new(old, parameter, self._fill[field], dtype).to(home), parameter)
-        return placed if self.offload is None else self.offload.rest(placed, parameter)
+            placed = distribute_like(
+                self._new(old, parameter, self._fill[field], dtype).to(device), parameter
+            )
+        return placed if self.offload is None else self.offload.store(placed, parameter)
 
     def _new(self, old: Tensor | None, parameter: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
-        source = parameter.detach() if old is None else whole(parameter.detach())
+        source = parameter.detach() if old is None else full_tensor(parameter.detach())
         if fill == "parameter":
             new = source.to(dtype, copy=True)
         else:
             new = torch.full_like(source, 0.0 if fill == "zeros" else fill, dtype=dtype)
         if old is not None:
-            new[: len(old)].copy_(whole(old))
+            new[: len(old)].copy_(full_tensor(old))
         return new
 
     def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 
-Need = Literal["gradient", "noise", "pulled", "before", "undo"]
+Need = Literal["gradient", "noise", "pulled", "before", "update"]
 """What a rule may need of a step: see the attributes of :class:`Step`."""
 
 
@@ -42,8 +42,8 @@ class Step:
             over the draws (``"noise"``; zero without noise).
         pulled: the gradient with the pulls of all rules, not clipped (``"pulled"``).
         before: weights before the step (``"before"``; there while rules rewrite, not while they observe).
-        undo: weights before minus weights after: the realised update, whatever the optimizer, with its
-            sign turned (``"undo"``; there while rules observe, not while they rewrite).
+        updates: weights after minus weights before: the realised update, whatever the optimizer
+            (``"update"``; there while rules observe, not while they rewrite).
         optimizer: which stepped.
         groups: index of the optimizer's parameter group of each synapse.
     """
@@ -53,7 +53,7 @@ class Step:
     noise_gradients: list[Tensor]
     pulled: list[Tensor]
     before: list[Tensor]
-    undo: list[Tensor]
+    updates: list[Tensor]
     optimizer: Optimizer
     groups: list[int]
 

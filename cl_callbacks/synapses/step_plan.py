@@ -14,7 +14,7 @@ from cl_callbacks.synapses.step import Need, Rule, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
-from cl_callbacks.tensors.finite import keep_, keep_finite_, keep_undo_, zero_nonfinite_
+from cl_callbacks.tensors.finite import copy_each_, copy_finite_, turn_into_update_, zero_nonfinite_
 from cl_callbacks.tensors.flat import flat_zeros
 from cl_callbacks.tensors.shards import held
 
@@ -44,7 +44,7 @@ class Plan:
     ) -> None:
         self.compiled = compiled
         self.parameters = parameters  # kept, so that no other parameter can take one's identity
-        views = [(rule, rule.synapses.view.among(parameters)) for rule in rules]
+        views = [(rule, rule.synapses.view.restrict_to(parameters)) for rule in rules]
         self._met = [(rule, view) for rule, view in views if len(view)]
         self._noise = next((rule.noise for rule, _ in self._met if rule.noise is not None), None)
         known = {p for _, view in self._met for p in view.sources}
@@ -59,7 +59,7 @@ class Plan:
     def before_step(self) -> None:
         """Takes the snapshots, and has every rule pull."""
         if self._noise is not None:
-            self._noise.settle_gathered()
+            self._noise.reduce_gathered()
         for block in self.blocks:
             gradients = block.gradients()
             with compiling(self.compiled):
@@ -72,7 +72,7 @@ class Plan:
             with compiling(self.compiled):
                 block.finish()
         for rule, view in self._met:
-            with rule.synapses.at_hand(), compiling(self.compiled):
+            with rule.synapses.on_device(), compiling(self.compiled):
                 rule.end_step(view)
 
 
@@ -91,13 +91,13 @@ class _Block:
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
         self.members: list[tuple[Rule, Step]] = []
         for rule in rules:
-            view = rule.synapses.view.cut(part)
+            view = rule.synapses.view.restrict_to(part)
             if not len(view):
                 continue
             lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
             for kind in rule.needs:
-                # One buffer holds the weights before while rules rewrite, and then becomes the undo.
-                lists[kind] = buffers["before" if kind == "undo" else kind].beside(view)
+                # One buffer holds the weights before while rules rewrite, and then becomes the update.
+                lists[kind] = buffers["before" if kind == "update" else kind].beside(view)
                 self._snapshots[kind].update(zip(view.sources, lists[kind], strict=True))
             step = Step(
                 synapses=view,
@@ -105,17 +105,17 @@ class _Block:
                 noise_gradients=lists["noise"],
                 pulled=lists["pulled"],
                 before=lists["before"],
-                undo=lists["undo"],
+                updates=lists["update"],
                 optimizer=optimizer,
                 groups=[group_of[p] for p in view.sources],
             )
             self.members.append((rule, step))
         self._spans = {kind: spans(found.values()) for kind, found in self._snapshots.items()}
-        self._weights = self._snapshots["before"] | self._snapshots["undo"]
+        self._weights = self._snapshots["before"] | self._snapshots["update"]
         owners_first = sorted(self.members, key=lambda member: not member[0].owns_update)
-        self._pulls = [(_at_hand(rule, rule.pull, changing=False), step) for rule, step in self.members]
-        self._rewrites = [(_at_hand(rule, rule.rewrite), step) for rule, step in owners_first]
-        self._observes = [(_at_hand(rule, rule.observe), step) for rule, step in self.members]
+        self._pulls = [(_on_device(rule, rule.pull, changing=False), step) for rule, step in self.members]
+        self._rewrites = [(_on_device(rule, rule.rewrite), step) for rule, step in owners_first]
+        self._observes = [(_on_device(rule, rule.observe), step) for rule, step in self.members]
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Of the parameters here; a plan holds none without one."""
@@ -125,7 +125,7 @@ class _Block:
         noisy = self._snapshots["noise"]
         self._keep("gradient", gradients)
         if self._weights:
-            keep_(list(self._weights.values()), self._held(self._weights))
+            copy_each_(list(self._weights.values()), self._held(self._weights))
         if noisy and noise is not None:
             noise.take({p: self._part[p] for p in noisy}, list(noisy.values()))
 
@@ -137,12 +137,13 @@ class _Block:
     def finish(self) -> None:
         for rewrite, step in self._rewrites:
             rewrite(step)
-        undo = self._snapshots["undo"]
-        if undo and is_compiling():
-            keep_undo_(list(undo.values()), self._held(undo))
-        elif undo:
-            torch._foreach_sub_(list(undo.values()), self._held(undo))
-            zero_nonfinite_(self._spans["undo"])
+        updates = self._snapshots["update"]
+        if updates and is_compiling():
+            turn_into_update_(list(updates.values()), self._held(updates))
+        elif updates:  # the same in fewer calls
+            torch._foreach_sub_(list(updates.values()), self._held(updates))
+            torch._foreach_neg_(self._spans["update"])
+            zero_nonfinite_(self._spans["update"])
         for observe, step in self._observes:
             observe(step)
 
@@ -150,7 +151,7 @@ class _Block:
         kept = self._snapshots[kind]
         values = [gradients[p] for p in kept]
         if kept and is_compiling():
-            keep_finite_(list(kept.values()), values)
+            copy_finite_(list(kept.values()), values)
         elif kept:  # the same in fewer calls
             torch._foreach_copy_(list(kept.values()), values)
             zero_nonfinite_(self._spans[kind])
@@ -159,13 +160,13 @@ class _Block:
         return [rows_of(held(p), self._part[p]) for p in parameters]
 
 
-def _at_hand(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
+def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
     """A verb that finds the rule's state beside the parameters; where that is anyway, the verb itself."""
     if rule.synapses.offload is None:
         return verb
 
     def call(*arguments: Any) -> None:
-        with rule.synapses.at_hand(changing):
+        with rule.synapses.on_device(changing):
             verb(*arguments)
 
     return call

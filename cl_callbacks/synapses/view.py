@@ -31,7 +31,7 @@ class SynapseView:
     offload: Offload | None = None
 
     def __getitem__(self, field: str) -> list[Tensor]:
-        return self.bring(self.fields[field], self.parameters)
+        return self.load(self.fields[field], self.parameters)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -41,12 +41,14 @@ class SynapseView:
         """The weights, wherever they are at the moment: an optimizer may set ``p.data`` to something else."""
         return [rows_of(held(p), rows) for p, rows in zip(self.sources, self.rows, strict=True)]
 
-    def among(self, parameters: Iterable[Tensor]) -> SynapseView:
-        """The synapses of this view whose sources are among ``parameters``, in this view's order."""
-        return self.cut(dict.fromkeys(parameters, ALL))
+    def restrict_to(self, part: Mapping[Tensor, Rows] | Iterable[Tensor]) -> SynapseView:
+        """The synapses of this view that are in ``part``, in this view's order.
 
-    def cut(self, part: Mapping[Tensor, Rows]) -> SynapseView:
-        """Those rows of its sources which a part of the network has; of a part, all or none of its rows."""
+        Args:
+            part: sources, or which rows of which sources. Of a view that has only some rows of a source, all
+                of these or none.
+        """
+        part = part if isinstance(part, Mapping) else dict.fromkeys(part, ALL)
         keep = sorted(self._places[p] for p in part if p in self._places)
         rows = [_rows_within(self.rows[i], part[self.sources[i]]) for i in keep]
 
@@ -65,7 +67,7 @@ class SynapseView:
     def blocks(self) -> Iterator[SynapseView]:
         """The view in parts, one after the other, for work on each that stays in the cache."""
         if all(rows == ALL for rows in self.rows):
-            yield from (self.cut(part) for part in in_blocks(self.sources))
+            yield from (self.restrict_to(part) for part in in_blocks(self.sources))
         else:
             yield self
 
@@ -78,18 +80,18 @@ class SynapseView:
         """Which rows of which sources the view has."""
         return dict(zip(self.sources, self.rows, strict=True))
 
-    def bring(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    def load(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """State of these parameters from where it lives to where they are; mostly the very tensors."""
-        return kept if self.offload is None else self.offload.bring(kept, parameters)
+        return kept if self.offload is None else self.offload.load(kept, parameters)
 
-    def lend(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
-        """What :meth:`rest` has put away, beside the parameter, to be read and let go."""
+    def load_once(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
+        """What :meth:`store` has put away, beside the parameter, to be read and let go."""
         offload = self.offload
-        return list(tensors) if offload is None else [offload.lend(t, parameter) for t in tensors]
+        return list(tensors) if offload is None else [offload.load_once(t, parameter) for t in tensors]
 
-    def rest(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+    def store(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """A tensor that a rule keeps beyond its fields, where the state of that parameter lives."""
-        return tensor.to(parameter.device) if self.offload is None else self.offload.rest(tensor, parameter)
+        return tensor.to(parameter.device) if self.offload is None else self.offload.store(tensor, parameter)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all synapses, from that over those which this process holds."""

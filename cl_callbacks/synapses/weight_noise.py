@@ -45,13 +45,13 @@ class WeightNoise:
         self.seed, self.antithetic = seed, antithetic
         self.draws = 0
         """The number of the present draw."""
-        self.settle: Callable[[Tensor], None] = _as_it_is
-        """Settles a sum over several draws, in place: averages over processes, takes a scale off."""
+        self.reduce: Callable[[Tensor], None] = _as_it_is
+        """Reduces a sum over several draws, in place: averages it over processes, takes a scale off."""
         self.compiled = False
         """Whether to have operations compiled, as ``CompileRules`` asks."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
-        self._bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
+        self._load: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
         self._wanted = self._taken = False
         self._versions: dict[Tensor, int] = {}  # of the weights that are drawn at the moment
         self._reset()
@@ -65,16 +65,16 @@ class WeightNoise:
         self,
         parameters: Sequence[Tensor],
         stds: Sequence[Tensor],
-        bring: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
+        load: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
     ) -> None:
         """Says which weights there are, and their standard deviations, which are read at each draw.
 
         Args:
             parameters: the weights.
             stds: aligned with them.
-            bring: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
+            load: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
         """
-        self._bring = bring or _as_they_are
+        self._load = load or _as_they_are
         now, then = [*parameters, *stds], [*self.parameters, *self.stds]
         if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
             self.pause()
@@ -162,7 +162,7 @@ class WeightNoise:
             for beside in (self._means, self._noise, self._std_of)
         )
         with compiling(self.compiled):
-            draw_(means, weights, noise, self._bring(stds, weights))
+            draw_(means, weights, noise, self._load(stds, weights))
         return weights, means
 
     @torch.no_grad()
@@ -178,11 +178,11 @@ class WeightNoise:
         self._gather(-1.0)
         self.resume()
 
-    def settle_gathered(self) -> None:
-        """Settles what the draws of a step have gathered, which is then taken."""
+    def reduce_gathered(self) -> None:
+        """Reduces what the draws of a step have gathered, which is then taken."""
         self._taken = True
         for total in self._gathered_flat:
-            self.settle(total)
+            self.reduce(total)
 
     def take(self, part: Mapping[Tensor, Rows], kept: Sequence[Tensor]) -> None:
         """Gradient times noise, summed over the draws of a step, for weights that are about to step.

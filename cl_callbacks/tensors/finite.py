@@ -57,12 +57,12 @@ def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
 
 
 @fusable
-def keep_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def copy_each_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copies.
 
     Example:
         >>> t = [torch.ones(2)]
-        >>> keep_(t, [torch.tensor([3.0, torch.nan])])
+        >>> copy_each_(t, [torch.tensor([3.0, torch.nan])])
         >>> t
         [tensor([3., nan])]
     """
@@ -70,12 +70,12 @@ def keep_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 @fusable
-def keep_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def copy_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copies, with 0 for what is not finite.
 
     Example:
         >>> t = [torch.ones(2)]
-        >>> keep_finite_(t, [torch.tensor([3.0, torch.nan])])
+        >>> copy_finite_(t, [torch.tensor([3.0, torch.nan])])
         >>> t
         [tensor([3., 0.])]
     """
@@ -84,14 +84,15 @@ def keep_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 @fusable
-def keep_undo_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """From weights before a step to what takes it back, in place; 0 for what is not finite.
+def turn_into_update_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Turns the weights before a step into the step's update, in place; 0 for what is not finite.
 
     Example:
         >>> t = [torch.tensor([3.0, torch.inf])]
-        >>> keep_undo_(t, [torch.ones(2)])
+        >>> turn_into_update_(t, [torch.ones(2)])
         >>> t
-        [tensor([2., 0.])]
+        [tensor([-2., 0.])]
     """
     torch._foreach_sub_(list(before), list(weights))
+    torch._foreach_neg_(list(before))
     zero_nonfinite_(before)

@@ -29,15 +29,15 @@ def held(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor put together from its shards: to be called by all processes that hold one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor sharded like a parameter, or whole beside one that is not; every process has to ask."""
     if not isinstance(like, DTensor):
-        return whole(tensor)  # of a rule that goes on where nothing is sharded
+        return full_tensor(tensor)  # of a rule that goes on where nothing is sharded
     if isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

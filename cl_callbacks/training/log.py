@@ -60,11 +60,11 @@ def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
             )
 
 
-def offer(trainer: Trainer, show: Callable[[Logger], None]) -> None:
+def offer(trainer: Trainer, write: Callable[[Logger], None]) -> None:
     """Shows each logger something it can do without, such as a picture; if it fails, only that is lost."""
     for logger in trainer.loggers:
         with unless_it_fails(f"something for {type(logger).__name__}", Exception):
-            show(logger)
+            write(logger)
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def configuration(made: Any) -> dict[str, Any]:
         >>> configuration(EpochBoundaries(5))
         {'class': 'EpochBoundaries', 'every_n_epochs': 5}
     """
-    names = inspect.signature(type(made).__init__).parameters
-    kept = {name: getattr(made, name) for name in names if name != "self" and hasattr(made, name)}
+    names = inspect.signature(type(made)).parameters
+    kept = {name: getattr(made, name) for name in names if hasattr(made, name)}
     return {"class": type(made).__name__} | {name: _plain(value) for name, value in kept.items()}
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from cl_callbacks.gradients.model_outputs import model_outputs
 from cl_callbacks.tensors.batches import count_samples, take_samples
 from cl_callbacks.training.quiet import quiet
 
-_LABEL_KEYS = ("labels", "label")
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
 
 
@@ -22,11 +20,9 @@ class OutputsOfBatch(Callback):
     def outputs(self, pl_module: LightningModule, batch: Any) -> Tensor | tuple[Tensor, Tensor | None]:
         """The model's outputs for a batch and the labels, if it has any.
 
-        The single method to override for batches of another shape. By default ``pl_module(x)`` is called
-        for an ``(x, y)`` pair or a lone tensor, and ``pl_module(**inputs)`` for a mapping, without the
-        entries ``labels`` and ``label`` and those that its ``forward`` does not take; ``.logits`` is
-        taken where there is one. A causal language model of ``transformers`` (whose position ``t``
-        predicts token ``t + 1``) is aligned with its labels.
+        The single method to override for batches of another shape; by default
+        :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, lone tensors and
+        mappings.
 
         Args:
             pl_module: the module, in evaluation mode.
@@ -41,28 +37,7 @@ class OutputsOfBatch(Callback):
             ...         left, right, labels = batch
             ...         return pl_module(left, right), labels
         """
-        if isinstance(batch, Mapping):
-            labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-            found = pl_module(**_accepted(pl_module, batch))
-        elif isinstance(batch, Tensor):
-            labels, found = None, pl_module(batch)
-        elif isinstance(batch, list | tuple) and len(batch) == 2:
-            labels, found = batch[1], pl_module(batch[0])
-        else:
-            size = f" of {len(batch)} items" if isinstance(batch, list | tuple) else ""
-            raise TypeError(
-                f"{type(self).__name__} reads batches (x, y), x, or a mapping of forward's arguments, and "
-                f"got a {type(batch).__name__}{size}: {_REMEDY}"
-            )
-        logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"{type(pl_module).__name__}.forward returned a {type(found).__name__}, and neither it nor "
-                f"its `.logits` is a tensor: {_REMEDY}"
-            )
-        if "CausalLM" in type(found).__name__ and labels is not None:
-            return logits[:, :-1], labels[:, 1:]
-        return logits, labels
+        return model_outputs(pl_module, batch, _REMEDY)
 
     def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
         """:meth:`outputs` in its long form."""
@@ -115,12 +90,3 @@ class ReadsOutputs(OutputsOfBatch):
                 f"one row per sample, and most tensors of a batch one entry per sample; {_REMEDY}"
             )
         return outputs, labels
-
-
-def _accepted(pl_module: LightningModule, batch: Mapping[str, Any]) -> dict[str, Any]:
-    takes = inspect.signature(pl_module.forward).parameters.values()
-    inputs = {key: value for key, value in batch.items() if key not in _LABEL_KEYS}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
-        return inputs
-    names = {parameter.name for parameter in takes}
-    return {key: value for key, value in inputs.items() if key in names}

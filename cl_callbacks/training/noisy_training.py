@@ -29,27 +29,25 @@ class NoisyTraining:
         trainer: that is about to train.
         pl_module: its module.
         noise: to be put in place.
-        samples: how many draws each micro-batch is seen with. The extra passes run ``training_step`` again
+        draws: how many draws each micro-batch is seen with. The extra passes run ``training_step`` again
             with nothing logged and no buffer (such as BatchNorm's statistics) or metric changed, and no hook
             is called; the gradient is the mean over the passes.
 
     Raises:
-        MisconfigurationException: ``samples`` where a step's passes cannot be repeated.
+        MisconfigurationException: ``draws`` where a step's passes cannot be repeated.
     """
 
-    def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, noise: WeightNoise, samples: int
-    ) -> None:
-        if samples > 1 and not pl_module.automatic_optimization:
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, noise: WeightNoise, draws: int) -> None:
+        if draws > 1 and not pl_module.automatic_optimization:
             raise MisconfigurationException(
-                f"samples={samples} repeats the passes of a step, which under manual optimization are the "
-                f"module's own: set samples=1, or use automatic optimization."
+                f"draws={draws} repeats the passes of a step, which under manual optimization are the "
+                f"module's own: set draws=1, or use automatic optimization."
             )
-        self.trainer, self.pl_module, self.noise, self.samples = trainer, pl_module, noise, samples
+        self.trainer, self.pl_module, self.noise, self.draws = trainer, pl_module, noise, draws
         self._arguments: tuple[Any, ...] = ()
         self._again = False
         noise.restart()
-        self._settled, noise.settle = noise.settle, self._settle
+        self._reduce_before, noise.reduce = noise.reduce, self._reduce
         shadows: dict[str, Callable[..., Any]] = {
             "training_step": self._noisy_step,
             "backward": self._noisy_backward,
@@ -68,7 +66,7 @@ class NoisyTraining:
         vars(self.pl_module).update(self._own)
         for hook in self._hooks:
             hook.remove()
-        self.noise.settle = self._settled
+        self.noise.reduce = self._reduce_before
         self.noise.end()
 
     def _about_to_use(self, module: torch.nn.Module, inputs: Any) -> None:
@@ -80,7 +78,7 @@ class NoisyTraining:
         self._arguments = args
         output = None
         try:
-            self.noise.begin(anew=self.samples > 1)
+            self.noise.begin(anew=self.draws > 1)
             output = training_step(*args, **kwargs)
         finally:
             if output is None or not self.pl_module.automatic_optimization:  # no backward will come
@@ -91,14 +89,14 @@ class NoisyTraining:
         if not self.pl_module.automatic_optimization:
             return backward(loss, *args, **kwargs)
         try:
-            backward(loss / self.samples if self.samples > 1 else loss, *args, **kwargs)
-            for _ in range(self.samples - 1):
+            backward(loss / self.draws if self.draws > 1 else loss, *args, **kwargs)
+            for _ in range(self.draws - 1):
                 self.noise.redraw()
                 # Buffers come back when backward is done with them.
                 with unlogged(self.pl_module), unremembered(self.pl_module):
                     repeated = self._repeat()
                     if repeated is not None:
-                        backward(repeated / self.samples, *args, **kwargs)
+                        backward(repeated / self.draws, *args, **kwargs)
         finally:
             self._arguments = ()
             self.noise.end()
@@ -118,7 +116,7 @@ class NoisyTraining:
         loss = loss / self.trainer.accumulate_grad_batches
         return loss if scaler is None else scaler.scale(loss)
 
-    def _settle(self, gathered: Tensor) -> None:
+    def _reduce(self, gathered: Tensor) -> None:
         if self.trainer.world_size > 1:
             self.trainer.strategy.reduce(gathered, reduce_op="mean")
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

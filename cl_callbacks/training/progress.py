@@ -80,7 +80,7 @@ def say(trainer: Trainer, text: str) -> None:
         rank_zero_info(text)
 
 
-def show(trainer: Trainer, values: Mapping[str, str]) -> None:
+def show_in_progress_bar(trainer: Trainer, values: Mapping[str, str]) -> None:
     """Puts words among the metrics of the progress bar, where they stay until the fit ends.
 
     What the user logs under the same key, a number, takes their place.

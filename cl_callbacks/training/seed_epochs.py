@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cl_callbacks.guards.arguments import whole
+from cl_callbacks.guards.arguments import integer
 
 
 class SeedEpochs(Callback):
@@ -36,7 +36,7 @@ class SeedEpochs(Callback):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.seed = whole("seed", seed, least=0)
+        self.seed = integer("seed", seed, least=0)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -318,7 +318,7 @@ def test_no_second_boundary_within_min_task_steps() -> None:
     heights = noisy([(0.1, 100), (1.0, 40), (8.0, 100)])
     found = {}
     for least in (30, 90):
-        boundaries = DriftBoundaries(min_task_steps=least)
+        boundaries = DriftBoundaries(min_task_batches=least)
         make_trainer(boundaries).fit(Scripted(plain_net()), stream(heights))
         found[least] = len(boundaries.found)
     assert found == {30: 2, 90: 1}
@@ -359,12 +359,12 @@ def test_a_training_step_without_a_loss_is_refused() -> None:
         ({"detector": Plateau()}, "use PlateauBoundaries"),
         ({"mode": "up"}, "neither 'min' nor 'max'"),
         ({"feature_layer": "net"}, "for monitor='feature_shift'"),
-        ({"min_task_steps": 1}, "min_task_steps"),
-        ({"min_task_steps": 5, "check_every_n_steps": 6}, "must not exceed min_task_steps=5"),
-        ({"snapshot_every": 0}, "snapshot_every"),
+        ({"min_task_batches": 1}, "min_task_batches"),
+        ({"min_task_batches": 5, "check_every_n_batches": 6}, "must not exceed min_task_batches=5"),
+        ({"snapshot_every_n_batches": 0}, "snapshot_every_n_batches"),
         ({"recent_samples": 0}, "recent_samples"),
         ({"recent_bytes": -1.0}, "recent_bytes"),
-        ({"check_every_n_steps": 0}, "check_every_n_steps"),
+        ({"check_every_n_batches": 0}, "check_every_n_batches"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
@@ -533,14 +533,14 @@ def test_layers_that_give_no_features() -> None:
 
 def test_values_that_came_with_the_alarm_are_seen_after_a_resume(tmp_path: Path) -> None:
     """A checkpoint that is written again at the boundary, in the midst of an accumulated step."""
-    boundaries = DriftBoundaries(check_every_n_steps=17)
+    boundaries = DriftBoundaries(check_every_n_batches=17)
     saving = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=29)
     options = {"accumulate_grad_batches": 4, "max_steps": 30, "enable_checkpointing": True}
     make_trainer(saving, boundaries, **options).fit(Scripted(plain_net()), stream(HEIGHTS))
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["DriftBoundaries"]
     assert [found[1] for found in state["found"]] == [118]
     assert 0 < len(state["unseen"]) < 17
-    resumed = DriftBoundaries(check_every_n_steps=17)
+    resumed = DriftBoundaries(check_every_n_batches=17)
     resumed.load_state_dict(state)
     make_trainer(resumed, max_steps=1).fit(Scripted(plain_net()), stream(HEIGHTS))
     assert resumed.state_dict()["rise"] == boundaries.state_dict()["rise"]

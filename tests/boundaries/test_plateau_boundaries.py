@@ -48,7 +48,7 @@ HEIGHTS = [2.0] * 20 + [0.1] * 20 + [2.0] * 20 + [0.1] * 20
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_task_ends_when_the_loss_has_come_to_rest(accumulate: int) -> None:
-    events, boundaries = Events(), PlateauBoundaries(check_every_n_steps=1)
+    events, boundaries = Events(), PlateauBoundaries(check_every_n_batches=1)
     trainer = make_trainer(events, boundaries, accumulate_grad_batches=accumulate)
     trainer.fit(Scripted(plain_net()), stream(HEIGHTS))
     # Five low losses are a plateau.
@@ -61,7 +61,7 @@ def test_a_task_ends_when_the_loss_has_come_to_rest(accumulate: int) -> None:
 
 def test_losses_are_read_a_few_at_a_time() -> None:
     events = Events()
-    trainer = make_trainer(events, PlateauBoundaries(check_every_n_steps=10))
+    trainer = make_trainer(events, PlateauBoundaries(check_every_n_batches=10))
     trainer.fit(Scripted(plain_net()), stream(HEIGHTS))
     assert [event for event in events.seen if event[0] == "end"] == [("end", 0, 29), ("end", 1, 69)]
 
@@ -77,7 +77,7 @@ def test_rules_measure_on_the_recent_samples() -> None:
 
     rule = Looking(1.0, samples=None)
     data = stream(HEIGHTS)
-    make_trainer(rule, PlateauBoundaries(check_every_n_steps=1, recent_samples=8)).fit(
+    make_trainer(rule, PlateauBoundaries(check_every_n_batches=1, recent_samples=8)).fit(
         Scripted(plain_net()), data
     )
     assert rule.tasks == 2
@@ -131,7 +131,7 @@ def test_batches_that_are_skipped_are_passed_over() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx).view(1)
 
-    boundaries = PlateauBoundaries(check_every_n_steps=1)
+    boundaries = PlateauBoundaries(check_every_n_batches=1)
     make_trainer(boundaries).fit(Skipping(plain_net()), stream(HEIGHTS))
     assert boundaries.task == 2
 
@@ -152,7 +152,7 @@ def test_task_free_mas() -> None:
             return pl_module(batch[0]), batch[1]
 
     rule = TaskFree(1.0, norm="l2", decay="mean")
-    make_trainer(rule, OnTriples(hard_samples=10, check_every_n_steps=1)).fit(
+    make_trainer(rule, OnTriples(hard_samples=10, check_every_n_batches=1)).fit(
         Scripted(plain_net()), stream(HEIGHTS)
     )
     assert rule.tasks == 2
@@ -165,7 +165,7 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
     def run(epochs: int, resumed: Path | None = None) -> tuple[Any, ...]:
         torch.manual_seed(0)
         model, rule = Net(plain_net()), SynapticIntelligence(1.0)
-        boundaries = PlateauBoundaries(Plateau(level=0.9), check_every_n_steps=4, hard_samples=5)
+        boundaries = PlateauBoundaries(Plateau(level=0.9), check_every_n_batches=4, hard_samples=5)
         saving = ModelCheckpoint(tmp_path / str(epochs), save_last=True, save_top_k=0)
         trainer = make_trainer(rule, boundaries, saving, max_epochs=epochs, enable_checkpointing=True)
         trainer.fit(model, loader(*task(0)), ckpt_path=resumed, weights_only=True)
@@ -182,7 +182,7 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
 
 
 def test_losses_that_are_not_finite_are_passed_over() -> None:
-    boundaries = PlateauBoundaries(check_every_n_steps=1)
+    boundaries = PlateauBoundaries(check_every_n_batches=1)
     heights = [h if i % 7 else float("nan") for i, h in enumerate(HEIGHTS)]
 
     class Skipping(Scripted):
@@ -222,7 +222,7 @@ def test_hard_samples_need_readable_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"check_every_n_steps": 0}, {"recent_samples": 0}, {"hard_samples": -1}]
+    "arguments", [{"check_every_n_batches": 0}, {"recent_samples": 0}, {"hard_samples": -1}]
 )
 def test_arguments_that_cannot_work(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):

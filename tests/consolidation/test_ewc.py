@@ -146,11 +146,11 @@ def test_importance_travels_as_a_file(tmp_path: Path) -> None:
     source = EWC(10.0, anchors="each")
     fit_tasks(model, source)
     source.save_importance(tmp_path / "fisher.safetensors")
-    target = EWC(10.0, anchors="each", importance=tmp_path / "fisher.safetensors")
+    target = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors")
     assert target.tasks == 2
     make_trainer(target, max_steps=1).fit(model, loader(*task(5)))
     # One task more by now: with its Fisher taken off, the file's content is left.
-    fresh = EWC(10.0, anchors="each", importance=tmp_path / "fisher.safetensors")
+    fresh = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors")
     fresh._place(model)
     for old, new in zip(source.synapses.view["anchor"], fresh.synapses.view["anchor"], strict=True):
         assert torch.equal(old, new)
@@ -161,21 +161,21 @@ def test_importance_file_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="before the first task"):
         EWC(1.0).save_importance(tmp_path / "x")
     with pytest.raises(ValueError, match="not a file"):
-        EWC(1.0, importance=tmp_path / "none")
+        EWC(1.0, importance_file=tmp_path / "none")
     from safetensors.torch import save_file
 
     save_file({"importance/w": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(ValueError, match=r"holds the importance {.rule.: .none."):
-        EWC(1.0, importance=tmp_path / "foreign")
+        EWC(1.0, importance_file=tmp_path / "foreign")
     source = EWC(1.0)
     make_trainer(source).fit(Net(), loader(*task(0)))
     source.save_importance(tmp_path / "exact")
     with pytest.raises(ValueError, match=r"'estimator': 'exact'.* this rule measures .*'empirical'"):
-        EWC(1.0, estimator="empirical", importance=tmp_path / "exact")
+        EWC(1.0, estimator="empirical", importance_file=tmp_path / "exact")
     assert type("MyEWC", (EWC,), {})(1.0, importance=tmp_path / "exact").tasks == 1
     save_file({"w": torch.zeros(1)}, tmp_path / "other", EWC(1.0).measure)
     with pytest.raises(ValueError, match="holds 'w'"):
-        EWC(1.0, importance=tmp_path / "other")
+        EWC(1.0, importance_file=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_weight_and_bias_in_two_optimizers() -> None:
     whole = [torch.zeros_like(p) for p in view.parameters]
     rule.pull(view, whole)
     for half in (view.parameters[::2], view.parameters[1::2]):
-        part = view.among(half)
+        part = view.restrict_to(half)
         pull = [torch.zeros_like(p) for p in part.parameters]
         rule.pull(part, pull)
         for name, found in zip(part.names, pull, strict=True):

@@ -17,15 +17,15 @@ from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task
 
 
 @pytest.mark.parametrize("proximal", [False, True])
-@pytest.mark.parametrize("every_n_steps", [1, 5, 100])
+@pytest.mark.parametrize("window_steps", [1, 5, 100])
 @pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=0.02)])
-def test_equals_a_plain_loop(optimizer: Any, every_n_steps: int, proximal: bool) -> None:
+def test_equals_a_plain_loop(optimizer: Any, window_steps: int, proximal: bool) -> None:
     """Windows that end with a task, that are cut short by its end, and that never end."""
     torch.manual_seed(0)
     model = Net(plain_net(), optimizer).double()
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(4))]
-    settings = {"every_n_steps": every_n_steps, "damping": 1e-4}
+    settings = {"window_steps": window_steps, "damping": 1e-4}
     rule = RWalk(0.3, proximal=proximal, fisher_decay=0.9, **settings)
     trainer = make_trainer(rule, max_epochs=3)
     for index, data in enumerate(tasks):
@@ -104,7 +104,7 @@ def test_every_optimizer_steps_and_windows_close_for_all() -> None:
             self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
             optimizer.step()
 
-    model, rule = Alternating(plain_net()), RWalk(1.0, every_n_steps=4)
+    model, rule = Alternating(plain_net()), RWalk(1.0, window_steps=4)
     x, y = task(0)
     make_trainer(rule, EpochBoundaries(99), max_steps=4, max_epochs=9).fit(model, loader(x, y))
     assert rule.tasks == 0  # no boundary has closed them
@@ -128,7 +128,7 @@ def test_an_infinite_gradient_costs_one_step() -> None:
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             self.net[0].weight.grad.nan_to_num_(0.0)
 
-    model, rule = Cleaning(plain_net()), RWalk(1.0, every_n_steps=2)
+    model, rule = Cleaning(plain_net()), RWalk(1.0, window_steps=2)
     model.broken = False
     fit_tasks(model, rule, tasks=1)
     before, fisher = (rule.synapses.view[field][0].clone() for field in ("score", "fisher"))
@@ -145,7 +145,7 @@ def test_an_infinite_gradient_costs_one_step() -> None:
     [
         ({"fisher_decay": 1.0}, "0 to below 1"),
         ({"decay": 1.5}, "0 to 1, or 'mean'"),
-        ({"every_n_steps": 0}, "at least one step"),
+        ({"window_steps": 0}, "at least one step"),
         ({"damping": -1.0}, "damping must be positive"),
     ],
 )

@@ -27,7 +27,7 @@ def test_equals_a_plain_loop(importance: Any, optimizer: Any, proximal: bool) ->
     x, y = task(0)
     x = x.double()
     decays = {"importance_decay": 0.8, "anchor_decay": 0.9}
-    rule = StreamingConsolidation(2.0, importance=importance, damping=0.01, proximal=proximal, **decays)
+    rule = StreamingConsolidation(2.0, measure=importance, damping=0.01, proximal=proximal, **decays)
     make_trainer(rule, max_epochs=5).fit(model, loader(x, y))
 
     parameters = trainable(slow)
@@ -84,7 +84,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(importance: Any) -> None:
             super().backward(loss)
             self.net[0].weight.grad[0, 0] = torch.nan
 
-    model, rule = Cleaning(plain_net()), StreamingConsolidation(10.0, importance=importance)
+    model, rule = Cleaning(plain_net()), StreamingConsolidation(10.0, measure=importance)
     make_trainer(rule, max_epochs=3).fit(model, loader(*task(0)))
     assert weights(model).isfinite().all()
     assert all(t.isfinite().all() for t in rule.synapses.view["importance"])
@@ -105,7 +105,7 @@ def test_each_synapse_has_an_age_of_its_own() -> None:
                 gradients.append(step.gradients[step.synapses.names.index("net.0.weight")].clone())
             super().observe(step)
 
-    model, rule = Thawing(plain_net()), Watching(0.0, importance="fisher", importance_decay=1.0)
+    model, rule = Thawing(plain_net()), Watching(0.0, measure="fisher", importance_decay=1.0)
     model.net[0].requires_grad_(False)
     make_trainer(rule, max_epochs=5).fit(model, loader(*task(0)))
     assert len(gradients) == 6
@@ -116,7 +116,7 @@ def test_each_synapse_has_an_age_of_its_own() -> None:
 @pytest.mark.parametrize("importance", ["fisher", "sensitivity", "path"])
 def test_a_limit_holds_in_the_pull(importance: Any) -> None:
     limit = 1e-3
-    rule = StreamingConsolidation(2.0, importance=importance, max_importance=limit)
+    rule = StreamingConsolidation(2.0, measure=importance, max_importance=limit)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
     view = rule.synapses.view
     pulled = [torch.zeros_like(p) for p in view.parameters]
@@ -129,7 +129,7 @@ def test_a_limit_holds_in_the_pull(importance: Any) -> None:
 
 
 def test_a_limit() -> None:
-    rule = StreamingConsolidation(1.0, importance="sensitivity", max_importance=1e-3)
+    rule = StreamingConsolidation(1.0, measure="sensitivity", max_importance=1e-3)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
     used = rule.effective_importance(rule.synapses.view)
     assert max(t.max() for t in used) == pytest.approx(1e-3)
@@ -139,7 +139,7 @@ def test_a_limit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"importance": "hessian"}, "'fisher', 'sensitivity', 'path'"),
+        ({"measure": "hessian"}, "'fisher', 'sensitivity', 'path'"),
         ({"importance_decay": 1.1}, "0 to 1"),
         ({"anchor_decay": -0.1}, "0 to 1"),
         ({"damping": 0.0}, "damping must be positive"),

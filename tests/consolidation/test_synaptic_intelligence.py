@@ -66,7 +66,7 @@ class Keep(SynapticIntelligence):
 
     def observe(self, step: Step) -> None:
         super().observe(step)
-        self.updates.append(-torch.cat([u.flatten() for u in step.undo]))
+        self.updates.append(torch.cat([u.flatten() for u in step.updates]))
 
     def estimate(self, *args: Any) -> list[Tensor]:
         self.paths.append(torch.cat([w.flatten() for w in self.synapses.view["path"]]).clone())
@@ -244,7 +244,7 @@ class Counting(TorchDispatchMode):
 
 
 def test_a_step_costs_a_few_calls_whatever_the_number_of_parameters() -> None:
-    """For gradient, weights, update and path one each, and two for the pull.
+    """For gradient, weights and path one each, and two for the update and for the pull.
 
     Two more, each in one call for all parameters, leave out what is not finite.
     """
@@ -254,11 +254,12 @@ def test_a_step_costs_a_few_calls_whatever_the_number_of_parameters() -> None:
     step = SynapticStep([rule])
     step.attach([optimizer])
     model(task(0)[0]).sum().backward()
+    update = ["_foreach_sub_", "_foreach_neg_", "nan_to_num_"]
     snapshots = ["_foreach_copy_", "nan_to_num_", "_foreach_copy_"]
-    finite, pull = "nan_to_num_", ["_foreach_sub", "_foreach_addcmul_"]
+    pull = ["_foreach_sub", "_foreach_addcmul_"]
     for tasks, expected in (
-        (0, [*snapshots, "_foreach_sub_", finite, "_foreach_addcmul_"]),
-        (1, [*snapshots, *pull, "_foreach_sub_", finite, "_foreach_addcmul_"]),
+        (0, [*snapshots, *update, "_foreach_addcmul_"]),
+        (1, [*snapshots, *pull, *update, "_foreach_addcmul_"]),
     ):
         rule.tasks = tasks
         optimizer.step = lambda: (step._stepping(optimizer, (), {}), step._stepped(optimizer, (), {}))
@@ -306,7 +307,7 @@ def test_an_importance_file_leaves_the_open_path_behind(tmp_path: Path) -> None:
     fit_tasks(model, rule, EpochBoundaries(2), tasks=1, max_epochs=3)
     assert any(w.abs().sum() > 0 for w in rule.synapses.view["path"])
     rule.save_importance(tmp_path / "importance")
-    loaded = SynapticIntelligence(1.0, importance=tmp_path / "importance")
+    loaded = SynapticIntelligence(1.0, importance_file=tmp_path / "importance")
     loaded._place(model)
     for field in ("importance", "anchor"):
         assert all(map(torch.equal, loaded.synapses.view[field], rule.synapses.view[field]))

@@ -252,7 +252,7 @@ def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
         ({"label_column": "label"}, "no column 'label'"),
         ({"task_column": None, "label_groups": [["pay", "fly"]]}, r"no training data has intent=\['fly'\]"),
         ({"examples_per_label": 0}, "examples_per_label must be a whole number, at least 1"),
-        ({"transition": 3, "epochs_per_task": 1}, "a batch has one head"),
+        ({"transition_batches": 3, "epochs_per_task": 1}, "a batch has one head"),
         ({"text_column": "words"}, "no column 'words'"),
     ],
 )

@@ -55,7 +55,7 @@ def test_without_a_transition_tasks_switch_at_once() -> None:
     """Bit for bit what the sequence does that waits for declared boundaries."""
     told, by_declaration = fit(sequence(), EpochBoundaries(2), SynapticIntelligence(1.0))
     alone, by_itself = fit(
-        sequence(epochs_per_task=2, transition=0), EpochBoundaries(2), SynapticIntelligence(1.0)
+        sequence(epochs_per_task=2, transition_batches=0), EpochBoundaries(2), SynapticIntelligence(1.0)
     )
     assert told.shares == alone.shares
     assert told.rows == alone.rows
@@ -64,7 +64,7 @@ def test_without_a_transition_tasks_switch_at_once() -> None:
 
 
 def test_neighbouring_tasks_mix_around_the_change() -> None:
-    shares = torch.tensor(fit(sequence(epochs_per_task=2, transition=10))[0].shares)
+    shares = torch.tensor(fit(sequence(epochs_per_task=2, transition_batches=10))[0].shares)
     # Outside of the ramps there is one task alone.
     pure = [*range(15), *range(25, 35), *range(45, 60)]
     assert (shares[pure].max(1).values == 1.0).all()
@@ -79,7 +79,7 @@ def test_neighbouring_tasks_mix_around_the_change() -> None:
 def test_the_share_grows_linearly() -> None:
     later = []
     for _ in range(200):
-        data = sequence(epochs_per_task=1, transition=10)
+        data = sequence(epochs_per_task=1, transition_batches=10)
         data.trainer = type("Trainer", (), {"current_epoch": 0})()  # asks for nothing else
         first = [(x[:, 0] == 1).float().mean() for x, _ in data.train_dataloader()]
         data.trainer.current_epoch = 1
@@ -92,7 +92,7 @@ def test_the_share_grows_linearly() -> None:
 
 def test_every_sample_of_the_task_is_visited_once() -> None:
     """Also by those that are replaced by a neighbour's of the same number."""
-    seen, _ = fit(sequence(epochs_per_task=1, transition=6), max_epochs=1)
+    seen, _ = fit(sequence(epochs_per_task=1, transition_batches=6), max_epochs=1)
     assert sorted(seen.rows) == sorted((torch.arange(SAMPLES) / SAMPLES).tolist())
 
 
@@ -117,7 +117,7 @@ def test_data_sets_of_other_sizes_and_kinds() -> None:
 def test_pictures_of_two_tasks_in_one_batch() -> None:
     images, labels = torch.rand(24, 1, 4, 4), torch.arange(24) % 3
     data = TaskSequence.permuted(
-        (images, labels), tasks=2, epochs_per_task=1, transition=4, batch_size=5, eval_batch_size=8
+        (images, labels), tasks=2, epochs_per_task=1, transition_batches=4, batch_size=5, eval_batch_size=8
     )
     data.trainer = type("Trainer", (), {"current_epoch": 0})()
     assert [x.shape[0] for x, _ in data.train_dataloader()] == [5, 5, 5, 5]
@@ -126,9 +126,13 @@ def test_pictures_of_two_tasks_in_one_batch() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"transition": 5}, ValueError, "needs epochs_per_task"),
+        ({"transition_batches": 5}, ValueError, "needs epochs_per_task"),
         ({"epochs_per_task": 0}, ValueError, "epochs_per_task must be a whole number"),
-        ({"epochs_per_task": 1, "transition": -1}, ValueError, "transition must be a whole number"),
+        (
+            {"epochs_per_task": 1, "transition_batches": -1},
+            ValueError,
+            "transition_batches must be a whole number",
+        ),
     ],
 )
 def test_arguments_that_cannot_work(options: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -137,12 +141,12 @@ def test_arguments_that_cannot_work(options: dict[str, Any], error: type[Excepti
 
 
 def test_a_transition_longer_than_a_task() -> None:
-    with pytest.raises(ValueError, match="transition=11 is longer than a task, which has 10 batches"):
-        fit(sequence(epochs_per_task=1, transition=11), max_epochs=3)
+    with pytest.raises(ValueError, match="transition_batches=11 is longer than a task, which has 10 batches"):
+        fit(sequence(epochs_per_task=1, transition_batches=11), max_epochs=3)
 
 
 def test_epochs_that_are_cut_short() -> None:
-    seen, _ = fit(sequence(epochs_per_task=2, transition=8), limit_train_batches=6)
+    seen, _ = fit(sequence(epochs_per_task=2, transition_batches=8), limit_train_batches=6)
     shares = torch.tensor(seen.shares)
     pure = [*range(8), *range(16, 20), *range(28, 36)]
     assert (shares[pure].max(1).values == 1.0).all()
@@ -157,7 +161,7 @@ def test_one_fit_per_task_needs_no_new_loader_within_it() -> None:
         trainer.fit_loop.max_epochs += 2
     assert [share.index(1.0) for share in seen.shares] == [0] * 20 + [1] * 20 + [2] * 20
     with pytest.raises(MisconfigurationException, match="reload_dataloaders_every_n_epochs=1"):
-        make_trainer(max_epochs=2).fit(model(), sequence(epochs_per_task=2, transition=4))
+        make_trainer(max_epochs=2).fit(model(), sequence(epochs_per_task=2, transition_batches=4))
 
 
 def test_a_trainer_that_does_not_fit() -> None:

@@ -158,7 +158,7 @@ def test_a_folder_of_images_has_its_labels_in_folders(
         ({"task_column": None}, "in one way what the tasks are"),
         ({"image_column": "img"}, r"no column 'img'; they have \['image', 'label', 'side', 'row'\]"),
         ({"label_column": "digit"}, "no column 'digit'"),
-        ({"transition": 3, "epochs_per_task": 1}, "a batch has one head"),
+        ({"transition_batches": 3, "epochs_per_task": 1}, "a batch has one head"),
     ],
 )
 def test_what_cannot_work_is_said(processor: str, options: dict[str, Any], said: str) -> None:

@@ -19,7 +19,7 @@ from cl_callbacks.functional.beakers import capacities, conductances, flow_
 from cl_callbacks.functional.metaplasticity import resist_shrinking_
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, add_score_
 from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_
-from cl_callbacks.tensors.finite import keep_, keep_finite_, keep_undo_
+from cl_callbacks.tensors.finite import copy_each_, copy_finite_, turn_into_update_
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler"
@@ -67,9 +67,9 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], dict[st
     "proximal step": (relax_to_anchor_, lambda: [tensors(0), positive(1), tensors(2), [0.1, 0.2, 0.3]], {}),
     "average": (average_, lambda: [tensors(0), tensors(1, lost=True), [0.1, 0.2, 0.3]], {}),
     "average of squares": (average_square_, lambda: [positive(0), tensors(1), [0.1, 0.2, 0.3]], {}),
-    "copy": (keep_, lambda: [tensors(0), tensors(1, lost=True)], {}),
-    "snapshot": (keep_finite_, lambda: [tensors(0), tensors(1, lost=True)], {}),
-    "undo": (keep_undo_, lambda: [tensors(0), tensors(1, lost=True)], {}),
+    "copy": (copy_each_, lambda: [tensors(0), tensors(1, lost=True)], {}),
+    "snapshot": (copy_finite_, lambda: [tensors(0), tensors(1, lost=True)], {}),
+    "update": (turn_into_update_, lambda: [tensors(0), tensors(1, lost=True)], {}),
     "flow": (
         flow_,
         lambda: [[tensors(0, lost=True), tensors(1, torch.float64), tensors(2, torch.float64)], *FLOW],
@@ -95,7 +95,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], dict[st
     "mesu": (
         mesu_,
         lambda: [tensors(0), positive(1), tensors(2), tensors(3)],
-        {"memory": 10.0, "prior_std": 0.5, "trust_region": 0.2, "scale": torch.tensor(3.0)},
+        {"memory_steps": 10.0, "prior_std": 0.5, "trust_region": 0.2, "scale": torch.tensor(3.0)},
     ),
 }
 

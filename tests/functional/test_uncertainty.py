@@ -36,9 +36,9 @@ def test_bgd_equals_a_plain_loop() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"memory": 50.0, "prior_std": 1.5},
-        {"memory": math.inf, "prior_std": 1.5},
-        {"memory": 3.0, "prior_std": 0.4, "rate": 2.0, "std_rate": 3.0, "trust_region": 0.1},
+        {"memory_steps": 50.0, "prior_std": 1.5},
+        {"memory_steps": math.inf, "prior_std": 1.5},
+        {"memory_steps": 3.0, "prior_std": 0.4, "lr_scale": 2.0, "std_lr_scale": 3.0, "trust_region": 0.1},
     ],
 )
 def test_mesu_equals_a_plain_loop(options: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def test_a_chain_in_the_place_of_the_prior_equals_a_plain_loop(trust_region: flo
     means, stds, gradients, noise = random_state()
     slow = [torch.randn_like(m) for m in means]
     options: dict[str, Any] = {
-        "memory": 20.0,
+        "memory_steps": 20.0,
         "prior_std": 0.6,
         "coupling": 0.2,
         "trust_region": trust_region,
@@ -77,7 +77,7 @@ def test_the_variance_goes_to_that_of_the_window(curvature: float) -> None:
     means, stds = one(0.0), one(0.1)
     for _ in range(20_000):
         gradients = [curvature * (means[0] - target)]
-        mesu_(means, stds, gradients, [curvature * stds[0]], memory=memory, prior_std=prior_std)
+        mesu_(means, stds, gradients, [curvature * stds[0]], memory_steps=memory, prior_std=prior_std)
     precision = memory * curvature + 1 / prior_std**2
     assert stds[0].item() ** 2 == pytest.approx(1 / precision, rel=1e-9)
     assert means[0].item() == pytest.approx(memory * curvature * target / precision, rel=1e-9)
@@ -86,10 +86,10 @@ def test_the_variance_goes_to_that_of_the_window(curvature: float) -> None:
 def test_without_data_uncertainty_grows_back_to_the_priors() -> None:
     means, stds, none = one(1.0), one(0.01), one(0.0)
     for _ in range(100):
-        mesu_(means, stds, none, none, memory=50.0, prior_std=1.0)
+        mesu_(means, stds, none, none, memory_steps=50.0, prior_std=1.0)
     assert stds[0].item() == pytest.approx(0.01 * math.exp(100 / (2 * 50)), rel=0.02)  # e^(t/2N) at first
     for _ in range(2000):
-        mesu_(means, stds, none, none, memory=50.0, prior_std=1.0)
+        mesu_(means, stds, none, none, memory_steps=50.0, prior_std=1.0)
     assert stds[0].item() == pytest.approx(1.0, rel=1e-6)
     assert abs(means[0].item()) < 1e-6
 
@@ -103,7 +103,7 @@ def test_next_to_kalmans_filter(rule: str, initial: float) -> None:
         if rule == "bgd":
             bgd_(means, stds, one(0.0), [stds[0].clone()])
         else:
-            mesu_(means, stds, one(0.0), [stds[0].clone()], memory=math.inf, prior_std=1.0)
+            mesu_(means, stds, one(0.0), [stds[0].clone()], memory_steps=math.inf, prior_std=1.0)
     ratio = stds[0].item() ** 2 / posterior_variance(3000, 1.0, initial**2)
     assert 0.99 <= ratio <= 1.0
 
@@ -114,7 +114,7 @@ def test_an_endless_memory_is_bgd_to_second_order() -> None:
         noise = one(2 * a / 0.3)
         (bgd_mean,), (bgd_std,), (mean,), (std,) = one(1.0), one(0.3), one(1.0), one(0.3)
         bgd_([bgd_mean], [bgd_std], one(0.2), noise)
-        mesu_([mean], [std], one(0.2), noise, memory=math.inf, prior_std=1.0)
+        mesu_([mean], [std], one(0.2), noise, memory_steps=math.inf, prior_std=1.0)
         assert torch.equal(mean, bgd_mean)
         assert (bgd_std - std).item() == pytest.approx(0.3 * a**2 / 2, rel=a)
 
@@ -128,8 +128,16 @@ def test_the_standard_deviation_stays_positive(dtype: torch.dtype) -> None:
             zeros = [torch.zeros(3, dtype=dtype)]
             for _ in range(50):
                 bgd_([zeros[0].clone()], [stds[0]], zeros, huge)
-                mesu_([zeros[0].clone()], [stds[1]], zeros, huge, memory=10, prior_std=1.0, trust_region=0.5)
-                mesu_([zeros[0].clone()], [stds[2]], zeros, huge, memory=10, prior_std=1.0)
+                mesu_(
+                    [zeros[0].clone()],
+                    [stds[1]],
+                    zeros,
+                    huge,
+                    memory_steps=10,
+                    prior_std=1.0,
+                    trust_region=0.5,
+                )
+                mesu_([zeros[0].clone()], [stds[2]], zeros, huge, memory_steps=10, prior_std=1.0)
             assert (stds[1] >= SMALLEST_STD * (1 - 1e-6)).all()
             if sign > 0:
                 assert all((s >= SMALLEST_STD * (1 - 1e-6)).all() for s in stds)
@@ -143,6 +151,6 @@ def test_the_trust_region_limits_both_steps() -> None:
         assert means[0].item() == pytest.approx(-0.05)
         assert stds[0].item() == pytest.approx(0.2 - sign * 0.05)
     means, stds = one(0.0), one(0.2)
-    mesu_(means, stds, one(1e6), one(1e6), memory=10, prior_std=1.0, trust_region=0.25)
+    mesu_(means, stds, one(1e6), one(1e6), memory_steps=10, prior_std=1.0, trust_region=0.25)
     assert means[0].item() == pytest.approx(-0.05)
     assert stds[0].item() == pytest.approx(0.15)

@@ -90,7 +90,7 @@ def test_another_rule_slows_the_flow(order: int) -> None:
     torch.manual_seed(0)
     model = Net(plain_net(), optimizer)
     other = SynapticIntelligence(1.0, parameters=r"net\.0\.weight", name="important")
-    rule = BennaFusi(3, 0.4, importance="important")
+    rule = BennaFusi(3, 0.4, gated_by="important")
     make_trainer(*[rule, other][::order], max_epochs=2).fit(model, loader(*task(0)))
     assert other.tasks == 1
     importance = other.synapses.view["importance"][0]
@@ -112,7 +112,7 @@ def test_another_rule_slows_the_flow(order: int) -> None:
 
 
 def test_gates_are_the_plasticity_of_the_other() -> None:
-    model, mesu, rule = Net(plain_net()), MESU(50, 0.3), BennaFusi(2, 0.4, importance="mesu", leak=False)
+    model, mesu, rule = Net(plain_net()), MESU(50, 0.3), BennaFusi(2, 0.4, gated_by="mesu", leak=False)
     seen = []
 
     class Noting(BennaFusi):
@@ -121,7 +121,7 @@ def test_gates_are_the_plasticity_of_the_other() -> None:
             seen.append((step.synapses.names, gates))
             return gates
 
-    rule = Noting(2, 0.4, importance="mesu", leak=False)
+    rule = Noting(2, 0.4, gated_by="mesu", leak=False)
     fit_tasks(model, rule, mesu, tasks=1)
     names, gates = seen[-1]
     assert names == mesu.synapses.view.names
@@ -138,19 +138,19 @@ def test_weights_that_the_other_does_not_know_flow_freely() -> None:
         make_trainer(BennaFusi(3, 0.4, **options), other, max_epochs=3).fit(model, loader(*task(0)))
         return weights(model)
 
-    assert torch.equal(train(importance="important"), train())
+    assert torch.equal(train(gated_by="important"), train())
 
 
 def test_rules_that_cannot_gate_are_refused() -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"importance='ewk'.* that of 0.*\['ewc', 'metaplasticgate'\]"
+        MisconfigurationException, match=r"gated_by='ewk'.* that of 0.*\['ewc', 'metaplastic_gate'\]"
     ):
-        fit_tasks(Net(), EWC(1.0), MetaplasticGate(), BennaFusi(importance="ewk"))
+        fit_tasks(Net(), EWC(1.0), MetaplasticGate(), BennaFusi(gated_by="ewk"))
     pair = [EWC(1.0, parameters="weight"), EWC(1.0, parameters="bias")]
     with pytest.raises(MisconfigurationException, match=r"that of 2; there are \['ewc', 'ewc'\]"):
-        fit_tasks(Net(), *pair, BennaFusi(importance="ewc"))
+        fit_tasks(Net(), *pair, BennaFusi(gated_by="ewc"))
     with pytest.raises(MisconfigurationException, match="there are none"):
-        fit_tasks(Net(), BennaFusi(importance="bennafusi"), BennaFusi(name="other"))
+        fit_tasks(Net(), BennaFusi(gated_by="benna_fusi"), BennaFusi(name="other"))
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,8 @@ def test_plasticity_is_the_probability_of_a_switch() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="levels must be a whole number, at least 1"):
         Cascade(0)
-    with pytest.raises(ValueError, match="x must be"):
-        Cascade(3, x=0.7)
+    with pytest.raises(ValueError, match="ratio must be"):
+        Cascade(3, ratio=0.7)
     model = Net(plain_net())
     nn.init.zeros_(model.net[2].weight)
     with pytest.raises(ValueError, match=r"all weights of net\.2\.weight are 0"):

@@ -19,14 +19,14 @@ from tests.references.uncertainty import bgd_step, chain_step, mesu_step
 from tests.training import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 RULES: dict[str, Any] = {
-    "bgd": (lambda **o: BGD(0.1, rate=2.0, trust_region=None, **o), {}),
+    "bgd": (lambda **o: BGD(0.1, lr_scale=2.0, trust_region=None, **o), {}),
     "mesu": (
-        lambda **o: MESU(30.0, 0.5, 0.1, trust_region=0.2, rate=1.5, std_rate=2.0, **o),
-        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.2, "rate": 1.5, "std_rate": 2.0},
+        lambda **o: MESU(30.0, 0.5, 0.1, trust_region=0.2, lr_scale=1.5, std_lr_scale=2.0, **o),
+        {"memory_steps": 30.0, "prior_std": 0.5, "trust_region": 0.2, "lr_scale": 1.5, "std_lr_scale": 2.0},
     ),
     "chain": (
         lambda **o: MESU(30.0, 0.5, 0.1, prior="chain", beakers=4, coupling=0.3, **o),
-        {"memory": 30.0, "prior_std": 0.5, "trust_region": 0.2, "coupling": 0.3, "ratio": 2.0},
+        {"memory_steps": 30.0, "prior_std": 0.5, "trust_region": 0.2, "coupling": 0.3, "ratio": 2.0},
     ),
 }
 
@@ -42,7 +42,7 @@ def test_equals_a_plain_loop(kind: str, optimizer: Any, samples: int) -> None:
     slow = plain_net().double()
     slow.load_state_dict(model.net.state_dict())
     x, y = task(0)[0].double(), task(0)[1]
-    rule = build(samples=samples, seed=5)
+    rule = build(draws=samples, seed=5)
     make_trainer(rule, max_epochs=4).fit(model, loader(x, y))
 
     parameters = list(slow.parameters())
@@ -139,7 +139,7 @@ def test_observations_may_be_counted_by_the_user() -> None:
             return 0
 
     found = []
-    for rule in (BGD(0.01, rate=2.0), Twice(0.01)):
+    for rule in (BGD(0.01, lr_scale=2.0), Twice(0.01)):
         torch.manual_seed(0)
         model = Net(plain_net())
         make_trainer(rule, limit_train_batches=1).fit(model, loader(*task(0)))
@@ -215,12 +215,12 @@ def test_predictions_of_several_draws() -> None:
     x = task(0)[0]
     model.train()
     before = weights(model)
-    found = rule.predict_samples(model, (x, task(0)[1]), samples=400)
+    found = rule.predict_samples(model, (x, task(0)[1]), draws=400)
     assert found.shape == (400, 24, 3)
     assert model.training
     assert not found.requires_grad
     assert torch.equal(weights(model), before)
-    assert torch.equal(found, rule.predict_samples(model, x, samples=400))
+    assert torch.equal(found, rule.predict_samples(model, x, draws=400))
     model.eval()
     assert not torch.allclose(found[0], model(x))
     # Draws are in pairs around the means, with the standard deviations that the rule has learned.
@@ -229,7 +229,7 @@ def test_predictions_of_several_draws() -> None:
         spread = rule.synapses.view["std"][bias]
     for std in rule.synapses.view["std"][:bias]:
         std.fill_(0.0)
-    biased = rule.predict_samples(model, x, samples=4000)
+    biased = rule.predict_samples(model, x, draws=4000)
     torch.testing.assert_close(biased.mean(0), model(x).detach(), rtol=0, atol=1e-4)
     torch.testing.assert_close(biased.std(0)[0], spread, rtol=0.1, atol=0)
     assert model.training is False
@@ -248,8 +248,8 @@ def test_predictions_need_a_trained_rule() -> None:
         BGD().predict_samples(Net(), task(0)[0])
     rule = BGD(0.3)
     fit_tasks(Net(), rule, tasks=1)
-    with pytest.raises(ValueError, match="samples must be"):
-        rule.predict_samples(Net(), task(0)[0], samples=0)
+    with pytest.raises(ValueError, match="draws must be"):
+        rule.predict_samples(Net(), task(0)[0], draws=0)
 
 
 def test_predictions_of_frozen_weights_and_in_a_fresh_process(tmp_path: Any) -> None:
@@ -346,10 +346,10 @@ def test_other_rules_see_the_step_as_it_was() -> None:
             self.seen = step
 
     class Noting(BGD):
-        def update(self, step: Any, scale: Any) -> None:
+        def replace_update(self, step: Any, scale: Any) -> None:
             assert scale == 8
             self.noise_gradients = step.noise_gradients
-            super().update(step, scale)
+            super().replace_update(step, scale)
 
     rule, looking = Noting(0.1, parameters="weight"), Looking()
     fit_tasks(Net(plain_net()), rule, looking, tasks=1)
@@ -389,15 +389,15 @@ def test_plasticity_is_the_relative_variance() -> None:
     [
         ({"initial_std": 0.0}, "initial_std must be a finite number above 0"),
         ({"initial_std": float("inf")}, "initial_std must be"),
-        ({"samples": 0}, "samples must be a whole number, at least 1"),
-        ({"samples": 1.5}, "samples must be a whole number"),
+        ({"draws": 0}, "draws must be a whole number, at least 1"),
+        ({"draws": 1.5}, "draws must be a whole number"),
         ({"seed": "a"}, "seed must be a whole number"),
         ({"reduction": "none"}, "neither 'mean' nor 'sum'"),
         ({"trust_region": 1.0}, "trust_region must be"),
-        ({"rate": 0.0}, "rate must be a finite number above 0"),
-        ({"rate": float("inf")}, "rate must be a finite number above 0"),
-        ({"std_rate": float("nan")}, "std_rate must be"),
-        ({"memory": 0.0}, "memory must be a number above 0"),
+        ({"lr_scale": 0.0}, "lr_scale must be a finite number above 0"),
+        ({"lr_scale": float("inf")}, "lr_scale must be a finite number above 0"),
+        ({"std_lr_scale": float("nan")}, "std_lr_scale must be"),
+        ({"memory_steps": 0.0}, "memory_steps must be a number above 0"),
         ({"prior_std": -1.0, "initial_std": 1.0}, "prior_std must be a finite number above 0"),
         ({"prior": "one"}, "not one of"),
         ({"beakers": 1}, "beakers must be a whole number, at least 2"),
@@ -406,7 +406,7 @@ def test_plasticity_is_the_relative_variance() -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        MESU(**({"memory": 10.0} | arguments))
-    if arguments.keys() <= {"initial_std", "samples", "reduction", "trust_region", "rate", "seed"}:
+        MESU(**({"memory_steps": 10.0} | arguments))
+    if arguments.keys() <= {"initial_std", "draws", "reduction", "trust_region", "lr_scale", "seed"}:
         with pytest.raises(ValueError, match=said):
             BGD(**arguments)

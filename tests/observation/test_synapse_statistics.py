@@ -185,7 +185,7 @@ def test_several_optimizers_pass_a_multiple() -> None:
     means = [(1 / (1 + 6.0 * rate * view["importance"][i])).mean() for i, rate in enumerate(rates)]
     sizes = [p.numel() for p in view.parameters]
     expected = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
-    assert statistics.latest["synapticintelligence"]["plasticity"]["all"]["mean"] == pytest.approx(expected)
+    assert statistics.latest["synaptic_intelligence"]["plasticity"]["all"]["mean"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -257,9 +257,9 @@ def test_rules_of_one_name_are_numbered(recwarn: pytest.WarningsRecorder) -> Non
     statistics = SynapseStatistics()
     layers = [MetaplasticGate(parameters=r"net\.0"), MetaplasticGate(parameters=r"net\.2")]
     fit_tasks(Net(plain_net()), *layers, statistics)
-    assert set(statistics.latest["metaplasticgate"]["plasticity"]) == {"all", "net.0"}
-    assert set(statistics.latest["metaplasticgate-2"]["plasticity"]) == {"all", "net.2"}
-    assert any("two rules are called 'metaplasticgate'" in str(w.message) for w in recwarn)
+    assert set(statistics.latest["metaplastic_gate"]["plasticity"]) == {"all", "net.0"}
+    assert set(statistics.latest["metaplastic_gate-2"]["plasticity"]) == {"all", "net.2"}
+    assert any("two rules are called 'metaplastic_gate'" in str(w.message) for w in recwarn)
 
 
 def test_layers_that_are_called_like_a_statistic(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_heads_that_grow_and_half_precision() -> None:
     assert np.isfinite(numbers).all()
     head = memory[1].synapses.view.parameters[1]
     gates = 1 - (1.35 * head.detach()).tanh() ** 2
-    mean = statistics.latest["metaplasticgate"]["plasticity"]["net.2"]["mean"]
+    mean = statistics.latest["metaplastic_gate"]["plasticity"]["net.2"]["mean"]
     assert head.shape == (CLASSES + 2, 8)
     assert mean == pytest.approx(gates.float().mean().item(), rel=1e-2)
 
@@ -328,7 +328,7 @@ def test_what_is_logged_to_weights_and_biases(tmp_path: Path) -> None:
     assert frozen == latest["plasticity"]["net.2"]["frozen_fraction"]
     bars = [row for row in rows if any("histogram" in key for key in row)]
     assert [row["trainer/global_step"] for row in bars] == [3, 6]
-    for measure in ("plasticity", "drift"):
+    for measure in ("plasticity", "distance"):
         assert bars[-1][f"cl_synapses/ewc/{measure}/histogram/_type"] == "histogram"
         assert sum(bars[-1][f"cl_synapses/ewc/{measure}/histogram/values"]) == 83
     positive = torch.cat([t.flatten() for t in memory.synapses.view["importance"]])

@@ -179,7 +179,7 @@ def test_a_boundary_that_is_found_late_is_scored_as_of_then() -> None:
             return loss * 0.01 + (10.0 if batch_idx >= 120 else 1.0) + 0.1 * noise
 
     by_hand, evaluation = AtEnds(), TaskEvaluation(table=False)
-    boundaries = DriftBoundaries(min_task_steps=40, recent_samples=8)
+    boundaries = DriftBoundaries(min_task_batches=40, recent_samples=8)
     data = [loader(*task(k)) for k in range(TASKS)]
     model, trainer = Loud(), make_trainer(evaluation, boundaries, by_hand, num_sanity_val_steps=0)
     trainer.fit(model, DataLoader(loader(*task(0, samples=400)).dataset, batch_size=2), data)

@@ -76,13 +76,13 @@ class RWalk:
     penalty = strength sum_i (minmax(F)_i + minmax(s)_i) (theta_i - theta*_i)^2.
     """
 
-    def __init__(self, parameters: Tensors, decay: float, every_n_steps: int, damping: float) -> None:
+    def __init__(self, parameters: Tensors, decay: float, window_steps: int, damping: float) -> None:
         """Start the first task, and its first window, where the parameters are.
 
         F = omega = s_task = s = Omega = 0, theta_w = theta* = theta, t = 0.
         """
         self.decay = decay
-        self.every_n_steps = every_n_steps
+        self.window_steps = window_steps
         self.damping = damping
         self.fisher = zeros(parameters)
         self.path = zeros(parameters)
@@ -106,7 +106,7 @@ class RWalk:
             self.path[name] = self.path[name] - g * (after[name] - before[name])
         self.steps += 1
         # The count goes on over tasks, so a window which a boundary cut short makes the next one shorter.
-        if self.steps % self.every_n_steps == 0:
+        if self.steps % self.window_steps == 0:
             self.close(after)
 
     def close(self, parameters: Tensors) -> None:

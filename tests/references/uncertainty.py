@@ -22,7 +22,7 @@ def clipped(increment: float, std: float, trust_region: float | None) -> float:
 
 
 def bgd_step(
-    mean: Tensor, std: Tensor, gradient: Tensor, noise_gradient: Tensor, rate: float
+    mean: Tensor, std: Tensor, gradient: Tensor, noise_gradient: Tensor, lr_scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation after one step of Zeno et al.
 
@@ -33,21 +33,26 @@ def bgd_step(
         scalars(mean), scalars(std), scalars(gradient), scalars(noise_gradient), strict=True
     ):
         a = sigma * q / 2
-        means.append(mu - rate * sigma**2 * g)
+        means.append(mu - lr_scale * sigma**2 * g)
         stds.append(sigma * math.sqrt(1 + a**2) - sigma * a)
     return tensor_like(means, mean), tensor_like(stds, std)
 
 
 def mesu_std(
-    sigma: float, q: float, memory: float, prior_std: float, std_rate: float, trust_region: float | None
+    sigma: float,
+    q: float,
+    memory_steps: float,
+    prior_std: float,
+    std_lr_scale: float,
+    trust_region: float | None,
 ) -> float:
     """Return one standard deviation after one step of Bonnet et al. (2025).
 
-    dsigma = -std_rate sigma^2 q / 2 + sigma (sigma_p^2 - sigma^2) / (2 N sigma_p^2).
+    dsigma = -std_lr_scale sigma^2 q / 2 + sigma (sigma_p^2 - sigma^2) / (2 N sigma_p^2).
     """
-    dsigma = -std_rate * sigma**2 * q / 2
-    if not math.isinf(memory):
-        dsigma += sigma * (prior_std**2 - sigma**2) / (2 * memory * prior_std**2)
+    dsigma = -std_lr_scale * sigma**2 * q / 2
+    if not math.isinf(memory_steps):
+        dsigma += sigma * (prior_std**2 - sigma**2) / (2 * memory_steps * prior_std**2)
     return max(sigma + clipped(dsigma, sigma, trust_region), SMALLEST_STD)
 
 
@@ -57,28 +62,28 @@ def mesu_step(
     gradient: Tensor,
     noise_gradient: Tensor,
     *,
-    memory: float,
+    memory_steps: float,
     prior_std: float,
-    rate: float = 1.0,
-    std_rate: float = 1.0,
+    lr_scale: float = 1.0,
+    std_lr_scale: float = 1.0,
     trust_region: float | None = None,
     prior_mean: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation after one step of Bonnet et al. (2025), both from the old ones.
 
     dmu = -rate sigma^2 g + sigma^2 (mu_p - mu) / (N sigma_p^2),
-    dsigma = -std_rate sigma^2 q / 2 + sigma (sigma_p^2 - sigma^2) / (2 N sigma_p^2).
+    dsigma = -std_lr_scale sigma^2 q / 2 + sigma (sigma_p^2 - sigma^2) / (2 N sigma_p^2).
     """
     priors = [0.0] * mean.numel() if prior_mean is None else scalars(prior_mean)
     means, stds = [], []
     for mu, sigma, g, q, mu_p in zip(
         scalars(mean), scalars(std), scalars(gradient), scalars(noise_gradient), priors, strict=True
     ):
-        dmu = -rate * sigma**2 * g
-        if not math.isinf(memory):
-            dmu += sigma**2 * (mu_p - mu) / (memory * prior_std**2)
+        dmu = -lr_scale * sigma**2 * g
+        if not math.isinf(memory_steps):
+            dmu += sigma**2 * (mu_p - mu) / (memory_steps * prior_std**2)
         means.append(mu + clipped(dmu, sigma, trust_region))
-        stds.append(mesu_std(sigma, q, memory, prior_std, std_rate, trust_region))
+        stds.append(mesu_std(sigma, q, memory_steps, prior_std, std_lr_scale, trust_region))
     return tensor_like(means, mean), tensor_like(stds, std)
 
 
@@ -89,12 +94,12 @@ def chain_step(
     gradient: Tensor,
     noise_gradient: Tensor,
     *,
-    memory: float,
+    memory_steps: float,
     prior_std: float,
     coupling: float,
     ratio: float,
-    rate: float = 1.0,
-    std_rate: float = 1.0,
+    lr_scale: float = 1.0,
+    std_lr_scale: float = 1.0,
     trust_region: float | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return mean, standard deviation and slow beakers after one step, all from the old ones.
@@ -108,9 +113,9 @@ def chain_step(
     for mu, sigma, g, q, u_2 in zip(
         scalars(mean), scalars(std), scalars(gradient), scalars(noise_gradient), scalars(slow[0]), strict=True
     ):
-        dmu = -rate * sigma**2 * g + coupling * min(1.0, sigma**2 / prior_std**2) * (u_2 - mu)
+        dmu = -lr_scale * sigma**2 * g + coupling * min(1.0, sigma**2 / prior_std**2) * (u_2 - mu)
         means.append(mu + clipped(dmu, sigma, trust_region))
-        stds.append(mesu_std(sigma, q, memory, prior_std, std_rate, trust_region))
+        stds.append(mesu_std(sigma, q, memory_steps, prior_std, std_lr_scale, trust_region))
     m = len(slow) + 1
     chain = flow([mean, *slow], capacities(m, ratio), conductances(m, coupling, ratio, leak=False))
     # The first beaker is the mean, whose own step is the one above.

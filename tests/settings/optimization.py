@@ -136,7 +136,7 @@ def refused(rule: str | None, optimizer: Any) -> Run:
     return train(module(optimizer=optimizer), make(rule))
 
 
-OWN_PASSES = Refused("set samples=1", "`samples` above 1 repeats passes, and these are the module's own")
+OWN_PASSES = Refused("set draws=1", "`draws` above 1 repeats passes, and these are the module's own")
 
 SETTINGS = [
     Setting(

@@ -40,7 +40,7 @@ class UsesUpDraws(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == HUGE and trainer.current_epoch % EPOCHS == 0:
-            self.rule.noise.draws += self.rule.samples
+            self.rule.noise.draws += self.rule.draws
 
 
 def half(scale: float) -> MixedPrecision:

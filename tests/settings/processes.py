@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from cl_callbacks.synapses.state import plain_name
-from cl_callbacks.tensors.shards import whole
+from cl_callbacks.tensors.shards import full_tensor
 from tests import rules
 from tests.processes import train_together
 from tests.rules import RULES, SHARDABLE
@@ -81,7 +81,7 @@ class Agreement(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         found = {} if self.rule is None else rules.state(self.rule)
-        mine = [whole(p.detach()) for p in pl_module.parameters()] + list(found.values())
+        mine = [full_tensor(p.detach()) for p in pl_module.parameters()] + list(found.values())
         for tensor in mine:
             theirs = tensor.clone()
             dist.broadcast(theirs, src=0)
@@ -111,7 +111,7 @@ def learn(rank: int, kind: str, folder: str) -> None:
         except MisconfigurationException as error:
             found = str(error)
         else:
-            weights = {plain_name(name): whole(p.detach()) for name, p in model.named_parameters()}
+            weights = {plain_name(name): full_tensor(p.detach()) for name, p in model.named_parameters()}
             found = weights, outcome(model, callback).state
         if rank == 0:
             torch.save(found, Path(folder) / f"{rule}.pt")

@@ -72,11 +72,11 @@ def apart(positions: Sequence[float], gap: float) -> list[int]:
     return chosen
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
+def spread_apart(positions: Sequence[float], gap: float) -> list[float]:
     """Moves positions between 0 and 1 as far apart as labels need, in the same order.
 
     Example:
-        >>> spread([0.5, 0.9, 0.9], gap=0.25)
+        >>> spread_apart([0.5, 0.9, 0.9], gap=0.25)
         [0.5, 0.75, 1.0]
     """
     order = np.argsort(positions, kind="stable")

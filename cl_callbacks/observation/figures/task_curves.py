@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from cl_callbacks.observation.figures.boundary_numbers import number_boundaries
 from cl_callbacks.observation.figures.card import EDGE, PAPER, TEXT, card, dress
-from cl_callbacks.observation.figures.labels import every, shortened, spread
+from cl_callbacks.observation.figures.labels import every, shortened, spread_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,7 @@ def _name_ends(
         for task in range(y.shape[1])
         if np.isfinite(y[:, task]).any()
     }
-    heights = spread([(y[end, task] - low) / (high - low) for task, end in ends.items()], gap=0.08)
+    heights = spread_apart([(y[end, task] - low) / (high - low) for task, end in ends.items()], gap=0.08)
     short = [f"task {task}" for task in range(y.shape[1])] if names is None else shortened(names, size=20)
     for (task, end), height in zip(ends.items(), heights, strict=True):
         axes.annotate(

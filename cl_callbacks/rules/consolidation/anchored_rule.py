@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import (
     add_quadratic_pull_,
@@ -15,7 +16,8 @@ from cl_callbacks.functional.anchoring import (
     quadratic_penalty,
     relax_to_anchor_,
 )
-from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
@@ -28,7 +30,18 @@ class AnchoredRule(SynapticCallback):
     :math:`k`. Its gradient is added to the task's before clipping, in every optimizer step; or, with
     ``proximal``, the weights take its proximal step after each step of the optimizer.
 
-    See the arguments of :class:`~cl_callbacks.rules.consolidation.ewc.EWC`.
+    Args:
+        strength: factor of the penalty, at least 0; 0 leaves training as it is, bit for bit.
+        proximal: apply the penalty after each optimizer step as
+            :math:`\theta\leftarrow(\theta+\eta k\Omega\theta^*)/(1+\eta k\Omega)` with the learning rate
+            :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by Adam or
+            clipping, so that it wants another strength.
+        max_importance: the largest importance that a synapse may get, of the rules that measure at boundaries
+            by one task; ``None`` for no limit.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
     """
 
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
@@ -39,22 +52,12 @@ class AnchoredRule(SynapticCallback):
         self,
         strength: float,
         *,
-        proximal: bool,
-        max_importance: float | None,
-        parameters: Patterns,
-        exclude: Patterns,
-        state_dtype: torch.dtype | str | None,
-        state_device: str | None,
-        strict: bool,
-        name: str | None,
+        proximal: bool = False,
+        max_importance: float | None = None,
+        **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
@@ -120,7 +123,7 @@ class AnchoredRule(SynapticCallback):
         found = super().measures(synapses, rates)
         if self.remembers:
             found["importance"] = self.importance_of_each(synapses)
-            found["drift"] = distances(synapses.parameters, synapses["anchor"])
+            found["distance"] = distances(synapses.parameters, synapses["anchor"])
         return found
 
     def penalty(self, synapses: SynapseView) -> Tensor:

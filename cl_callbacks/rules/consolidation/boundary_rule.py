@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from os import PathLike
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.rule_options import AnchoredOptions, Anchors, Decay
 from cl_callbacks.synapses.view import SynapseView
-
-Anchors = Literal["latest", "each"]
-Decay = float | Literal["mean"]
 
 
 class BoundaryRule(AnchoredRule):
     """Base of the rules that override :meth:`estimate`, the importance for the task that ends.
 
-    See the arguments of :class:`~cl_callbacks.rules.consolidation.ewc.EWC`.
+    Args:
+        strength: factor of the penalty, at least 0; 0 leaves training as it is, bit for bit.
+        anchors: ``"latest"`` pulls to the weights after the latest task with the summed importance;
+            ``"each"`` to the weights after each task with that task's.
+        decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
+            the average over tasks instead of a sum.
+        importance_file: by :meth:`save_importance`, to start from another run's memory.
+        options: of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
     """
 
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
@@ -35,27 +44,13 @@ class BoundaryRule(AnchoredRule):
         strength: float,
         *,
         anchors: Anchors = "latest",
-        decay: Decay,
-        proximal: bool,
-        max_importance: float | None,
-        importance: str | PathLike[str] | None,
-        parameters: Patterns,
-        exclude: Patterns,
-        state_dtype: torch.dtype | str | None,
-        state_device: str | None,
-        strict: bool,
-        name: str | None,
+        decay: Decay = 1.0,
+        importance_file: str | PathLike[str] | None = None,
+        **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(
             strength,
-            proximal=proximal,
-            max_importance=max_importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if anchors not in get_args(Anchors):
             raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
@@ -63,13 +58,13 @@ class BoundaryRule(AnchoredRule):
             raise ValueError(
                 f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
             )
-        self.anchors, self.decay, self.importance = anchors, decay, importance
-        if importance is not None:
-            state, self.tasks, self._offset = load_importance(importance, self.shared, self.measure)
+        self.anchors, self.decay, self.importance_file = anchors, decay, importance_file
+        if importance_file is not None:
+            state, self.tasks, self._offset = load_importance(importance_file, self.shared, self.kind)
             self.synapses.load_state_dict(state)
 
     @property
-    def measure(self) -> dict[str, str]:
+    def kind(self) -> dict[str, str]:
         """What the importance is, in words; importances of different measures do not mix."""
         return {"rule": type(self).__name__}
 
@@ -125,7 +120,7 @@ class BoundaryRule(AnchoredRule):
         self._offset = state_dict["offset"]
 
     def save_importance(self, path: str | PathLike[str]) -> None:
-        """Writes the state to a safetensors file, for ``importance=`` of another run.
+        """Writes the state to a safetensors file, for ``importance_file=`` of another run.
 
         Under FSDP2 every process has a part of it, and all have to call this.
 
@@ -141,4 +136,4 @@ class BoundaryRule(AnchoredRule):
             raise ValueError("there is no importance to save before the first task has ended")
         state = self.synapses.state_dict()
         kept = {field: state[field] for field in self.shared}
-        save_importance(path, kept, self.measure, self.tasks, self._offset)
+        save_importance(path, kept, self.kind, self.tasks, self._offset)

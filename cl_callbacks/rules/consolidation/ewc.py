@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from os import PathLike
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
-from cl_callbacks.rules.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
 from cl_callbacks.training.model_outputs import ReadsOutputs
@@ -40,25 +39,12 @@ class EWC(ReadsOutputs, BoundaryRule):
             EWC-DR's, which does not vanish for confident models. Token sequences (logits of shape
             ``(N, T, V)``) are one sample each and need ``"sampled"`` or ``"empirical"``.
         samples: of the task to measure on, over all processes; ``None`` for all.
-        anchors: ``"latest"`` pulls to the weights after the latest task with the summed Fisher;
-            ``"each"`` to the weights after each task with that task's Fisher.
         decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
         likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
             means of unit variance for regression.
-        proximal: apply the penalty after each optimizer step as
-            :math:`\theta\leftarrow(\theta+\eta kF\theta^*)/(1+\eta kF)` with the learning rate
-            :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by
-            Adam or clipping, so that it wants another strength.
-        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
-        importance: a file by :meth:`save_importance`, to start from another run's memory.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of Fisher and anchor; default float32, or wider where the parameter is.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction; before the first step, outputs or
@@ -75,39 +61,21 @@ class EWC(ReadsOutputs, BoundaryRule):
         *,
         estimator: Estimator = "exact",
         samples: int | None = 500,
-        anchors: Anchors = "latest",
         decay: Decay = 1.0,
         likelihood: Likelihood = "categorical",
-        proximal: bool = False,
-        max_importance: float | None = None,
-        importance: str | PathLike[str] | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[BoundaryOptions],
     ) -> None:
         self.estimator, self.likelihood = estimator, likelihood
         self.samples = checked_samples(samples)
         super().__init__(
             strength,
-            anchors=anchors,
             decay=decay,
-            proximal=proximal,
-            max_importance=max_importance,
-            importance=importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         check_fisher(estimator, likelihood)
 
     @property
-    def measure(self) -> dict[str, str]:
+    def kind(self) -> dict[str, str]:
         """The kind of Fisher information."""
         return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood}
 

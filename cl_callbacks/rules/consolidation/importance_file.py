@@ -15,7 +15,7 @@ State = dict[str, dict[str, Tensor]]
 
 
 def save_importance(
-    path: str | PathLike[str], state: State, measure: Mapping[str, str], tasks: int, offset: float
+    path: str | PathLike[str], state: State, kind: Mapping[str, str], tasks: int, offset: float
 ) -> None:
     """Writes one tensor ``FIELD/NAME`` per field and parameter, and what they are.
 
@@ -28,14 +28,14 @@ def save_importance(
     # In the same folder, for only within a file system can it take another's place in one go.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, part, {**measure, "tasks": str(tasks), "offset": repr(offset)})
+        save_file(tensors, part, {**kind, "tasks": str(tasks), "offset": repr(offset)})
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def load_importance(
-    path: str | PathLike[str], fields: Sequence[str], measure: Mapping[str, str]
+    path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str]
 ) -> tuple[State, int, float]:
     """Reads what :func:`save_importance` wrote: state, number of tasks, offset.
 
@@ -43,9 +43,9 @@ def load_importance(
         ValueError: no such file, a damaged one, or it holds another kind of importance.
     """
     if not Path(path).is_file():
-        raise ValueError(f"importance={str(path)!r} is not a file; write one with `save_importance`")
+        raise ValueError(f"importance_file={str(path)!r} is not a file; write one with `save_importance`")
     try:
-        return _read(path, fields, measure)
+        return _read(path, fields, kind)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is no safetensors file, or not the whole of one ({error}): copy it again, or write "
@@ -54,15 +54,15 @@ def load_importance(
 
 
 def _read(
-    path: str | PathLike[str], fields: Sequence[str], measure: Mapping[str, str]
+    path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str]
 ) -> tuple[State, int, float]:
     state: State = {field: {} for field in fields}
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
-        found = {key: about.get(key, "none") for key in measure}
-        if found != measure:
+        found = {key: about.get(key, "none") for key in kind}
+        if found != kind:
             raise ValueError(
-                f"{path} holds the importance {found}, and this rule measures {dict(measure)}: their "
+                f"{path} holds the importance {found}, and this rule measures {dict(kind)}: their "
                 f"sizes differ by orders of magnitude, so they do not add up"
             )
         for key in file.keys():  # noqa: SIM118  (not a dict)

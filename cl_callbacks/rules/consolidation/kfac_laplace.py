@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
@@ -16,7 +17,7 @@ from cl_callbacks.functional.kronecker import Factors, paired
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients, mean_over_task
@@ -54,16 +55,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         decay: share of the older tasks' curvature that is kept at each boundary, 0 to 1.
         likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
             means of unit variance for regression.
-        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
-            strength, instead of adding its gradient; it wants another strength, and
-            ``accumulate="nearest"``.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of anchor and diagonal; default float32, or wider where the parameter is.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction; before the first step, outputs or
@@ -87,29 +80,21 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         samples: int | None = 500,
         decay: float = 1.0,
         likelihood: Likelihood = "categorical",
-        proximal: bool = False,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(
             strength,
-            proximal=proximal,
-            max_importance=None,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if accumulate not in get_args(Accumulate):
             raise ValueError(f"accumulate={accumulate!r} is not one of {get_args(Accumulate)}")
-        if proximal and accumulate == "list":
+        if self.proximal and accumulate == "list":
             raise ValueError("a sum of Kronecker products has no cheap proximal step: accumulate='nearest'")
+        if self.max_importance is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no importance of single weights to be limited: leave "
+                f"max_importance out"
+            )
         if isinstance(decay, str) or not 0 <= decay <= 1:
             raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
         check_fisher(estimator, likelihood)

@@ -72,7 +72,7 @@ class KroneckerMemory:
         for name, terms in self.factors.items():
             if name in weights:
                 placed = [
-                    Factors(*(synapses.rest(t, weights[name]) for t in term))
+                    Factors(*(synapses.store(t, weights[name]) for t in term))
                     for term in (_grown(term, weights[name], bias_name(name) in weights) for term in terms)
                 ]
                 if any(
@@ -111,8 +111,8 @@ class KroneckerMemory:
         for name, change in self._changes(synapses, names).items():
             if name not in self._eigen:
                 (pair,) = self._lent(synapses, name, change)
-                self._eigen[name] = Eigen(*(synapses.rest(t, change) for t in decompose(pair)))
-            eigen = Eigen(*synapses.lend(self._eigen[name], change))
+                self._eigen[name] = Eigen(*(synapses.store(t, change) for t in decompose(pair)))
+            eigen = Eigen(*synapses.load_once(self._eigen[name], change))
             stepping = {n: step[n] for n in (name, bias_name(name)) if n in step}
             (rate, *others) = set(stepping.values())
             if others:
@@ -150,7 +150,7 @@ class KroneckerMemory:
 
     def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
         """A layer's factors beside its parameters: of those that live elsewhere, one layer's at a time."""
-        return [Factors(*synapses.lend(term, change)) for term in self.factors[name]]
+        return [Factors(*synapses.load_once(term, change)) for term in self.factors[name]]
 
     def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
         """How far each layer that has one of the named parameters is from its anchor, as a matrix."""

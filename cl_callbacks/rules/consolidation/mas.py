@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from os import PathLike
-
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.sensitivity import NORMS, Norm, sensitivity_cotangent
-from cl_callbacks.rules.consolidation.boundary_rule import Anchors, BoundaryRule, Decay
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
 from cl_callbacks.training.model_outputs import ReadsOutputs
@@ -37,21 +35,10 @@ class MAS(ReadsOutputs, BoundaryRule):
             half in the penalty: the gradient is :math:`2\lambda\Omega(\theta-\theta^*)`.
         norm: ``"squared"`` for :math:`\|f\|^2`, ``"l2"`` for :math:`\|f\|`.
         samples: of the task to measure on, over all processes; ``None`` for all.
-        anchors: ``"latest"`` pulls to the weights after the latest task with the summed importance;
-            ``"each"`` to the weights after each task with that task's.
         decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
-        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
-            strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
-        importance: a file by :meth:`save_importance`, to start from another run's memory.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of the state; default float32, or wider where the parameter is.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction; before the first step, outputs that
@@ -68,32 +55,14 @@ class MAS(ReadsOutputs, BoundaryRule):
         *,
         norm: Norm = "squared",
         samples: int | None = 500,
-        anchors: Anchors = "latest",
         decay: Decay = 1.0,
-        proximal: bool = False,
-        max_importance: float | None = None,
-        importance: str | PathLike[str] | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[BoundaryOptions],
     ) -> None:
         self.norm, self.samples = norm, checked_samples(samples)
         super().__init__(
             strength,
-            anchors=anchors,
             decay=decay,
-            proximal=proximal,
-            max_importance=max_importance,
-            importance=importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is not one of {NORMS}")
@@ -104,7 +73,7 @@ class MAS(ReadsOutputs, BoundaryRule):
         return 2.0 * self.strength
 
     @property
-    def measure(self) -> dict[str, str]:
+    def kind(self) -> dict[str, str]:
         """The kind of sensitivity."""
         return {"rule": "MAS", "norm": self.norm}
 

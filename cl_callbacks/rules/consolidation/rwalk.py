@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
-from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
@@ -42,24 +42,14 @@ class RWalk(BoundaryRule):
         strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
         fisher_decay: :math:`\gamma`, share of the running Fisher information that each step keeps, 0 to
             below 1.
-        every_n_steps: length of a window; one also ends with each snapshot of
+        window_steps: length of a window; one also ends with each snapshot of
             :class:`~cl_callbacks.boundaries.drift_boundaries.DriftBoundaries`.
         decay: share of the importance at earlier boundaries that is kept at each boundary, 0 to 1, beside
             what Fisher and score remember themselves: 0 is the paper's; ``"mean"`` for the average over
             tasks.
         damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
-        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
-            strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest :math:`\hat F_i+\hat s_i` that counts, below 2; ``None`` for no limit.
-        importance: a file by :meth:`save_importance`, to start from another run's memory.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of importance and anchor; default float32, or wider where the parameter is. What changes
-            a little in every step is at least float32.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -79,7 +69,7 @@ class RWalk(BoundaryRule):
     gathered: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
     running = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
-    needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    needs: frozenset[Need] = frozenset({"gradient", "update"})
     local: ClassVar[bool] = True
 
     def __init__(
@@ -87,41 +77,25 @@ class RWalk(BoundaryRule):
         strength: float,
         *,
         fisher_decay: float = 0.99,
-        every_n_steps: int = 10,
+        window_steps: int = 10,
         decay: Decay = 0.0,
         damping: float = 1e-3,
-        proximal: bool = False,
-        max_importance: float | None = None,
-        importance: str | PathLike[str] | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[BoundaryOptions],
     ) -> None:
         super().__init__(
             strength,
             decay=decay,
-            proximal=proximal,
-            max_importance=max_importance,
-            importance=importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if not 0 <= fisher_decay < 1:
             raise ValueError(
                 f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
             )
-        if every_n_steps < 1:
-            raise ValueError(f"a window has at least one step; got every_n_steps={every_n_steps}")
+        if window_steps < 1:
+            raise ValueError(f"a window has at least one step; got window_steps={window_steps}")
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-        self.fisher_decay, self.every_n_steps, self.damping = fisher_decay, every_n_steps, damping
+        self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0
         """Optimizer steps so far; windows are closed for all synapses together."""
 
@@ -134,17 +108,17 @@ class RWalk(BoundaryRule):
         """Follows Fisher and path by one step."""
         synapses = step.synapses
         average_square_(synapses["fisher"], step.gradients, [1.0 - self.fisher_decay] * len(synapses))
-        add_path_(synapses["path"], step.gradients, step.undo)
+        add_path_(synapses["path"], step.gradients, step.updates)
 
     def end_step(self, synapses: SynapseView) -> None:
         """Closes the window after its last step."""
         self.steps += 1
-        if self.steps % self.every_n_steps == 0:
+        if self.steps % self.window_steps == 0:
             self._close_window(self.synapses.view)
 
     def _close_window(self, synapses: SynapseView) -> None:
         for block in synapses.blocks():
-            with self.synapses.at_hand():
+            with self.synapses.on_device():
                 add_score_(
                     block["score"],
                     block["path"],
@@ -168,7 +142,7 @@ class RWalk(BoundaryRule):
 
     def snapshot(self) -> dict[str, Any]:
         """Closes the window, so that no path leads across it."""
-        with torch.no_grad(), self.synapses.at_hand():
+        with torch.no_grad(), self.synapses.on_device():
             self._close_window(self.synapses.view)
         return super().snapshot()
 

@@ -6,15 +6,16 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 
-Importance = Literal["fisher", "sensitivity", "path"]
+Measure = Literal["fisher", "sensitivity", "path"]
 
 
 class StreamingConsolidation(AnchoredRule):
@@ -27,7 +28,7 @@ class StreamingConsolidation(AnchoredRule):
     as strongly as it mattered. Averages are exponential and corrected for their start:
 
     =================  ================================================================  ===========
-    ``importance``     :math:`\Omega`                                                    rule
+    ``measure``        :math:`\Omega`                                                    rule
     =================  ================================================================  ===========
     ``"fisher"``       average of :math:`g^2`                                            streaming EWC
     ``"sensitivity"``  average of :math:`|g|`                                            streaming MAS
@@ -45,20 +46,12 @@ class StreamingConsolidation(AnchoredRule):
 
     Args:
         strength: :math:`\kappa`, at least 0; 0 leaves training as it is, bit for bit.
-        importance: what is averaged, as above; on the permuted digits ``"path"`` is the best by far.
+        measure: what is averaged, as above; on the permuted digits ``"path"`` is the best by far.
         importance_decay: :math:`\beta` of the importance, from 0 to 1.
         anchor_decay: :math:`\beta` of the anchor :math:`\bar\theta`, likewise.
         damping: :math:`\xi` of ``"path"``, in units of squared weights, above 0.
-        proximal: apply the pull as a proximal step after each optimizer step, which is stable for any
-            strength, instead of adding it to the gradient; it wants another strength.
-        max_importance: the largest importance that a synapse may have; ``None`` for no limit.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of the state, at least float32; default that, or wider where the parameter is.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -76,42 +69,26 @@ class StreamingConsolidation(AnchoredRule):
         self,
         strength: float,
         *,
-        importance: Importance = "path",
+        measure: Measure = "path",
         importance_decay: float = 1.0,
         anchor_decay: float = 0.995,
         damping: float = 1e-3,
-        proximal: bool = False,
-        max_importance: float | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(
             strength,
-            proximal=proximal,
-            max_importance=max_importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
-        if importance not in get_args(Importance):
-            raise ValueError(f"importance={importance!r} is not one of {get_args(Importance)}")
+        if measure not in get_args(Measure):
+            raise ValueError(f"measure={measure!r} is not one of {get_args(Measure)}")
         for decay in (importance_decay, anchor_decay):
             if not 0 <= decay <= 1:
                 raise ValueError(f"a decay is the share that each step keeps, 0 to 1; got {decay}")
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-        self.importance, self.damping = importance, damping
+        self.measure, self.damping = measure, damping
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
-        self.needs: frozenset[Need] = frozenset(
-            {"gradient", "undo"} if importance == "path" else {"gradient"}
-        )
+        self.needs: frozenset[Need] = frozenset({"gradient", "update"} if measure == "path" else {"gradient"})
         self.steps: dict[str, int] = {}
         """How many optimizer steps each synapse has taken; averages are corrected for their start."""
 
@@ -123,7 +100,7 @@ class StreamingConsolidation(AnchoredRule):
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r""":math:`\Omega` as the pull uses it."""
         found = synapses["importance"]
-        if self.importance == "path":
+        if self.measure == "path":
             found = path_importance(found, synapses.parameters, synapses["anchor"], self.damping)
         if self.max_importance is not None:
             found = list(torch._foreach_clamp_max(found, self.max_importance))
@@ -131,7 +108,7 @@ class StreamingConsolidation(AnchoredRule):
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient of the penalty."""
-        if self.importance != "path" or self.proximal or not self.anchored:
+        if self.measure != "path" or self.proximal or not self.anchored:
             super().pull(synapses, gradients)
             return
         add_path_pull_(
@@ -147,13 +124,13 @@ class StreamingConsolidation(AnchoredRule):
     def observe(self, step: Step) -> None:
         """Takes the step into the averages."""
         synapses, running = step.synapses, step.synapses["importance"]
-        if self.importance == "fisher":
+        if self.measure == "fisher":
             average_square_(running, step.gradients, self._shares(synapses.names, self.importance_decay))
-        elif self.importance == "sensitivity":
+        elif self.measure == "sensitivity":
             sizes = torch._foreach_abs(step.gradients)
             average_(running, sizes, self._shares(synapses.names, self.importance_decay))
         else:
-            add_path_(running, step.gradients, step.undo, self.importance_decay)
+            add_path_(running, step.gradients, step.updates, self.importance_decay)
         average_(synapses["anchor"], synapses.parameters, self._shares(synapses.names, self.anchor_decay))
 
     def end_step(self, synapses: SynapseView) -> None:

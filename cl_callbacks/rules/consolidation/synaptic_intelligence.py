@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
 from typing import ClassVar
 
 import torch
@@ -11,10 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
-from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule, Decay
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
+from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
@@ -46,18 +46,8 @@ class SynapticIntelligence(BoundaryRule):
             moves weights whatever the loss.
         decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
-        proximal: apply the penalty as a proximal step after each optimizer step, which is stable for any
-            strength, instead of adding its gradient; it wants another strength.
-        max_importance: the largest importance that one task may give a synapse; ``None`` for no limit.
-        importance: a file by :meth:`save_importance`, to start from another run's memory.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of importance and anchor; default float32, or wider where the parameter is. The path,
-            which grows in small steps, is at least float32.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
+            :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -71,7 +61,7 @@ class SynapticIntelligence(BoundaryRule):
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
     gathered: ClassVar[tuple[str, ...]] = ("path",)
     running = ("path",)
-    needs: frozenset[Need] = frozenset({"gradient", "undo"})
+    needs: frozenset[Need] = frozenset({"gradient", "update"})
     local: ClassVar[bool] = True
 
     def __init__(
@@ -81,30 +71,19 @@ class SynapticIntelligence(BoundaryRule):
         damping: float = 0.1,
         exclude_weight_decay: bool = False,
         decay: Decay = 1.0,
-        proximal: bool = False,
-        max_importance: float | None = None,
-        importance: str | PathLike[str] | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[BoundaryOptions],
     ) -> None:
         self.damping, self.exclude_weight_decay = damping, exclude_weight_decay
         super().__init__(
             strength,
             decay=decay,
-            proximal=proximal,
-            max_importance=max_importance,
-            importance=importance,
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
+        if self.anchors == "each":
+            raise ValueError(
+                f"{type(self).__name__} measures the way of each task from its anchor, which has to be "
+                f"the weights after the task before: leave anchors='latest'"
+            )
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
 
@@ -122,12 +101,12 @@ class SynapticIntelligence(BoundaryRule):
 
     def observe(self, step: Step) -> None:
         """Follows the path by one step."""
-        undo = step.undo
+        updates = step.updates
         if self.exclude_weight_decay:
             decays = step.option("weight_decay", default=0.0)
             rates = [lr * w for lr, w in zip(step.option("lr"), decays, strict=True)]
-            undo = without_decay(undo, step.synapses.parameters, rates)
-        add_path_(step.synapses["path"], step.gradients, undo)
+            updates = without_decay(updates, step.synapses.parameters, rates)
+        add_path_(step.synapses["path"], step.gradients, updates)
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

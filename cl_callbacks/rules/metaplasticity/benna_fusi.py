@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.beakers import (
     capacities,
@@ -19,12 +20,14 @@ from cl_callbacks.functional.beakers import (
     level_differences,
     timescales,
 )
-from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
-from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log
 
 
@@ -49,23 +52,17 @@ class BennaFusi(SynapticCallback):
         beakers: :math:`m`, at least 1; with 1 only the leak is left, a decay of the weights.
         coupling: :math:`g_1`, the share of a weight's distance to the second beaker that flows in a step,
             from 0, which leaves training as it is, bit for bit, to ``largest_coupling(timescale_ratio)``,
-            0.5 for a ratio of 2, beyond which the flow would overshoot. Default: 0.001.
+            0.5 for a ratio of 2, beyond which the flow would overshoot. Default: 0.01.
         horizon_steps: the timescale of the last beaker in optimizer steps, a more telling way to set the
             coupling: about the length of training, or deep beakers never move.
         timescale_ratio: :math:`r`, at least 1: from beaker to beaker the timescale grows by its square.
         leak: whether the last beaker drains; without, nothing that was ever learned is lost altogether.
-        importance: name of another rule of this Trainer that says how plastic each synapse is: its flows
+        gated_by: name of another rule of this Trainer that says how plastic each synapse is: its flows
             are slowed down by that much. Of the rules with a penalty it is :math:`1/(1+\eta\lambda\Omega)`,
             of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out.
-        state_dtype: of the beakers, ``"float64"`` or ``"float32"``; in single precision the flow into the
-            fifth and deeper ones is lost to rounding. With few beakers, or on a device that has no other,
-            ``"float32"`` saves half of it.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. ``state_dtype`` is by default
+            ``"float64"``: in single precision the flow into the fifth and deeper beakers is lost to rounding.
+            With few beakers ``"float32"`` saves half of the memory.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -77,40 +74,31 @@ class BennaFusi(SynapticCallback):
 
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
+    default_state_dtype: ClassVar[str | None] = "float64"
 
     def __init__(
         self,
-        beakers: int = 6,
+        beakers: int = 2,
         coupling: float | None = None,
         *,
         horizon_steps: float | None = None,
         timescale_ratio: float = 2.0,
-        leak: bool = True,
-        importance: str | None = None,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = "float64",
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        leak: bool = False,
+        gated_by: str | None = None,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        whole("beakers", beakers, least=1)
+        integer("beakers", beakers, least=1)
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
         self.running = tuple(self.levels)
         super().__init__(
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if not positive("timescale_ratio", timescale_ratio) >= 1:
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
         self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
-        self.importance, self.horizon_steps = importance, horizon_steps
+        self.gated_by, self.horizon_steps = gated_by, horizon_steps
         self._gating: SynapticCallback | None = None
         self._capacities = capacities(beakers, timescale_ratio)
         self._conductances = conductances(beakers, self.coupling, timescale_ratio, leak)
@@ -130,10 +118,10 @@ class BennaFusi(SynapticCallback):
         rank_zero_info(
             f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
         )
-        times = {f"cl/timescale_steps/{self.name}/beaker_{k}": t for k, t in enumerate(steps, 1)}
+        times = {log_keys.timescale(self.name, k): t for k, t in enumerate(steps, 1)}
         log(trainer, times)
-        if self.importance is not None:
-            self._gating = self._find(trainer, self.importance)
+        if self.gated_by is not None:
+            self._gating = self._find(trainer, self.gated_by)
 
     def _find(self, trainer: Trainer, name: str) -> SynapticCallback:
         others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
@@ -141,7 +129,7 @@ class BennaFusi(SynapticCallback):
         found = [c for c in able if c.name == name]
         if len(found) != 1:
             raise MisconfigurationException(
-                f"{type(self).__name__}: importance={name!r} must be the name of one rule in the callback "
+                f"{type(self).__name__}: gated_by={name!r} must be the name of one rule in the callback "
                 f"list that knows how plastic a synapse is, and is that of {len(found)}; there are "
                 f"{sorted(c.name for c in able) or 'none'}"
             )
@@ -163,7 +151,7 @@ class BennaFusi(SynapticCallback):
         if self._gating is None:
             return None
         mine = step.synapses
-        view = self._gating.synapses.view.cut(mine.part)
+        view = self._gating.synapses.view.restrict_to(mine.part)
         rates = dict(zip(mine.names, step.option("lr", default=1.0), strict=True))
         found = self._gating.plasticity(view, [rates[name] for name in view.names]) if len(view) else None
         known = dict(zip(view.names, found or [], strict=True))
@@ -187,7 +175,7 @@ def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio
                 f"beakers, or a longer horizon"
             )
         return ratio ** (2 * (beakers - 1)) / horizon
-    found = 1e-3 if coupling is None else coupling
+    found = 1e-2 if coupling is None else coupling
     if not 0 <= found <= largest:
         raise ValueError(
             f"coupling must be from 0 to {largest:g}, beyond which beakers with timescale_ratio={ratio:g} "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.uncertainty import bgd_, relative_variance
 from cl_callbacks.guards.arguments import positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
 
@@ -34,21 +34,9 @@ class BGD(UncertainRule):
     Args:
         initial_std: :math:`\sigma` at the start, the initial plasticity; the wider the layers the smaller;
             the paper's 0.015 to 0.06 are without a trust region.
-        rate: :math:`\eta`, above 0.
-        samples: draws of the weights per step, each of which costs a forward and a backward.
-        antithetic: let every second draw mirror the one before it, also from step to step.
-        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
-            :math:`\sigma`, above 0 and below 1; ``None`` for no limit, which diverges early in training
-            where :math:`\sigma` is large.
-        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
-        seed: of the draws.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out; the optimizer trains them as ever.
-        state_dtype: of the state, at least float32; default that, or wider where the parameter is.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints.
+        lr_scale: :math:`\eta`, above 0.
+        options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
+            :class:`~cl_callbacks.rules.metaplasticity.uncertain_rule.UncertainRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -64,44 +52,23 @@ class BGD(UncertainRule):
         self,
         initial_std: float = 0.1,
         *,
-        rate: float = 1.0,
-        samples: int = 1,
-        antithetic: bool = True,
-        trust_region: float | None = 0.2,
-        reduction: Literal["mean", "sum"] = "mean",
-        seed: int = 0,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        lr_scale: float = 1.0,
+        **options: Unpack[UncertainOptions],
     ) -> None:
         super().__init__(
             initial_std=initial_std,
-            samples=samples,
-            antithetic=antithetic,
-            trust_region=trust_region,
-            reduction=reduction,
-            seed=seed,
-            extra_fields={},
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
-        self.rate = positive("rate", rate)
+        self.lr_scale = positive("lr_scale", lr_scale)
 
-    def update(self, step: Step, scale: float | Tensor) -> None:
+    def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """The equations above."""
         bgd_(
             step.synapses.parameters,
             step.synapses["std"],
             step.pulled,
             step.noise_gradients,
-            self.rate,
+            self.lr_scale,
             self.trust_region,
             scale,
         )

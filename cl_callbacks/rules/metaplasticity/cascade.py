@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
-from cl_callbacks.guards.arguments import whole
-from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.guards.arguments import integer
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
@@ -41,14 +43,10 @@ class Cascade(SynapticCallback):
     Args:
         levels: :math:`n`, at least 1.
         seed: of the random transitions; the same on every process.
-        x: above 0 and at most 0.5, where all levels are used equally.
-        parameters: regular expressions of parameter names to include; default: all trainable ones of two
-            and more dimensions.
-        exclude: regular expressions of names to leave out.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints.
+        ratio: :math:`x`, of a level's probabilities to those of the one before: above 0 and at most 0.5,
+            where all levels are used equally.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`; by default ``parameters``
+            are those of two and more dimensions.
 
     Raises:
         ValueError: an argument that cannot work, at construction; a tensor of zeros, when training begins.
@@ -59,6 +57,7 @@ class Cascade(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"level": "zeros"}
+    running = ("level",)
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
     matrices_only: ClassVar[bool] = True
@@ -69,21 +68,15 @@ class Cascade(SynapticCallback):
         levels: int = 5,
         seed: int = 0,
         *,
-        x: float = 0.5,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        ratio: float = 0.5,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(
-            parameters=parameters, exclude=exclude, state_device=state_device, strict=strict, name=name
-        )
-        whole("levels", levels, least=1)
-        whole("seed", seed)
-        if not 0 < x <= 0.5:
-            raise ValueError(f"x must be above 0 and at most 0.5; got {x}")
-        self.levels, self.seed, self.x = levels, seed, x
+        super().__init__(**options)
+        integer("levels", levels, least=1)
+        integer("seed", seed)
+        if not 0 < ratio <= 0.5:
+            raise ValueError(f"ratio must be above 0 and at most 0.5; got {ratio}")
+        self.levels, self.seed, self.ratio = levels, seed, ratio
         self.steps = 0
         """How many optimizer steps there were, from which the random numbers follow."""
         self._uniform = Draws(Tensor.uniform_)
@@ -96,7 +89,7 @@ class Cascade(SynapticCallback):
             self._uniform.draw(self.seed, self.steps)
             self._drawn = self.steps
         uniform = [rows_of(self._uniform[p], rows) for p, rows in synapses.part.items()]
-        switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.x)
+        switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.ratio)
 
     def end_step(self, synapses: SynapseView) -> None:
         """Goes on to other random numbers."""
@@ -104,7 +97,7 @@ class Cascade(SynapticCallback):
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         """The probability that an event against a weight switches it."""
-        q = switch_probabilities(self.levels, self.x)
+        q = switch_probabilities(self.levels, self.ratio)
         return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
@@ -117,7 +110,7 @@ class Cascade(SynapticCallback):
         if not self._uniform.are_beside(view.parameters, view.fields["level"]):
             self._uniform = Draws(Tensor.uniform_, view.parameters, view.fields["level"])
             self._drawn = None
-        with self.synapses.at_hand():
+        with self.synapses.on_device():
             for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
                 _make_binary(name, weight, level)
 

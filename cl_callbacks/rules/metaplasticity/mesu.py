@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.beakers import (
     capacities,
@@ -15,9 +15,9 @@ from cl_callbacks.functional.beakers import (
     level_differences,
 )
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
-from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
-from cl_callbacks.rules.synaptic_callback import Patterns
+from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
 
@@ -48,94 +48,63 @@ class MESU(UncertainRule):
     Communications); the chain is this package's.
 
     Args:
-        memory: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
+        memory_steps: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
             learn the latest task best and long ones remember more tasks.
         prior_std: :math:`\sigma_p`, the plasticity of a synapse that no data need.
         initial_std: :math:`\sigma` at the start; default: ``prior_std``.
-        samples: draws of the weights per step, each of which costs a forward and a backward.
-        antithetic: let every second draw mirror the one before it, also from step to step; it takes the
-            mean gradient, most of the noise, out of :math:`\mathbb E[g\epsilon]`.
-        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
-            :math:`\sigma`, above 0 and below 1; ``None`` for no limit.
-        rate: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
-        std_rate: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
+        lr_scale: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
+        std_lr_scale: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
         prior: what the mean relaxes to: ``"zero"``, or with ``"chain"`` its own past.
-        beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy.
+        beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy. More than
+            4 want ``state_dtype="float64"``, or rounding takes what flows into the deep ones.
         coupling: :math:`g_1` of the chain; its last beaker follows within ``4**(beakers - 1) / coupling``
             steps.
-        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
-        seed: of the draws.
-        parameters: regular expressions of parameter names to include; default: all trainable ones.
-        exclude: regular expressions of names to leave out; the optimizer trains them as ever.
-        state_dtype: of the state, at least float32; default that, or wider where the parameter is. Chains of
-            more than 4 beakers want ``"float64"``, or rounding takes what flows into the deep ones.
-        state_device: where the state lives, such as ``"cpu"``, from where it comes to the parameters while
-            the rule works on it; default: beside each parameter.
-        strict: whether state of parameters that the model no longer has is an error.
-        name: of this instance in logs and checkpoints.
+        options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
+            :class:`~cl_callbacks.rules.metaplasticity.uncertain_rule.UncertainRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[MESU(memory=10_000)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[MESU(memory_steps=10_000)], logger=False, enable_checkpointing=False)
     """
 
     local: ClassVar[bool] = True
 
     def __init__(
         self,
-        memory: float,
+        memory_steps: float,
         prior_std: float = 0.2,
         initial_std: float | None = None,
         *,
-        samples: int = 1,
-        antithetic: bool = True,
-        trust_region: float | None = 0.2,
-        rate: float = 1.0,
-        std_rate: float = 1.0,
+        lr_scale: float = 1.0,
+        std_lr_scale: float = 1.0,
         prior: Prior = "zero",
         beakers: int = 2,
         coupling: float = 1e-3,
-        reduction: Literal["mean", "sum"] = "mean",
-        seed: int = 0,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
-        strict: bool = True,
-        name: str | None = None,
+        **options: Unpack[UncertainOptions],
     ) -> None:
         if prior not in get_args(Prior):
             raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
         positive("prior_std", prior_std)
-        whole("beakers", beakers, least=2)
+        integer("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
+        self.fields = dict.fromkeys(self.slow, "parameter")
         super().__init__(
             initial_std=prior_std if initial_std is None else initial_std,
-            samples=samples,
-            antithetic=antithetic,
-            trust_region=trust_region,
-            reduction=reduction,
-            seed=seed,
-            extra_fields=dict.fromkeys(self.slow, "parameter"),
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
-        self.memory, self.prior_std = positive("memory", memory, endless=True), prior_std
-        self.rate, self.std_rate = positive("rate", rate), positive("std_rate", std_rate)
+        self.memory_steps, self.prior_std = positive("memory_steps", memory_steps, endless=True), prior_std
+        self.lr_scale = positive("lr_scale", lr_scale)
+        self.std_lr_scale = positive("std_lr_scale", std_lr_scale)
         self.prior, self.beakers, self.coupling = prior, beakers, coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
 
-    def update(self, step: Step, scale: float | Tensor) -> None:
+    def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """The equations above."""
         synapses = step.synapses
         past = [synapses[level] for level in self.slow]
@@ -144,10 +113,10 @@ class MESU(UncertainRule):
             synapses["std"],
             step.pulled,
             step.noise_gradients,
-            memory=self.memory,
+            memory_steps=self.memory_steps,
             prior_std=self.prior_std,
-            rate=self.rate,
-            std_rate=self.std_rate,
+            lr_scale=self.lr_scale,
+            std_lr_scale=self.std_lr_scale,
             trust_region=self.trust_region,
             slow=past[0] if past else None,
             coupling=self.coupling,

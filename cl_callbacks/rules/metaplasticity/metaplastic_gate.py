@@ -7,9 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
-from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 
@@ -32,10 +34,8 @@ class MetaplasticGate(SynapticCallback):
     Args:
         steepness: :math:`m`, at least 0, in inverse units of weights; 0 leaves training as it is, bit for
             bit.
-        parameters: regular expressions of parameter names to include; default: all trainable ones of two
-            and more dimensions.
-        exclude: regular expressions of names to leave out.
-        name: of this instance in logs and checkpoints; needed for two on the same parameters.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`; by default ``parameters``
+            are those of two and more dimensions.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -52,13 +52,10 @@ class MetaplasticGate(SynapticCallback):
 
     def __init__(
         self,
-        steepness: float = 1.35,
-        *,
-        parameters: Patterns = None,
-        exclude: Patterns = None,
-        name: str | None = None,
+        steepness: float = 20.0,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(parameters=parameters, exclude=exclude, name=name)
+        super().__init__(**options)
         if not (math.isfinite(steepness) and steepness >= 0):
             raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")
         self.steepness = steepness

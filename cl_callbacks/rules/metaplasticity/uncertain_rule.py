@@ -5,38 +5,54 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
-from cl_callbacks.guards.arguments import positive, whole
+from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
-from cl_callbacks.rules.synaptic_callback import Patterns, SynapticCallback
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill, plain_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.batches import count_samples
-from cl_callbacks.tensors.finite import keep_
+from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
 from cl_callbacks.training.quiet import evaluation_mode
 
 
 class UncertainRule(OutputsOfBatch, SynapticCallback):
-    """Base of the rules that keep a mean and a standard deviation for each weight.
+    r"""Base of the rules that keep a mean and a standard deviation for each weight.
 
     The weights of the model are the means. During the forward and backward of a training step they are
     drawn from their distributions; the rule then replaces the optimizer's update by its own, computed from
     the gradient of the loss summed over the observations of the step. Gradient clipping and the learning
     rate have no part in it; the optimizer goes on training parameters that are not selected.
 
-    See the arguments of :class:`~cl_callbacks.rules.metaplasticity.mesu.MESU`.
+    Args:
+        initial_std: :math:`\sigma` at the start, above 0.
+        draws: of the weights per step, each of which costs a forward and a backward.
+        antithetic: let every second draw mirror the one before it, also from step to step; it takes the
+            mean gradient, most of the noise, out of :math:`\mathbb E[g\epsilon]`.
+        trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
+            :math:`\sigma`, above 0 and below 1; ``None`` for no limit, which diverges early in training
+            where :math:`\sigma` is large.
+        reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
+        seed: of the draws.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. What is excluded, the optimizer
+            trains as ever.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
     """
 
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
@@ -47,38 +63,27 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self,
         *,
         initial_std: float,
-        samples: int,
-        antithetic: bool,
-        trust_region: float | None,
-        seed: int,
-        reduction: str,
-        extra_fields: Mapping[str, Fill],
-        parameters: Patterns,
-        exclude: Patterns,
-        state_dtype: torch.dtype | str | None,
-        state_device: str | None,
-        strict: bool,
-        name: str | None,
+        draws: int = 1,
+        antithetic: bool = True,
+        trust_region: float | None = 0.2,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        self.fields: Mapping[str, Fill] = {"std": initial_std, **extra_fields}
+        self.fields: Mapping[str, Fill] = {"std": initial_std, **self.fields}
         self.running = tuple(self.fields)
         super().__init__(
-            parameters=parameters,
-            exclude=exclude,
-            state_dtype=state_dtype,
-            state_device=state_device,
-            strict=strict,
-            name=name,
+            **options,
         )
         positive("initial_std", initial_std)
-        whole("samples", samples, least=1)
-        whole("seed", seed)
+        integer("draws", draws, least=1)
+        integer("seed", seed)
         if trust_region is not None and not positive("trust_region", trust_region) < 1:
             raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
         self.initial_std, self.trust_region = initial_std, trust_region
-        self.samples, self.reduction = samples, reduction
+        self.draws, self.reduction = draws, reduction
         self.seed, self.antithetic = seed, antithetic
         self.noise: WeightNoise = WeightNoise(seed, antithetic)
         self._training: NoisyTraining | None = None
@@ -86,7 +91,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._micro_batches: int | None = None
         self._window_ended = False
 
-    def update(self, step: Step, scale: float | Tensor) -> None:
+    def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """The rule's equation, in place on the state and on the weights, which are the means before.
 
         Args:
@@ -118,7 +123,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
         self.noise.compiled = compiles(trainer)
-        self._training = NoisyTraining(trainer, pl_module, self.noise, self.samples)
+        self._training = NoisyTraining(trainer, pl_module, self.noise, self.draws)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -160,13 +165,13 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     def rewrite(self, step: Step) -> None:
         """Puts the rule's update in the place of the optimizer's."""
-        keep_(step.synapses.parameters, step.before)
-        self.update(step, self._scale())
+        copy_each_(step.synapses.parameters, step.before)
+        self.replace_update(step, self._scale())
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        self.noise.place(view.parameters, view.fields["std"], view.bring)
+        self.noise.place(view.parameters, view.fields["std"], view.load)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves the module with its means."""
@@ -176,7 +181,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         super().teardown(trainer, pl_module, stage)
 
     @torch.no_grad()
-    def predict_samples(self, pl_module: LightningModule, batch: Any, samples: int = 10) -> Tensor:
+    def predict_samples(self, pl_module: LightningModule, batch: Any, draws: int = 10) -> Tensor:
         """Outputs of the network at several draws of the weights, in evaluation mode.
 
         The mean of their softmax is the predictive distribution; where they disagree the network does not
@@ -186,15 +191,15 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         Args:
             pl_module: the module that the rule has trained.
             batch: of inputs, with or without labels, on the module's device.
-            samples: how many draws.
+            draws: how many.
 
         Returns:
-            Shape ``(samples, *outputs.shape)``; the same for the same seed.
+            Shape ``(draws, *outputs.shape)``; the same for the same seed.
 
         Raises:
             ValueError: the rule has not been trained, nor restored from a checkpoint.
         """
-        whole("samples", samples, least=1)
+        integer("draws", draws, least=1)
         stds = self.synapses.state_dict()["std"]
         known = [(p, stds[plain_name(n)]) for n, p in pl_module.named_parameters() if plain_name(n) in stds]
         if not known:
@@ -210,7 +215,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             stack.callback(self.noise.resume)
             stack.callback(noise.end)
             found = []
-            for draw in range(samples):
+            for draw in range(draws):
                 noise.end()
                 noise.draws = draw
                 noise.begin()

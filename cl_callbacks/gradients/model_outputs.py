@@ -1,0 +1,68 @@
+"""Outputs and labels of a batch, for a network that nobody has described."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_LABEL_KEYS = ("labels", "label")
+
+
+def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:
+    """The outputs of a network for a batch, and the labels of the batch if it has any.
+
+    ``module(x)`` is called for an ``(x, y)`` pair or a lone tensor, and ``module(**inputs)`` for a mapping,
+    without the entries ``labels`` and ``label`` and those that its ``forward`` does not take; ``.logits`` is
+    taken where there is one. A causal language model of ``transformers`` (whose position ``t`` predicts token
+    ``t + 1``) is aligned with its labels.
+
+    Args:
+        module: the network.
+        batch: on the network's device.
+        remedy: what to do about another kind of batch, for the errors.
+
+    Returns:
+        Outputs, one row for each sample; labels, or ``None``.
+
+    Raises:
+        TypeError: a batch or outputs of another kind.
+
+    Example:
+        >>> import torch
+        >>> model_outputs(nn.Identity(), (torch.zeros(2), torch.ones(2)), "")
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+        found = module(**_accepted(module, batch))
+    elif isinstance(batch, Tensor):
+        labels, found = None, module(batch)
+    elif isinstance(batch, list | tuple) and len(batch) == 2:
+        labels, found = batch[1], module(batch[0])
+    else:
+        size = f" of {len(batch)} items" if isinstance(batch, list | tuple) else ""
+        raise TypeError(
+            f"expected a batch (x, y), x, or a mapping of forward's arguments, and got a "
+            f"{type(batch).__name__}{size}: {remedy}"
+        )
+    logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(module).__name__}.forward returned a {type(found).__name__}, and neither it nor its "
+            f"`.logits` is a tensor: {remedy}"
+        )
+    if "CausalLM" in type(found).__name__ and labels is not None:
+        return logits[:, :-1], labels[:, 1:]
+    return logits, labels
+
+
+def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    takes = inspect.signature(module.forward).parameters.values()
+    inputs = {key: value for key, value in batch.items() if key not in _LABEL_KEYS}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+        return inputs
+    names = {parameter.name for parameter in takes}
+    return {key: value for key, value in inputs.items() if key in names}

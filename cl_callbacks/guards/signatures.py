@@ -1,0 +1,49 @@
+"""The arguments of a class whose ``**options`` are declared by the classes it extends."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+
+
+def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class, with those that its ``**options`` hands on to the classes it extends.
+
+    Example:
+        >>> from cl_callbacks import MetaplasticGate
+        >>> list(arguments_of(MetaplasticGate))[:3]
+        ['steepness', 'parameters', 'exclude']
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for parent in kind.__mro__:
+        if parent is object or "__init__" not in vars(parent):
+            continue
+        parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
+        for p in parameters:
+            if p.kind is not p.VAR_KEYWORD:
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return dict(sorted(found.items(), key=lambda item: item[1].kind))
+
+
+def declare_arguments(kind: type) -> None:
+    """Lets everybody see the arguments behind ``**options``: notebooks, the command line, W&B.
+
+    The annotation of ``**options`` is for type checkers. Without it ``jsonargparse`` follows the options
+    to where they are declared, with their defaults and descriptions.
+    """
+    # `type.__call__` takes what `__init__` takes, whatever this says.
+    kind.__signature__ = inspect.Signature(list(arguments_of(kind).values()))  # type: ignore[attr-defined]
+    if "__init__" in vars(kind):
+        vars(kind)["__init__"].__annotations__.pop("options", None)
+
+
+def refuse_unknown(kind: type, unknown: Iterable[str]) -> None:
+    """Raises for an argument that a class does not have, and names the nearest one that it has."""
+    known = arguments_of(kind)
+    for name in unknown:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"the nearest is {nearest[0]!r}" if nearest else "none is near"
+        raise TypeError(f"{kind.__name__} has no argument {name!r}: {hint} of {', '.join(known)}.")

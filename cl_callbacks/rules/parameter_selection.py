@@ -1,0 +1,86 @@
+"""Which parameters of a module a rule works on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cl_callbacks.rules.compatibility import few
+from cl_callbacks.rules.rule_options import Patterns
+
+
+def patterns_of(given: Patterns) -> tuple[str, ...]:
+    """The regular expressions that a user gave, one or several.
+
+    Raises:
+        ValueError: one that is none.
+
+    Example:
+        >>> patterns_of("bias")
+        ('bias',)
+    """
+    patterns = (given,) if isinstance(given, str) else tuple(given or ())
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return patterns
+
+
+class ParameterSelection(NamedTuple):
+    """What a rule asks of a parameter's name and shape; errors name the rule.
+
+    Attributes:
+        rule: the rule's class, for errors.
+        parameters: regular expressions, searched in names, of those to include; all if there are none.
+        exclude: regular expressions of those to leave out.
+        matrices_only: whether parameters of one dimension are left out unless they are named.
+        stepping_only: whether the trainable ones are only those that an optimizer steps, for errors.
+    """
+
+    rule: str
+    parameters: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    matrices_only: bool = False
+    stepping_only: bool = False
+
+    def select(
+        self, pl_module: LightningModule, model: Mapping[str, Tensor], trainable: Collection[str]
+    ) -> list[str]:
+        """The names of the trainable parameters to work on, in the order of the module.
+
+        Raises:
+            MisconfigurationException: nothing is trainable or nothing is left, or a pattern matches nothing.
+        """
+        module = type(pl_module).__name__
+        if not trainable:
+            raise MisconfigurationException(
+                f"{self.rule}: no parameter of {module} requires a gradient"
+                f"{' and is in an optimizer' if self.stepping_only else ''}, "
+                f"so there is no synapse to consolidate; unfreeze some before training."
+            )
+        for pattern in self.parameters + self.exclude:
+            if not any(re.search(pattern, name) for name in model):
+                raise MisconfigurationException(
+                    f"{self.rule}: the pattern {pattern!r} matches no parameter of {module}; its parameters "
+                    f"are {few(list(model))}"
+                )
+        selected = [name for name in trainable if self._wants(name, model[name])]
+        if not selected:
+            raise MisconfigurationException(
+                f"{self.rule}: parameters={self.parameters} and exclude={self.exclude} leave nothing to it "
+                f"of the trainable parameters {few(list(trainable))}"
+            )
+        return selected
+
+    def _wants(self, name: str, parameter: Tensor) -> bool:
+        if self.matrices_only and not self.parameters and parameter.ndim < 2:
+            return False
+        included = not self.parameters or any(re.search(p, name) for p in self.parameters)
+        return included and not any(re.search(p, name) for p in self.exclude)

@@ -1,0 +1,87 @@
+"""The arguments that rules have in common, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Literal, TypedDict
+
+import torch
+
+Patterns = str | Sequence[str] | None
+Anchors = Literal["latest", "each"]
+Decay = float | Literal["mean"]
+
+
+class RuleOptions(TypedDict, total=False):
+    """Arguments of every rule: see :class:`~cl_callbacks.SynapticCallback`."""
+
+    parameters: Patterns
+    exclude: Patterns
+    state_dtype: torch.dtype | str | None
+    state_device: str | None
+    strict: bool
+    name: str | None
+
+
+class AnchoredOptions(RuleOptions, total=False):
+    """Arguments of the rules that pull, too: see :class:`~.anchored_rule.AnchoredRule`."""
+
+    proximal: bool
+    max_importance: float | None
+
+
+class BoundaryOptions(AnchoredOptions, total=False):
+    """Arguments of those that measure at boundaries, too: see :class:`~.boundary_rule.BoundaryRule`."""
+
+    anchors: Anchors
+    importance_file: str | PathLike[str] | None
+
+
+class UncertainOptions(RuleOptions, total=False):
+    """Arguments of those that draw weights, too: see :class:`~.uncertain_rule.UncertainRule`."""
+
+    draws: int
+    antithetic: bool
+    trust_region: float | None
+    reduction: Literal["mean", "sum"]
+    seed: int
+
+
+def state_dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype that ``state_dtype`` names; ``None`` for that of each parameter, at least float32.
+
+    Raises:
+        ValueError: not a floating-point type of 16 bits or more.
+
+    Example:
+        >>> state_dtype_of("bfloat16")
+        torch.bfloat16
+    """
+    if given is None:
+        return None
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise ValueError(f"state_dtype={given!r} is not a floating-point dtype such as 'float32'")
+    return dtype
+
+
+def state_device_of(given: str | None) -> torch.device | None:
+    """The device that ``state_device`` names; ``None`` for beside each parameter.
+
+    Raises:
+        ValueError: not a device, or one that keeps no values.
+
+    Example:
+        >>> state_device_of("cpu")
+        device(type='cpu')
+    """
+    if given is None:
+        return None
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"state_device={given!r} is not a device such as 'cpu'") from error
+    if device.type == "meta":
+        raise ValueError("state_device='meta' keeps no values: use 'cpu', or None for beside the parameters")
+    return device

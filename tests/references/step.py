@@ -1,0 +1,74 @@
+"""One optimizer step for any rules, as plainly as it can be said: no blocks, no offload, no compiling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cl_callbacks import Need, Step
+from cl_callbacks.tensors.blocks import ALL
+
+
+class PlainStep:
+    """Stands in for :class:`cl_callbacks.synapses.synaptic_step.SynapticStep` in a test."""
+
+    def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False) -> None:
+        self.rules, self.place, self.is_new = rules, place, True
+        self.refresh = self.forget_broken_steps = self.detach = lambda: None
+
+    def attach(self, optimizers: list[Optimizer]) -> None:
+        for optimizer in optimizers:
+            optimizer.register_step_post_hook(self._stepped)
+
+    @torch.no_grad()
+    def about_to_step(self, optimizer: Optimizer) -> None:
+        """Keeps what rules may need, then lets every rule add its pull to the gradients."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for rule in self.rules:
+            if rule.noise is not None:
+                rule.noise.pause(parameters)
+        self.place()
+        gradients, before = [p.grad.clone() for p in parameters], [p.clone() for p in parameters]
+        noise = [torch.zeros_like(p) for p in parameters]
+        for rule in self.rules:
+            if rule.noise is not None:
+                rule.noise.reduce_gathered()
+                rule.noise.take(dict.fromkeys(parameters, ALL), noise)
+        for rule in self.rules:
+            view = rule.synapses.view.restrict_to(parameters)
+            rule.pull(view, [p.grad for p in view.sources])
+        pulled = [p.grad.clone() for p in parameters]
+        self.seen: dict[Need, list[Tensor]] = {
+            "gradient": gradients, "noise": noise, "pulled": pulled, "before": before,
+        }  # fmt: skip
+        self.parameters = parameters
+
+    @torch.no_grad()
+    def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
+        """The optimizer has stepped: rules rewrite the update, the owner first, and then all observe it."""
+        for rule in sorted(self.rules, key=lambda rule: not rule.owns_update):
+            rule.rewrite(self._step(rule, optimizer))
+        self.seen["update"] = [p - b for p, b in zip(self.parameters, self.seen["before"], strict=True)]
+        for rule in self.rules:
+            rule.observe(self._step(rule, optimizer))
+        for rule in self.rules:
+            rule.end_step(rule.synapses.view.restrict_to(self.parameters))
+
+    def _step(self, rule: Any, optimizer: Optimizer) -> Step:
+        view = rule.synapses.view.restrict_to(self.parameters)
+        places = {p: i for i, p in enumerate(self.parameters)}
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        seen = {need: [values[places[p]] for p in view.sources] for need, values in self.seen.items()}
+        return Step(
+            synapses=view,
+            gradients=seen["gradient"],
+            noise_gradients=seen["noise"],
+            pulled=seen["pulled"],
+            before=seen["before"],
+            updates=seen.get("update", []),
+            optimizer=optimizer,
+            groups=[group_of[p] for p in view.sources],
+        )
