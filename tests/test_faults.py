@@ -32,6 +32,7 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
+from tests.processes import Forked
 from tests.test_contract import RULES, assert_same, make, state
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
@@ -258,7 +259,7 @@ class Dies(Callback):
 @pytest.mark.parametrize("measuring", [pytest.param(False, marks=pytest.mark.sweep), True])
 def test_a_process_that_dies_ends_the_others(measuring: bool) -> None:
     """In seconds, and not after the half hour that a process group waits for one that hangs."""
-    trainer = make_trainer(Dies(measuring), EWC(1.0), MESU(100.0), strategy="ddp_spawn", devices=2)
+    trainer = make_trainer(Dies(measuring), EWC(1.0), MESU(100.0), strategy=Forked(), devices=2)
     start = time.monotonic()
     with pytest.raises(ProcessExitedException, match="signal SIGKILL"):
         model = Net(nn.Linear(FEATURES, CLASSES), partial(torch.optim.SGD, lr=0.1))
