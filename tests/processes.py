@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 # A process that is forked from one with these imported begins at once; one that imports them takes 8 s.
 PRELOADED = ["lightning.pytorch", "cl_callbacks", "tests.processes"]
+SERVED = multiprocessing.get_context("forkserver")
 
 
-def _preload() -> None:
+def forkserver() -> ForkServerContext:
+    """Of processes that begin at once."""
     multiprocessing.set_forkserver_preload(PRELOADED)
+    return SERVED
 
 
 class Forked(DDPStrategy):
@@ -26,7 +30,7 @@ class Forked(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(start_method="forkserver")
-        _preload()
+        forkserver()
         os.environ.pop("MASTER_PORT", None)  # of an earlier Trainer; somebody else may have it by now
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def train_together(processes: int, work: Callable[..., None], *args: Any) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    _preload()
+    forkserver()
     environment = dict(os.environ)  # the server's is that of the first call
     mp.start_processes(
         _launched, (processes, port, environment, work, args), nprocs=processes, start_method="forkserver"

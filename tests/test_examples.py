@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,22 +12,22 @@ import pytest
 from datasets import Dataset
 
 from tests.pictures import write_pictures
+from tests.scripts import logged_out, run_script
 from tests.tiny_transformers import requests, tiny_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(*arguments: str, folder: Path, example: str = "digits.py") -> subprocess.CompletedProcess[str]:
-    # Nobody is logged in, whatever the machine that runs the tests.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(folder / "no")}
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / example), *arguments],
-        capture_output=True, text=True, env=env, cwd=folder, timeout=240,
-    )  # fmt: skip
+    return run_script(EXAMPLES / example, *arguments, folder=folder)
 
 
 def test_digits(tmp_path: Path) -> None:
-    done = run("--tasks", "3", "--seed", "0", "--json", "results.json", folder=tmp_path)
+    """In a process of its own, as a user has it."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits.py"), "--tasks", "3", "--seed", "0", "--json", "results.json"],
+        capture_output=True, text=True, env=logged_out(tmp_path), cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) == {"none", "ewc"}
