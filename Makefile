@@ -2,17 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# As many processes as cores; the tests of a file share what they have trained, and stay together.
+PARALLEL := -n logical --dist loadfile
+
 .PHONY: demo test test-all lint bench-fisher bench-quick clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # With the sweeps that take too long for every run.
 test-all: .venv/.dev
-	$(BIN)/python -m pytest -m "sweep or not sweep"
+	$(BIN)/python -m pytest $(PARALLEL) -m "sweep or not sweep"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Scripts as a user runs them, in this process: what a process needs to begin is most of what many of them take."""
+"""Scripts as a user runs them, but in this process: a process takes most of their time to begin."""
 
 from __future__ import annotations
 

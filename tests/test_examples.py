@@ -24,8 +24,9 @@ def run(*arguments: str, folder: Path, example: str = "digits.py") -> subprocess
 
 def test_digits(tmp_path: Path) -> None:
     """In a process of its own, as a user has it."""
+    arguments = ["--tasks", "3", "--seed", "0", "--json", "results.json"]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "digits.py"), "--tasks", "3", "--seed", "0", "--json", "results.json"],
+        [sys.executable, str(EXAMPLES / "digits.py"), *arguments],
         capture_output=True, text=True, env=logged_out(tmp_path), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
