@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
 from tests.pictures import write_pictures
@@ -22,6 +23,7 @@ def run(script: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_fisher(tmp_path: Path) -> None:
     cases = ["digits-exact", "digits-sampled", "small-transformer"]
     run("fisher.py", *cases, "--repeats", "1", "--json", "fisher.json", folder=tmp_path)
@@ -44,6 +46,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert [row["bytes_per_parameter"] for row in found["parameters"]] == [8.0]
 
 
+@pytest.mark.slow
 def test_overhead(tmp_path: Path) -> None:
     rules = ["EWC", "SI and EWC", "DriftBoundaries", "autograd penalty, 10 anchors"]
     arguments = ["--networks", "small-transformer", "--pairs", "2", "--rules", *rules]
@@ -55,6 +58,7 @@ def test_overhead(tmp_path: Path) -> None:
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_observation(tmp_path: Path) -> None:
     arguments = ["--methods", "ewc", "--tasks", "2", "--seeds", "0", "--json", "observation.json"]
     run("observation.py", *arguments, folder=tmp_path)
@@ -64,6 +68,7 @@ def test_observation(tmp_path: Path) -> None:
         assert found[name]["on_task_end"] > 0
 
 
+@pytest.mark.slow
 def test_long_stream(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=60, test=20)
     arguments = ["--data-dir", str(tmp_path), "--tasks", "3", "--images", "40", "--seeds", "0", "1"]
@@ -76,6 +81,7 @@ def test_long_stream(tmp_path: Path) -> None:
         assert runs[0]["last"] == runs[0]["accuracies"][-1]
 
 
+@pytest.mark.slow
 def test_boundaries(tmp_path: Path) -> None:
     arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
     kinds = ["declared", "cusum", "none"]
@@ -90,6 +96,7 @@ def test_boundaries(tmp_path: Path) -> None:
     assert rows["none"]["regret"] > rows["cusum"]["regret"]
 
 
+@pytest.mark.slow
 def test_detectors(tmp_path: Path) -> None:
     monitors = ["cusum", "adwin", "cusum, median/MAD"]
     arguments = ["--steps", "300", "--json", "detectors.json"]
@@ -100,6 +107,7 @@ def test_detectors(tmp_path: Path) -> None:
     assert results["cusum"]["a hard batch in ten"] < results["cusum, median/MAD"]["a hard batch in ten"]
 
 
+@pytest.mark.slow
 def test_streams(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
     for name, label in (("elec2", "class"), ("insects_gradual", "label")):
@@ -122,6 +130,7 @@ def test_streams(tmp_path: Path) -> None:
             assert any(abs(at - 1500) < 60 for at in found["found"])
 
 
+@pytest.mark.slow
 def test_faults(tmp_path: Path) -> None:
     """In a process of its own, as a user has it: it forks."""
     arguments = ["--kills", "2", "--bad-batches", "8", "--ballast", "100000", "--json", "faults.json"]

@@ -22,6 +22,7 @@ def run(*arguments: str, folder: Path, example: str = "digits.py") -> subprocess
     return run_script(EXAMPLES / example, *arguments, folder=folder)
 
 
+@pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
     """In a process of its own, as a user has it."""
     arguments = ["--tasks", "3", "--seed", "0", "--json", "results.json"]
@@ -45,6 +46,7 @@ def test_digits(tmp_path: Path) -> None:
     assert "average accuracy" in done.stdout
 
 
+@pytest.mark.slow
 def test_boundaries_that_are_found(tmp_path: Path) -> None:
     arguments = ["--methods", "si", "--tasks", "2", "--boundaries", "drift", "--transition", "40"]
     done = run(*arguments, "--json", "results.json", folder=tmp_path)
@@ -58,6 +60,7 @@ def test_boundaries_that_are_found(tmp_path: Path) -> None:
     assert (result["found"]["recall"], result["found"]["false_alarms"]) == (1.0, 0)
 
 
+@pytest.mark.slow
 def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=256, test=40)
     methods = ["none", "ewc", "si", "mas", "rwalk", "kfac", "streaming"]
@@ -71,6 +74,7 @@ def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mnist.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_binary_network(tmp_path: Path) -> None:
     arguments = ["--network", "binary", "--methods", "none", "metaplastic", "--tasks", "2"]
     done = run(*arguments, "--json", "results.json", folder=tmp_path)
@@ -98,6 +102,7 @@ def test_help_and_bad_arguments(tmp_path: Path) -> None:
     assert "invalid choice" in run("--methods", "magic", folder=tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_finetune_text(tmp_path: Path) -> None:
     model = tiny_encoder(tmp_path / "model")
     for name, split in requests(copies=4).items():
@@ -169,6 +174,7 @@ def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path, arguments: list[s
     assert message in run(*arguments, folder=tmp_path, example="finetune_causal_lm.py").stderr
 
 
+@pytest.mark.slow
 def test_existing_trainer(tmp_path: Path) -> None:
     done = run(folder=tmp_path, example="existing_trainer.py")
     assert done.returncode == 0, done.stderr

@@ -214,6 +214,7 @@ CONSOLIDATING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", CONSOLIDATING)
 def test_an_interrupt_leaves_the_old_state_or_the_new(rule: str) -> None:
     found = interrupt_line_by_line(CONSOLIDATING[rule](), every=97)

@@ -93,6 +93,7 @@ def test_no_rule_imports_another() -> None:
                 assert parts[3] in shared, f"{file} imports {name}"
 
 
+@pytest.mark.slow
 def test_data_and_plots_are_imported_where_they_are_used() -> None:
     heavy = ("datasets", "sklearn", "matplotlib", "wandb", "transformers", "jsonargparse")
     # Lightning itself imports some of these; what counts is that this package adds none.

@@ -102,6 +102,7 @@ every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES.key
 one_of_each = pytest.mark.parametrize("draw", [FIGURES[name] for name in ONE_OF_EACH], ids=ONE_OF_EACH)
 
 
+@pytest.mark.slow
 @every_figure
 def test_no_text_stands_on_another_or_is_cut_off(draw: Callable[[], Figure]) -> None:
     figure = draw()

@@ -219,6 +219,7 @@ def failing(rank: int, folder: Path, step: int) -> None:
     (folder / "missing").write_text(str(evaluation.matrix.isnan().any().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pkill") is None, reason="kills a process by its name")
 @pytest.mark.parametrize("step", [2, 6])  # in mid-task, and where a task ends
 def test_a_wandb_that_fails_in_the_middle_does_not_stop_the_training(tmp_path: Path, step: int) -> None:
