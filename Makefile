@@ -14,8 +14,9 @@ test: .venv/.dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # What one runs while writing. It has every doctest and something of every room; what takes seconds each is left
-# out: most examples and benchmarks, the command line in a process of its own, checkpoints of sharded training,
-# kernels of most rules, a resume of every rule in mid-epoch, interrupts at any line, a wandb that dies.
+# out: nearly all examples and benchmarks, the command line in a process of its own, checkpoints of sharded training,
+# kernels of most rules, a resume of every rule in mid-epoch, interrupts in many lines, a wandb that dies, and
+# rules beside tied weights, beside a compiled submodule or of great strength.
 test-fast: .venv/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not sweep"
 

@@ -34,6 +34,7 @@ def test_fisher(tmp_path: Path) -> None:
         assert result["difference"] < 1e-5  # the fast Fisher is the loop's
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     arguments = ["--tasks", "1", "3", "--parameters", "1e5", "--repeats", "1", "--json", "scaling.json"]
     run("scaling.py", *arguments, folder=tmp_path)

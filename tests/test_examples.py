@@ -84,6 +84,7 @@ def test_binary_network(tmp_path: Path) -> None:
     assert results["metaplastic"]["last_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_memory_capacity(tmp_path: Path) -> None:
     arguments = ["--json", "memory.json", "--repeats", "1"]
     done = run(*arguments, folder=tmp_path, example="memory_capacity.py")
@@ -139,6 +140,7 @@ def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
     assert "no good strength is known of bgd" in done.stderr
 
 
+@pytest.mark.slow
 def test_finetune_causal_lm(tmp_path: Path) -> None:
     for domain, texts in {"bank": ["pay my bill now", "pay the bill"], "music": ["now play a song"]}.items():
         (tmp_path / domain).mkdir()

@@ -119,6 +119,7 @@ def test_pyplot_is_not_needed(draw: Callable[[], Figure], monkeypatch: pytest.Mo
     assert len(np.unique(pixels(draw()))) > 10
 
 
+@pytest.mark.slow
 @one_of_each
 def test_looks_the_same_on_every_page_and_in_every_style(draw: Callable[[], Figure]) -> None:
     plain = saved(draw())
