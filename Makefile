@@ -2,17 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench-fisher bench-quick clean
+# As many processes as cores; the tests of a file share what they have trained, and stay together.
+PARALLEL := -n logical --dist loadfile
+
+.PHONY: demo test test-fast test-all lint bench-fisher bench-quick clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# What one runs while writing. It has every doctest and something of every room; what takes seconds each is left
+# out: nearly all examples and benchmarks, the command line in a process of its own, checkpoints of sharded training,
+# kernels of most rules, a resume of every rule in mid-epoch, interrupts in many lines, a wandb that dies, and
+# rules beside tied weights, beside a compiled submodule or of great strength.
+test-fast: .venv/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not sweep"
 
 # With the sweeps that take too long for every run.
 test-all: .venv/.dev
-	$(BIN)/python -m pytest -m "sweep or not sweep"
+	$(BIN)/python -m pytest $(PARALLEL) -m "sweep or not sweep"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

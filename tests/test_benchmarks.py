@@ -8,20 +8,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
 from tests.pictures import write_pictures
+from tests.scripts import run_script
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def run(script: str, *arguments: str, folder: Path) -> str:
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
+    done = run_script(BENCHMARKS / script, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+@pytest.mark.slow
 def test_fisher(tmp_path: Path) -> None:
     cases = ["digits-exact", "digits-sampled", "small-transformer"]
     run("fisher.py", *cases, "--repeats", "1", "--json", "fisher.json", folder=tmp_path)
@@ -32,6 +34,7 @@ def test_fisher(tmp_path: Path) -> None:
         assert result["difference"] < 1e-5  # the fast Fisher is the loop's
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     arguments = ["--tasks", "1", "3", "--parameters", "1e5", "--repeats", "1", "--json", "scaling.json"]
     run("scaling.py", *arguments, folder=tmp_path)
@@ -44,6 +47,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert [row["bytes_per_parameter"] for row in found["parameters"]] == [8.0]
 
 
+@pytest.mark.slow
 def test_overhead(tmp_path: Path) -> None:
     rules = ["EWC", "SI and EWC", "DriftBoundaries", "autograd penalty, 10 anchors"]
     arguments = ["--networks", "small-transformer", "--pairs", "2", "--rules", *rules]
@@ -55,6 +59,7 @@ def test_overhead(tmp_path: Path) -> None:
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_observation(tmp_path: Path) -> None:
     arguments = ["--methods", "ewc", "--tasks", "2", "--seeds", "0", "--json", "observation.json"]
     run("observation.py", *arguments, folder=tmp_path)
@@ -64,6 +69,7 @@ def test_observation(tmp_path: Path) -> None:
         assert found[name]["on_task_end"] > 0
 
 
+@pytest.mark.slow
 def test_long_stream(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=60, test=20)
     arguments = ["--data-dir", str(tmp_path), "--tasks", "3", "--images", "40", "--seeds", "0", "1"]
@@ -76,6 +82,7 @@ def test_long_stream(tmp_path: Path) -> None:
         assert runs[0]["last"] == runs[0]["accuracies"][-1]
 
 
+@pytest.mark.slow
 def test_boundaries(tmp_path: Path) -> None:
     arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
     kinds = ["declared", "cusum", "none"]
@@ -90,6 +97,7 @@ def test_boundaries(tmp_path: Path) -> None:
     assert rows["none"]["regret"] > rows["cusum"]["regret"]
 
 
+@pytest.mark.slow
 def test_detectors(tmp_path: Path) -> None:
     monitors = ["cusum", "adwin", "cusum, median/MAD"]
     arguments = ["--steps", "300", "--json", "detectors.json"]
@@ -100,6 +108,7 @@ def test_detectors(tmp_path: Path) -> None:
     assert results["cusum"]["a hard batch in ten"] < results["cusum, median/MAD"]["a hard batch in ten"]
 
 
+@pytest.mark.slow
 def test_streams(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
     for name, label in (("elec2", "class"), ("insects_gradual", "label")):
@@ -122,9 +131,13 @@ def test_streams(tmp_path: Path) -> None:
             assert any(abs(at - 1500) < 60 for at in found["found"])
 
 
+@pytest.mark.slow
 def test_faults(tmp_path: Path) -> None:
+    """In a process of its own, as a user has it: it forks."""
     arguments = ["--kills", "2", "--bad-batches", "8", "--ballast", "100000", "--json", "faults.json"]
-    run("faults.py", *arguments, folder=tmp_path)
+    command = [sys.executable, str(BENCHMARKS / "faults.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "faults.json").read_text())
     assert [row["rules"] for row in found["kills"]] == ["none", "EWC, SI, RWalk"]
     assert all(row["kills"] and row["from"] and not row["different"] for row in found["kills"])

@@ -262,6 +262,7 @@ def matrix(folder: Path) -> Any:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transition", [0, 16])
 def test_a_sequence_that_is_stopped_in_its_third_task_ends_as_if_it_never_was(
     transition: int, tmp_path: Path
@@ -281,6 +282,7 @@ def test_a_sequence_that_is_stopped_in_its_third_task_ends_as_if_it_never_was(
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_command_does_what_the_same_python_does(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cl_callbacks", *short(tmp_path, "command")],

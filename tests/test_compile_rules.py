@@ -31,8 +31,18 @@ def trained(monkeypatch: pytest.MonkeyPatch, rules: list[Any], *others: CompileR
     return weights(model), len(kernels._compiled)
 
 
+QUICK = {"si", "mesu"}  # one whose gradients are rewritten, and one whose weights are drawn
+
+
 @needs_compiler
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.startswith("kfac")])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, marks=[] if rule in QUICK else [pytest.mark.slow])
+        for rule in RULES
+        if not rule.startswith("kfac")
+    ],
+)
 def test_training_is_the_same_but_for_rounding(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, none = trained(monkeypatch, [make(rule)])
     compiled, some = trained(monkeypatch, [make(rule)], CompileRules())

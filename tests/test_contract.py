@@ -96,6 +96,7 @@ def test_the_pull_is_the_gradient_of_the_penalty(rule: str) -> None:
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pulling_rule
 @pytest.mark.parametrize("proximal", [False, True])
 def test_a_great_strength_holds_what_was_learned(rule: str, proximal: bool) -> None:

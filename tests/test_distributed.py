@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from cl_callbacks import (
     TaskSequence,
 )
 from tests.drift.traces import noisy
+from tests.processes import Forked
 from tests.rules import same
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
 
@@ -43,11 +43,6 @@ class Report(Callback):
 
     def __init__(self, rules: list[SynapticCallback], folder: Path) -> None:
         self.rules, self.folder = rules, folder
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        # A gloo thread that is still alive when the interpreter exits aborts the process now and then.
-        if trainer.world_size > 1:
-            atexit.register(dist.destroy_process_group)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         states = [rule.state_dict() for rule in self.rules]
@@ -90,8 +85,7 @@ def train(folder: Path, lr: float, **options: Any) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ddp")
-    options = {"strategy": "ddp_spawn", "devices": 2}
-    return {lr: train(folder / str(lr), lr, **options) for lr in (0.0, 0.1)}
+    return {lr: train(folder / str(lr), lr, strategy=Forked(), devices=2) for lr in (0.0, 0.1)}
 
 
 def test_state_is_bit_identical_on_both_ranks(two: dict[float, list[dict[str, Any]]]) -> None:
@@ -122,7 +116,7 @@ def by_number(folder: Path, numbers: list[int]) -> list[dict[str, Any]]:
         rule,
         BatchBoundaries(key=2),
         Report([rule], folder),
-        strategy="ddp_spawn",
+        strategy=Forked(),
         devices=2,
         use_distributed_sampler=False,
     )
@@ -178,7 +172,7 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
         accumulate_grad_batches=2,
         use_distributed_sampler=False,
         devices=processes,
-        strategy="ddp_spawn" if processes > 1 else "auto",
+        strategy=Forked() if processes > 1 else "auto",
     )
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
     model = (Summing if kind == "sum" else Net)(net, partial(torch.optim.Adam, lr=0.1)).double()
@@ -241,7 +235,7 @@ def test_every_process_finds_the_same_boundaries_at_the_same_steps(monitor: str,
         boundaries,
         Found(boundaries, tmp_path),
         Report(rules, tmp_path),
-        strategy="ddp_spawn",
+        strategy=Forked(),
         devices=2,
         use_distributed_sampler=False,
     )
@@ -286,7 +280,7 @@ def test_tasks_mix_around_the_change_on_every_process(tmp_path: Path) -> None:
     trainer = make_trainer(
         Shares(tmp_path),
         SynapticIntelligence(1.0),
-        strategy="ddp_spawn",
+        strategy=Forked(),
         devices=2,
         max_epochs=2,
         reload_dataloaders_every_n_epochs=1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,22 +12,24 @@ import pytest
 from datasets import Dataset
 
 from tests.pictures import write_pictures
+from tests.scripts import logged_out, run_script
 from tests.tiny_transformers import requests, tiny_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(*arguments: str, folder: Path, example: str = "digits.py") -> subprocess.CompletedProcess[str]:
-    # Nobody is logged in, whatever the machine that runs the tests.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(folder / "no")}
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / example), *arguments],
-        capture_output=True, text=True, env=env, cwd=folder, timeout=240,
-    )  # fmt: skip
+    return run_script(EXAMPLES / example, *arguments, folder=folder)
 
 
+@pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
-    done = run("--tasks", "3", "--seed", "0", "--json", "results.json", folder=tmp_path)
+    """In a process of its own, as a user has it."""
+    arguments = ["--tasks", "3", "--seed", "0", "--json", "results.json"]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits.py"), *arguments],
+        capture_output=True, text=True, env=logged_out(tmp_path), cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) == {"none", "ewc"}
@@ -45,6 +46,7 @@ def test_digits(tmp_path: Path) -> None:
     assert "average accuracy" in done.stdout
 
 
+@pytest.mark.slow
 def test_boundaries_that_are_found(tmp_path: Path) -> None:
     arguments = ["--methods", "si", "--tasks", "2", "--boundaries", "drift", "--transition", "40"]
     done = run(*arguments, "--json", "results.json", folder=tmp_path)
@@ -58,6 +60,7 @@ def test_boundaries_that_are_found(tmp_path: Path) -> None:
     assert (result["found"]["recall"], result["found"]["false_alarms"]) == (1.0, 0)
 
 
+@pytest.mark.slow
 def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=256, test=40)
     methods = ["none", "ewc", "si", "mas", "rwalk", "kfac", "streaming"]
@@ -71,6 +74,7 @@ def test_every_method_on_pictures_from_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mnist.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_binary_network(tmp_path: Path) -> None:
     arguments = ["--network", "binary", "--methods", "none", "metaplastic", "--tasks", "2"]
     done = run(*arguments, "--json", "results.json", folder=tmp_path)
@@ -80,6 +84,7 @@ def test_binary_network(tmp_path: Path) -> None:
     assert results["metaplastic"]["last_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_memory_capacity(tmp_path: Path) -> None:
     arguments = ["--json", "memory.json", "--repeats", "1"]
     done = run(*arguments, folder=tmp_path, example="memory_capacity.py")
@@ -98,6 +103,7 @@ def test_help_and_bad_arguments(tmp_path: Path) -> None:
     assert "invalid choice" in run("--methods", "magic", folder=tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_finetune_text(tmp_path: Path) -> None:
     model = tiny_encoder(tmp_path / "model")
     for name, split in requests(copies=4).items():
@@ -134,6 +140,7 @@ def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
     assert "no good strength is known of bgd" in done.stderr
 
 
+@pytest.mark.slow
 def test_finetune_causal_lm(tmp_path: Path) -> None:
     for domain, texts in {"bank": ["pay my bill now", "pay the bill"], "music": ["now play a song"]}.items():
         (tmp_path / domain).mkdir()
@@ -169,6 +176,7 @@ def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path, arguments: list[s
     assert message in run(*arguments, folder=tmp_path, example="finetune_causal_lm.py").stderr
 
 
+@pytest.mark.slow
 def test_existing_trainer(tmp_path: Path) -> None:
     done = run(folder=tmp_path, example="existing_trainer.py")
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,7 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
+from tests.processes import Forked
 from tests.test_contract import RULES, assert_same, make, state
 from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
@@ -213,6 +214,7 @@ CONSOLIDATING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", CONSOLIDATING)
 def test_an_interrupt_leaves_the_old_state_or_the_new(rule: str) -> None:
     found = interrupt_line_by_line(CONSOLIDATING[rule](), every=97)
@@ -257,13 +259,13 @@ class Dies(Callback):
 
 @pytest.mark.parametrize("measuring", [pytest.param(False, marks=pytest.mark.sweep), True])
 def test_a_process_that_dies_ends_the_others(measuring: bool) -> None:
-    """In seconds, and not after the half hour that a process group waits for one that hangs."""
-    trainer = make_trainer(Dies(measuring), EWC(1.0), MESU(100.0), strategy="ddp_spawn", devices=2)
+    """Long before the half hour is over that a process group waits for one that hangs."""
+    trainer = make_trainer(Dies(measuring), EWC(1.0), MESU(100.0), strategy=Forked(), devices=2)
     start = time.monotonic()
     with pytest.raises(ProcessExitedException, match="signal SIGKILL"):
         model = Net(nn.Linear(FEATURES, CLASSES), partial(torch.optim.SGD, lr=0.1))
         trainer.fit(model, loader(*task(0, samples=64), batch_size=4))
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240
 
 
 @contextmanager

@@ -157,6 +157,7 @@ def test_the_plain_trainer_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> 
     assert_resumes(Case(None), tmp_path, *AT)
 
 
+@pytest.mark.slow
 @every_rule
 def test_a_rule_resumes_in_the_middle_of_an_epoch(rule: str, tmp_path: Path) -> None:
     assert_resumes(Case(lambda: make(rule)), tmp_path, *AT)

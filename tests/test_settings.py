@@ -14,7 +14,12 @@ from tests.settings import SETTINGS
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 
 CELLS = [
-    pytest.param(rule, setting, id=f"{setting.title}-{rule}", marks=[pytest.mark.sweep] * setting.sweep)
+    pytest.param(
+        rule,
+        setting,
+        id=f"{setting.title}-{rule}",
+        marks=[pytest.mark.sweep] * setting.sweep + [pytest.mark.slow] * setting.slow,
+    )
     for setting in SETTINGS
     for rule in RULES
 ]

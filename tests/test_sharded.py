@@ -29,6 +29,7 @@ from tests.settings.training import BATCH, EPOCHS
 from tests.test_contract import Told
 from tests.training import Net, loader, make_trainer, plain_net, task
 
+pytestmark = pytest.mark.slow
 ALL = sorted(SHARDABLE)
 
 

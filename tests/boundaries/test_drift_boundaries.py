@@ -185,6 +185,7 @@ def test_features_of_pictures_are_channels() -> None:
     assert boundaries.signal.shift.mean.shape == (5,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [60, 106, 107, 150])
 def test_resume_is_bit_identical(at: int, tmp_path: Path) -> None:
     """At rest, between onset and alarm, and soon after a boundary; one batch per epoch."""

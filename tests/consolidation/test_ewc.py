@@ -46,6 +46,7 @@ def test_equals_a_plain_loop_with_the_penalty_in_the_loss(anchors: str, optimize
     torch.testing.assert_close(ewc.penalty(ewc.synapses.view), expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_each_anchor_equals_two_hundred_stored_tasks() -> None:
     """The closed form of the sum, through the whole callback, to 1e-6; state does not grow."""
     torch.manual_seed(0)

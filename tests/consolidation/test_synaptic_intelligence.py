@@ -113,6 +113,7 @@ class EWCLike(SynapticCallback):
         torch._foreach_add_(gradients, distance, alpha=self.strength)
 
 
+@pytest.mark.slow
 def test_importance_tends_to_half_the_curvature() -> None:
     """Small steps to the minimum of a diagonal quadratic: strength 1 is then EWC's."""
     diagonal = torch.tensor([0.5, 1.0, 2.0, 4.0, 3.0], dtype=torch.float64)

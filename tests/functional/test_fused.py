@@ -150,8 +150,8 @@ def test_numbers_may_change_without_another_kernel(monkeypatch: pytest.MonkeyPat
 @needs_compiler
 def test_each_set_of_constants_has_its_own_kernel() -> None:
     """More of them than torch.compile makes for one function."""
-    with compiling():
-        for k in range(torch._dynamo.config.recompile_limit + 2):
+    with torch._dynamo.config.patch(recompile_limit=2), compiling():
+        for k in range(4):
             g, w, one, zero = (torch.full((kernels.SMALLEST,), float(v)) for v in (0, 2, 1, 0))
             add_quadratic_pull_([g], [w], [one], [zero], float(k))
             assert (g == 2 * k).all()
@@ -374,8 +374,8 @@ def test_more_lists_of_lengths_than_torch_compile_makes_for_one_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "SMALLEST", 2)
-    with compiling():
-        for extra in range(torch._dynamo.config.recompile_limit + 2):
+    with torch._dynamo.config.patch(recompile_limit=2), compiling():
+        for extra in range(4):
             weights = [torch.ones(3), torch.ones(4 + extra)]
             double_(weights)
             assert all((w == 2).all() for w in weights)

@@ -102,6 +102,7 @@ every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES.key
 one_of_each = pytest.mark.parametrize("draw", [FIGURES[name] for name in ONE_OF_EACH], ids=ONE_OF_EACH)
 
 
+@pytest.mark.slow
 @every_figure
 def test_no_text_stands_on_another_or_is_cut_off(draw: Callable[[], Figure]) -> None:
     figure = draw()
@@ -118,6 +119,7 @@ def test_pyplot_is_not_needed(draw: Callable[[], Figure], monkeypatch: pytest.Mo
     assert len(np.unique(pixels(draw()))) > 10
 
 
+@pytest.mark.slow
 @one_of_each
 def test_looks_the_same_on_every_page_and_in_every_style(draw: Callable[[], Figure]) -> None:
     plain = saved(draw())

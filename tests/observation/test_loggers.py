@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cl_callbacks import EWC, EpochBoundaries, SynapseStatistics, TaskEvaluation
 from tests import wandb_files
 from tests.observation.test_task_evaluation import TASKS, Scored, fit
+from tests.processes import train_together
 
 BY_TASK = [
     "average",
@@ -195,32 +197,35 @@ def test_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-FAILING = """
-import os, subprocess, time
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from tests.observation.test_loggers import run
-
 class Killing(Callback):
-    def on_train_batch_end(self, trainer, pl_module, *args):
-        if trainer.global_step == {step}:
-            subprocess.run(["pkill", "-9", "-f", f"wandb-core.*--pid {{os.getpid()}}"], check=True)
+    """Ends the service of this process's wandb."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            subprocess.run(["pkill", "-9", "-f", f"wandb-core.*--pid {os.getpid()}"], check=True)
             time.sleep(1)  # a call in the very moment of its death may go through
 
-evaluation = run(WandbLogger(save_dir={folder!r}, offline=True), CSVLogger({folder!r}), also=[Killing()])
-print("MATRIX", evaluation.matrix.isnan().any().item())
-"""
+
+def failing(rank: int, folder: Path, step: int) -> None:
+    # With a service of its own, not that of the process that runs the tests.
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        del os.environ[name]
+    loggers = WandbLogger(save_dir=folder, offline=True), CSVLogger(folder)
+    with (folder / "said").open("w") as said, redirect_stderr(said):
+        evaluation = run(*loggers, also=[Killing(step)])
+    (folder / "missing").write_text(str(evaluation.matrix.isnan().any().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pkill") is None, reason="kills a process by its name")
 @pytest.mark.parametrize("step", [2, 6])  # in mid-task, and where a task ends
 def test_a_wandb_that_fails_in_the_middle_does_not_stop_the_training(tmp_path: Path, step: int) -> None:
-    script = FAILING.format(folder=str(tmp_path), step=step)
-    # With a service of its own, not that of this process.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert "MATRIX False" in done.stdout, done.stderr
-    assert "WandbLogger has failed (ConnectionResetError" in done.stderr
+    train_together(1, failing, tmp_path, step)
+    assert (tmp_path / "missing").read_text() == "False"
+    assert "WandbLogger has failed (ConnectionResetError" in (tmp_path / "said").read_text()
     # What the other logger and the files were told goes on to the end.
     (metrics,) = tmp_path.glob("lightning_logs/version_0/metrics.csv")
     assert sum(bool(row["cl_task/average"]) for row in csv.DictReader(metrics.open())) == TASKS

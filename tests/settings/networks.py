@@ -177,6 +177,7 @@ SETTINGS = [
         tied,
         lambda rule: tied(rule, registered_once=True),
         Within(1e-9, "another order of summation; in double precision"),
+        slow=True,
     ),
     Setting(
         "LoRA (peft)",
@@ -195,5 +196,6 @@ SETTINGS = [
         "the same, not compiled",
         compiled,
         alone,
+        slow=True,
     ),
 ]

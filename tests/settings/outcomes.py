@@ -65,6 +65,8 @@ class Setting:
     """By the name of the rule."""
     sweep: bool = False
     """Whether it takes too long for every run of the tests."""
+    slow: bool = False
+    """Whether it takes too long while one writes."""
 
     def outcome_of(self, rule: str) -> Outcome:
         return self.exceptions.get(rule, self.outcome)
