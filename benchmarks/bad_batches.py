@@ -185,7 +185,7 @@ def follows(name: str, way: str, rule: SynapticCallback, kind: str) -> frozenset
         if name.startswith(("Streaming", "BennaFusi", "MESU")):
             return frozenset(rule.fields)
         if isinstance(rule, RWalk):
-            closed = rule.steps % rule.every_n_steps == 0
+            closed = rule.steps % rule.window_steps == 0
             return frozenset({"fisher", "start", "score", "path"} if closed else {"fisher"})
     return frozenset()
 

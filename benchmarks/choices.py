@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import METHODS, SETTINGS, Classifier, average_accuracy, task_sequence
+from digits import METHODS, SETTINGS, Classifier, average_accuracy, callbacks, task_sequence
 
 from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, StreamingConsolidation
 from cl_callbacks.functional.fisher import ESTIMATORS
@@ -105,7 +105,7 @@ def strengths(case: Case) -> Iterator[tuple[str, float]]:
     # The strength of a metaplastic rule is another quantity for each: see METHODS.
     for method, grid in GRIDS[case.data].items():
         for strength in grid if method in case.methods else ():
-            yield f"{method:10} strength={strength:6g}", train_at_once(METHODS[method](strength), case)
+            yield f"{method:10} strength={strength:6g}", train_at_once(callbacks(method, strength), case)
 
 
 def anchors(case: Case) -> Iterator[tuple[str, float]]:

@@ -7,6 +7,7 @@
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
     python examples/digits.py --methods ewc si --boundaries drift --transition 200  # gradual changes
     python examples/digits.py --methods ewc --strength 30 --tasks 5 --seed 1
+    python examples/digits.py --methods none mesu bgd benna_fusi --defaults  # arguments that nobody chose
     python examples/digits.py --data mnist --data-dir DIR  # DIR/train.parquet, DIR/test.parquet
 
 The data are scikit-learn's digits, padded to 16 by 16 pixels, or MNIST, from a folder or from the hub
@@ -20,12 +21,12 @@ method, offline unless you are logged in.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from netrc import netrc
 from pathlib import Path
@@ -64,6 +65,7 @@ from cl_callbacks import (
 )
 from cl_callbacks.data import digits
 from cl_callbacks.drift import score_boundaries
+from cl_callbacks.functional import forgetting
 
 
 class Setting(NamedTuple):
@@ -79,20 +81,20 @@ SETTINGS = {
     "mnist": Setting(epochs=1, batch_size=256, pad=0, pixels=28 * 28, hidden=400),
 }
 
-# What each method adds to the Trainer.
-METHODS: dict[str, Callable[[float], list[Callback]]] = {
-    "none": lambda strength: [],
-    "ewc": lambda strength: [EWC(strength)],
-    "si": lambda strength: [SynapticIntelligence(strength)],
-    "mas": lambda strength: [MAS(strength)],
-    "rwalk": lambda strength: [RWalk(strength)],
-    "kfac": lambda strength: [KFACLaplace(strength)],
-    "streaming": lambda strength: [StreamingConsolidation(strength)],
-    "mesu": lambda memory: [MESU(memory)],
-    "bgd": lambda std: [BGD(std)],
-    "metaplastic": lambda steepness: [MetaplasticGate(steepness)],
-    "benna_fusi": lambda coupling: [BennaFusi(2, coupling, leak=False)],
-    "cascade": lambda levels: [Cascade(int(levels))],
+# The callback of each method, and the argument that `--strength` sets.
+METHODS: dict[str, tuple[type[Callback], str] | None] = {
+    "none": None,
+    "ewc": (EWC, "strength"),
+    "si": (SynapticIntelligence, "strength"),
+    "mas": (MAS, "strength"),
+    "rwalk": (RWalk, "strength"),
+    "kfac": (KFACLaplace, "strength"),
+    "streaming": (StreamingConsolidation, "strength"),
+    "mesu": (MESU, "memory_steps"),
+    "bgd": (BGD, "initial_std"),
+    "metaplastic": (MetaplasticGate, "steepness"),
+    "benna_fusi": (BennaFusi, "coupling"),
+    "cascade": (Cascade, "levels"),
 }
 
 # The best of a grid on seeds 10 to 12 (of equals the steadier), which are not those that are reported:
@@ -209,6 +211,17 @@ def strength_of(method: str, args: argparse.Namespace) -> float:
     return known.get(method, 0.0) if args.strength is None else args.strength
 
 
+def callbacks(method: str, strength: float, defaults: bool = False) -> list[Callback]:
+    """The method's callback; with its defaults, as far as it has one for the argument."""
+    known = METHODS[method]
+    if known is None:
+        return []
+    kind, argument = known
+    if defaults and inspect.signature(kind).parameters[argument].default is not inspect.Parameter.empty:
+        return [kind()]
+    return [kind(**{argument: int(strength) if argument == "levels" else strength})]
+
+
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     setting = SETTINGS[args.data]
@@ -229,7 +242,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*METHODS[method](strength), boundaries, evaluation, SynapseStatistics()],
+        callbacks=[*callbacks(method, strength, args.defaults), boundaries, evaluation, SynapseStatistics()],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
@@ -243,7 +256,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     wandb.finish()
     # Validation comes when a task ends, whenever that is noticed; the first row is of the untrained network.
-    matrix = [scores for _, scores in evaluation.record.curve[1:]]
+    curve = [scores for _, scores in evaluation.record.curve]
+    matrix = curve[1:]
     found = {}
     if isinstance(boundaries, DriftBoundaries):
         batches = int(trainer.num_training_batches) * setting.epochs
@@ -256,6 +270,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     return found | {
         "average_accuracy": average_accuracy(trainer),
         "last_accuracy": matrix[-1][-1],
+        "forgetting": forgetting(torch.tensor(curve)).item(),
         "strength": strength,
         "matrix": matrix,
         "seconds": seconds,
@@ -278,11 +293,11 @@ def show_found(console: Console, method: str, result: dict[str, Any]) -> None:
 
 def show_summary(console: Console, results: dict[str, dict[str, Any]]) -> None:
     table = Table(title="average accuracy over all tasks after the last")
-    for column in ("method", "strength", "accuracy", "last task", "seconds"):
+    for column in ("method", "strength", "accuracy", "last task", "forgetting", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for method, result in results.items():
-        accuracies = f"{result['average_accuracy']:.3f}", f"{result['last_accuracy']:.3f}"
-        table.add_row(method, f"{result['strength']:g}", *accuracies, f"{result['seconds']:.0f}")
+        scores = [f"{result[key]:.3f}" for key in ("average_accuracy", "last_accuracy", "forgetting")]
+        table.add_row(method, f"{result['strength']:g}", *scores, f"{result['seconds']:.0f}")
     console.print(table)
 
 
@@ -324,6 +339,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=10, help="how many permutations (at least 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strength", type=float, help="of the methods; default: the table above")
+    parser.add_argument("--defaults", action="store_true", help="a strength only where a method asks for one")
     parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs and picture")
     parser.add_argument("--accelerator", default="cpu", help="a network this small is fastest there")

@@ -91,7 +91,7 @@ def turn_into_update_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> No
         >>> t = [torch.tensor([3.0, torch.inf])]
         >>> turn_into_update_(t, [torch.ones(2)])
         >>> t
-        [tensor([-2., 0.])]
+        [tensor([-2.,  0.])]
     """
     torch._foreach_sub_(list(before), list(weights))
     torch._foreach_neg_(list(before))

@@ -173,8 +173,8 @@ def test_importance_file_errors(tmp_path: Path) -> None:
     source.save_importance(tmp_path / "exact")
     with pytest.raises(ValueError, match=r"'estimator': 'exact'.* this rule measures .*'empirical'"):
         EWC(1.0, estimator="empirical", importance_file=tmp_path / "exact")
-    assert type("MyEWC", (EWC,), {})(1.0, importance=tmp_path / "exact").tasks == 1
-    save_file({"w": torch.zeros(1)}, tmp_path / "other", EWC(1.0).measure)
+    assert type("MyEWC", (EWC,), {})(1.0, importance_file=tmp_path / "exact").tasks == 1
+    save_file({"w": torch.zeros(1)}, tmp_path / "other", EWC(1.0).kind)
     with pytest.raises(ValueError, match="holds 'w'"):
         EWC(1.0, importance_file=tmp_path / "other")
 

@@ -90,7 +90,7 @@ def test_another_rule_slows_the_flow(order: int) -> None:
     torch.manual_seed(0)
     model = Net(plain_net(), optimizer)
     other = SynapticIntelligence(1.0, parameters=r"net\.0\.weight", name="important")
-    rule = BennaFusi(3, 0.4, gated_by="important")
+    rule = BennaFusi(3, 0.4, leak=True, gated_by="important")
     make_trainer(*[rule, other][::order], max_epochs=2).fit(model, loader(*task(0)))
     assert other.tasks == 1
     importance = other.synapses.view["importance"][0]

@@ -293,7 +293,7 @@ def test_heads_that_grow_and_half_precision() -> None:
                 trainer.optimizers[0].add_param_group({"params": list(self.net[2].parameters())})
 
     statistics = SynapseStatistics(1)
-    memory = [EWC(20.0), MetaplasticGate(), BennaFusi(3, 0.1)]
+    memory = [EWC(20.0), MetaplasticGate(1.35), BennaFusi(3, 0.1)]
     trainer = make_trainer(*memory, statistics, EpochBoundaries(2), max_epochs=5, precision="bf16-true")
     trainer.fit(Growing(plain_net()), loader(*task(0)))
     numbers = [
