@@ -193,6 +193,25 @@ def test_detectors_of_river() -> None:
     assert made.detector.delta == 0.1
 
 
+def test_a_wrong_name_is_refused_with_the_nearest_right_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = {"class_path": "EWC", "init_args": {"stength": 70.0}}
+    (tmp_path / "rule.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [rule]}}))
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", str(CONFIGS / "digits.yaml"), "--config", str(tmp_path / "rule.yaml")])
+    assert "Option 'stength' is not accepted; the nearest is 'strength'" in capsys.readouterr().err
+
+
+def test_the_printed_configuration_has_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    rule = ["--config", str(CONFIGS / "rules" / "ewc.yaml")]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", str(CONFIGS / "digits.yaml"), *rule, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    (found,) = [c for c in printed["trainer"]["callbacks"] if c["class_path"] == "cl_callbacks.EWC"]
+    assert found["init_args"].keys() == inspect.signature(cl_callbacks.EWC).parameters.keys()
+
+
 # -- the result ----------------------------------------------------------------------------------------------
 
 TASKS, EPOCHS = 4, 2

@@ -40,10 +40,23 @@ def declare_arguments(kind: type) -> None:
         vars(kind)["__init__"].__annotations__.pop("options", None)
 
 
+def nearest_argument(kind: type, name: str) -> str | None:
+    """The argument of a class whose name is nearest to a given one; ``None`` if none is near.
+
+    Example:
+        >>> from cl_callbacks import EWC
+        >>> nearest_argument(EWC, "stength")
+        'strength'
+    """
+    found = difflib.get_close_matches(name, inspect.signature(kind).parameters, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
 def refuse_unknown(kind: type, unknown: Iterable[str]) -> None:
     """Raises for an argument that a class does not have, and names the nearest one that it has."""
-    known = arguments_of(kind)
     for name in unknown:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"the nearest is {nearest[0]!r}" if nearest else "none is near"
-        raise TypeError(f"{kind.__name__} has no argument {name!r}: {hint} of {', '.join(known)}.")
+        nearest = nearest_argument(kind, name)
+        hint = f"the nearest is {nearest!r}" if nearest else "none is near"
+        raise TypeError(
+            f"{kind.__name__} has no argument {name!r}: {hint} of {', '.join(arguments_of(kind))}."
+        )
