@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
     """The batch with ``function`` applied to each tensor, in containers of the same types."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, MutableMapping):
-        new = copy.copy(batch)
-        for key, value in batch.items():
-            new[key] = map_tensors(function, value)
-        return new
-    if isinstance(batch, list | tuple):
-        items = [map_tensors(function, item) for item in batch]
-        if isinstance(batch, list):
-            return items
-        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = [field.name for field in dataclasses.fields(batch) if field.init]
-        new = {name: map_tensors(function, getattr(batch, name)) for name in fields}
-        return dataclasses.replace(batch, **new)
-    return batch
+    return apply_to_collection(batch, Tensor, function, allow_frozen=True)
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
