@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.rules import OWNING, PULLING, REWRITING, RULES, VARIANTS, make
+from tests.every_rule import OWNING, PULLING, REWRITING, RULES, VARIANTS, make
 from tests.settings import SETTINGS
 from tests.settings.outcomes import Differs, Exact, Outcome, Refused, Setting, Within
 

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
-from tests.rules import MATRICES_ONLY, RULES, VARIANTS, make
-from tests.training import Net, fit_tasks, plain_net
+from tests.every_rule import MATRICES_ONLY, RULES, VARIANTS, make
+from tests.small import Net, fit_tasks, plain_net
 
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
 

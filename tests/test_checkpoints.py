@@ -24,8 +24,8 @@ from cl_callbacks import (
     PlateauBoundaries,
     RWalk,
 )
-from tests.rules import RULES, assert_same, every_rule, make, same, state
-from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.every_rule import RULES, assert_same, every_rule, make, same, state
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
 def learned(rule: str | None, *callbacks: Callback, epochs: int = 2) -> Any:

@@ -33,9 +33,9 @@ from cl_callbacks import (
     TaskSequence,
 )
 from tests.drift.traces import noisy
+from tests.every_rule import same
 from tests.processes import Forked
-from tests.rules import same
-from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, task
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 
 class Report(Callback):

@@ -14,10 +14,10 @@ from torch.utils.data import TensorDataset
 
 from cl_callbacks import EWC, MESU, DriftBoundaries, EpochBoundaries, SynapticIntelligence
 from tests.drift.traces import noisy
+from tests.every_rule import OWNING, RULES, make, same
 from tests.processes import train_together
 from tests.resumable import Resumable
-from tests.rules import OWNING, RULES, make, same
-from tests.training import CLASSES, FEATURES, Net, make_trainer, task
+from tests.small import CLASSES, FEATURES, Net, make_trainer, task
 
 CHANGE = 40
 

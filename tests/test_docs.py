@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import cl_callbacks
-from tests.training import Net, fit_tasks, plain_net
+from tests.small import Net, fit_tasks, plain_net
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(cl_callbacks.__file__).parent

@@ -33,8 +33,8 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from tests.processes import Forked
-from tests.test_contract import RULES, assert_same, make, state
-from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.rules.test_contract import RULES, assert_same, make, state
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 PACKAGE = str(Path(cl_callbacks.__file__).parent)
 every_rule = pytest.mark.parametrize("rule", RULES)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import RWalk, SynapticIntelligence
+from tests.every_rule import MATRICES_ONLY, RULES, every_rule, make
 from tests.memory import PAGE, factors, measured, page, size
-from tests.rules import MATRICES_ONLY, RULES, every_rule, make
-from tests.training import CLASSES, FEATURES, Net, fit_tasks, plain_net
+from tests.small import CLASSES, FEATURES, Net, fit_tasks, plain_net
 
 # Rules that take half precision, and which of their fields have it.
 NARROW = {

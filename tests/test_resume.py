@@ -27,9 +27,9 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
+from tests.every_rule import RULES, assert_same, every_rule, make, state
 from tests.resumable import Resumable
-from tests.rules import RULES, assert_same, every_rule, make, state
-from tests.training import CLASSES, FEATURES, Net, make_trainer, task
+from tests.small import CLASSES, FEATURES, Net, make_trainer, task
 
 EPOCHS, BATCHES = 4, 6
 

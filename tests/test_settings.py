@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from tests.rules import RULES
+from tests.every_rule import RULES
 from tests.settings import SETTINGS
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 

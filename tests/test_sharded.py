@@ -21,13 +21,13 @@ from torch.distributed.fsdp import fully_shard
 from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.tensors.shards import full_tensor, held
-from tests import rules
+from tests import every_rule
+from tests.every_rule import SHARDABLE
 from tests.processes import train_together
-from tests.rules import SHARDABLE
+from tests.rules.test_contract import Told
 from tests.settings.processes import EXACT_LABELS, DealtTasks, DoubleTasks, Sharded
 from tests.settings.training import BATCH, EPOCHS
-from tests.test_contract import Told
-from tests.training import Net, loader, make_trainer, plain_net, task
+from tests.small import Net, loader, make_trainer, plain_net, task
 
 pytestmark = pytest.mark.slow
 ALL = sorted(SHARDABLE)
@@ -36,7 +36,7 @@ ALL = sorted(SHARDABLE)
 def callbacks() -> list[Any]:
     """Every rule at once, each with a name of its own."""
     exact = {rule: {"estimator": "exact"} if rule in EXACT_LABELS else {} for rule in ALL}
-    return [rules.make(rule, name=rule.replace(" ", "_"), **exact[rule]) for rule in ALL]
+    return [every_rule.make(rule, name=rule.replace(" ", "_"), **exact[rule]) for rule in ALL]
 
 
 def strategy(processes: int, folder: bool = False) -> ModelParallelStrategy:
@@ -62,7 +62,7 @@ def train(model: Net, folder: Path, name: str, resumed: str | None = None, **opt
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     found = {
         "weights": {name: full_tensor(p.detach()) for name, p in model.named_parameters()},
-        "states": [rules.state(rule) for rule in memory],
+        "states": [every_rule.state(rule) for rule in memory],
         "penalties": [rule.penalty(rule.synapses.view) for rule in memory],
         "bytes": sum(t.nbytes for rule in memory for ts in rule.synapses.view.fields.values() for t in ts),
     }
@@ -84,7 +84,7 @@ def two(rank: int, folder: Path) -> None:
     for kind, on in ((Sharded, strategy(2)), (Net, "ddp"), (Sharded, strategy(2))):
         trainer = make_trainer(memory, use_distributed_sampler=False, devices=2, strategy=on)
         trainer.fit(build(kind), DealtTasks())
-    torch.save(rules.state(memory), folder / f"by turns-{rank}.pt")
+    torch.save(every_rule.state(memory), folder / f"by turns-{rank}.pt")
     drift(folder, "drift")
     drift(folder, "resumed drift", "drift")
 
@@ -148,7 +148,7 @@ def left_out(folder: Path, name: str, kind: type[Net], **options: Any) -> None:
 
     trainer.callbacks.insert(0, Kept())
     trainer.fit(model, DoubleTasks() if kind is LeavingOut else DealtTasks())
-    found = {"importance": rules.state(memory[0]), "kept": kept, "drawn": Seeing.drawn}
+    found = {"importance": every_rule.state(memory[0]), "kept": kept, "drawn": Seeing.drawn}
     torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
 
 
@@ -169,7 +169,7 @@ def drift(folder: Path, name: str, resumed: str | None = None) -> None:
     )
     checkpoint = resumed and folder / resumed / "epoch=8.ckpt"
     trainer.fit(model, OneByOne(), ckpt_path=checkpoint, weights_only=True)
-    found = [full_tensor(p.detach()) for p in model.parameters()], [rules.state(rule) for rule in memory]
+    found = [full_tensor(p.detach()) for p in model.parameters()], [every_rule.state(rule) for rule in memory]
     torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
 
 

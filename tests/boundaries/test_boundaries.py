@@ -17,7 +17,7 @@ from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries, FitBoundaries, T
 from cl_callbacks.boundaries.batch_boundaries import _refuse_disagreement
 from cl_callbacks.tensors.batches import count_samples
 from cl_callbacks.training.task_batches import task_batches
-from tests.training import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
+from tests.small import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
 class Diary(Callback):

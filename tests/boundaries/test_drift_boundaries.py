@@ -20,7 +20,7 @@ from cl_callbacks import EWC, DriftBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.drift import CUSUM, Plateau
 from cl_callbacks.training.task_batches import task_batches
 from tests.drift.traces import noisy
-from tests.training import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 from tests.wandb_files import history
 
 SAMPLES = 4  # in a batch

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cl_callbacks import MAS, PlateauBoundaries, SynapticIntelligence
 from cl_callbacks.drift import Plateau
-from tests.training import FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.small import FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
 class Scripted(Net):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.boundaries.snapshots import Snapshots
-from tests.training import Net
+from tests.small import Net
 
 NOBODY: Any = SimpleNamespace(callbacks=[])
 

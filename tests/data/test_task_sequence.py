@@ -16,7 +16,7 @@ from torch import nn
 from cl_callbacks import EWC, EpochBoundaries, FitBoundaries, TaskSequence
 from cl_callbacks.data import digits
 from cl_callbacks.data.image_tasks import Rotate, image_tensors
-from tests.training import Net, make_trainer
+from tests.small import Net, make_trainer
 
 
 def images(n: int = 20) -> tuple[torch.Tensor, torch.Tensor]:

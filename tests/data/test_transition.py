@@ -12,7 +12,7 @@ from torch import nn
 
 from cl_callbacks import DriftBoundaries, EpochBoundaries, SynapticIntelligence, TaskSequence
 from cl_callbacks.data.transition import Blend, Ramp
-from tests.training import CLASSES, Net, make_trainer, weights
+from tests.small import CLASSES, Net, make_trainer, weights
 
 SAMPLES, BATCH = 40, 4  # ten batches in an epoch
 

@@ -31,11 +31,11 @@ from cl_callbacks import (
 from cl_callbacks.observation.histograms import histogram
 from cl_callbacks.observation.survey import QUANTILES, SAMPLES, Survey, read
 from cl_callbacks.synapses.view import SynapseView
+from tests.every_rule import every_rule, make
 from tests.processes import train_together
-from tests.rules import every_rule, make
 from tests.settings.processes import DealtTasks, DoubleTasks, Sharded, fsdp2
 from tests.settings.training import EPOCHS
-from tests.training import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
+from tests.small import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 from tests.wandb_files import history
 
 

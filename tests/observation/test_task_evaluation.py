@@ -31,7 +31,7 @@ from cl_callbacks import (
 from cl_callbacks.functional.task_matrix import average_accuracy, forgetting
 from tests.processes import train_together
 from tests.settings.processes import fsdp2
-from tests.training import Net, loader, make_trainer, plain_net, task, weights
+from tests.small import Net, loader, make_trainer, plain_net, task, weights
 
 TASKS = 3
 

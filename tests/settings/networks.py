@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cl_callbacks import EpochBoundaries
 from tests.settings.outcomes import Refused, Run, Setting, Within
 from tests.settings.training import EPOCHS, Tasks, alone, make, module, train
-from tests.training import CLASSES, FEATURES, Net, plain_net
+from tests.small import CLASSES, FEATURES, Net, plain_net
 
 # -- frozen ------------------------------------------------------------------------------------------------
 

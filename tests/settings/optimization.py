@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from tests.rules import COUNTING
+from tests.every_rule import COUNTING
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, make, module, sgd, train
-from tests.training import Net
+from tests.small import Net
 
 # -- from other random numbers -----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.settings.outcomes import Refused, Run, Setting
 from tests.settings.training import EPOCHS, Tasks, make, module, train
-from tests.training import Net
+from tests.small import Net
 
 # -- 16-mixed, with an overflow in the first epoch of each task --------------------------------------------
 

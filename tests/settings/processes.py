@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
-from tests import rules
+from tests import every_rule
+from tests.every_rule import RULES, SHARDABLE
 from tests.processes import train_together
-from tests.rules import RULES, SHARDABLE
 from tests.settings.outcomes import Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, module, outcome, train
-from tests.training import Net
+from tests.small import Net
 
 PROCESSES = 2
 # Labels that are drawn differ with the process that draws them.
@@ -33,7 +33,7 @@ EXACT_LABELS = {"ewc each", "kfac", "kfac list"}
 
 def make(rule: str | None) -> Any:
     options = {"estimator": "exact"} if rule in EXACT_LABELS else {}
-    return None if rule is None else rules.make(rule, **options)
+    return None if rule is None else every_rule.make(rule, **options)
 
 
 class Dealt(Sampler[int]):
@@ -80,7 +80,7 @@ class Agreement(Callback):
         self.rule = rule
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        found = {} if self.rule is None else rules.state(self.rule)
+        found = {} if self.rule is None else every_rule.state(self.rule)
         mine = [full_tensor(p.detach()) for p in pl_module.parameters()] + list(found.values())
         for tensor in mine:
             theirs = tensor.clone()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import SynapticIntelligence
-from tests.rules import MATRICES_ONLY, OWNING, state
+from tests.every_rule import MATRICES_ONLY, OWNING, state
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import alone, make, module, outcome, train
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from cl_callbacks import EpochBoundaries, SynapticCallback
 from cl_callbacks.synapses.state import plain_name
-from tests import rules
+from tests import every_rule
 from tests.settings.outcomes import Run
-from tests.training import Net, loader, make_trainer, plain_net, task
+from tests.small import Net, loader, make_trainer, plain_net, task
 
 EPOCHS, SAMPLES, BATCH = 2, 20, 8  # per task; the last batch of each epoch is smaller
 
@@ -65,11 +65,11 @@ def train(
 
 def outcome(model: LightningModule, rule: SynapticCallback | None) -> Run:
     weights = {plain_name(name): p.detach().clone() for name, p in model.named_parameters()}
-    return Run(weights, {} if rule is None else rules.state(rule))
+    return Run(weights, {} if rule is None else every_rule.state(rule))
 
 
 def make(rule: str | None, **options: Any) -> Any:
-    return None if rule is None else rules.make(rule, **options)
+    return None if rule is None else every_rule.make(rule, **options)
 
 
 @cache

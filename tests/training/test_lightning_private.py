@@ -1,0 +1,179 @@
+"""Each private attribute of Lightning that the package uses, by itself: which version has changed it.
+
+A failure here means that the installed Lightning has renamed or changed what the function of the same name in
+``cl_callbacks/training/lightning_private.py`` stands for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+import cl_callbacks
+from cl_callbacks.training import lightning_private as private
+from tests.small import Net, loader, make_trainer, plain_net, task
+
+
+@pytest.fixture(autouse=True)
+def version() -> Iterator[None]:
+    """Says which version of Lightning it was, should a test fail."""
+    try:
+        yield
+    finally:
+        print(f"Lightning {lightning.__version__}")
+
+
+class Asking(Callback):
+    """Asks something after each training batch."""
+
+    def __init__(self, ask: Any) -> None:
+        self.ask, self.answers = ask, []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.answers.append(self.ask(trainer, pl_module))
+
+
+class Validating(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+def asked(ask: Any, *callbacks: Callback, model: Any = None, **options: Any) -> list[Any]:
+    asking = Asking(ask)
+    make_trainer(asking, *callbacks, **options).fit(model or Net(plain_net()), loader(*task(0)))
+    return asking.answers
+
+
+def test_attached_trainer() -> None:
+    assert private.attached_trainer(Net()) is None
+    assert all(asked(lambda trainer, module: private.attached_trainer(module) is trainer))
+
+
+def test_is_logging_step(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    found = asked(lambda t, m: private.is_logging_step(t), logger=logger, log_every_n_steps=2, max_epochs=2)
+    assert found == [False, True] * 3
+    found = asked(
+        lambda t, m: private.is_logging_step(t), logger=logger, log_every_n_steps=1, accumulate_grad_batches=3
+    )
+    assert found == [False, False, True]
+
+
+def test_logged_step() -> None:
+    assert asked(lambda t, m: private.logged_step(t)) == [0, 1, 2]
+    assert asked(lambda t, m: private.logged_step(t), accumulate_grad_batches=3) == [0, 0, 0]
+
+
+def test_progress_bar_metrics() -> None:
+    def ask(trainer: Any, module: Any) -> Any:
+        private.progress_bar_metrics(trainer)["word"] = "here"
+        return trainer.progress_bar_metrics["word"]
+
+    assert asked(ask) == ["here"] * 3
+
+
+def test_loaders_in_use_and_like() -> None:
+    def ask(trainer: Any, module: Any) -> Any:
+        used = private.loaders_in_use(trainer)
+        like = private.loaders_like(used)
+        return (
+            [type(one).__name__ for one in used.flattened],
+            like is not used,
+            like.flattened == used.flattened,
+        )
+
+    assert asked(ask)[0] == (["DataLoader"], True, True)
+
+
+def test_before_batch_transfer() -> None:
+    class Doubling(Net):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return 2 * batch
+
+    found = asked(
+        lambda trainer, module: private.before_batch_transfer(module, [torch.ones(1)]),
+        model=Doubling(plain_net()),
+    )
+    assert found == [[torch.ones(1), torch.ones(1)]] * 3
+
+
+def test_may_stop_early() -> None:
+    assert asked(lambda t, m: private.may_stop_early(t), min_epochs=2, max_epochs=2)[:2] == [False, False]
+    assert asked(lambda t, m: private.may_stop_early(t), min_epochs=0)[0]
+
+
+def test_last_saved_step(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=2)
+    asked(lambda t, m: None, checkpoint, enable_checkpointing=True)
+    assert private.last_saved_step(checkpoint) == 2
+
+
+def test_the_rich_bar() -> None:
+    bar, lines = RichProgressBar(), []
+
+    def ask(trainer: Any, module: Any) -> Any:
+        live = private.is_live(bar)
+        lines.append(private.add_line(bar, "extra", 3))
+        bar.progress.update(lines[-1], visible=False)
+        return live
+
+    assert asked(ask, bar, enable_progress_bar=True) == [True] * 3
+    assert len(set(lines)) == 3
+    assert not private.is_live(bar)
+    trainer = make_trainer(RichProgressBar(), enable_progress_bar=True)
+    again = trainer.progress_bar_callback
+    private.start_bar(again, trainer)
+    assert private.is_live(again)
+    private.stop_bar(again)
+    assert not private.is_live(again)
+
+
+def test_has_training_line() -> None:
+    bar = TQDMProgressBar()
+    assert asked(lambda t, m: private.has_training_line(bar), bar, enable_progress_bar=True) == [True] * 3
+    assert not private.has_training_line(bar)
+
+
+def test_metrics_kept() -> None:
+    def ask(trainer: Any, module: Any) -> Any:
+        before = dict(trainer.callback_metrics)
+        with private.metrics_kept(trainer):
+            trainer._logger_connector._callback_metrics["other"] = torch.ones(())
+        return dict(trainer.callback_metrics).keys() == before.keys()
+
+    assert all(asked(ask))
+
+
+def test_validation_loop_kept() -> None:
+    def ask(trainer: Any, module: Any) -> Any:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        before = dict(vars(loop))
+        with private.validation_loop_kept(loop) as loaders:
+            kinds = [type(one).__name__ for one in loaders]
+            loop.batch_progress = None
+        return kinds, vars(loop).keys() == before.keys() and loop.batch_progress is not None
+
+    asking = Asking(ask)
+    make_trainer(asking).fit(Validating(plain_net()), loader(*task(0)), loader(*task(1)))
+    assert asking.answers == [(["DataLoader"], True)] * 3
+
+
+def test_no_other_file_touches_a_private_attribute_of_lightning() -> None:
+    package = Path(cl_callbacks.__file__).parent
+    owners = "trainer|pl_module|loop|fit_loop|epoch_loop|val_loop|checkpoint|bar|connector|lightning_module"
+    found = [
+        f"{file.relative_to(package)}: {match}"
+        for file in package.rglob("*.py")
+        if file.name != "lightning_private.py"
+        for match in re.findall(rf"\b(?:{owners})\._[a-z]\w+", file.read_text())
+    ]
+    assert not found
