@@ -42,9 +42,8 @@ class TaskEvaluation(Callback):
     ``cl_task/score/0`` and ``cl_task/forgetting/0`` and so on for each task learned, and
     ``cl_task/consolidation_seconds``, the time that rules took at its end; by step, ``cl/task``, the current
     task. ``task_matrix.json``, ``task_matrix.csv`` and ``figures/*.png`` are written into the folder of the
-    first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. Figures
-    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is not used
-    again.
+    first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
+    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
 
     Args:
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
