@@ -1,4 +1,4 @@
-"""``python -m cl_callbacks fit --config configs/digits.yaml``."""
+"""Runs the command line: ``python -m cl_callbacks fit --config configs/digits.yaml``."""
 
 from cl_callbacks.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI over whatever modules, data and callbacks a YAML file names."""
+"""The command line: LightningCLI with the modules, data and callbacks that a YAML file names."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def run(args: list[str] | None = None) -> LightningCLI:
-    """Does what the arguments say, such as ``["fit", "--config", "configs/digits.yaml"]``.
+    """Runs LightningCLI with arguments such as ``["fit", "--config", "configs/digits.yaml"]``.
 
-    Model and data are classes given by ``class_path`` and ``init_args``, and so are callbacks and loggers;
-    those of this package by their bare names. Files given by several ``--config`` are merged in order.
+    Model, data, callbacks and loggers are classes given by ``class_path`` and ``init_args``; classes of this
+    package need no module path. Files given by several ``--config`` are merged in order.
 
     Args:
-        args: of the command line; ``None`` for those of the process.
+        args: command-line arguments; ``None`` for those of the process.
 
     Returns:
-        The command line, with the ``trainer``, ``model`` and ``datamodule`` that it has made.
+        The LightningCLI, with the ``trainer``, ``model`` and ``datamodule`` that it has created.
 
     Raises:
         ImportError: ``jsonargparse`` is not installed.
@@ -44,7 +44,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
         subclass_mode_data=True,
         parser_class=Parser,
         parser_kwargs={"prog": "cl-callbacks"},
-        save_config_kwargs={"overwrite": True},  # a run that is resumed may log into the folder it had
+        save_config_kwargs={"overwrite": True},  # a resumed run may log into the same folder
         args=args,
     )
 
@@ -63,9 +63,9 @@ def _with_nearest_names(message: str) -> str:
 
 
 def main() -> None:
-    """What ``python -m cl_callbacks`` and the command ``cl-callbacks`` do."""
+    """Entry point of ``python -m cl_callbacks`` and of the command ``cl-callbacks``."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # modules of the folder that it is run in, as with `python -m`
+        sys.path.insert(0, "")  # finds modules in the working directory, as `python -m` does
     try:
         run()
     except ImportError as error:

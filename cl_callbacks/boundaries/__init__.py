@@ -1,4 +1,4 @@
-"""Who says that a task has ended."""
+"""The callbacks that declare where a task ends. What rules do there belongs in ``rules/``."""
 
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries

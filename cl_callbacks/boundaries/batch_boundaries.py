@@ -1,4 +1,4 @@
-"""Tasks named by the batches themselves."""
+"""Task boundaries from a task number in each batch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 class BatchBoundaries(TaskBoundaries):
     """A task lasts as long as the batches carry its number.
 
-    A new number ends the task before the batch that carries it is learned, and the end of the fit ends
-    the last one. The task of the events is that number. Since a stream tells its tasks apart only as it
-    passes, the most recent samples of the task are kept for the rules that read data at its end.
+    A new number ends the current task before training on the batch that carries it, and the end of the fit
+    ends the last task. Task events get that number as ``task``. Since the end of a task becomes known only
+    with the next one's first batch, its most recent samples are kept for the rules that read data at its end.
 
     Args:
-        key: where in the batch the number is: a mapping's key or a tuple's position. It holds one integer
-            or one for each sample, all equal.
+        key: where the batch holds its task number: a mapping's key or a tuple's position. The value is one
+            integer, or one for each sample, all equal.
         recent_samples: how many recent samples of the task to keep, on the device they arrive on; use at
             least the ``samples`` of the rules.
 
@@ -43,7 +43,7 @@ class BatchBoundaries(TaskBoundaries):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Compares the batch's task with the current one."""
+        """Ends the current task and begins the next one if the batch carries a new number."""
         task = self._task_of(batch)
         if trainer.world_size > 1:
             tasks = trainer.strategy.all_gather(torch.tensor([task], device=pl_module.device))
@@ -76,16 +76,16 @@ class BatchBoundaries(TaskBoundaries):
         return int(numbers[0])
 
     def process_state(self) -> dict[str, Any]:
-        """The recent batches, so that a resumed task ends as the uninterrupted one."""
+        """Recent batches, so that a resumed task ends exactly as without the interruption."""
         return {"recent_batches": self.recent_batches.state_dict()}
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with this process's batches."""
+        """Restores this process's recent batches."""
         self.recent_batches.load_state_dict(state_dict["recent_batches"])
 
 
 def _refuse_disagreement(tasks: Tensor) -> None:
-    """All processes must end a task in the same batch, or they would wait for each other for ever."""
+    """Raises unless all processes are in the same task: otherwise the next collective would deadlock."""
     if len(tasks.unique()) > 1:
         raise ValueError(
             f"the processes are in different tasks at the same batch: {tasks.tolist()}. Let each process "

@@ -1,4 +1,4 @@
-"""Tasks that end when the data have changed, which nobody declares."""
+"""Task boundaries where a detector finds that the data have changed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Boundary(NamedTuple):
     """A boundary that was found. Batches are counted over the whole training.
 
     Attributes:
-        task: that it ends.
-        batch: with which the change was found.
-        onset: the first batch after the change, by estimate.
+        task: the task that ended.
+        batch: the batch at which the change was found.
+        onset: estimate of the first batch after the change.
     """
 
     task: int
@@ -38,7 +38,7 @@ class Boundary(NamedTuple):
 
     @property
     def delay(self) -> int:
-        """How many batches after its onset the change was found."""
+        """Number of batches from the onset to the batch at which the change was found."""
         return self.batch - self.onset
 
 
@@ -47,42 +47,42 @@ class DriftBoundaries(MonitoredBoundaries):
 
     The loss of each batch, before the update that it makes, is ranked among the recent ones, and the rank, as
     a number of standard deviations, goes to a change detector, whose alarms count if the loss has risen (see
-    :class:`~cl_callbacks.drift.rise_monitor.RiseMonitor`). Nobody needs to declare anything.
+    :class:`~cl_callbacks.drift.rise_monitor.RiseMonitor`). The data need no task labels.
 
     An alarm comes some steps after the change, when the network has begun to learn the new data. Therefore
     the task ends as of the onset of the change: on ``on_task_end``, weights and buffers are those of the
-    last snapshot before it, what rules have gathered (the path of
-    :class:`~cl_callbacks.rules.consolidation.synaptic_intelligence.SynapticIntelligence`) is what they had
-    then, and rules that measure on data get the last samples from before it. Then training goes on from the
-    present weights. So no rule needs access to data of an earlier task, and none is measured on the
+    last snapshot before it, what rules have accumulated (such as the path integral of
+    :class:`~cl_callbacks.rules.consolidation.synaptic_intelligence.SynapticIntelligence`) is reset to its
+    value there, and rules that measure on data get the last samples from before it. Then training continues
+    from the current weights. So no rule needs access to data of an earlier task, and none is measured on the
     next one's.
 
-    Changes that a listener makes to weights in ``on_task_end`` are therefore undone (make them in
+    Changes that a callback makes to weights in ``on_task_end`` are therefore lost (make them in
     ``on_task_start``).
 
-    What is learned after the last boundary stays an open task, with which the next fit goes on. Found
-    boundaries are logged, ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and
-    ``cl/boundary_delay`` in batches, and ``cl/drift/score`` is the evidence for a change. Beside the
-    training there are two snapshots of weights and buffers, and on the CPU the recent samples; all of it
-    is in checkpoints, the recent samples of every process, so that a resumed run goes on bit for bit. With
-    another number of processes some of these samples are lost.
+    The task that is open at the end of the fit continues in the next fit. Boundaries are logged as
+    ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and ``cl/boundary_delay`` in batches, and
+    ``cl/drift/score`` is the evidence for a change. Memory: two snapshots of weights and buffers, and on the
+    CPU the recent samples. All of it is saved in checkpoints, with the recent samples of every process, so
+    that a resumed run gives bit-identical results. With another number of processes some of these samples
+    are lost.
 
     Args:
-        detector: gets normal scores; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any with
-            ``update(x)`` and ``drift_detected`` will do, such as ``river.drift.ADWIN()``.
-        monitor: ``"loss"`` that ``training_step`` returns; ``"feature_shift"``, the distance of the
-            features from where they usually are, for shifts that the loss misses; or a key that the module
+        detector: change detector for normal scores; default: :class:`~cl_callbacks.drift.cusum.CUSUM`. Any
+            object with ``update(x)`` and ``drift_detected`` works, such as ``river.drift.ADWIN()``.
+        monitor: ``"loss"``, as returned by ``training_step``; ``"feature_shift"``, the distance of the
+            features from their running mean, for shifts that the loss misses; or a key that the module
             logs in each training step.
-        mode: ``"min"`` for values that are the better the lower they are, ``"max"`` for the others.
-        min_task_batches: so many batches after a boundary only tell what is usual in the new task; none
-            ends in them.
-        snapshot_every_n_batches: batches between snapshots, which are taken when values are read: up to so
-            many of the old task's last steps do not count.
-        recent_samples: how many samples from before a change to keep, per process, and as many since; use
-            at least the ``samples`` of the rules.
-        recent_bytes: that these may take at most.
-        check_every_n_batches: the device is waited for once in so many batches; a change is found up to so
-            many later.
+        mode: ``"min"`` if lower values are better, ``"max"`` if higher ones are.
+        min_task_batches: number of batches after a boundary that calibrate the detector for the new task;
+            no task ends within them.
+        snapshot_every_n_batches: batches between snapshots, which are taken when values are read: up to this
+            many of the last steps of a task are missing from its consolidated weights.
+        recent_samples: number of samples to keep from before a change, per process, and as many from after
+            it; use at least the ``samples`` of the rules.
+        recent_bytes: upper limit of their memory, in bytes.
+        check_every_n_batches: batches between two reads of values from the device, each of which waits for
+            it; a change is found up to this many batches later.
         feature_layer: name of the module whose input are the features; default: the last ``nn.Linear``.
 
     Attributes:
@@ -90,8 +90,8 @@ class DriftBoundaries(MonitoredBoundaries):
         trace: batch, value and evidence for a change over the training so far.
 
     Raises:
-        ValueError: an argument that cannot work, at construction.
-        TypeError: a detector that is none.
+        ValueError: an invalid argument, at construction.
+        TypeError: a detector without ``update`` and ``drift_detected``.
         MisconfigurationException: in training, when there is nothing to watch: no loss, a key that is not
             logged, a layer that does not run.
 
@@ -140,13 +140,13 @@ class DriftBoundaries(MonitoredBoundaries):
 
     @property
     def recent_batches(self) -> Iterable[Any]:
-        """What rules measure on at the end of a task."""
+        """Samples on which rules measure at the end of a task."""
         return self._recent
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the batch, and at first the network as it is."""
+        """Keeps a copy of the batch; before the first one, also takes a snapshot of the network."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._snapshots.latest < 0:
             self._snapshots.take(trainer, pl_module, self._batches)
@@ -169,7 +169,7 @@ class DriftBoundaries(MonitoredBoundaries):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks for a change, and takes a snapshot now and then."""
+        """Looks for a change, and takes a snapshot if one is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._unread:  # all values have been seen
             if self._batches - self._snapshots.latest >= self.snapshot_every_n_batches:
@@ -191,21 +191,21 @@ class DriftBoundaries(MonitoredBoundaries):
             self._log(trainer, boundary, score)
 
     def progress_bar_items(self) -> dict[str, str]:
-        """With the evidence for a change: in per cent of an alarm, if the detector says it so."""
+        """Adds the evidence for a change; for CUSUM, in per cent of its threshold."""
         detector, score = self.rise.detector, f"{self.rise.score:.1f}"
         if isinstance(detector, CUSUM):
             score = f"{detector.sum / detector.threshold:.0%}"
         return super().progress_bar_items() | {"drift": score}
 
     def task_summary(self, task: int) -> str | None:
-        """How the end was found."""
+        """Says near which batch the data changed, and how much later this was found."""
         if not self.found or self.found[-1].task != task:
             return None
         onset, delay = self.found[-1].onset, self.found[-1].delay
         return f"data changed near batch {onset}, found {delay} later"
 
     def _look_back(self) -> None:
-        """Keeps what there would have to be if a change has begun at the present estimate."""
+        """Keeps the samples and snapshots that are needed if the task ends at the estimated onset."""
         self._recent.divide(self._onset)
         self._snapshots.prune(self._onset)
 
@@ -231,7 +231,7 @@ class DriftBoundaries(MonitoredBoundaries):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """With all that is needed to find a change that has begun before the checkpoint."""
+        """Adds what is needed to find a change that began before the checkpoint."""
         return super().state_dict() | {
             "rise": self.rise.state_dict(),
             "found": [list(boundary) for boundary in self.found],
@@ -241,16 +241,16 @@ class DriftBoundaries(MonitoredBoundaries):
         }
 
     def process_state(self) -> dict[str, Any]:
-        """With the recent samples, of which each process has its own."""
+        """Adds this process's recent samples."""
         return super().process_state() | {"recent": self._recent.state_dict()}
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with this process's samples."""
+        """Restores this process's recent samples."""
         super().restore_process(state_dict)
         self._recent.load_state_dict(state_dict["recent"])
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written."""
+        """Restores the detector, the boundaries found so far and the snapshots."""
         super().restore(state_dict)
         self.rise.load_state_dict(state_dict["rise"])
         self.found = [Boundary(*found) for found in state_dict["found"]]

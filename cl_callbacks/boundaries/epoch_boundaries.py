@@ -1,4 +1,4 @@
-"""Tasks of equally many epochs within one fit."""
+"""Task boundaries every n epochs within one fit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 
 
 class EpochBoundaries(TaskBoundaries):
-    """A task is so many epochs; one ``fit`` runs the whole sequence and keeps the optimizer.
+    """A task lasts a fixed number of epochs; one ``fit`` trains all tasks and keeps the optimizer state.
 
     The training data must follow the task: give the Trainer ``reload_dataloaders_every_n_epochs=1`` and a
-    data module that hears of the tasks, such as :class:`~cl_callbacks.TaskSequence`, or a
+    data module that follows the task events, such as :class:`~cl_callbacks.TaskSequence`, or a
     ``train_dataloader`` that reads ``trainer.current_epoch``.
-    A task that the end of the fit cuts short stays open, and the next fit goes on with it.
+    A task that the end of the fit interrupts stays open and continues in the next fit.
 
     Args:
-        every_n_epochs: how many epochs each task has.
+        every_n_epochs: number of epochs of each task.
 
     Raises:
         ValueError: less than one epoch.
@@ -34,13 +34,13 @@ class EpochBoundaries(TaskBoundaries):
         if every_n_epochs < 1:
             raise ValueError(f"a task has at least one epoch; got every_n_epochs={every_n_epochs}")
         self.every_n_epochs = every_n_epochs
-        self._epoch = -1  # the last that was begun
+        self._epoch = -1  # the latest epoch that has begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a Trainer whose data would never follow the task, and ends a task that is over.
+        """Refuses a Trainer whose data would never follow the task, and ends a task whose last epoch is over.
 
-        A checkpoint that was written in an epoch's very last step is from before its end, which Lightning
-        leaves out when it goes on from there. Here the data are still those of the task.
+        A checkpoint of the last step of an epoch is written before ``on_train_epoch_end``, and Lightning
+        does not call that hook on resume. At this point the data are still those of the old task.
         """
         super().on_train_start(trainer, pl_module)
         reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ class EpochBoundaries(TaskBoundaries):
             self.end(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins a task."""
+        """Begins a task if none is open."""
         self._epoch = trainer.current_epoch
         if not self.task_is_open:
             self.begin(trainer)
@@ -63,7 +63,7 @@ class EpochBoundaries(TaskBoundaries):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins a task in mid-epoch, where a checkpoint that knows of none goes on."""
+        """Begins a task in mid-epoch, if training resumes there from a checkpoint without an open task."""
         if not self.task_is_open:
             self.on_train_epoch_start(trainer, pl_module)
 
@@ -76,10 +76,10 @@ class EpochBoundaries(TaskBoundaries):
         return (epoch + 1) % self.every_n_epochs == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """With the epoch, which tells whether the task's last one was over."""
+        """Adds the epoch, which tells whether the task's last epoch was over."""
         return super().state_dict() | {"epoch": self._epoch}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written."""
+        """Restores the task and the epoch in which the checkpoint was written."""
         super().restore(state_dict)
         self._epoch = state_dict["epoch"]

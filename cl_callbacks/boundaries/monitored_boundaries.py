@@ -1,4 +1,4 @@
-"""Boundaries that nobody declares: what they share is a value that is watched."""
+"""Shared base of the boundaries that are found by monitoring a value of each training batch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from cl_callbacks.training.progress import show_in_progress_bar
 
 
 class MonitoredBoundaries(TaskBoundaries):
-    """Base of the boundaries that are found in a value of each training batch.
+    """Base of the boundaries that are found by monitoring a value of each training batch.
 
-    Values stay on the device until so many are there to be read at once; they are averaged over processes
-    before anybody sees them, so that all processes decide alike. Values that are not finite are passed
-    over.
+    Values stay on the device until ``check_every_n_batches`` of them are read at once; they are averaged over
+    processes before :meth:`see` gets them, so that all processes decide alike. Values that are not finite
+    are skipped.
 
     Args:
-        signal: what is watched.
-        check_every_n_batches: how many values are read at a time.
+        signal: the value to monitor.
+        check_every_n_batches: number of values that are read at a time.
 
     Attributes:
-        skipped: how many values were not finite.
+        skipped: number of values that were not finite.
     """
 
     def __init__(self, signal: Signal, check_every_n_batches: int) -> None:
@@ -37,22 +37,22 @@ class MonitoredBoundaries(TaskBoundaries):
         self.signal = signal
         self.check_every_n_batches = integer("check_every_n_batches", check_every_n_batches, least=1)
         self.skipped = 0
-        self._batches = 0  # that were trained on
-        self._unread: list[tuple[int, Tensor]] = []  # with the batch that each value belongs to
+        self._batches = 0  # trained on so far, over the whole training
+        self._unread: list[tuple[int, Tensor]] = []  # batch index and value, on the device
         self._unseen: deque[tuple[int, float]] = deque()
 
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
-        """Takes the next finite value in, and ends the task if it says so.
+        """Processes the next finite value, and ends the task if the value shows its end.
 
         Args:
-            trainer: that is training.
+            trainer: the current Trainer.
             batch: index of the batch that the value belongs to, counted over the whole training.
-            value: of the signal.
+            value: value of the signal, averaged over processes.
         """
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+        """Attaches the signal to the module."""
         super().on_train_start(trainer, pl_module)
         self.signal.attach(pl_module)
 
@@ -61,17 +61,17 @@ class MonitoredBoundaries(TaskBoundaries):
     ) -> None:
         """Begins a task if none is open."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._see_all(trainer)  # what a checkpoint was written in the middle of
+        self._see_all(trainer)  # values that were read but not yet processed when a checkpoint was written
         if not self.task_is_open:
             self.begin(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Reads the values once there are enough."""
+        """Reads and processes the values once there are enough."""
         value = self.signal.read(trainer, pl_module, outputs)
         if value is None and trainer.world_size > 1:
-            # Processes read together: one that has no value says so instead of making the others wait.
+            # Reading is a collective: a process without a value contributes NaN, so that none waits for it.
             last = self._unread[-1][1] if self._unread else torch.zeros((), device=pl_module.device)
             value = torch.full_like(last, torch.nan)
         if value is not None:
@@ -105,16 +105,16 @@ class MonitoredBoundaries(TaskBoundaries):
                 )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watches no more."""
+        """Detaches the signal from the module."""
         self.signal.detach()
         super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Watches no more, also when training breaks off."""
+        """Detaches the signal from the module when training fails."""
         self.signal.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """With the values that nobody has seen yet."""
+        """Adds the signal's state, the values that were read but not yet processed, and the counters."""
         return super().state_dict() | {
             "signal": self.signal.state_dict(),
             "unseen": list(self._unseen),
@@ -123,16 +123,16 @@ class MonitoredBoundaries(TaskBoundaries):
         }
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with these values."""
+        """Restores the signal, the values not yet processed and the counters."""
         super().restore(state_dict)
         self.signal.load_state_dict(state_dict["signal"])
         self._unseen = deque(state_dict["unseen"])
         self._batches, self.skipped = state_dict["batches"], state_dict["skipped"]
 
     def process_state(self) -> dict[str, Any]:
-        """Values that have not been averaged over processes yet."""
+        """Values of this process that have not been averaged over processes yet."""
         return {"unread": list(self._unread)}
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with this process's values."""
+        """Restores this process's values that have not been averaged yet."""
         self._unread = list(state_dict["unread"])

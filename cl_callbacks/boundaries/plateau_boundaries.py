@@ -1,4 +1,4 @@
-"""Tasks that end when the loss has come to rest."""
+"""Task boundaries where the loss has reached a plateau."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from cl_callbacks.training.quiet import quiet
 
 
 class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
-    """A task ends when the training loss has come to rest; nobody needs to declare it.
+    """A task ends when the training loss has reached a plateau; the data need no task labels.
 
-    At a plateau the network has learned what it is shown, which is the moment to consolidate, whatever
-    comes next. A new plateau counts only after the loss has risen. What is learned after the last plateau
-    stays an open task, with which the next fit goes on.
+    At a plateau the network has learned the current data, which is the moment to consolidate, whatever
+    comes next. A new plateau counts only after the loss has risen. The task that is open at the end of the
+    fit continues in the next fit.
 
     The rules that read data at the end of a task read the most recent samples; or, with
     ``hard_samples``, the few samples with the highest loss since the training began. With
     ``MAS(strength, norm="l2", decay="mean")`` that is task-free MAS, but for one thing: there the network
-    is also *trained* on the hard samples, several steps on each batch, which is the business of your
-    training loop.
+    is also *trained* on the hard samples, several steps on each batch, which is left to your training
+    loop.
 
     Source: Aljundi et al. 2019 (arXiv 1812.03596).
 
     Args:
-        detector: what finds the plateaus in the loss that ``training_step`` returns.
-        check_every_n_batches: the detector reads so many losses at a time, so that the device is waited for
-            only then; a task ends up to so many batches late.
-        recent_samples: how many recent samples to keep, on the device they arrive on.
-        hard_samples: how many of the hardest samples to keep and to use instead; 0 for none. Costs a
-            forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`,
-            and must be of one shape, apart from how many samples they hold.
+        detector: finds the plateaus in the loss that ``training_step`` returns; default: ``Plateau()``.
+        check_every_n_batches: number of losses that are read from the device at a time, each of which reads
+            waits for it; a task ends up to this many batches late.
+        recent_samples: number of recent samples to keep, on the device they arrive on.
+        hard_samples: number of samples with the highest loss to keep and use instead; 0 for none. Costs one
+            extra forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`,
+            and must have one shape, apart from the number of samples.
 
     Raises:
-        ValueError: numbers that cannot work; in training, a ``training_step`` that returns no loss.
+        ValueError: invalid numbers; in training, a ``training_step`` that returns no loss.
 
     Example:
         >>> PlateauBoundaries(Plateau(window=20), hard_samples=30).hard_samples
@@ -70,13 +70,13 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
 
     @property
     def recent_batches(self) -> Iterable[Any]:
-        """What rules measure on at the end of a task."""
+        """Samples on which rules measure at the end of a task."""
         return self._recent if self._hard is None else [self._hard]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the batch."""
+        """Keeps a copy of the batch, unless the hardest samples are kept instead."""
         if self.hard_samples:
             ReadsOutputs.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
         MonitoredBoundaries.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
@@ -86,19 +86,19 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the hardest samples."""
+        """Updates the hardest samples, if they are kept, and reads the losses when due."""
         if self.hard_samples:
             self._keep_hardest(trainer, pl_module, batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
-        """Looks for a plateau."""
+        """Ends the task if the loss has reached a plateau."""
         self.detector.update(value)
         if self.detector.drift_detected:
             self.end(trainer)
 
     def progress_bar_items(self) -> dict[str, str]:
-        """With how near the loss is to a plateau; none is looked for before the loss has risen again."""
+        """Adds how near the loss is to a plateau, or ``"reached"`` until the loss has risen again."""
         nearness = f"{self.detector.nearness:.0%}" if self.detector.peak else "reached"
         return super().progress_bar_items() | {"plateau": nearness}
 
@@ -110,7 +110,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         with quiet(trainer, pl_module), torch.no_grad():
             losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)
         losses, order = losses.sort(descending=True)
-        # A sample that comes again has the loss of the one that is held, and counts once.
+        # A sample that is seen again has the same loss as its stored copy, and is kept once.
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
         self._hard = take_samples(candidates, order[new][: self.hard_samples])
@@ -120,23 +120,23 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         sample_losses(outputs, labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the detector."""
+        """Adds the state of the detector."""
         return super().state_dict() | {"detector": self.detector.state_dict()}
 
     def process_state(self) -> dict[str, Any]:
-        """With the samples, of which each process has its own."""
+        """Adds this process's samples."""
         return super().process_state() | {
             "recent": self._recent.state_dict(),
             "hard": plain_containers(self._hard),
         }
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with this process's samples."""
+        """Restores this process's samples."""
         super().restore_process(state_dict)
         self._recent.load_state_dict(state_dict["recent"])
         self._hard = state_dict["hard"]
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written."""
+        """Restores the detector too."""
         super().restore(state_dict)
         self.detector.load_state_dict(state_dict["detector"])

@@ -1,4 +1,4 @@
-"""What differs between processes, in a checkpoint that one of them writes."""
+"""Saves state that differs between processes in the one checkpoint that rank 0 writes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cl_callbacks.tensors.batches import map_tensors
 
 
 def of_all_processes(mine: Any) -> list[Any]:
-    """What each process has, by rank, on the first, which writes checkpoints; the others see only theirs.
+    """Gathers the states of all processes on rank 0, which writes checkpoints.
 
-    All processes must call it.
+    A collective: all processes must call it. On other ranks the list has only their own entry.
 
     Args:
-        mine: what this process has, in plain containers.
+        mine: the state of this process, in plain containers.
 
     Example:
         >>> of_all_processes({"seen": 3})
@@ -26,16 +26,16 @@ def of_all_processes(mine: Any) -> list[Any]:
     if processes == 1:
         return [mine]
     found = [None] * processes
-    on_cpu = map_tensors(lambda t: t.cpu(), mine)  # another process would put it on this one's device
+    on_cpu = map_tensors(lambda t: t.cpu(), mine)  # or rank 0 would load it onto this rank's device
     dist.gather_object(on_cpu, found if rank == 0 else None)
     found[rank] = mine
     return found
 
 
 def of_this_process(all_processes: list[Any]) -> Any:
-    """What is this process's of what :func:`of_all_processes` has gathered.
+    """Returns this process's entry of the list that :func:`of_all_processes` gathered.
 
-    In a run with another number of processes, what some process had.
+    With another number of processes than at the time, it is the entry of some process.
     """
     rank, processes = _place()
     if len(all_processes) != processes:
@@ -47,7 +47,7 @@ def of_this_process(all_processes: list[Any]) -> Any:
 
 
 def _place() -> tuple[int, int]:
-    """Rank of this process, and number of processes."""
+    """Rank of this process and world size; ``(0, 1)`` without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

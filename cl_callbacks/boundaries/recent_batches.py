@@ -1,4 +1,4 @@
-"""The last samples of a stream, for rules that measure when their task is found to be over."""
+"""The most recent samples of a stream, for rules that measure on data at the end of a task."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from cl_callbacks.tensors.batches import (
 
 
 class _Kept(NamedTuple):
-    number: int  # of the batch in the stream
+    number: int  # index of the batch in the stream
     samples: int
     size: int  # in bytes
     batch: Any
 
 
 class RecentBatches:
-    """The most recent batches that together hold so many samples.
+    """A buffer of the most recent batches that together hold at least ``samples`` samples.
 
-    Where a change may have begun before it is found, an ``onset`` parts them: so many samples are kept on
-    either side, and only those before it are served.
+    Where a change may have begun before it is found, an ``onset`` divides them: ``samples`` samples are kept
+    on either side, and iteration yields only those before it.
 
     Args:
-        samples: how many samples to keep at least, once that many were seen.
-        max_bytes: of all that is kept; what does not fit is let go, the oldest first, and of a single
-            batch the last samples.
-        device: to keep them on; default: where they are.
+        samples: minimum number of samples to keep, once that many were seen.
+        max_bytes: memory limit; beyond it the oldest batches are dropped, and the last samples of a single
+            batch.
+        device: device to keep them on; default: the one they are on.
 
     Attributes:
-        seen: how many batches were taken in: the number of the next.
-        onset: number of the first batch that is not served; ``None`` to serve all.
+        seen: number of batches appended so far, which is the index of the next.
+        onset: index of the first batch that iteration leaves out; ``None`` for none.
 
     Example:
         >>> import torch
@@ -59,16 +59,16 @@ class RecentBatches:
         self.clear()
 
     def clear(self) -> None:
-        """Lets all batches go."""
+        """Drops all batches."""
         self.onset: int | None = None
         self._kept: list[_Kept] = []
 
     def append(self, batch: Any, number: int | None = None) -> None:
-        """Takes a copy of a batch in (training may work on it in place), and lets go what is too old.
+        """Adds a copy of a batch (training may modify it in place), and drops what is too old.
 
         Args:
-            batch: one whose samples cannot be counted counts as one.
-            number: of the batch in the stream; default: the next.
+            batch: the batch; if its samples cannot be counted, it counts as one sample.
+            number: index of the batch in the stream; default: ``seen``.
         """
         samples, size = max(1, count_samples(batch)), _bytes(batch)
         if size > self.max_bytes / 2:
@@ -83,17 +83,17 @@ class RecentBatches:
 
     @property
     def capacity(self) -> int:
-        """How many samples like those kept there is room for, on either side of an onset."""
+        """Number of samples like those kept that fit into memory on either side of an onset."""
         size = max((kept.size / kept.samples for kept in self._kept), default=0.0)
         return int(min(self.samples, self.max_bytes / 2 / size)) if size else self.samples
 
     def divide(self, onset: int | None) -> None:
-        """Serves from now on what came before ``onset``."""
+        """Makes iteration yield only the batches before ``onset``."""
         self.onset = onset
         self._trim()
 
     def forget_before(self, onset: int) -> None:
-        """Lets go what came before ``onset``, and serves what came since."""
+        """Drops the batches before ``onset``, and makes iteration yield all that came since."""
         self._kept = [kept for kept in self._kept if kept.number >= onset]
         self.onset = None
 
@@ -119,8 +119,8 @@ class RecentBatches:
     def state_dict(self) -> dict[str, Any]:
         """Batches in plain containers, and numbers.
 
-        Batches of other types (dataclasses, named tuples, objects of your own), which a checkpoint could not
-        give back, are left out and said.
+        Batches of other types (dataclasses, named tuples, custom objects), which a checkpoint could not
+        restore, are left out with a warning.
         """
         savable = [k for k in self._kept if is_plain(k.batch)]
         if len(savable) < len(self._kept):
@@ -132,7 +132,7 @@ class RecentBatches:
         return {"kept": kept, "seen": self.seen, "onset": self.onset}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self._kept = [_Kept(*kept) for kept in state_dict["kept"]]
         self.seen, self.onset = state_dict["seen"], state_dict["onset"]
 

@@ -1,4 +1,4 @@
-"""What a boundary callback may watch: one number, or a vector, for each training batch."""
+"""The values that a boundary callback can monitor: one number for each training batch."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from torch import Tensor, nn
 
 from cl_callbacks.drift.feature_shift import FeatureShift
 
-_PATIENCE = 100  # batches within which a key has to be logged
+_PATIENCE = 100  # batches within which a key has to be logged, or a layer to run
 
 
 class Signal(Protocol):
-    """A value of each training batch."""
+    """Protocol of a value that is measured on each training batch."""
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Gets ready to watch a module."""
+        """Prepares the module, such as with a forward hook."""
 
     def detach(self) -> None:
-        """Leaves it."""
+        """Removes what :meth:`attach` installed."""
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
-        """Of the batch that this process has just trained on; ``None`` if there is none."""
+        """Value (scalar or vector) of the batch that this process just trained on; ``None`` without one."""
 
     def values(self, means: Tensor) -> Tensor:
-        """Of several batches, the numbers to watch, from what was read, averaged over processes."""
+        """Numbers to monitor ``(N,)``, from the values of N batches, averaged over processes."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives only."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
 
 
 class LossSignal:
-    """The loss that ``training_step`` returns, in its own units whatever is accumulated.
+    """The loss that ``training_step`` returns, not divided by the number of accumulated batches.
 
-    The pull of the rules is a gradient and no part of it.
+    The rules' pull is added to gradients, so that this loss does not contain it.
     """
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Nothing to do."""
+        """Does nothing: the loss needs no hook."""
 
     def detach(self) -> None:
-        """Nothing to do."""
+        """Does nothing: the loss needs no hook."""
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
         """The loss of a batch, before the update that it made."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            # Lightning hands the loss on divided by the number of batches that it accumulates.
+            # Lightning passes the loss on divided by the number of batches that it accumulates.
             return loss.detach().float().mean() * trainer.accumulate_grad_batches
-        if not pl_module.automatic_optimization:  # otherwise a batch that is skipped
+        if not pl_module.automatic_optimization:  # under automatic optimization, None skips the batch
             raise MisconfigurationException(
                 f"There is no loss to watch: training_step of {type(pl_module).__name__} returns none. "
                 f"Under manual optimization, return it too."
@@ -62,22 +62,22 @@ class LossSignal:
         return None
 
     def values(self, means: Tensor) -> Tensor:
-        """As they are."""
+        """Returns the losses unchanged."""
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """No state."""
+        """Returns an empty dict: the loss has no state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """No state."""
+        """Does nothing: the loss has no state."""
 
 
 class LoggedSignal(LossSignal):
-    """What the module logs under a key in each training step.
+    """A value that the module logs under a key in each training step.
 
     Args:
-        key: as in ``self.log(key, ...)``.
+        key: the name in ``self.log(key, ...)``.
     """
 
     def __init__(self, key: str) -> None:
@@ -86,10 +86,10 @@ class LoggedSignal(LossSignal):
         self._last: Tensor | None = None
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
-        """The value of a batch."""
+        """The value logged for the batch; ``None`` if none was logged."""
         value = trainer.callback_metrics.get(self.key)
         if value is not None:
-            # Lightning goes on showing the last value when none has been logged since.
+            # `callback_metrics` keeps the last value when none has been logged since.
             old = self._last is not None and self._last.data_ptr() == value.data_ptr()
             self._last = value
             return None if old else value.detach().float().mean()
@@ -104,7 +104,7 @@ class LoggedSignal(LossSignal):
 
 
 class FeatureSignal:
-    """How far the features of a batch lie from where they usually are.
+    """Distance of a batch's mean features from their running mean.
 
     Args:
         layer: name of the module whose input are the features; default: the last ``nn.Linear``.
@@ -120,7 +120,7 @@ class FeatureSignal:
         self._missed = 0
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Listens to what goes into the layer."""
+        """Registers a forward pre-hook that reads the input of the layer."""
         modules = dict(pl_module.named_modules())
         linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         name = self.layer if self.layer is not None else next(reversed(linear), "")
@@ -133,7 +133,7 @@ class FeatureSignal:
         self._handle = modules[name].register_forward_pre_hook(self._listen)
 
     def detach(self) -> None:
-        """Listens no more."""
+        """Removes the hook."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._features = None
@@ -147,12 +147,12 @@ class FeatureSignal:
                 f"what goes into {type(module).__name__} are no features but a {found.dtype} of shape "
                 f"{tuple(found.shape)}: name another feature_layer, whose input has one row per sample."
             )
-        # Channels come second in pictures and signals, and last elsewhere.
+        # Channels are dimension 1 of images and of the inputs of convolutions, and the last one elsewhere.
         channels = 1 if found.ndim > 3 or type(module).__name__.startswith("Conv") else -1
         self._features = found.movedim(channels, -1).flatten(0, -2).mean(0)
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
-        """Mean features of a batch."""
+        """Mean features ``(D,)`` of the batch; ``None`` if the layer has not run."""
         found, self._features = self._features, None
         self._missed = self._missed + 1 if found is None else 0
         if self._missed >= _PATIENCE:
@@ -163,20 +163,20 @@ class FeatureSignal:
         return found
 
     def values(self, means: Tensor) -> Tensor:
-        """The distance of each batch."""
+        """Distances ``(N,)`` of the mean features ``(N, D)`` of N batches, which also enter the averages."""
         return torch.stack([self.shift.update(features) for features in means])
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the averages."""
+        """State of the running averages."""
         return self.shift.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.shift.load_state_dict(state_dict)
 
 
 def signal_of(monitor: str, layer: str | None = None) -> Signal:
-    """The signal that a user names.
+    """Returns the signal for a user's ``monitor=``.
 
     Example:
         >>> type(signal_of("loss")).__name__, signal_of("train_acc").key

@@ -1,4 +1,4 @@
-"""The network as it was some steps ago, for a task whose end is noticed late."""
+"""Snapshots of the network some steps ago, for a task whose end is found late."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 
 @runtime_checkable
 class Rewindable(Protocol):
-    """A callback that gathers something during a task, and can be taken back to a snapshot of it."""
+    """Protocol of a callback that accumulates something during a task and can be set back to a snapshot."""
 
     @property
     def state_key(self) -> str:
-        """What tells it from others."""
+        """Key that identifies the callback, as in Lightning's ``Callback.state_key``."""
 
     def snapshot(self) -> dict[str, Any]:
-        """Copies of what it has gathered."""
+        """Copies of what the callback has accumulated."""
 
     def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
-        """Within, it is as it was; afterwards it goes on with what it has gathered since."""
+        """Context in which the callback has the snapshot's state; on exit the present state returns."""
 
 
 class Snapshots:
-    """At most two snapshots: the last from before a change may have begun, and the latest.
+    """At most two snapshots: the latest, and the latest from before a possible change.
 
-    Each holds the trainable weights and the buffers (such as BatchNorm's statistics), beside those in use,
-    and what each :class:`Rewindable` callback has gathered.
+    Each holds copies of the trainable weights and the buffers (such as BatchNorm's statistics), and what each
+    :class:`Rewindable` callback has accumulated.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class Snapshots:
 
     @property
     def latest(self) -> int:
-        """How many batches had been trained on at the latest; -1 if there is none."""
+        """Number of batches trained on when the latest snapshot was taken; -1 if there is none."""
         return self._kept[-1]["batches"] if self._kept else -1
 
     def take(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
-        """Takes one.
+        """Takes a snapshot.
 
         Args:
-            trainer: that is training.
+            trainer: the current Trainer.
             pl_module: its module.
-            batches: how many it has been trained on.
+            batches: number of batches that the module has been trained on.
         """
         reshard(pl_module)
         trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
@@ -60,20 +60,20 @@ class Snapshots:
         self._kept.append({"batches": batches, "network": network, "gathered": gathered})
 
     def prune(self, onset: int) -> None:
-        """Lets go of those that a change that began with batch ``onset``, or later, has no use for."""
+        """Drops the snapshots that are not needed if a change began with batch ``onset`` or later."""
         while len(self._kept) > 1 and self._kept[1]["batches"] <= onset:
             del self._kept[0]
         del self._kept[1:-1]
 
     @contextmanager
     def rewound(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-        """Within, network and callbacks are as in the older snapshot; afterwards as they were before.
+        """Context in which network and callbacks have the state of the older snapshot.
 
-        Also after an exception. What the callbacks do within is kept.
+        On exit, also after an exception, the present state returns. What the callbacks consolidate is kept.
         """
         reshard(pl_module)
         then = self._kept[0]
-        # Frozen since, or not: all that is known.
+        # All parameters in the snapshot, also those that have been frozen since.
         live = _known(dict(pl_module.named_parameters()) | dict(pl_module.named_buffers()), then["network"])
         now = {name: t.clone() for name, t in live.items()}
         with ExitStack() as stack:
@@ -85,11 +85,11 @@ class Snapshots:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only; what is sharded is put together, for which all processes have to ask."""
+        """Tensors and numbers only. A collective if parameters are sharded, since shards are gathered."""
         return {"kept": [map_tensors(full_tensor, kept) for kept in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with these."""
+        """Restores the state that :meth:`state_dict` returned."""
         self._kept = list(state_dict["kept"])
 
 
@@ -98,7 +98,7 @@ def _rewindable(trainer: Trainer) -> list[Rewindable]:
 
 
 def _known(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parts that a snapshot is of; heads may have grown since."""
+    """The part of each live tensor that the snapshot holds; heads may have grown since."""
     parts = {name: known_rows(live[name].detach(), t) for name, t in values.items() if name in live}
     return {name: part for name, part in parts.items() if part is not None}
 

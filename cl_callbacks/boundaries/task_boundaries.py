@@ -1,4 +1,4 @@
-"""Who says that a task begins and ends, and how everybody hears of it."""
+"""Base of the callbacks that declare tasks, and the dispatch of task events to all listeners."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NOW = nullcontext()
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
     """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
 
-    On the callbacks in list order, those that merely observe what the others do (``observes = True``) after
-    them; then on the LightningModule, then on the LightningDataModule.
+    The order is: the callbacks in list order, those that only observe the others (``observes = True``) last;
+    then the LightningModule, then the LightningDataModule.
     """
     pl_module = trainer.lightning_module
     callbacks = sorted(trainer.callbacks, key=lambda callback: getattr(callback, "observes", False))  # type: ignore[attr-defined]
@@ -36,16 +36,16 @@ def dispatch(trainer: Trainer, event: str, task: int) -> None:
 class TaskBoundaries(Callback):
     """Base of the callbacks that declare tasks; a Trainer has one.
 
-    The events come in hooks where ``self.log`` works, but for a task that only the end of the fit ends
+    The events are sent in hooks where ``self.log`` works, except for a task that ends only with the fit
     (early stopping, the last task of a stream): there use ``trainer.logger``.
 
-    The progress bar shows the current task, and the terminal a line at the end of each. Any callback may add
-    to that line with a method ``task_summary(task)`` that returns a few words, or ``None``.
+    The progress bar shows the current task, and a line is printed at the end of each task. Any callback may
+    add to that line with a method ``task_summary(task)`` that returns a few words, or ``None``.
 
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.
         task_is_open: whether a task has begun and not ended.
-        looking_back: whether, while a task ends, everything is as it was some steps ago.
+        looking_back: whether ``on_task_end`` is running on a network rewound to an earlier step.
     """
 
     def __init__(self) -> None:
@@ -56,17 +56,17 @@ class TaskBoundaries(Callback):
         self._evaluating = False
 
     def begin(self, trainer: Trainer) -> None:
-        """Declares that the task begins."""
+        """Begins the task: sends ``on_task_start``."""
         self.task_is_open = True
         show_in_progress_bar(trainer, self.progress_bar_items())
         dispatch(trainer, "on_task_start", self.task)
 
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
-        """Declares that the task ends; what it leaves behind is in the checkpoints of this step.
+        """Ends the task: sends ``on_task_end``, and rewrites checkpoints that this step has saved already.
 
         Args:
-            trainer: that is training.
-            as_of: within it everything is as it was when the task ended; default: as it is.
+            trainer: the current Trainer.
+            as_of: context that rewinds everything to the step at which the task ended; default: the present.
         """
         self.looking_back = as_of is not _NOW
         with as_of:
@@ -79,7 +79,7 @@ class TaskBoundaries(Callback):
         say(trainer, _summary(trainer, ended))
 
     def progress_bar_items(self) -> dict[str, str]:
-        """What the progress bar shows in a task; to be extended by boundaries that know more."""
+        """Items for the progress bar; subclasses may add to them."""
         return {"task": str(self.task)}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,10 +93,10 @@ class TaskBoundaries(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs how everything is set, and notices a ``fit`` that would return at once and learn nothing."""
+        """Logs the configuration, and refuses a ``fit`` that would return at once without training."""
         log_configuration(trainer)
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # progress comes from the checkpoint, and a finished run may be resumed in vain
+            return  # progress comes from the checkpoint, and resuming a finished run is no error
         done, limit = _epochs_done(trainer), trainer.max_epochs
         if limit is not None and 0 <= limit <= done and done > 0:
             raise MisconfigurationException(
@@ -111,52 +111,52 @@ class TaskBoundaries(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows a task that goes on from a checkpoint or an earlier fit; Lightning has cleared its bar."""
+        """Shows a task that continues from a checkpoint or an earlier fit, since Lightning clears its bar."""
         if self.task_is_open:
             show_in_progress_bar(trainer, self.progress_bar_items())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends the stage."""
+        """Marks the end of an evaluation."""
         self._evaluating = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and primitives only; of several processes all must call it."""
+        """Tensors and primitives only. A collective: all processes must call it."""
         state = {"task": self.task, "task_is_open": self.task_is_open}
         own = self.process_state()
         return state | {"processes": of_all_processes(own)} if own else state
 
     def process_state(self) -> dict[str, Any]:
-        """What each process has for itself; to be extended, and restored by :meth:`restore_process`."""
+        """State that differs between processes, for :meth:`restore_process`; subclasses may add to it."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on in the task in which the checkpoint was written, but not for a mere evaluation.
+        """Restores the task in which the checkpoint was written, unless the Trainer only evaluates.
 
         Raises:
-            ValueError: a state that is not of these boundaries, which are then as they were.
+            ValueError: a state of something else; the present state is then kept.
         """
         if not self._evaluating:
             restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state; to be extended by boundaries with more of it."""
+        """Restores a checked state; subclasses extend it."""
         self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
         if "processes" in state_dict:
             self.restore_process(of_this_process(state_dict["processes"]))
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what :meth:`process_state` has given."""
+        """Restores what :meth:`process_state` returned; subclasses extend it."""
 
 
 class FitBoundaries(TaskBoundaries):
-    """Each ``trainer.fit`` is one task; what a Trainer without a boundary callback gets.
+    """Each ``trainer.fit`` is one task; the default of a Trainer without a boundary callback.
 
-    Lightning builds the optimizers anew for each fit, and losing Adam's moments at each boundary is a
-    source of forgetting of its own.
+    Lightning creates new optimizers for each fit, and losing Adam's moments at each boundary is itself a
+    source of forgetting.
 
     Args:
         carry_optimizer: whether the optimizers of a fit take over the state of the previous fit's, for
-            the parameters that both train. Learning rates and schedules start anew all the same.
+            the parameters that both train. Learning rates and schedules restart in any case.
 
     Example:
         >>> from lightning import Trainer
@@ -170,9 +170,9 @@ class FitBoundaries(TaskBoundaries):
         self._previous: list[Any] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hands the previous fit's moments to the new optimizers."""
+        """Copies the previous fit's optimizer state to the new optimizers, with ``carry_optimizer``."""
         super().on_train_start(trainer, pl_module)
-        if trainer.ckpt_path is None:  # a checkpoint brings the optimizers' state itself
+        if trainer.ckpt_path is None:  # a checkpoint contains the optimizers' state
             for old, new in zip(self._previous, trainer.optimizers, strict=False):
                 _carry_state(old, new)
 
@@ -184,29 +184,29 @@ class FitBoundaries(TaskBoundaries):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins the task in mid-epoch, where a checkpoint that knows of none goes on."""
+        """Begins the task in mid-epoch, if training resumes there from a checkpoint without an open task."""
         if not self.task_is_open:
             self.begin(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the task in the last epoch, before the checkpoint of that epoch is written."""
+        """Ends the task after the last epoch, before the checkpoint of that epoch is written."""
         if self.task_is_open and _is_last_epoch(trainer):
             self.end(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the task if the last epoch was not known to be the last, as under early stopping."""
+        """Ends the task if the last epoch was not recognised as the last, as under early stopping."""
         if self.task_is_open:
             self.end(trainer)
         self._previous = list(trainer.optimizers) if self.carry_optimizer else []
 
 
 def boundaries_of(trainer: Trainer) -> TaskBoundaries:
-    """The boundary callback of a Trainer that has one."""
+    """Returns the boundary callback of a Trainer that has one."""
     return next(c for c in trainer.callbacks if isinstance(c, TaskBoundaries))  # type: ignore[attr-defined]
 
 
 def ensure_boundaries(trainer: Trainer) -> None:
-    """Gives a Trainer without a boundary callback the default, each fit a task."""
+    """Adds :class:`FitBoundaries` to a Trainer without a boundary callback."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
         return
@@ -223,7 +223,7 @@ def ensure_boundaries(trainer: Trainer) -> None:
 
 
 def _summary(trainer: Trainer, task: int) -> str:
-    """The line at a task's end: what it cost, and what callbacks have to say of it."""
+    """The line printed at a task's end: step, time of consolidation, and the callbacks' summaries."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     parts: list[str | None] = [f"task {task} ended at step {trainer.global_step}"]
     seconds = sum(getattr(rule, "seconds", 0.0) for rule in callbacks if hasattr(rule, "consolidate"))
@@ -238,7 +238,7 @@ def _epochs_done(trainer: Trainer) -> int:
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:
-    """What ``fit_loop.done`` will say, without its messages and side effects."""
+    """Whether ``fit_loop.done`` will be true, without its messages and side effects."""
     limit = trainer.max_epochs
     epochs = limit is not None and 0 <= limit <= _epochs_done(trainer)
     steps = 0 <= trainer.max_steps <= trainer.global_step
@@ -246,10 +246,10 @@ def _is_last_epoch(trainer: Trainer) -> bool:
 
 
 def _rewrite_last_checkpoints(trainer: Trainer) -> None:
-    """Writes again what was written at this very step, before the task's state was consolidated.
+    """Rewrites the last checkpoint if it was saved at this step, before the task was consolidated.
 
     A checkpoint callback that saves at the end of validation or every n steps saves once per step, and
-    so would leave the consolidated state out of ``last.ckpt``.
+    so ``last.ckpt`` would lack the consolidated state.
     """
     for checkpoint in trainer.checkpoint_callbacks:
         if (
@@ -262,7 +262,7 @@ def _rewrite_last_checkpoints(trainer: Trainer) -> None:
 
 
 def _carry_state(old: Any, new: Any) -> None:
-    """Gives ``new`` the state that ``old`` holds for the very same parameters."""
+    """Copies the state that ``old`` holds for the same parameters to ``new``."""
     if type(old) is not type(new):
         return
     state = new.state_dict()
@@ -271,6 +271,6 @@ def _carry_state(old: Any, new: Any) -> None:
     for index, parameter in zip(indices, parameters, strict=True):
         moments = old.state.get(parameter, {})
         shapes = {t.shape for t in moments.values() if isinstance(t, Tensor) and t.ndim}
-        if moments and shapes <= {parameter.shape}:  # not of a parameter that was grown in place
+        if moments and shapes <= {parameter.shape}:  # skips a parameter that was resized in place
             state["state"][index] = moments
     new.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""A curve that never grows too long to be drawn."""
+"""A curve of bounded length for a plot."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Trace:
-    """Values and scores by step, more and more coarsely: of neighbours the mean value and the highest score.
+    """Mean value and highest score of groups of steps, whose length doubles when the curve is full.
 
     Args:
-        size: how many points to keep at most, even.
+        size: maximum number of points, even.
 
     Example:
         >>> trace = Trace(size=2)
@@ -22,12 +22,12 @@ class Trace:
     def __init__(self, size: int = 2048) -> None:
         self.size = size
         self.points: list[tuple[int, float, float]] = []
-        """Step, value and score of each point that is complete."""
-        self._width = 1  # how many values make a point
+        """First step, mean value and highest score of each complete point."""
+        self._width = 1  # number of values per point
         self._open: list[tuple[int, float, float]] = []
 
     def add(self, step: int, value: float, score: float) -> None:
-        """Takes the next in."""
+        """Adds the value and score of a step."""
         self._open.append((step, value, score))
         if len(self._open) < self._width:
             return
@@ -43,7 +43,7 @@ class Trace:
         return {"points": list(self.points), "open": list(self._open), "width": self._width}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with these."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.points, self._open = [*map(tuple, state["points"])], [*map(tuple, state["open"])]
         self._width = state["width"]
 

@@ -1,4 +1,4 @@
-"""Sequences of tasks."""
+"""Sequences of tasks as LightningDataModules. Networks and rules do not belong here."""
 
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.image_task_sequence import ImageTasks

@@ -1,4 +1,4 @@
-"""Where texts and images come from: the hub, files, a folder, or what is loaded already."""
+"""Loads texts and images from the Hugging Face hub, files, a folder, or from memory."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def load_splits(
     splits: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The splits ``"train"``, ``"validation"`` and ``"test"`` of a data set, as far as it has them.
+    """Loads the splits ``"train"``, ``"validation"`` and ``"test"`` of a data set, as far as they exist.
 
     Args:
         source: the name of a data set on the hub; a parquet, JSON, JSON lines or CSV file; a folder with
             such files that are named after their splits (``train.parquet``, or in parts,
-            ``train-00000-of-00002.parquet``), of ``save_to_disk``, or with images in a folder for each label
-            (``cat/1.png`` or ``train/cat/1.png``, an ``imagefolder``); a mapping of split names to files or
-            loaded data sets, such as a ``DatasetDict``; or a single ``Dataset``. One data set without splits
-            is divided, four fifths to train and one to test.
-        config: of a data set on the hub that has several.
-        splits: what the splits are called in the source, such as ``{"train": "train", "test": "dev"}``;
-            those that are not named are left out. Default: by their own names.
-        seed: of the division.
+            ``train-00000-of-00002.parquet``), written by ``save_to_disk``, or with one folder of images per
+            label (``cat/1.png`` or ``train/cat/1.png``, an ``imagefolder``); a mapping of split names to
+            files or loaded data sets, such as a ``DatasetDict``; or a single ``Dataset``. Data without splits
+            are divided at random, four fifths for training and one for test.
+        config: name of the configuration, for a data set on the hub that has several.
+        splits: names of the splits in the source, such as ``{"train": "train", "test": "dev"}``; those not
+            listed are left out. Default: the same names.
+        seed: seed of the division.
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a source without training data, or of another kind.
+        ValueError: a source without training data, or of an unsupported type.
 
     Example:
         >>> from datasets import Dataset
@@ -80,7 +80,7 @@ def _loaded(source: Any, config: str | None, splits: Iterable[str]) -> Any:
 
 
 def _files_of(folder: Path, splits: Iterable[str]) -> dict[str, list[Path]]:
-    """The files of each split: named after it, whole or in numbered parts."""
+    """Files of each split, by file name: ``SPLIT.ext``, or parts ``SPLIT-….ext``."""
     files = sorted(file for file in folder.iterdir() if file.suffix in _READERS)
     found = {
         split: [f for f in files if f.stem == split or f.stem.startswith(f"{split}-")] for split in splits

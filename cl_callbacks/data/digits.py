@@ -1,4 +1,4 @@
-"""The embedded default data: handwritten digits that come with scikit-learn."""
+"""Default data without a download: the handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def digits(test_size: float = 0.2) -> DatasetDict:
-    """Handwritten digits of 8 by 8 pixels, without a download.
+    """Loads handwritten digits of 8 by 8 pixels, without a download.
 
     1,797 images (UCI optical recognition of handwritten digits, test part) in a stratified split that is
     always the same. Columns: ``image``, float32 from 0 to 1 of shape ``(8, 8)``; ``label``, 0 to 9.

@@ -1,4 +1,4 @@
-"""A sequence of tasks that are parts of Hugging Face data sets."""
+"""Base of task sequences made from Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from cl_callbacks.guards.arguments import integer
 
 
 class DividedTasks(TaskSequence):
-    """Data divided into tasks whose labels are numbered; subclasses say what a row becomes.
+    """Divides Hugging Face data sets into tasks and numbers their labels; subclasses prepare the rows.
 
     Args:
         data: as in :class:`~cl_callbacks.TextTasks`, like the other arguments that are not described here.
-        prepare: makes of a data set the rows that are served, with a column ``labels``.
-        labelled: whether rows have labels to be numbered.
+        prepare: maps a data set to the rows that are served, with a column ``labels``.
+        labelled: whether rows have labels that must be numbered.
         loaders: other arguments of :class:`~cl_callbacks.TaskSequence`.
 
     Raises:
-        ValueError: data, columns or labels that do not make such tasks.
+        ValueError: data, columns or labels from which the tasks cannot be built.
         FileNotFoundError: a path that does not exist.
     """
 
@@ -106,7 +106,7 @@ class DividedTasks(TaskSequence):
         self, sources: list[dict[str, Any]], rows: list[RowsBySplit], separate: bool
     ) -> tuple[list[dict[Any, int]], list[int]]:
         column = self.label_column
-        known: dict[int, list[Any]] = {}  # columns of sources that several tasks share
+        known: dict[int, list[Any]] = {}  # label columns by split, since tasks may share a source
         labels: list[set[Any]] = []
         for source, task in zip(sources, rows, strict=True):
             own: set[Any] = set()

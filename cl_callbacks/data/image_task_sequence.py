@@ -1,4 +1,4 @@
-"""Sequences of image tasks by the name of their data."""
+"""Sequences of image tasks that a configuration file can describe."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from cl_callbacks.data.task_sequence import TaskSequence
 
 
 class ImageTasks(TaskSequence):
-    """A sequence of image tasks that plain arguments describe, as a configuration file can give them.
+    """A sequence of image tasks described by plain arguments, such as those of a configuration file.
 
-    Say in one way what the tasks are: ``permutations``, ``degrees`` or ``label_groups``.
+    Exactly one of ``permutations``, ``degrees`` and ``label_groups`` defines the tasks.
 
     Args:
         data: ``"digits"`` for :func:`~cl_callbacks.data.digits`; else the name of a data set on the hub, a
-            file or a folder (see :func:`~cl_callbacks.data.data_source.load_splits`), or what is loaded.
-        permutations: so many tasks, each with a fixed permutation of all pixels.
-        degrees: one angle for each task, counter-clockwise.
+            file or a folder (see :func:`~cl_callbacks.data.data_source.load_splits`), or loaded data.
+        permutations: number of tasks, each of which has a fixed permutation of all pixels.
+        degrees: rotation angle of each task, counter-clockwise.
         label_groups: the labels of each task, such as ``[[0, 1], [2, 3]]``.
-        relabel: number the labels within each group from 0 instead of keeping them.
-        pad: empty pixels added on each side, before anything else.
-        seed: of the permutations, and of the division of data without splits.
-        image_column: of the images.
-        label_column: of the labels.
-        config: of a data set on the hub that has several.
+        relabel: whether to number the labels within each group from 0 instead of keeping them.
+        pad: number of zero pixels added on each side, before the transform.
+        seed: seed of the permutations, and of the division of data without splits.
+        image_column: name of the column with the images.
+        label_column: name of the column with the labels.
+        config: name of the configuration, for a data set on the hub that has several.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
         transition_batches: as in :class:`~cl_callbacks.TaskSequence`.
         shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
-        batch_size: of training, per process.
-        eval_batch_size: of validation and test.
-        num_workers: of each loader.
+        batch_size: batch size of training, per process.
+        eval_batch_size: batch size of validation and test.
+        num_workers: number of worker processes of each loader.
 
     Raises:
-        ValueError: data or numbers that do not make such tasks.
+        ValueError: data or numbers from which the tasks cannot be built.
         FileNotFoundError: a path that does not exist.
 
     Example:

@@ -1,4 +1,4 @@
-"""Image classification data as tensors, and the transforms that make tasks of them."""
+"""Image classification data as tensors, and the transforms that turn them into tasks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Transform = Callable[[Tensor], Tensor]
 def image_tensors(
     data: Any, image_column: str = "image", label_column: str = "label"
 ) -> tuple[Tensor, Tensor]:
-    """Images ``(N, C, H, W)``, float32 from 0 to 1, and integer labels ``(N,)``.
+    """Returns images ``(N, C, H, W)``, float32 from 0 to 1, and integer labels ``(N,)``.
 
     Args:
         data: an ``(images, labels)`` pair of tensors or arrays, or a Hugging Face ``Dataset`` whose image
-            column holds pictures or nested lists. Integer images are divided by 255; ``(N, H, W)`` gets
+            column holds PIL images or nested lists. Integer images are divided by 255; ``(N, H, W)`` gets
             a channel, and ``(N, D)`` with square ``D`` becomes square images.
         image_column: name of the column with the images.
         label_column: name of the column with the labels.
 
     Raises:
-        ValueError: no such column, or values that are no images.
+        ValueError: a missing column, or values that are not images.
 
     Example:
         >>> images, labels = image_tensors((torch.zeros(2, 8, 8), torch.tensor([0, 1])))
@@ -55,24 +55,24 @@ def image_tensors(
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
-        images = images.permute(0, 3, 1, 2)  # pictures keep their channels last
+        images = images.permute(0, 3, 1, 2)  # PIL images have their channels last
     if images.ndim != 4 or len(images) != len(labels):
         raise ValueError(f"cannot read {tuple(images.shape)} as images of {len(labels)} labels")
     return images.contiguous(), labels.long()
 
 
 def pad_images(images: Tensor, pad: int) -> Tensor:
-    """Images with ``pad`` empty pixels added on each of the four sides."""
+    """Adds ``pad`` zero pixels on each of the four sides: ``(N, C, H, W)`` to ``(N, C, H+2p, W+2p)``."""
     return F.pad(images, (pad, pad, pad, pad))
 
 
 class ImageTask(Dataset[tuple[Tensor, Tensor]]):
-    """Images under one transform, applied to whole batches as they are fetched.
+    """Images and labels with one transform, applied to whole batches as they are fetched.
 
     Args:
-        images: shared by all tasks, ``(N, C, H, W)``.
-        labels: ``(N,)``.
-        transform: of a batch of images; the identity for ``None``.
+        images: images ``(N, C, H, W)``, whose memory all tasks share.
+        labels: labels ``(N,)``.
+        transform: function of a batch of images; ``None`` for the identity.
 
     Example:
         >>> task = ImageTask(torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 2]), lambda x: 2 * x)
@@ -96,7 +96,7 @@ class ImageTask(Dataset[tuple[Tensor, Tensor]]):
 
 
 def as_is(batch: Any) -> Any:
-    """Collate function of :class:`ImageTask`, whose fetched batch is one already."""
+    """Collate function for :class:`ImageTask`: returns the batch unchanged, since it is collated already."""
     return batch
 
 
@@ -107,12 +107,12 @@ class Permute:
         self.order = torch.randperm(pixels, generator=torch.Generator().manual_seed(seed))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images with their pixels rearranged, in the same shape."""
+        """Permutes the pixels of images ``(N, C, H, W)``, across channels too; keeps the shape."""
         return images.flatten(1)[:, self.order].view_as(images)
 
 
 class Rotate:
-    """A rotation by a fixed angle in degrees, counter-clockwise, bilinear."""
+    """A rotation by a fixed angle in degrees, counter-clockwise, with bilinear interpolation."""
 
     def __init__(self, degrees: float) -> None:
         angle = torch.tensor(degrees).deg2rad()
@@ -120,14 +120,14 @@ class Rotate:
         self.matrix = torch.stack([torch.stack([cos, -sin, cos * 0]), torch.stack([sin, cos, cos * 0])])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The rotated images, empty where nothing was."""
+        """Rotates images ``(N, C, H, W)``; pixels from outside the image are 0."""
         theta = self.matrix.to(images).expand(len(images), 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
 
 def splits_of(dataset: Any, seed: int) -> Mapping[str, Any]:
-    """The splits of a data set; a single one is divided, four fifths to train and one to test."""
+    """Splits of a data set; one without splits is divided, four fifths for training and one for test."""
     if isinstance(dataset, Mapping):
         if "train" not in dataset:
             raise ValueError(f"the data have no split 'train'; they have {list(dataset)}")

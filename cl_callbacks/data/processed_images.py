@@ -1,4 +1,4 @@
-"""Images as a pretrained model wants them, and batches of them."""
+"""Preprocessing of images for a pretrained model, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cl_callbacks.guards.optional import optional
 
 
 def image_processor(name: str) -> Any:
-    """The image processor of a model, from the hub or a folder, that works with PIL alone.
+    """Loads the image processor of a model, from the hub or a folder, in the variant that needs only PIL.
 
     Raises:
-        ValueError: ``transformers`` has none for the model that does.
+        ValueError: ``transformers`` has no such image processor for the model.
     """
     found = optional("transformers", "transformers").AutoImageProcessor
     try:
@@ -29,15 +29,15 @@ def image_processor(name: str) -> Any:
 
 
 def pictures(data: Any, image_column: str, label_column: str) -> Any:
-    """A Hugging Face data set of images and ``labels`` alone; images are read when a row is asked for.
+    """Reduces a data set to the columns ``image`` and ``labels``; images are decoded when a row is read.
 
     Args:
-        data: a ``Dataset``.
-        image_column: of pictures, or of nested lists of whole numbers from 0 to 255.
-        label_column: of the labels.
+        data: a Hugging Face ``Dataset``.
+        image_column: name of the column with PIL images, or nested lists of integers from 0 to 255.
+        label_column: name of the column with the labels.
 
     Raises:
-        ValueError: no such column.
+        ValueError: a missing column.
     """
     columns = {image_column: "image", label_column: "labels"}
     for column in columns:
@@ -48,13 +48,13 @@ def pictures(data: Any, image_column: str, label_column: str) -> Any:
 
 
 class ProcessImages:
-    """Makes a batch of rows: ``pixel_values`` as a model wants them, ``labels``, and the task's number.
+    """Collates rows into a batch: ``pixel_values``, ``labels``, and ``task_id`` if rows have one.
 
-    Processed images would take many times the space of their files, so that each batch is processed when it
-    is made: ``num_workers`` share the work.
+    Images are processed when their batch is collated, in the ``num_workers`` processes, because storing
+    processed images would take many times the space of their files.
 
     Args:
-        processor: of the model. Images are made grey if it normalises one channel, and else RGB.
+        processor: the model's image processor. Images become grey if it normalises one channel, else RGB.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -63,10 +63,10 @@ class ProcessImages:
         self.mode = "L" if isinstance(mean, list | tuple) and len(mean) == 1 else "RGB"
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch as a dict.
+        """Returns the batch as a dict, with ``pixel_values`` of shape ``(N, C, H, W)``.
 
         Raises:
-            ValueError: images of more than 8 bits a channel, whose range nobody knows; rows of several tasks
+            ValueError: images of more than 8 bits per channel, whose range is unknown; rows of several tasks
                 where each has its own head.
         """
         return with_task(rows, self._batch)

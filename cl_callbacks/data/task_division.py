@@ -1,4 +1,4 @@
-"""How rows of a data set are divided into tasks, and how the labels of each task are numbered."""
+"""Divides the rows of a data set into tasks, and numbers the labels of each task."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 Scenario = Literal["task", "domain", "class"]
 SCENARIOS: tuple[str, ...] = get_args(Scenario)
 RowsBySplit = dict[str, list[int]]
-"""Which rows of each split."""
+"""Row indices by split."""
 
 
 def column_of(data: Any, column: str) -> list[Any]:
-    """All values of a column.
+    """Returns all values of a column.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: a missing column.
     """
     if column not in data.column_names:
         raise ValueError(f"the data have no column {column!r}; they have {data.column_names}")
@@ -26,7 +26,7 @@ def column_of(data: Any, column: str) -> list[Any]:
 
 
 def class_names(data: Any, column: str) -> list[str] | None:
-    """The names that a column's numbers stand for, also where it holds lists of them."""
+    """Class names of a column of class numbers, or of lists of them; ``None`` without names."""
     feature = data.features[column]
     feature = getattr(feature, "feature", feature)
     return getattr(feature, "names", None)
@@ -35,19 +35,19 @@ def class_names(data: Any, column: str) -> list[str] | None:
 def by_column(
     splits: Mapping[str, Any], column: str, order: Sequence[Any] | None
 ) -> tuple[list[Any], list[RowsBySplit]]:
-    """Tasks of the rows that have the same value in a column.
+    """Divides rows into tasks by the value in a column.
 
     Args:
-        splits: Hugging Face data sets.
-        column: of the values.
-        order: of the tasks, by value or its name; default: as the names are numbered, or sorted. Rows of
-            values that are not in it are left out.
+        splits: Hugging Face data sets by split.
+        column: name of the column.
+        order: values, or their names, in the order of the tasks; default: in the order of the class numbers,
+            or else sorted. Rows with other values are left out.
 
     Returns:
-        The tasks' values, by name where they have one, and their rows.
+        The tasks' values, by name where they have one, and the row indices of each task.
 
     Raises:
-        ValueError: no such column or value.
+        ValueError: a missing column or value.
     """
     values = {split: column_of(data, column) for split, data in splits.items()}
     names = class_names(splits["train"], column)
@@ -70,18 +70,18 @@ def by_column(
 def by_labels(
     splits: Mapping[str, Any], column: str, groups: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]
 ) -> tuple[list[Any], list[RowsBySplit]]:
-    """Tasks of the rows whose label is in a group.
+    """Divides rows into tasks by groups of labels.
 
     Args:
-        splits: Hugging Face data sets.
-        column: of the labels.
-        groups: the labels of each task, or their names; as a mapping, by the names of the tasks.
+        splits: Hugging Face data sets by split.
+        column: name of the column with the labels.
+        groups: the labels of each task, or their names; a mapping also gives the names of the tasks.
 
     Returns:
-        The tasks' names or numbers, and their rows.
+        The tasks' names or numbers, and the row indices of each task.
 
     Raises:
-        ValueError: no such column or label.
+        ValueError: a missing column or label.
     """
     values = {split: column_of(data, column) for split, data in splits.items()}
     names = class_names(splits["train"], column) or []
@@ -104,7 +104,7 @@ def by_labels(
 
 
 def distinct(values: Iterable[Any]) -> set[Any]:
-    """The labels that there are; those of single words where a value is a list of them.
+    """Set of the labels in a column whose values are labels or lists of labels.
 
     Example:
         >>> distinct([3, [1, 3]])
@@ -117,7 +117,7 @@ def distinct(values: Iterable[Any]) -> set[Any]:
 
 
 def few_of_each(labels: Sequence[Any], rows: Sequence[int], most: int, seed: int) -> list[int]:
-    """A random choice of at most so many rows of each label, in the order of the data."""
+    """Chooses at most ``most`` rows of each label at random; the result is in the order of the data."""
     taken: dict[Any, int] = {}
     chosen = []
     for row in np.random.default_rng(seed).permutation(rows).tolist():
@@ -130,17 +130,17 @@ def few_of_each(labels: Sequence[Any], rows: Sequence[int], most: int, seed: int
 def numbered(
     scenario: Scenario, labels: Sequence[set[Any]], names: Sequence[str] | None, separate: bool
 ) -> tuple[list[dict[Any, int]], list[int]]:
-    """The number of each task's labels in the outputs of the network.
+    """Assigns an output of the network to each label of each task.
 
     Args:
         scenario: ``"task"``: a head for each task, whose labels are numbered from 0; ``"domain"``: one head
             and the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
-        labels: of each task.
-        names: of the labels, where they are numbers that stand for names.
-        separate: whether each task has labels of its own, although they may look alike.
+        labels: set of labels of each task.
+        names: names of the labels, where these are class numbers.
+        separate: whether equal labels of different tasks are different classes.
 
     Returns:
-        For each task the number of each of its labels; and how many outputs each head has.
+        For each task the output index of each of its labels; and the number of outputs of each head.
 
     Raises:
         ValueError: a domain-incremental sequence of tasks that share no labels.

@@ -1,4 +1,4 @@
-"""The rows of one task, and batches of them."""
+"""Rows of one task, and the collation of rows that carry a task number."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ IGNORED = -100
 
 
 class TaskRows(Dataset[dict[str, Any]]):
-    """The rows of one task, with their labels numbered as the task wants them.
+    """The rows of one task, with labels replaced by output indices.
 
     Args:
         rows: a Hugging Face data set with a column ``labels``.
-        numbers: of the labels; ``None`` to leave them as they are.
-        task_id: added to each row, unless ``None``.
+        numbers: output index of each label; ``None`` to keep the labels.
+        task_id: task number that is added to each row, unless ``None``.
 
     Example:
         >>> from datasets import Dataset
@@ -52,14 +52,14 @@ class TaskRows(Dataset[dict[str, Any]]):
 
 
 def with_task(rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
-    """A batch of rows, with the number of their task if they have one.
+    """Collates rows into a batch, and adds the ``task_id`` of the rows if they have one.
 
     Args:
-        rows: of :class:`TaskRows`.
-        collate: makes a batch of them, without the number.
+        rows: rows of :class:`TaskRows`.
+        collate: makes a batch of rows without ``task_id``.
 
     Raises:
-        ValueError: they are of several tasks.
+        ValueError: rows of several tasks.
 
     Example:
         >>> rows = [{"labels": 1, "task_id": 3}, {"labels": 0, "task_id": 3}]

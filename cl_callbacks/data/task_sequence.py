@@ -30,33 +30,33 @@ _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
 
 class TaskSequence(LightningDataModule):
-    """Tasks one after the other: training data of the current task, evaluation data of all.
+    """A sequence of tasks: serves training data of the current task, and evaluation data of all tasks.
 
-    The current task moves on when a boundary callback says that a task has ended, and the training stops
-    after the last one; or, with ``epochs_per_task``, by itself, whoever notices. Within one ``fit`` either
-    needs a Trainer with ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and
-    ``test_dataloader`` give one loader per task; without a validation split, validation shows the test split.
+    The next task begins when a boundary callback ends the current one, and training stops after the last
+    task; or, with ``epochs_per_task``, after that many epochs, whatever boundary callbacks do. Within one
+    ``fit`` both need a Trainer with ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and
+    ``test_dataloader`` give one loader per task; without a validation split, validation uses the test split.
 
     Args:
         tasks: one mapping per task with the data sets ``"train"``, and ``"validation"`` or ``"test"`` or
-            both; a Hugging Face ``DatasetDict`` is one.
-        epochs_per_task: after so many epochs the next task begins; ``None`` to wait for a boundary callback.
-        transition_batches: for so many batches around each change neighbouring tasks are mixed: the share of
-            the later one grows linearly from 0 to 1. At 0 tasks switch at once. Needs ``epochs_per_task``.
-        shuffle_seed: training data come in an order that depends on it and on the epoch alone, so that a
-            training that is resumed from the end of an epoch sees what it would have seen. ``None`` for an
-            order by torch's random numbers, which Lightning does not keep.
-        batch_size: of training, per process.
-        eval_batch_size: of validation and test.
-        num_workers: of each loader.
-        collate_fn: how samples become a batch; torch's default for ``None``.
+            both, such as a Hugging Face ``DatasetDict``.
+        epochs_per_task: number of epochs of each task; ``None`` to wait for a boundary callback.
+        transition_batches: number of batches around each change in which neighbouring tasks are mixed: the
+            share of the later one grows linearly from 0 to 1. 0: sudden changes. Needs ``epochs_per_task``.
+        shuffle_seed: seed of the order of training data, which then depends on it and on the epoch alone, so
+            that training resumed from the end of an epoch sees the same data. ``None`` for torch's global
+            random numbers, whose state Lightning does not save.
+        batch_size: batch size of training, per process.
+        eval_batch_size: batch size of validation and test.
+        num_workers: number of worker processes of each loader.
+        collate_fn: collate function of the loaders; ``None`` for torch's default.
 
     Attributes:
         current_task: index of the task that ``train_dataloader`` serves; may be set.
 
     Raises:
-        ValueError: no task, a task without training data, or numbers that cannot work; in training, a
-            transition that is longer than a task.
+        ValueError: no task, a task without training data, or invalid numbers; in training, a transition
+            that is longer than a task.
         MisconfigurationException: in ``fit``, a Trainer under which tasks would never change.
 
     Example:
@@ -108,15 +108,15 @@ class TaskSequence(LightningDataModule):
     def permuted(
         cls, dataset: Any, *, tasks: int, seed: int = 0, pad: int = 0, **loaders: Any
     ) -> TaskSequence:
-        """Every task shows the same images with its own fixed permutation of all pixels.
+        """Makes tasks of the same images, each with its own fixed permutation of all pixels.
 
         Args:
             dataset: splits of images (see :func:`~cl_callbacks.data.image_tasks.image_tensors`), or one
                 data set, of which a fifth becomes the test split.
-            tasks: how many.
-            seed: of the permutations.
-            pad: empty pixels added on each side before permuting.
-            loaders: other arguments of the class.
+            tasks: number of tasks.
+            seed: seed of the permutations, and of the division of data without splits.
+            pad: number of zero pixels added on each side before permuting.
+            loaders: further arguments of the class.
         """
         splits = _image_splits(dataset, seed, pad)
         pixels = splits["train"][0][0].numel()
@@ -128,14 +128,14 @@ class TaskSequence(LightningDataModule):
     def rotated(
         cls, dataset: Any, *, degrees: Sequence[float], seed: int = 0, pad: int = 0, **loaders: Any
     ) -> TaskSequence:
-        """Every task shows the same images rotated by its own angle.
+        """Makes tasks of the same images, each rotated by its own angle.
 
         Args:
             dataset: as for :meth:`permuted`.
-            degrees: one angle per task, counter-clockwise.
-            seed: of the split, if the data have none.
-            pad: empty pixels added on each side before rotating.
-            loaders: other arguments of the class.
+            degrees: rotation angle of each task, counter-clockwise.
+            seed: seed of the division of data without splits.
+            pad: number of zero pixels added on each side before rotating.
+            loaders: further arguments of the class.
         """
         splits = _image_splits(dataset, seed, pad)
         return cls._transformed(splits, [Rotate(angle) for angle in degrees], loaders)
@@ -151,19 +151,19 @@ class TaskSequence(LightningDataModule):
         pad: int = 0,
         **loaders: Any,
     ) -> TaskSequence:
-        """Every task has the images of its own group of labels.
+        """Makes tasks of parts of the images, each with those of its own group of labels.
 
         Args:
             dataset: as for :meth:`permuted`.
             groups: the labels of each task, such as ``[(0, 1), (2, 3)]``.
-            relabel: number the labels within each group from 0 (one output layer for all tasks) instead
-                of keeping them.
-            seed: of the split, if the data have none.
-            pad: empty pixels added on each side.
-            loaders: other arguments of the class.
+            relabel: whether to number the labels within each group from 0 (one output layer for all tasks)
+                instead of keeping them.
+            seed: seed of the division of data without splits.
+            pad: number of zero pixels added on each side.
+            loaders: further arguments of the class.
 
         Raises:
-            ValueError: a group of which the data have no image.
+            ValueError: a group without images in the data.
         """
         tasks = []
         for group in groups:
@@ -193,7 +193,7 @@ class TaskSequence(LightningDataModule):
     # -- following the tasks -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Makes sure that somebody says when a task ends, also without a rule."""
+        """Adds the default boundary callback if there is none, and checks that tasks can change."""
         if stage == "fit" and self.trainer is not None:
             ensure_boundaries(self.trainer)
             self._refuse_what_never_changes(self.trainer)
@@ -221,24 +221,24 @@ class TaskSequence(LightningDataModule):
             )
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Moves on to the next task; after the last, ends the training."""
+        """Switches to the next task; after the last one, stops training."""
         if self.epochs_per_task is not None:
-            return  # found or declared, the data change by themselves
+            return  # tasks change with the epoch, whatever boundary was found or declared
         self.current_task += 1
         if self.current_task == len(self.tasks):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Which task is current."""
+        """Index of the current task."""
         return {"current_task": self.current_task}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the task in which the checkpoint was written, but not for a mere evaluation."""
+        """Restores the task in which the checkpoint was written, unless the Trainer only evaluates."""
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             self.current_task = state_dict["current_task"]
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled training data of the current task."""
+        """Loader of the shuffled training data of the current task."""
         epoch = 0
         if self.epochs_per_task is not None and self.trainer is not None:
             self.current_task, epoch = divmod(self.trainer.current_epoch, self.epochs_per_task)
@@ -252,7 +252,7 @@ class TaskSequence(LightningDataModule):
         return self._blended(loader, epoch) if self.transition_batches else loader
 
     def _order(self, data: Any) -> DistributedSampler | None:
-        """The order of this epoch, which Lightning lets it know too."""
+        """Sampler of the seeded order of this epoch; ``None`` without ``shuffle_seed``."""
         if self.shuffle_seed is None:
             return None
         processes, rank, epoch = 1, 0, 0
@@ -260,11 +260,11 @@ class TaskSequence(LightningDataModule):
             processes, rank = self.trainer.world_size, self.trainer.global_rank
             epoch = self.trainer.current_epoch
         order: DistributedSampler = DistributedSampler(data, processes, rank, seed=self.shuffle_seed)
-        order.set_epoch(epoch)  # workers begin before Lightning does
+        order.set_epoch(epoch)  # Lightning does so too, but after workers begin to prefetch
         return order
 
     def _blended(self, plain: DataLoader, epoch: int) -> DataLoader:
-        """The loader with samples of the neighbouring tasks in it, as far as they reach into this epoch."""
+        """Mixes samples of the neighbouring tasks into the loader, where a transition reaches this epoch."""
         assert self.epochs_per_task is not None
         task, last = self.current_task, len(self) - 1
         ramp = Ramp(
@@ -275,12 +275,12 @@ class TaskSequence(LightningDataModule):
         neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
         limit = getattr(self.trainer, "limit_train_batches", 1.0)
         seed = None
-        if self.shuffle_seed is not None:  # other numbers than those of the order
+        if self.shuffle_seed is not None:  # different from the seeds of the order
             seed = 2**32 + self.shuffle_seed + task * self.epochs_per_task + epoch
         return blended(plain, neighbours, ramp, self.epochs_per_task, limit, seed)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader per task, of the validation split or else the test split."""
+        """One loader per task, of the validation split or else of the test split."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> list[DataLoader]:

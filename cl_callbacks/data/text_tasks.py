@@ -11,49 +11,49 @@ from cl_callbacks.data.tokenised import Collate, Kind, Padding, tokenised, token
 
 
 class TextTasks(DividedTasks):
-    """A sequence of text tasks, tokenised once, whose batches are what transformers take.
+    """A sequence of text tasks, tokenised once, with batches for networks of ``transformers``.
 
     Tasks are the values of a column, or groups of labels, or data sets given as a list. A batch is a dict
-    of ``input_ids``, ``attention_mask``, what else the tokeniser gives, and ``labels``, padded to its
-    longest text; with a head for each task also ``task_id``, a number.
+    of ``input_ids``, ``attention_mask``, further inputs that the tokeniser returns, and ``labels``, padded to
+    its longest text; with a head for each task also ``task_id``, an integer.
 
     Args:
         data: the name of a data set on the hub, a file, a folder, a ``DatasetDict`` or a mapping of splits
             to files (see :func:`~cl_callbacks.data.data_source.load_splits`); or a list of these, one for
             each task.
-        tokenizer: the name of a model on the hub, or its folder.
+        tokenizer: the name of a model on the hub, or its folder, whose tokeniser is used.
         kind: ``"sequence_classification"``, one label for a text; ``"token_classification"``, one for each
-            word; or ``"causal_lm"``, in which a text is its own label.
+            word; or ``"causal_lm"``, whose labels are the tokens themselves.
         scenario: ``"task"``: a head for each task, and labels numbered from 0 within the task; ``"domain"``:
             the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
         task_column: the column whose values are the tasks.
         task_order: values of that column in the order of the tasks; others are left out. Default: all, in
-            the order of their numbers or else sorted.
-        label_groups: the labels of each task, or their names; as a mapping, with the tasks' names.
-        text_column: of the texts; in token classification, of lists of words.
-        label_column: of the labels.
-        config: of a data set on the hub that has several.
-        splits: what the data call the splits ``train``, ``validation`` and ``test``; those not named are
-            left out. Default: by their own names, as far as there are.
-        examples_per_label: at most so many training texts for each label of a task, chosen at random;
+            the order of the class numbers or else sorted.
+        label_groups: the labels of each task, or their names; a mapping also gives the tasks' names.
+        text_column: name of the column with the texts; in token classification, with lists of words.
+        label_column: name of the column with the labels.
+        config: name of the configuration, for a data set on the hub that has several.
+        splits: names that the splits ``train``, ``validation`` and ``test`` have in the data; those not
+            listed are left out. Default: these same names, as far as they exist.
+        examples_per_label: maximum number of training texts for each label of a task, chosen at random;
             ``None`` for all.
-        max_length: of a text in tokens; longer ones are cut. ``None`` for the model's own limit.
-        padding: ``"longest"``: to the longest text of a batch; ``"max_length"``: all alike.
-        seed: of the choice of examples, and of the division of data without splits.
+        max_length: maximum length in tokens; longer texts are truncated. ``None`` for the model's limit.
+        padding: ``"longest"`` to pad to the longest text of a batch; ``"max_length"`` to pad to that length.
+        seed: seed of the choice of examples, and of the division of data without splits.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; not with a head for each task.
+        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; must be 0 with a head for each task.
         shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
-        batch_size: of training, per process.
-        eval_batch_size: of validation and test.
-        num_workers: of each loader.
+        batch_size: batch size of training, per process.
+        eval_batch_size: batch size of validation and test.
+        num_workers: number of worker processes of each loader.
 
     Attributes:
-        num_labels: outputs of each head: one number, or with a head for each task one number for each;
-            empty for a language model.
-        task_names: values, names or numbers of the tasks.
+        num_labels: number of outputs of each head: a list of one number, or of one for each task with a
+            head for each; empty for a language model.
+        task_names: the tasks' column values, names or numbers.
 
     Raises:
-        ValueError: data, columns or labels that do not make such tasks.
+        ValueError: data, columns or labels from which the tasks cannot be built.
         FileNotFoundError: a path that does not exist.
         ImportError: ``transformers`` is not installed.
 

@@ -1,4 +1,4 @@
-"""Texts as token numbers, and batches of them."""
+"""Tokenisation of texts, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Padding = Literal["longest", "max_length"]
 
 
 def tokeniser(name: str) -> Any:
-    """The tokeniser of a model, from the hub or a folder; one without a padding token pads with its end."""
+    """Loads a tokeniser from the hub or a folder; without a padding token it pads with the end token."""
     found = optional("transformers", "transformers").AutoTokenizer.from_pretrained(name)
     if found.pad_token is None:
         if found.eos_token is None:
@@ -25,27 +25,27 @@ def tokeniser(name: str) -> Any:
 def tokenised(
     data: Any, tokeniser: Any, kind: Kind, text_column: str, label_column: str, max_length: int | None
 ) -> Any:
-    """A Hugging Face data set with the columns that a model takes, and ``labels`` as they are in the data.
+    """Tokenises a data set into the columns that a model takes, and ``labels`` with unchanged values.
 
     In token classification a word's label is that of its first token; other tokens have none. A causal
     language model's labels are its tokens.
 
     Args:
-        data: a ``Dataset``; what is computed is cached as by any ``map``.
-        tokeniser: of the model.
-        kind: of the task.
-        text_column: texts; lists of words in token classification.
-        label_column: labels; a list of them, one per word, in token classification.
-        max_length: in tokens; ``None`` for the model's own.
+        data: a Hugging Face ``Dataset``; the result is cached, as by any ``Dataset.map``.
+        tokeniser: the model's tokeniser.
+        kind: kind of the task.
+        text_column: name of the column with texts; in token classification, with lists of words.
+        label_column: name of the column with labels; in token classification, with a list of one per word.
+        max_length: maximum length in tokens; ``None`` for the model's limit.
 
     Raises:
-        ValueError: no such column.
+        ValueError: a missing column.
     """
     wanted = [text_column] if kind == "causal_lm" else [text_column, label_column]
     missing = [column for column in wanted if column not in data.column_names]
     if missing:
         raise ValueError(f"the data have no column {missing[0]!r}; they have {data.column_names}")
-    tokeniser("x", truncation=True, max_length=max_length)  # its state is part of the cache's key
+    tokeniser("x", truncation=True, max_length=max_length)  # sets its truncation, part of the cache key
     columns = {"text": text_column, "label": label_column}
     return data.map(
         _rows,
@@ -85,21 +85,21 @@ def _of_first_tokens(words: Sequence[int | None], labels: Sequence[Any]) -> list
 
 
 class Collate:
-    """Makes a batch of rows: padded tensors, and the number of the task if rows have one.
+    """Collates rows into a batch of padded tensors, with ``task_id`` if rows have one.
 
     Args:
-        tokeniser: of the model.
-        kind: of the task.
-        padding: to the longest of the batch, or all to ``max_length``.
-        max_length: in tokens.
+        tokeniser: the model's tokeniser.
+        kind: kind of the task.
+        padding: ``"longest"`` to pad to the longest text of the batch, or ``"max_length"``.
+        max_length: maximum length in tokens.
     """
 
     def __init__(
         self, tokeniser: Any, kind: Kind, padding: Padding = "longest", max_length: int | None = None
     ) -> None:
         transformers = optional("transformers", "transformers")
-        # A language model's labels are padded like those of tokens: its own collator would also ignore
-        # every end of a text where that is the padding token.
+        # A language model's labels are padded like token labels: DataCollatorForLanguageModeling would also
+        # ignore every end token where that is the padding token.
         collator = (
             transformers.DataCollatorWithPadding
             if kind == "sequence_classification"
@@ -108,5 +108,5 @@ class Collate:
         self.pad = collator(tokeniser, padding=padding, max_length=max_length)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch as a dict."""
+        """Returns the batch as a dict; its tensors have shape ``(N, T)``, or ``(N,)`` for labels of texts."""
         return with_task(rows, lambda inputs: dict(self.pad(inputs)))

@@ -1,4 +1,4 @@
-"""Gradual changes: neighbouring tasks mixed, for some steps around the change."""
+"""Gradual changes: mixes neighbouring tasks for some batches around the change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cl_callbacks.tensors.batches import cat_samples
 
 
 class Ramp:
-    r"""How likely a sample is from a neighbouring task.
+    r"""Probability that a sample comes from a neighbouring task, by batch.
 
     Between two tasks the share of the later one grows linearly from 0 to 1 over ``width`` batches, of which
     half come before the change.
 
     Args:
-        width: of the ramp, in batches.
-        since: how many epochs of the task have come before; ``None`` if no task was before it.
-        until: how many are left, this one included; ``None`` if no task is to come.
+        width: length of the ramp in batches.
+        since: number of epochs of the task before this one; ``None`` for the first task.
+        until: number of epochs left, this one included; ``None`` for the last task.
 
     Example:
         >>> ramp = Ramp(width=4, since=0, until=1)
@@ -37,11 +37,11 @@ class Ramp:
         self.width, self.since, self.until = width, since, until
 
     def __call__(self, batch: int, batches: int) -> tuple[float, float]:
-        """Shares of the task before and of the task after in a batch.
+        """Returns the shares of the previous and of the next task in a batch.
 
         Args:
-            batch: its number in the epoch.
-            batches: in an epoch.
+            batch: index of the batch in the epoch.
+            batches: number of batches in an epoch.
         """
         before = after = 0.0
         if self.since is not None:
@@ -52,10 +52,10 @@ class Ramp:
 
 
 class Blend(Dataset[Any]):
-    """A task's data set, followed by those of its neighbours: index ``k * size + i`` is of the k-th.
+    """A task's data set and those of its neighbours: index ``k * size + i`` is sample i of the k-th.
 
     Args:
-        datasets: the task itself, the one before and the one after; ``None`` where there is none.
+        datasets: of the task, of the previous and of the next one; ``None`` where there is none.
 
     Example:
         >>> Blend([[1, 2], None, [3]]).__getitems__([0, 4, 5])
@@ -74,7 +74,7 @@ class Blend(Dataset[Any]):
         return self.datasets[part][row % len(self.datasets[part])]
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """Samples in the form in which the data sets give several at once, those of one task together."""
+        """Fetches samples as the data sets' own ``__getitems__`` return them, grouped by task."""
         found: Any = None
         for part, dataset in enumerate(self.datasets):
             rows = [i % self.size for i in indices if i // self.size == part]
@@ -92,17 +92,17 @@ def _several(dataset: Any, rows: list[int]) -> Any:
 
 
 class BlendedBatches(BatchSampler):
-    """Batches of which some samples are taken from neighbouring tasks.
+    """A batch sampler that takes some samples of each batch from neighbouring tasks.
 
     Args:
-        sampler: of the task itself.
+        sampler: sampler of the task itself.
         batch_size: as in torch.
         drop_last: as in torch.
-        size: of the task's data set.
-        ramp: how many samples.
-        epochs: of a task.
-        limit: of batches in an epoch, a number or a share, as in Lightning's ``limit_train_batches``.
-        seed: of which samples are taken in an epoch; ``None`` for torch's random numbers.
+        size: number of samples of the task.
+        ramp: shares of the neighbouring tasks.
+        epochs: number of epochs of a task.
+        limit: limit of batches per epoch, a number or a share, as in Lightning's ``limit_train_batches``.
+        seed: seed of the choice of samples in this epoch; ``None`` for torch's global random numbers.
     """
 
     def __init__(
@@ -145,15 +145,15 @@ def blended(
     limit: int | float,
     seed: int | None = None,
 ) -> DataLoader:
-    """A task's loader with samples of its neighbours in it.
+    """Returns a task's loader with samples of its neighbours mixed in.
 
     Args:
         plain: the task's loader.
-        neighbours: data sets of the task before and of the task after.
-        ramp: how much of them.
-        epochs: of a task.
-        limit: of batches in an epoch.
-        seed: of the choice in this epoch; ``None`` for torch's random numbers.
+        neighbours: data sets of the previous and of the next task; ``None`` where there is none.
+        ramp: shares of the neighbouring tasks.
+        epochs: number of epochs of a task.
+        limit: limit of batches per epoch, a number or a share.
+        seed: seed of the choice in this epoch; ``None`` for torch's global random numbers.
     """
     sampler: Any = plain.sampler
     size = len(plain.dataset)  # type: ignore[arg-type]

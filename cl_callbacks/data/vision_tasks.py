@@ -11,46 +11,46 @@ from cl_callbacks.data.task_division import Scenario
 
 
 class VisionTasks(DividedTasks):
-    """A sequence of image tasks, whose batches are what pretrained vision models take.
+    """A sequence of image tasks, with batches for pretrained vision models of ``transformers``.
 
     Tasks are the values of a column, or groups of labels, or data sets given as a list. A batch is a dict of
-    ``pixel_values`` and ``labels``; with a head for each task also ``task_id``, a number. Images are read,
-    scaled and normalised by the model's image processor while the batch is made, in ``num_workers``
-    processes, without torchvision. Grey images become RGB where the model wants three channels.
+    ``pixel_values`` ``(N, C, H, W)`` and ``labels`` ``(N,)``; with a head for each task also ``task_id``, an
+    integer. Images are scaled and normalised by the model's image processor when the batch is collated, in
+    ``num_workers`` processes, without torchvision. Grey images become RGB for models with three channels.
 
     Args:
         data: the name of a data set on the hub, a file, a folder of files or of images, a ``DatasetDict`` or
             a mapping of splits to files (see :func:`~cl_callbacks.data.data_source.load_splits`); or a list
             of these, one for each task.
-        processor: the name of a model on the hub, or its folder, whose image processor it is.
+        processor: the name of a model on the hub, or its folder, whose image processor is used.
         scenario: ``"task"``: a head for each task, and labels numbered from 0 within the task; ``"domain"``:
             the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
         task_column: the column whose values are the tasks.
         task_order: values of that column in the order of the tasks; others are left out. Default: all, in
-            the order of their numbers or else sorted.
-        label_groups: the labels of each task, or their names; as a mapping, with the tasks' names.
-        image_column: of the images.
-        label_column: of the labels.
-        config: of a data set on the hub that has several.
-        splits: what the data call the splits ``train``, ``validation`` and ``test``; those not named are
-            left out. Default: by their own names, as far as there are.
-        examples_per_label: at most so many training images for each label of a task, chosen at random;
+            the order of the class numbers or else sorted.
+        label_groups: the labels of each task, or their names; a mapping also gives the tasks' names.
+        image_column: name of the column with the images.
+        label_column: name of the column with the labels.
+        config: name of the configuration, for a data set on the hub that has several.
+        splits: names that the splits ``train``, ``validation`` and ``test`` have in the data; those not
+            listed are left out. Default: these same names, as far as they exist.
+        examples_per_label: maximum number of training images for each label of a task, chosen at random;
             ``None`` for all.
-        seed: of the choice of examples, and of the division of data without splits.
+        seed: seed of the choice of examples, and of the division of data without splits.
         epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; not with a head for each task.
+        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; must be 0 with a head for each task.
         shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
-        batch_size: of training, per process.
-        eval_batch_size: of validation and test.
-        num_workers: of each loader.
+        batch_size: batch size of training, per process.
+        eval_batch_size: batch size of validation and test.
+        num_workers: number of worker processes of each loader.
 
     Attributes:
-        num_labels: outputs of each head: one number, or with a head for each task one number for each.
-        task_names: values, names or numbers of the tasks.
+        num_labels: number of outputs of each head: a list of one number, or of one per task.
+        task_names: the tasks' column values, names or numbers.
 
     Raises:
-        ValueError: data, columns or labels that do not make such tasks; a model without an image processor
-            that works with PIL.
+        ValueError: data, columns or labels from which the tasks cannot be built; a model without an image
+            processor that works with PIL.
         FileNotFoundError: a path that does not exist.
         ImportError: ``transformers`` is not installed.
 

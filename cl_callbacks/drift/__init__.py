@@ -1,6 +1,6 @@
-"""Detectors of change on a stream of numbers, behind the protocol of the river library.
+"""Detectors of change in a stream of numbers, with the protocol of the river library.
 
-A detector has ``update(x)`` and, after it, ``drift_detected``.
+A detector has ``update(x)`` and, after it, ``drift_detected``. Acting on an alarm is up to ``boundaries/``.
 """
 
 from cl_callbacks.drift.cusum import CUSUM

@@ -1,4 +1,4 @@
-"""Cumulative sum of what lies above expectation."""
+"""The cumulative sum (CUSUM) test for a rise of the mean."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from cl_callbacks.guards.arguments import positive
 
 
 class CUSUM:
-    r"""Says when the mean of a stream of standardised values has risen, however slightly.
+    r"""Detects when the mean of a stream of standardised values has risen, even slightly.
 
     .. math:: S \leftarrow \max(0,\ S + z - k), \qquad \text{alarm when } S > h .
 
-    A rise by :math:`\delta > k` standard deviations is found after about :math:`h/(\delta-k)` values. What
-    falls is never an alarm. After an alarm the sum starts anew.
+    A rise by :math:`\delta > k` standard deviations is found after about :math:`h/(\delta-k)` values. A fall
+    never raises an alarm. After an alarm the sum restarts at 0.
 
     Source: Page 1954, Biometrika 41, 100–115.
 
     Args:
-        threshold: :math:`h`, in standard deviations of a value. A larger one makes fewer false alarms and
-            later true ones; ``inf`` makes none.
-        allowance: :math:`k`, half the rise that is worth finding, in standard deviations.
+        threshold: :math:`h`, in standard deviations of a value. A larger one means fewer false alarms and
+            later true ones; ``inf`` means none.
+        allowance: :math:`k`, half the smallest rise that is worth finding, in standard deviations.
 
     Attributes:
         drift_detected: whether the last value raised the alarm.
         sum: :math:`S`, the evidence for a rise.
-        age: how many values ago the sum was last 0: where a rise began, if there is one.
+        age: number of values since the sum was last 0, which is where a rise began, if there is one.
 
     Raises:
         ValueError: a threshold or an allowance that is not positive, at construction.
@@ -46,7 +46,7 @@ class CUSUM:
         self.sum, self.age = 0.0, 0
 
     def update(self, x: float) -> None:
-        """Takes the next value in; afterwards see ``drift_detected``."""
+        """Processes the next value, and sets ``drift_detected``."""
         if self.drift_detected:
             self._reset()
         self.sum = max(0.0, self.sum + x - self.allowance)

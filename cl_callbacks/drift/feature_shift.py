@@ -1,4 +1,4 @@
-"""How far the features of a batch lie from where they usually are."""
+"""Distance of a batch's mean features from their running mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FLOOR = 1e-2  # of the mean variance: features that hardly ever vary count for less
-_LIMIT = 2.0  # standard deviations by which one batch counts at most
+_FLOOR = 1e-2  # share of the mean variance that is added to each: features that hardly vary count for less
+_LIMIT = 2.0  # largest deviation of a batch that enters the averages, in standard deviations
 
 
 class FeatureShift:
@@ -17,18 +17,18 @@ class FeatureShift:
     .. math:: d = \frac1D \sum_{i=1}^D \frac{(\bar\phi_i-m_i)^2}{v_i+\bar v/100}, \qquad
               m \leftarrow m + (1-\gamma)\,\psi, \quad v \leftarrow \gamma\,(v + (1-\gamma)\,\psi^2),
 
-    the diagonal Mahalanobis distance, about 1 as long as nothing changes. The averages take in a deviation
-    :math:`\psi = \bar\phi-m` of at most :math:`2\sqrt{v_i+\bar v/100}`, with the mean :math:`\bar v` over
-    features, so that a change is not usual after a few batches; features that hardly ever vary count for
-    less. The distance sees sudden shifts of the input that the loss misses. It misses those that leave the
-    features where they are, such as permuted labels, and gradual ones, which the averages follow.
+    the diagonal Mahalanobis distance, about 1 as long as nothing changes; :math:`\bar v` is the mean of
+    :math:`v` over features. The deviation :math:`\psi = \bar\phi-m` that enters the averages is clipped to
+    :math:`\pm2\sqrt{v_i+\bar v/100}`, so that they adapt to a change only after many batches. The distance
+    finds sudden shifts of the input that the loss misses. It misses shifts that do not move the features,
+    such as permuted labels, and gradual ones, which the averages follow.
 
     Args:
-        decay: :math:`\gamma`, share of the averages that each batch keeps, 0 to below 1. Long averages take
-            the drift of features that are being learned for a change.
+        decay: :math:`\gamma`, share of the averages that is kept per batch, 0 to below 1. With long averages
+            features that move because they are being learned look like a change.
 
     Raises:
-        ValueError: a decay that is none.
+        ValueError: a decay outside that range.
 
     Example:
         >>> shift = FeatureShift()
@@ -46,7 +46,7 @@ class FeatureShift:
         self.mean = self.variance = torch.zeros(0)
 
     def update(self, features: Tensor) -> Tensor:
-        """The distance of mean features ``(D,)`` of a batch, a scalar; the averages then take them in."""
+        """Returns the distance, a scalar, of a batch's mean features ``(D,)``, and updates the averages."""
         features = features.float()
         if not self.seen:
             self.mean, self.variance = torch.zeros_like(features), torch.zeros_like(features)
@@ -64,10 +64,10 @@ class FeatureShift:
         return distance if self.seen > 2 else torch.ones_like(distance)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and a number."""
+        """Running mean and variance, ``(D,)`` each, and the number of batches seen."""
         return {"mean": self.mean, "variance": self.variance, "seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.mean, self.variance = state_dict["mean"], state_dict["variance"]
         self.seen = state_dict["seen"]

@@ -1,4 +1,4 @@
-"""How unusual a value is among those that came before."""
+"""Normal scores: standardises values by their rank among recent ones."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _NORMAL = NormalDist()
 
 
 class NormalScores:
-    r"""Values in standard deviations, whatever their distribution: by their rank among the recent ones.
+    r"""Converts values of any distribution to standard deviations, by their rank among recent values.
 
     .. math:: z = \Phi^{-1}\!\left(\frac{r + \frac12}{n+1}\right), \qquad
               r = \#\{x_i < x\} + \tfrac12\,\#\{x_i = x\}
 
     over the last :math:`n \le` ``window`` values :math:`x_i` before :math:`x`. As long as nothing changes,
-    :math:`z` is standard normal, also where losses are skewed, or small but for a hard batch now and then,
-    which makes a change of every such batch if values are measured in deviations from a median. What is
-    nearer than ``resolution`` counts as equal.
+    :math:`z` is standard normal, also for losses that are skewed, or small except for an occasional hard
+    batch; deviations from the median would raise an alarm at every such batch. Values that differ by at most
+    ``resolution`` count as equal.
 
     Source: van der Waerden 1952; for control charts, Conover, Tercero-Gómez & Cordero-Franco 2017, "The
     sequential normal scores transformation" (Sequential Analysis 36).
 
     Args:
-        window: how many recent values are usual.
-        warm_up: how many values have to be seen before the first :math:`z`.
-        resolution: the smallest difference that counts.
+        window: number of recent values to compare with.
+        warm_up: number of values before the first :math:`z`.
+        resolution: largest difference that counts as none.
 
     Raises:
         ValueError: a window of fewer than 10 values, or a warm-up of fewer than 2.
@@ -48,13 +48,13 @@ class NormalScores:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was usual."""
+        """Clears all values."""
         self.recent: deque[float] = deque(maxlen=self.window)
         self.held: list[float] = []
         self.seen = 0
 
     def __call__(self, x: float) -> float | None:
-        """The next value in standard deviations; ``None`` while warming up."""
+        """Returns the score :math:`z` of a value, without adding it; ``None`` while warming up."""
         if self.seen < self.warm_up:
             return None
         values = sorted(self.recent)
@@ -63,11 +63,11 @@ class NormalScores:
         return _NORMAL.inv_cdf((below + equal / 2 + 0.5) / (len(values) + 1))
 
     def add(self, x: float, hold: bool = False) -> None:
-        """Takes the value in.
+        """Adds a value to the recent ones.
 
         Args:
             x: the value.
-            hold: keep what is usual as it is. Values that are held join it with the next that is not.
+            hold: whether to hold the value back. Held values are added with the next one that is not.
         """
         self.seen += 1
         self.held.append(x)
@@ -80,7 +80,7 @@ class NormalScores:
         return {"recent": list(self.recent), "held": list(self.held), "seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.restart()
         self.recent.extend(state_dict["recent"])
         self.held, self.seen = list(state_dict["held"]), state_dict["seen"]

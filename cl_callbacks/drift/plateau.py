@@ -1,4 +1,4 @@
-"""Finds when a loss has come to rest."""
+"""Detects when a loss has reached a plateau."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any, Literal, get_args
 Threshold = Literal["relative", "absolute"]
 
 _DEFAULTS = {"relative": (0.5, 0.1), "absolute": (0.2, 0.1)}
-_HISTORY = 1000  # values of which the high ones are found at a time
+_HISTORY = 1000  # values per 95th percentile; of older ones only the highest percentile is kept
 
 
 class Plateau:
-    r"""Says once that a loss has come to rest, and again only after it has risen in between.
+    r"""Detects a plateau of the loss, once, and the next one only after the loss has risen in between.
 
     With mean :math:`\mu` and variance :math:`v` of the last ``window`` values, and those of the last
     plateau, :math:`\mu_0` and :math:`v_0`:
 
     * a **peak** is :math:`\mu > \mu_0 + \max(\sqrt{v_0},\ \text{margin}\cdot\mu_0)`;
-    * a **plateau** is low and calm after a peak. Which is low depends on ``threshold``. ``"absolute"``:
+    * a **plateau** is a low mean and variance after a peak, by ``threshold``. ``"absolute"``:
       :math:`\mu < \text{level}` and :math:`v < \text{spread}`, in units of the loss. ``"relative"``:
-      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is how
-      high the loss was since the peak began: the 95th percentile (the highest of each thousand values').
+      :math:`\mu < \text{level}\cdot q` and :math:`\sqrt v < \text{spread}\cdot q`, where :math:`q` is the
+      95th percentile of the loss since the peak began (the highest of those of each thousand values).
 
-    Relative thresholds are for losses above 0; of others ``update`` warns once.
+    Relative thresholds are for losses above 0; at a negative value ``update`` warns once.
 
-    The published rule is ``Plateau(threshold="absolute", margin=0.0)``. Its thresholds fit one loss, and
-    without a margin a flat noisy loss sets it off again and again.
+    The published rule is ``Plateau(threshold="absolute", margin=0.0)``. Its thresholds suit one particular
+    loss, and without a margin a flat noisy loss triggers it again and again.
 
     Source: Aljundi et al. 2019 (arXiv 1812.03596) and its released code.
 
     Args:
-        window: how many values.
-        threshold: what level and spread are measured in.
+        window: number of recent values.
+        threshold: whether level and spread are relative to the loss at the peak, or absolute.
         level: see above; by default 0.5 (relative) or 0.2 (absolute).
         spread: see above; by default 0.1.
         margin: see above, at least 0.
 
     Attributes:
         drift_detected: whether the last value completed a plateau.
-        peak: whether the loss is, or was, at a peak since the last plateau; if not, none is looked for.
-        nearness: how near the loss is to a plateau, from 0 to 1: level or spread, over what it is at last.
+        peak: whether the loss has been at a peak since the last plateau; only then can a plateau be found.
+        nearness: how near the loss is to a plateau, 0 to 1: the smaller ratio of a threshold to its value.
 
     Example:
         >>> plateau = Plateau()
@@ -78,18 +78,18 @@ class Plateau:
         self.recent: list[float] = []
         self.since_peak: list[float] = []
         self.nearness = 0.0
-        self.high = 0.0  # of the values since the peak that are not kept any more
+        self.high = 0.0  # highest 95th percentile of the values since the peak that were dropped
         self.peak = True
         self._warned = False
         self.last = (0.0, 0.0)  # mean and variance at the last plateau
 
     @property
     def mean(self) -> float:
-        """Of the window."""
+        """Mean of the window."""
         return statistics.fmean(self.recent)
 
     def update(self, x: float) -> None:
-        """Takes the next value in; afterwards see ``drift_detected``."""
+        """Processes the next value, and sets ``drift_detected``."""
         self.drift_detected = False
         if x < 0 and self.threshold == "relative" and not self._warned:
             self._warned = True
@@ -120,7 +120,7 @@ class Plateau:
         return self._is_below((mean, self.level * high), (variance**0.5, self.spread * high))
 
     def _is_below(self, *compared: tuple[float, float]) -> bool:
-        """Whether each value is below its limit."""
+        """Whether each value is below its limit; also sets ``nearness``."""
         self.nearness = max(0.0, min(limit / max(value, limit, 1e-30) for value, limit in compared))
         return all(value < limit for value, limit in compared)
 
@@ -135,7 +135,7 @@ class Plateau:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self._reset()
         self.recent, self.since_peak = list(state_dict["recent"]), list(state_dict["since_peak"])
         self.high = state_dict["high"]

@@ -1,4 +1,4 @@
-"""Finds changes for the worse in a stream of raw values, and when they began."""
+"""Detects rises in a stream of raw values, and estimates when they began."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any, Protocol
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.normal_scores import NormalScores
 
-_EVIDENCE = 4.0  # sum of deviations without which nothing has risen; by chance of about one value in fifty
+_EVIDENCE = 4.0  # least sum of deviations that counts as a rise; chance exceeds it at one value in fifty
 _REMEMBERED = 10_000
-_RESOLUTION = 0.02  # of a logarithm: changes of a loss by less than 2 % are none
+_RESOLUTION = 0.02  # in units of the logarithm: changes of a loss by less than 2 % count as none
 
 
 class Detector(Protocol):
-    """What a detector of change is, here and in the river library."""
+    """Protocol of a change detector, here and in the river library."""
 
     @property
     def drift_detected(self) -> bool:
         """Whether the last value raised the alarm."""
 
     def update(self, x: Any) -> Any:
-        """Takes the next value, a number, in."""
+        """Processes the next value, a number."""
 
 
 class RiseMonitor:
-    r"""Says when a raw value, such as a loss, has risen for good, and since when.
+    r"""Detects when a raw value, such as a loss, has risen for good, and estimates since when.
 
     Each value becomes a number of standard deviations by its rank among the recent ones (see
     :class:`~cl_callbacks.drift.normal_scores.NormalScores`), and goes to the detector. When that raises an
-    alarm, the onset is where the cumulative sum of :math:`z-\frac12` was last 0. An alarm without a rise
-    is none: detectors that look both ways also find that the network is learning. As long as the sum is
-    not 0, what is usual stays as it is, but for at most ``window`` values: a rise of which the detector
-    makes nothing by then is the new normal.
+    alarm, the onset is where the cumulative sum of :math:`z-\frac12` was last 0. An alarm without a rise is
+    ignored: two-sided detectors also find the falling loss of a network that is learning. While the sum is
+    above 0, new values do not enter the ranking, but for at most ``window`` values: if the detector has not
+    raised an alarm by then, the risen values become the new normal.
 
     Args:
-        detector: gets normal scores; anything with ``update(x)`` and ``drift_detected``, such as
-            those of ``river.drift``. It is copied, now and at each restart.
-        warm_up: how many values after each restart only tell what is usual.
-        window: how many recent values tell what is usual.
-        logarithm: whether values are compared by their logarithms, of which differences below 0.02 count
-            as none. The first negative value turns it off.
+        detector: change detector for normal scores; any object with ``update(x)`` and ``drift_detected``,
+            such as those of ``river.drift``. It is copied, now and at each restart.
+        warm_up: number of values after each restart that only calibrate the ranking.
+        window: number of recent values in the ranking.
+        logarithm: whether values are compared by their logarithms, whose differences below 0.02 count as
+            none. The first negative value turns it off.
 
     Attributes:
         drift_detected: whether the last value raised an alarm.
-        age: how many values ago the rise began, the last one included; 0 if nothing has risen.
+        age: number of values since the rise began, the last one included; 0 if nothing has risen.
         score: evidence for a rise, the cumulative sum in standard deviations.
 
     Raises:
         TypeError: a detector without ``update`` and ``drift_detected``.
-        ValueError: numbers that cannot work, or a detector that draws random numbers without a seed.
+        ValueError: invalid numbers, or a detector that draws random numbers without a seed.
 
     Example:
         >>> monitor = RiseMonitor()
@@ -86,7 +86,7 @@ class RiseMonitor:
         self.restart()
 
     def restart(self) -> None:
-        """Begins anew, at a level that nobody knows yet."""
+        """Restarts with a fresh detector and an empty ranking."""
         self.detector = copy.deepcopy(self._pristine)
         self._fed: deque[float] = deque(maxlen=_REMEMBERED)
         self._scores.restart()
@@ -96,16 +96,16 @@ class RiseMonitor:
 
     @property
     def age(self) -> int:
-        """How many values ago the rise began."""
+        """Number of values since the rise began."""
         return self._rise.age
 
     @property
     def score(self) -> float:
-        """Evidence for a rise."""
+        """Cumulative sum of the evidence for a rise."""
         return self._rise.sum
 
     def update(self, x: float) -> None:
-        """Takes the next value in; afterwards see ``drift_detected``."""
+        """Processes the next value, and sets ``drift_detected``."""
         self.drift_detected = False
         x = self._scaled(x)
         z = self._scores(x)
@@ -125,7 +125,7 @@ class RiseMonitor:
         return math.log(max(x, 1e-30)) if self.logarithm else x
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers only: a detector is built again from the last 10,000 values that it was given."""
+        """Numbers only: a detector is rebuilt from the last 10,000 scores that it was given."""
         return {
             "usual": self._scores.state_dict(),
             "fed": list(self._fed),
@@ -134,7 +134,7 @@ class RiseMonitor:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.logarithm = state_dict["logarithm"]
         self.restart()
         self._scores.load_state_dict(state_dict["usual"])

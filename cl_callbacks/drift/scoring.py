@@ -1,4 +1,4 @@
-"""How well changes were found."""
+"""Scores of detected changes against the true ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class BoundaryScore(NamedTuple):
-    """What :func:`score_boundaries` finds.
+    """Result of :func:`score_boundaries`.
 
     Attributes:
         precision: share of the alarms that were true; 1 if there was none.
@@ -25,12 +25,12 @@ class BoundaryScore(NamedTuple):
 
 
 def score_boundaries(alarms: Sequence[int], changes: Sequence[int], tolerance: int) -> BoundaryScore:
-    """Compares alarms with the changes that there were.
+    """Compares alarms with the true changes.
 
     Args:
         alarms: steps at which a change was found.
-        changes: steps with which one began.
-        tolerance: an alarm is true if it comes less than so many steps after a change, and is the first
+        changes: steps at which a change began.
+        tolerance: an alarm is true if it comes less than this many steps after a change, and is the first
             one to do so.
 
     Example:

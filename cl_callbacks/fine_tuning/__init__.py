@@ -1,4 +1,4 @@
-"""Pretrained transformers, fine-tuned on one task after the other."""
+"""Fine-tuning of pretrained transformers on a sequence of tasks. The rules belong in ``rules/``."""
 
 from cl_callbacks.fine_tuning.sequential_fine_tuner import SequentialFineTuner
 

@@ -1,4 +1,4 @@
-"""Pretrained networks: with the right output layer, low-rank adapters and frozen parameters."""
+"""Loads pretrained networks with suitable output layers, low-rank adapters and frozen parameters."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def pretrained(
     low_rank: LowRank | None = None,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
-    """A pretrained network in training mode.
+    """Loads a pretrained network and returns it in training mode.
 
     Args:
         model: a name on the hub, or a folder.
-        kind: of the task.
-        num_labels: outputs of each head; of none for a language model.
-        pooling: gives an encoder heads of this package's; they are needed also where there are several.
-        low_rank: adapters to train in the place of the network's own weights.
-        gradient_checkpointing: computes activations again in the backward pass instead of keeping them.
+        kind: kind of the task.
+        num_labels: number of outputs of each head; empty for a language model.
+        pooling: pooling of an encoder for :class:`TaskHeads`, which are also used if there are several heads.
+        low_rank: adapters to train in place of the network's own weights.
+        gradient_checkpointing: whether to recompute activations in the backward pass instead of keeping them.
     """
     transformers = optional("transformers", "transformers")
     name, task_type = _CLASSES[kind]
@@ -60,11 +60,11 @@ def pretrained(
     if own_heads:
         name, task_type = "AutoModel", None if images else "FEATURE_EXTRACTION"
     elif num_labels:
-        # Image classifiers come with a head of their own labels; one of another size begins anew.
+        # Image classifiers have a head for their own labels; one of another size is initialised anew.
         options = {"num_labels": num_labels[0]} | ({"ignore_mismatched_sizes": True} if images else {})
     network = getattr(transformers, name).from_pretrained(model, **options)
     config = network.config.get_text_config()
-    if not images and config.pad_token_id is None:  # classification reads the last token, not padding
+    if not images and config.pad_token_id is None:  # text classifiers read the last token that is not padding
         config.pad_token_id = config.eos_token_id
     width = 0 if not own_heads else _width(network, pooling or "mean") if images else config.hidden_size
     if gradient_checkpointing:
@@ -72,20 +72,20 @@ def pretrained(
     if own_heads and getattr(network, "pooler", None) is not None:
         network.pooler.requires_grad_(False)  # the heads do not read it
     if low_rank is not None:
-        # peft finds the head of texts by the kind of task, of which it has none with images.
+        # peft finds the head by its task type, which exists for texts but not for images.
         head = "classifier" if images and not own_heads else None
         network = _with_adapters(network, low_rank, task_type, head)
     if own_heads:
         how = None if kind == "token_classification" else pooling or "mean"
         network = TaskHeads(network, width, num_labels, how)
-    return network.train()  # transformers loads for evaluation
+    return network.train()  # transformers loads in evaluation mode
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
-    """Freezes the parameters in whose names one of the regular expressions is found.
+    """Freezes the parameters whose names match one of the regular expressions.
 
     Raises:
-        ValueError: one is found nowhere, or nothing is left to train.
+        ValueError: an expression without a match, or no parameter left to train.
     """
     named = dict(network.named_parameters())
     for pattern in patterns:
@@ -99,7 +99,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def _width(network: Any, pooling: Pooling) -> int:
-    """Of the vector that an image becomes, measured: configurations have no common name for it."""
+    """Measures the width of an image's vector, for which configurations have no common name."""
     size = getattr(network.config, "image_size", None) or 64
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(network.config, "num_channels", 3)

@@ -1,4 +1,4 @@
-"""Any pretrained network of transformers as a LightningModule for a sequence of tasks."""
+"""A LightningModule that fine-tunes a pretrained network of transformers on a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class SequentialFineTuner(LightningModule):
     """Fine-tunes a pretrained network of ``transformers`` on one task after the other, with AdamW.
 
     For data such as :class:`~cl_callbacks.TextTasks` and :class:`~cl_callbacks.VisionTasks`: batches are
-    dicts of what the network takes, with ``labels``, and with ``task_id`` where each task has a head of its
-    own. Nothing in it knows of the rules that remember; they are callbacks, and work with any other module
-    too. It logs ``train_loss``, and of each validation or test loader the accuracy (``val_acc``,
-    ``test_acc``) or, of a language model, the perplexity (``val_perplexity``, ``test_perplexity``).
+    dicts of the network's inputs, with ``labels``, and with ``task_id`` where each task has a head of its
+    own. It is independent of the rules, which are callbacks and work with any other module too. It logs
+    ``train_loss``, and for each validation or test loader the accuracy (``val_acc``, ``test_acc``) or, for a
+    language model, the perplexity (``val_perplexity``, ``test_perplexity``).
 
     With a head for each task, a batch trains the head of its own task and no other. Under DDP this needs
     ``Trainer(strategy="ddp_find_unused_parameters_true")``.
@@ -36,27 +36,27 @@ class SequentialFineTuner(LightningModule):
         model: the name of a model on the hub, or its folder.
         kind: ``"sequence_classification"``, ``"token_classification"``, ``"causal_lm"`` or
             ``"image_classification"``.
-        num_labels: a number for one head over all labels; a list of numbers for a linear head for each task.
-            ``None`` asks the data module of the Trainer for its ``num_labels``.
+        num_labels: a number for one head over all labels; a list of numbers for a linear head for each task;
+            ``None`` for the ``num_labels`` of the Trainer's data module.
         pooling: how a text becomes one vector for a linear head: the ``"mean"`` of its tokens (sentence
-            encoders), the ``"first"`` or the ``"last"`` of them. An image has the mean or the first of its
-            tokens, or in a convolutional network what the network makes of its map. ``None`` for the head
-            that ``transformers`` gives the model, and for the mean where there is a head for each task.
+            encoders), the ``"first"`` or the ``"last"`` of them. For an image, the mean or the first of its
+            tokens, or the pooled feature map of a convolutional network. ``None`` for the head that
+            ``transformers`` gives the model, and for the mean where there is a head for each task.
         lr: learning rate.
-        weight_decay: of matrices; biases and normalisation have none.
-        warmup_steps: in which the learning rate grows to its full value, at the start of each task.
-        freeze: regular expressions, searched in parameter names, of those that are not trained, such as
+        weight_decay: weight decay of matrices; biases and normalisation have none.
+        warmup_steps: number of steps at the start of each task in which the learning rate grows linearly.
+        freeze: regular expressions, searched in the names of parameters, of those not to train, such as
             ``"embeddings"``.
-        lora_rank: of low-rank adapters (LoRA), which are trained in the place of the network's own weights;
-            0 for none. Heads are trained all the same.
+        lora_rank: rank of low-rank adapters (LoRA), which are trained in place of the network's own weights;
+            0 for none. Heads are trained in any case.
         lora_alpha: scale of the adapters; default: twice the rank.
-        lora_dropout: before the adapters.
+        lora_dropout: dropout of the adapters' inputs.
         lora_targets: names of the modules that get an adapter, or ``"all-linear"``; default: those that
-            ``peft`` knows for the architecture, which has to be one of texts.
-        gradient_checkpointing: computes activations again in the backward pass, for less memory.
+            ``peft`` knows for the architecture, which has to be one for texts.
+        gradient_checkpointing: whether to recompute activations in the backward pass, to save memory.
 
     Raises:
-        ValueError: arguments that cannot work.
+        ValueError: invalid arguments.
         ImportError: ``transformers`` or ``peft`` is not installed.
 
     Example:
@@ -109,7 +109,7 @@ class SequentialFineTuner(LightningModule):
             self.configure_model()
 
     def configure_model(self) -> None:
-        """Builds the network; where the data say what its outputs are, when they are there."""
+        """Builds the network, with ``num_labels`` of the data module if that was not given."""
         if self.network is not None:
             return
         if self.num_labels is None and self.kind != "causal_lm":
@@ -122,7 +122,7 @@ class SequentialFineTuner(LightningModule):
                     "`num_labels`"
                 )
             self.num_labels = list(found)
-            self.hparams["num_labels"] = self.num_labels  # a checkpoint loads without the data
+            self.hparams["num_labels"] = self.num_labels  # so that a checkpoint loads without the data
         low_rank = None
         if self.lora_rank:
             alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
@@ -134,16 +134,16 @@ class SequentialFineTuner(LightningModule):
 
     @property
     def heads(self) -> list[int]:
-        """How many outputs each head has; none of a language model."""
+        """Number of outputs of each head; empty for a language model."""
         if self.num_labels is None:
             return []
         return [self.num_labels] if isinstance(self.num_labels, int) else list(self.num_labels)
 
     def forward(self, **inputs: Any) -> Any:
-        """The network's output, with ``logits``.
+        """Returns the network's output, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
 
         Args:
-            inputs: what the network takes; ``task_id`` chooses the head where there are several.
+            inputs: inputs of the network; ``task_id`` selects the head where there are several.
         """
         assert self.network is not None, "the network is built by num_labels, or by trainer.fit"
         if len(self.heads) < 2:
@@ -151,31 +151,31 @@ class SequentialFineTuner(LightningModule):
         return self.network(**inputs)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy with the labels, averaged over those that there are."""
+        """Cross-entropy, averaged over the labels that are not -100."""
         logits, labels = self._logits_and_labels(batch)
         loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())
         self.log("train_loss", loss, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy, or perplexity of a language model."""
+        """Logs the accuracy, or the perplexity of a language model."""
         self._evaluate("val", batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy, or perplexity of a language model."""
+        """Logs the accuracy, or the perplexity of a language model."""
         self._evaluate("test", batch, batch_idx, dataloader_idx)
 
     def _evaluate(self, stage: str, batch: Mapping[str, Any], batch_idx: int, loader: int) -> None:
         logits, labels = self._logits_and_labels(batch)
         if batch_idx == 0:
-            with torch.inference_mode(False):  # or a metric of `validate` could not be updated by `fit`
+            with torch.inference_mode(False):  # inference tensors of `validate` could not be updated in `fit`
                 while len(self.metrics) <= loader:
                     self.metrics.append(self._metric().to(self.device))
                 cast(Metric, self.metrics[loader]).reset()
         metric = cast(Metric, self.metrics[loader])
         metric.update(logits if self.kind == "causal_lm" else logits.argmax(-1), labels)
         name = f"{stage}_perplexity" if self.kind == "causal_lm" else f"{stage}_acc"
-        # Lightning remembers where it has found metrics, and would not find one that has come since.
+        # Lightning caches the attribute names of metrics, and would not find one that was added since.
         self.log(name, metric, on_epoch=True, batch_size=len(labels), metric_attribute=f"metrics.{loader}")
 
     def _metric(self) -> Metric:
@@ -190,13 +190,13 @@ class SequentialFineTuner(LightningModule):
         return logits, batch["labels"]
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Warms the learning rate up again."""
+        """Restarts the warm-up of the learning rate."""
         warmup = self.lr_schedulers()
         if isinstance(warmup, TaskWarmup):
             warmup.restart()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with a warm-up at the start of each task."""
+        """Returns AdamW, with a warm-up at the start of each task if ``warmup_steps`` is above 0."""
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},

@@ -14,11 +14,11 @@ Pooling = Literal["mean", "first", "last"]
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector for each text, from those of its tokens.
+    """Pools the tokens of each text into one vector: ``(N, T, D)`` to ``(N, D)``.
 
     Args:
-        states: ``(N, T, D)``.
-        mask: ``(N, T)``, 1 where there is a token.
+        states: last hidden states of the tokens, ``(N, T, D)``.
+        mask: attention mask ``(N, T)``, 1 where there is a token.
         pooling: ``"mean"`` over tokens, as in sentence encoders; the ``"first"`` token, BERT's ``[CLS]``;
             the ``"last"``, which in a causal model has seen all others.
 
@@ -40,15 +40,15 @@ def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def image_vector(output: Any, pooling: Pooling) -> Tensor:
-    """One vector for each image, from what an encoder gives.
+    """Pools the output of an encoder into one vector ``(N, D)`` for each image.
 
     Args:
-        output: of a network without head, with ``last_hidden_state``: tokens ``(N, T, D)``, or a map
-            ``(N, C, H, W)`` of a convolutional network and the ``pooler_output`` that it makes of it.
-        pooling: of tokens, ``"mean"`` or ``"first"``; a map has its mean alone.
+        output: output of a network without head, with ``last_hidden_state``: tokens ``(N, T, D)``, or the
+            feature map ``(N, C, H, W)`` of a convolutional network, with its ``pooler_output`` if any.
+        pooling: ``"mean"`` or ``"first"`` for tokens; only ``"mean"`` for a feature map.
 
     Raises:
-        ValueError: the first token of a map.
+        ValueError: a pooling other than ``"mean"`` for a feature map.
     """
     states = output.last_hidden_state
     if states.ndim == 3:
@@ -60,13 +60,13 @@ def image_vector(output: Any, pooling: Pooling) -> Tensor:
 
 
 class TaskHeads(nn.Module):
-    """An encoder with one linear head, or one for each task, of which a batch uses its task's.
+    """An encoder with one linear head, or with one per task, selected by the batch's ``task_id``.
 
     Args:
         encoder: a network whose output has ``last_hidden_state``.
-        width: of the vectors that the heads read.
-        num_labels: outputs of each head.
-        pooling: of a text's or an image's tokens into a vector; ``None`` for a label on each token.
+        width: size D of the vectors that the heads read.
+        num_labels: number of outputs of each head.
+        pooling: pooling of a text's or an image's tokens into a vector; ``None`` for a label on each token.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class TaskHeads(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)
 
     def forward(self, task_id: int | None = None, **inputs: Tensor) -> Any:
-        """The output of the task's head, with ``logits``.
+        """Returns the output of the task's head, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
 
         Raises:
-            ValueError: there are several heads, and nobody says which.
+            ValueError: several heads and no ``task_id``, or one out of range.
         """
         outputs = optional("transformers", "transformers").modeling_outputs
         head = self.heads[self._head_of(task_id)]

@@ -1,4 +1,4 @@
-"""A learning rate that grows anew at the start of each task."""
+"""Learning-rate warm-up at the start of each task."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class TaskWarmup(LRScheduler):
-    """Lets the learning rate grow linearly to its full value over the first steps of each task.
+    """Increases the learning rate linearly to its full value over the first steps of each task.
 
     Args:
-        optimizer: whose learning rate it is.
-        steps: of the growth; 0 for the full rate throughout.
+        optimizer: the optimizer to schedule.
+        steps: number of warm-up steps; 0 for the full rate throughout.
 
     Example:
         >>> import torch
@@ -33,13 +33,13 @@ class TaskWarmup(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rates of the next step."""
+        """Learning rates of the next step, one per parameter group."""
         done = self.last_epoch - self.began
         factor = min(1.0, (done + 1) / self.steps) if self.steps else 1.0
         return [rate * factor for rate in self.base_lrs]
 
     def restart(self) -> None:
-        """Begins anew with the next step."""
+        """Restarts the warm-up with the next step."""
         self.began = self.last_epoch
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):

@@ -1,4 +1,4 @@
-"""Checks of numbers that a user gives, with a sentence that names them."""
+"""Checks of numeric arguments, with error messages that name the argument."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, at least ``least``.
+    """Returns ``value`` if it is an integer of at least ``least``, and raises otherwise.
 
     Example:
         >>> integer("samples", 0, least=1)
@@ -21,7 +21,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def positive(name: str, value: Any, endless: bool = False) -> float:
-    """A number above 0, finite unless ``endless``.
+    """Returns ``value`` as a float if it is above 0 and, unless ``endless``, finite; raises otherwise.
 
     Example:
         >>> positive("rate", float("nan"))

@@ -1,4 +1,4 @@
-"""Packages that only some parts need."""
+"""Imports of optional dependencies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def optional(package: str, extra: str) -> Any:
-    """A package that is imported where it is used.
+    """Imports a package that only some features need.
 
     Args:
-        package: to import.
-        extra: of this project, which installs it.
+        package: name of the package.
+        extra: name of this project's extra that installs it.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed; the message names the extra.
 
     Example:
         >>> optional("no_such_package", "transformers")

@@ -1,4 +1,4 @@
-"""State that is taken over whole, or not at all."""
+"""Restoring of saved state, either completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 class Keeper(Protocol):
-    """What keeps a state."""
+    """Protocol of an object with a state that can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, to be saved."""
+        """Returns the state to be saved."""
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Replaces the present state."""
 
 
 def restore_atomically(keeper: Keeper, state: Any) -> None:
-    """Has a keeper take over a state; if it cannot, it is as it was.
+    """Restores a state, or keeps the present one and raises if it does not fit.
 
     Args:
-        keeper: of the state.
-        state: that its ``state_dict`` has given, at some time and place.
+        keeper: the object whose state is to be replaced.
+        state: a state that ``state_dict`` of such an object returned.
 
     Raises:
-        ValueError: a state that is not of its kind; says what is wrong with it.
+        ValueError: a state that does not fit; the message says why.
 
     Example:
         >>> from cl_callbacks import EWC
@@ -40,7 +40,7 @@ def restore_atomically(keeper: Keeper, state: Any) -> None:
         raise ValueError(_refusal(keeper, "; ".join(misfits)))
     try:
         keeper.restore(state)
-    except Exception as error:  # of whatever kind: half a state must not stay
+    except Exception as error:  # of any type: a half-restored state must not remain
         keeper.restore(own)
         raise ValueError(_refusal(keeper, f"{type(error).__name__}: {error}")) from error
 
@@ -80,7 +80,7 @@ def _misfits_of_fields(state: Mapping[str, Any], own: Mapping[str, Any]) -> Iter
 
 
 def _kind(value: Any) -> type:
-    """Of what type a value is, where numbers are alike."""
+    """Type of a value for comparison: ``float`` for all numbers but bools, base types for subclasses."""
     kinds: tuple[type, ...] = (bool, int, float, Mapping, Tensor)
     found = next((kind for kind in kinds if isinstance(value, kind)), type(value))
     return float if found is int else found

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
-    """The arguments of a class, with those that its ``**options`` hands on to the classes it extends.
+    """Parameters of a class's ``__init__``, with those of its bases that ``**options`` passes on to.
 
     Example:
         >>> from cl_callbacks import MetaplasticGate
@@ -29,12 +29,12 @@ def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def declare_arguments(kind: type) -> None:
-    """Lets everybody see the arguments behind ``**options``: notebooks, the command line, W&B.
+    """Sets a class's signature to all arguments, for notebooks, the command line and W&B.
 
     The annotation of ``**options`` is for type checkers. Without it ``jsonargparse`` follows the options
     to where they are declared, with their defaults and descriptions.
     """
-    # `type.__call__` takes what `__init__` takes, whatever this says.
+    # This is for inspection only: calls are still checked against `__init__` itself.
     kind.__signature__ = inspect.Signature(list(arguments_of(kind).values()))  # type: ignore[attr-defined]
     if "__init__" in vars(kind):
         vars(kind)["__init__"].__annotations__.pop("options", None)
@@ -53,7 +53,7 @@ def nearest_argument(kind: type, name: str) -> str | None:
 
 
 def refuse_unknown(kind: type, unknown: Iterable[str]) -> None:
-    """Raises for an argument that a class does not have, and names the nearest one that it has."""
+    """Raises a TypeError for an argument that a class does not have, with the nearest that it has."""
     for name in unknown:
         nearest = nearest_argument(kind, name)
         hint = f"the nearest is {nearest!r}" if nearest else "none is near"

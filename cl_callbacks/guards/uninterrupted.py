@@ -1,4 +1,4 @@
-"""What Ctrl-C must not leave half done."""
+"""Protection of critical sections from Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within, an interrupt (SIGINT) waits until the end.
+    """Context that delays an interrupt (SIGINT) until its end.
 
-    Only the main thread is interrupted, and only there can it be put off. A handler that does not come from
-    Python stays in force.
+    Python interrupts only the main thread, and only there can an interrupt be delayed. A signal handler that
+    was not installed from Python stays active.
     """
     handler = signal.getsignal(signal.SIGINT)
     if handler is None or threading.current_thread() is not threading.main_thread():

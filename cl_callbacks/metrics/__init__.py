@@ -1,4 +1,4 @@
-"""Metrics over a stream of tasks, as torchmetrics."""
+"""Metrics over a stream of tasks, as torchmetrics. Their equations are in ``functional/``."""
 
 from cl_callbacks.metrics.accuracies import AverageAccuracy, LastTasksAccuracy, LearningAccuracy
 from cl_callbacks.metrics.differences import BackwardTransfer, Forgetting, ForwardTransfer, Intransigence

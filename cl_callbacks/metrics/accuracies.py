@@ -1,4 +1,4 @@
-"""Means of scores: how good a network is at the tasks it has learned."""
+"""Mean scores of a network on the tasks it has learned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 class _MeanScore(TaskMatrixMetric):
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
-        """A mean of scores is better in the direction in which they are."""
+        """Whether a higher mean is better, which is so if higher scores are."""
         return self.higher_scores_are_better
 
 
@@ -32,7 +32,7 @@ class AverageAccuracy(_MeanScore):
     """
 
     def compute(self) -> Tensor:
-        """The mean of the last row."""
+        """Mean of the last row over the tasks learned, a scalar."""
         return average_accuracy(self.matrix)
 
 
@@ -51,17 +51,17 @@ class LearningAccuracy(_MeanScore):
     """
 
     def compute(self) -> Tensor:
-        """The mean of the scores on tasks just learned."""
+        """Mean of the scores on tasks just learned, a scalar."""
         return learning_accuracy(self.matrix)
 
 
 class LastTasksAccuracy(_MeanScore):
-    """Mean score on the ``last`` tasks learned: in a long stream, memory of a limited span.
+    """Mean score on the ``last`` tasks learned: for a long stream, of which only a part can be kept.
 
     See :func:`~cl_callbacks.functional.last_tasks_accuracy`.
 
     Args:
-        last: how many tasks to look back.
+        last: number of the latest tasks to average over.
         higher_is_better: whether a higher score is a better one.
         kwargs: options of :class:`torchmetrics.Metric`.
 
@@ -80,5 +80,5 @@ class LastTasksAccuracy(_MeanScore):
         self.last = last
 
     def compute(self) -> Tensor:
-        """The mean of the end of the last row."""
+        """Mean of the last row over the latest tasks learned, a scalar."""
         return last_tasks_accuracy(self.matrix, self.last)

@@ -1,4 +1,4 @@
-"""Differences of scores: what learning one task does to the others."""
+"""Differences of scores: the effect of learning one task on the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 
 class Forgetting(TaskMatrixMetric):
-    """How far tasks have fallen below the best score they had since they were learned; NaN before the second.
+    """Mean fall of a task's score below its best since it was learned; NaN before the second task.
 
     See :func:`~cl_callbacks.functional.forgetting` and, for the arguments, :class:`TaskMatrixMetric`.
 
@@ -34,12 +34,12 @@ class Forgetting(TaskMatrixMetric):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The mean over all tasks but the last."""
+        """Mean over all tasks but the last, a scalar."""
         return forgetting(self.matrix, self.higher_scores_are_better)
 
 
 class BackwardTransfer(TaskMatrixMetric):
-    """What learning later tasks did to those before, positive if they became better; NaN before the second.
+    """Mean change of a task's score by learning later ones, positive for the better; NaN before the second.
 
     See :func:`~cl_callbacks.functional.backward_transfer` and, for the arguments, :class:`TaskMatrixMetric`.
 
@@ -55,12 +55,12 @@ class BackwardTransfer(TaskMatrixMetric):
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """The mean over all tasks but the last."""
+        """Mean over all tasks but the last, a scalar."""
         return backward_transfer(self.matrix, self.higher_scores_are_better)
 
 
 class ForwardTransfer(TaskMatrixMetric):
-    """What learning earlier tasks did to those still to come, compared with the network before any training.
+    """Mean gain of a task's score, before it is learned, over that of the network before any training.
 
     NaN unless the row after 0 tasks was recorded, and before the second task.
     See :func:`~cl_callbacks.functional.forward_transfer` and, for the arguments, :class:`TaskMatrixMetric`.
@@ -78,17 +78,17 @@ class ForwardTransfer(TaskMatrixMetric):
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """The mean over all tasks but the first."""
+        """Mean over all tasks but the first, a scalar."""
         return forward_transfer(self.matrix, self.higher_scores_are_better)
 
 
 class Intransigence(TaskMatrixMetric):
-    """How far tasks, when just learned, stay behind a network that does not have to remember.
+    """Mean gap of a task's score, when just learned, to a network that does not have to remember.
 
     See :func:`~cl_callbacks.functional.intransigence`.
 
     Args:
-        reference: the score of that network on each task.
+        reference: score ``(T,)`` of that network on each task.
         higher_is_better: whether a higher score is a better one.
         kwargs: options of :class:`torchmetrics.Metric`.
 
@@ -109,5 +109,5 @@ class Intransigence(TaskMatrixMetric):
         self.reference = torch.as_tensor(reference)
 
     def compute(self) -> Tensor:
-        """The mean over the tasks learned so far."""
+        """Mean over the tasks learned so far, a scalar."""
         return intransigence(self.matrix, self.reference, self.higher_scores_are_better)

@@ -1,4 +1,4 @@
-"""A metric whose state is the task matrix, whatever is then read from it."""
+"""Base of the metrics whose state is the task matrix."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 
 def mean_of_processes(matrices: Tensor) -> Tensor:
-    """Mean over processes of what each of them measured.
+    """Mean over processes ``(P, T + 1, T)``, leaving out NaN where a process measured nothing.
 
-    Summed in float64, so that equal float32 matrices come out equal to the last bit, however many they are.
+    Summed in float64, so that the mean of any number of equal float32 matrices is bit-identical to them.
 
     Example:
         >>> nan = float("nan")
@@ -23,20 +23,20 @@ def mean_of_processes(matrices: Tensor) -> Tensor:
 
 
 class TaskMatrixMetric(Metric):
-    """Base of the metrics over a stream of tasks: it collects their scores, a subclass computes a quantity.
+    """Base of the metrics over a stream of tasks: collects the task matrix, from which a subclass computes.
 
     The state ``matrix`` has the shape (T + 1, T), NaN where nothing was measured, and grows with the tasks
-    that it is told of: :mod:`cl_callbacks.functional.task_matrix` says what stands where. It is part of the
+    recorded; :mod:`cl_callbacks.functional.task_matrix` explains its entries. It is part of the
     ``state_dict``. Every process has to record the same rows; where they measured different samples, the mean
-    over processes counts. Calling a metric, ``metric(row, learned)``, returns the quantity of that row alone,
-    as with every other torchmetrics metric; ``compute()`` is what knows the earlier rows.
+    over processes is used. Calling a metric, ``metric(row, learned)``, returns the value for that row alone,
+    as with every other torchmetrics metric; ``compute()`` uses the earlier rows too.
 
-    A :class:`~torchmetrics.MetricCollection` keeps a matrix for each metric, since it takes states with NaN
-    for different ones; ``compute_groups=[[...]]`` with the names of the metrics makes them share one.
+    A :class:`~torchmetrics.MetricCollection` keeps a matrix for each metric, since it finds states with NaN
+    unequal; ``compute_groups=[[...]]`` with the names of the metrics makes them share one.
 
     Args:
-        higher_is_better: whether a higher *score* is a better one; False for losses and perplexities. Whether
-            a higher value of the metric is better is what its attribute of the same name says.
+        higher_is_better: whether a higher *score* is a better one; False for losses and perplexities. The
+            attribute of the same name tells whether a higher value of the metric is better.
         kwargs: options of :class:`torchmetrics.Metric`.
     """
 
@@ -50,12 +50,12 @@ class TaskMatrixMetric(Metric):
         self.add_state("matrix", torch.empty(1, 0), dist_reduce_fx=mean_of_processes, persistent=True)
 
     def update(self, row: Tensor, learned: int) -> None:
-        """Records the scores on all tasks after some of them have been learned, in place of earlier ones.
+        """Records the scores on all tasks after ``learned`` of them, replacing that row if it exists.
 
         Args:
-            row: one score per task, in the order of learning; NaN for a task that was not measured. Tasks
-                that are unknown as yet may be missing at its end.
-            learned: after how many tasks; 0 before any training.
+            row: one score per task ``(T,)``, in the order of learning; NaN for a task that was not measured.
+                Tasks still unknown may be missing at its end.
+            learned: number of tasks learned before the scores were measured; 0 before any training.
         """
         if row.ndim != 1:
             raise ValueError(f"a row holds one score per task, its shape here is {tuple(row.shape)}")

@@ -15,7 +15,7 @@ BINS = 64
 
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and edges of equal bins from the least to the greatest value.
+    """Counts ``(64,)`` and edges ``(65,)`` of equal bins from the least to the greatest value.
 
     Example:
         >>> counts, edges = histogram(np.array([0.0, 1.0, 1.0]))
@@ -23,12 +23,12 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (1, 2, 0.0, 1.0)
     """
     low, high = float(values.min()), float(values.max())
-    # So many bins find no room between numbers that differ by rounding.
+    # numpy refuses a range that is too narrow for so many bins, as for values that differ by rounding.
     return np.histogram(values.astype(np.float64), BINS, (low, max(high, low + 1e-6 * abs(low))))
 
 
 def log_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
-    """Gives the finite ones of some numbers to W&B and TensorBoard, at the x axis of Lightning's metrics."""
+    """Logs histograms of finite values to W&B and TensorBoard, at the step that Lightning logs at."""
     finite = {key: array[np.isfinite(array)] for key, array in values.items()}
     finite = {key: array for key, array in finite.items() if len(array)}
     step = logged_step(trainer)

@@ -1,4 +1,4 @@
-"""Pictures beside whatever a Trainer logs."""
+"""Figures for the loggers of a Trainer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DPI = 150
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
-    """Writes a figure as ``figures/KEY.png`` into the log folder, and shows it to W&B and TensorBoard.
+    """Writes a figure as ``figures/KEY.png`` into the log folder, and logs it to W&B and TensorBoard.
 
-    Does nothing on other processes than the first, and without a logger that has a folder.
+    Does nothing on ranks other than 0, or without a logger that has a folder.
 
     Args:
-        trainer: that is training.
-        key: what it is, such as ``"cl_task/matrix"``; slashes are dashes in the file's name.
-        figure: of matplotlib.
+        trainer: the current Trainer.
+        key: log key, such as ``"cl_task/matrix"``; slashes become dashes in the file name.
+        figure: the matplotlib figure.
     """
     folder = log_folder(trainer) if trainer.is_global_zero else None
     if folder is None:

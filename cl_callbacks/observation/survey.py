@@ -1,4 +1,4 @@
-"""What the synapses of one rule are like, layer by layer and in all."""
+"""Statistics over the synapses of one rule, by layer and over all layers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cl_callbacks.tensors.subsample import every_nth, quantiles_of, stride_for
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 SAMPLES = 16_384
-"""At most so many synapses are looked at for quantiles, of a layer and of a network."""
+"""Maximum number of synapses that quantiles are estimated from, per layer and for the whole network."""
 ALL = "all"
 RESERVED = {ALL, "mean", *QUANTILES}
 
 Statistics = dict[str, dict[str, dict[str, float]]]
-"""By measure and layer, or ``"all"``, the statistics by name."""
+"""``{measure: {layer or "all": {statistic: number}}}``"""
 
 
 class Entry(NamedTuple):
-    """Where a number belongs, and how many synapses it is a sum over, if it is one."""
+    """Place of a number in the statistics; ``synapses`` is the count behind a sum, and 1 for a quantile."""
 
     measure: str
     layer: str
@@ -35,20 +35,20 @@ class Entry(NamedTuple):
 
 
 class Survey:
-    """Statistics of one rule's measures, as tensors that nobody has waited for yet.
+    """Statistics of one rule's measures, as tensors on the device, without waiting for it.
 
-    The measures of one layer exist at a time. Where parameters are sharded, all processes have to make the
-    same surveys.
+    The measures of only one layer at a time are in memory. Where parameters are sharded, all processes have
+    to make the same surveys.
 
     Args:
-        rule: whose synapses are looked at.
-        rates: learning rate by ``id`` of the parameter; 0 for one that no optimizer moves.
+        rule: the rule to survey.
+        rates: learning rate by ``id`` of the parameter; 0 for one that is in no optimizer.
         frozen_below: plasticity below which a synapse counts as frozen.
-        by_layer: whether to take quantiles of each layer too.
+        by_layer: whether to compute quantiles of each layer too.
 
     Attributes:
-        entries: what the numbers are.
-        samples: of each measure, some synapses of all layers.
+        entries: the place of each of the :meth:`numbers`, in order.
+        samples: values of each measure at every n-th synapse of the network, at most 16,384.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Survey:
         self._totals = [view.total(_stacked([value for _, value in self._sums]))] if self._sums else []
 
     def numbers(self) -> list[Tensor]:
-        """One for each of the entries, in a few tensors."""
+        """Tensors whose concatenated elements belong to ``entries``, in order."""
         return [*self._totals, *(value for _, value in self._quantiles)]
 
     def _see(
         self, layer: str, part: SynapseView, taken: dict[str, list[Tensor]], stride: int, first: int
     ) -> int:
-        """Sums and quantiles of a layer; ``taken`` grows by its samples, whose next index is returned."""
+        """Adds sums, quantiles and samples (to ``taken``) of a layer; returns the next sample's index."""
         size, following = _size(part), first
         rates = [self._rates.get(id(source), 0.0) for source in part.sources]
         for measure, values in self._rule.measures(part, rates).items():
@@ -84,7 +84,7 @@ class Survey:
                 frozen = _sum([value < self._frozen_below for value in values])
                 self._sums.append((Entry(measure, layer, "frozen_fraction", size), frozen))
             found, following = every_nth(values, stride, first)
-            # A copy, or a slice would keep all of the values.
+            # A copy, since a slice would keep all of the values in memory.
             taken.setdefault(measure, []).append(_joined(found))
             if self._by_layer:
                 own = stride_for(size, SAMPLES)
@@ -92,7 +92,7 @@ class Survey:
         return following
 
     def _quantiles_of(self, samples: Tensor, measure: str, layer: str) -> Tensor:
-        """Notes the quantiles of the samples of all processes, and returns these."""
+        """Adds the quantiles over the samples of all processes, and returns these samples."""
         if self._group is not None:
             samples = _gathered(samples, self._group)
         found = quantiles_of(samples, QUANTILES.values())
@@ -101,7 +101,7 @@ class Survey:
 
 
 def statistics(entries: Sequence[Entry], numbers: Sequence[float]) -> Statistics:
-    """The numbers of a survey where they belong; sums become means, of the layers and of all.
+    """Arranges the numbers of a survey; sums become means of each layer and of all.
 
     Example:
         >>> entries = [Entry("distance", "a", "mean", 2), Entry("distance", "b", "mean", 1)]
@@ -124,7 +124,7 @@ def statistics(entries: Sequence[Entry], numbers: Sequence[float]) -> Statistics
 def read(
     surveys: Mapping[str, Survey], with_samples: bool
 ) -> tuple[dict[str, Statistics], dict[str, dict[str, np.ndarray]]]:
-    """Statistics of each survey, and samples of each of its measures, all read at once."""
+    """Statistics of each survey, and samples of its measures, in one read from each device."""
     tensors = [
         tensor
         for survey in surveys.values()
@@ -140,7 +140,7 @@ def read(
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Tensors as flat arrays, waiting once for each device that they are on.
+    """Copies tensors to flat arrays with one transfer from each device.
 
     Example:
         >>> read_together([torch.ones(2), torch.zeros(1)])
@@ -156,11 +156,11 @@ def read_together(tensors: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _layers(view: SynapseView) -> dict[str, SynapseView]:
-    """The synapses of each module by its name; a parameter of the outermost module is its own layer."""
+    """Views of the synapses by name of their module; a parameter of the root module is its own layer."""
     sources: dict[str, list[Tensor]] = {}
     for name, source in zip(view.names, view.sources, strict=True):
         layer = name.rpartition(".")[0] or name
-        if source.numel():  # no module's name ends in a dot
+        if source.numel():  # a reserved name gets a dot, which ends no module's name
             sources.setdefault(f"{layer}." if layer in RESERVED else layer, []).append(source)
     return {layer: view.restrict_to(found) for layer, found in sources.items()}
 
@@ -186,8 +186,8 @@ def _joined(samples: Sequence[Tensor]) -> Tensor:
 
 
 def _gathered(samples: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Those of all processes; NaN where one has fewer than another."""
-    # Each process begins at the start of its own part, and so may have one more than its share.
+    """Gathers the samples of all processes, padded with NaN to equal lengths."""
+    # Each process samples from the start of its own shard, and so may have one more than SAMPLES.
     padded = torch.nn.functional.pad(samples, (0, SAMPLES + 1 - len(samples)), value=torch.nan)
     everyone = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, padded, group=group)

@@ -1,4 +1,4 @@
-"""Which figures there are of the statistics of one rule."""
+"""The figures of the statistics of one rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _plasticity(measures: Statistics) -> Figure | None:
 
 
 FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}
-"""By name, what draws it; ``None`` is drawn of a rule without the measure."""
+"""Functions that draw each figure, by its name; they return ``None`` for a rule without the measure."""
 
 
 def _layers_of(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

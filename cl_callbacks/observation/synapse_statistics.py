@@ -1,4 +1,4 @@
-"""What the synapses of all rules are like, while training goes on."""
+"""A callback that logs statistics over the synapses of all rules during training."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from cl_callbacks.training.log import log, log_folder
 
 
 class SynapseStatistics(Callback):
-    r"""Shows how plastic, how important and how far from their anchor the synapses of each rule are.
+    r"""Logs how plastic, how important and how far from their anchor the synapses of each rule are.
 
-    For every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and ``distance`` of
-    rules with an anchor, from when anything was important; ``std``; ``level``; ``beaker_distance_1``, …) the
-    mean over each layer and over all, quantiles over all, and the share of synapses that are frozen, at the
-    learning rates of the moment. A layer is a module with parameters of its own. Logged as
+    It covers every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and
+    ``distance`` of rules with an anchor, once any importance is above 0; ``std``; ``level``;
+    ``beaker_distance_1``, …): the mean over each layer and over all, quantiles over all, and the share of
+    frozen synapses at the current learning rates. A layer is a module with parameters of its own. The keys:
 
     - ``cl_synapses/RULE/MEASURE/mean``, ``…/q05``, ``…/q25``, ``…/q50``, ``…/q75``, ``…/q95`` and
       ``cl_synapses/RULE/frozen_fraction/all``, over all synapses;
     - ``cl_synapses/RULE/MEASURE/LAYER`` and ``cl_synapses/RULE/frozen_fraction/LAYER``, where a layer that is
       itself called ``mean``, ``all`` or ``q05`` … is written with a dot behind it;
-    - at the end of each task, for W&B and TensorBoard, histograms: ``cl_synapses/RULE/MEASURE/histogram``, of
-      importance ``…/log10_histogram``, of the decimal logarithm where it is above 0;
-    - at the end of training, figures of importance and plasticity by layer as they were when the latest task
-      had ended: ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
+    - at the end of each task, histograms for W&B and TensorBoard: ``cl_synapses/RULE/MEASURE/histogram``; for
+      importance, ``…/log10_histogram`` of the decimal logarithm where it is above 0;
+    - at the end of training, figures of importance and plasticity by layer as of the end of the latest task:
+      ``cl_synapses/RULE/importance_by_layer`` and ``…/plasticity_by_layer``.
 
-    Plasticity is at the learning rate of the optimizer's options, which says little where the optimizer
-    scales its steps itself, as Adam does: next to those, real steps are larger and more synapses are
-    frozen. Right after a task ``distance`` is 0 where a rule has its anchor at the latest weights; before
-    anything was important all plasticity is 1. Quantiles and histograms are of every n-th synapse, at most
-    16,384 of a layer and of a network. All that is seen at one moment is read from the device at once.
-    Training goes on bit for bit as without, and checkpoints have nothing of it. At the end of a task it
-    looks when all rules have consolidated, wherever it stands in the list.
+    Plasticity is computed with the ``lr`` of the optimizer's parameter groups, which says little for an
+    optimizer that scales its own steps, such as Adam: there real steps are larger and more synapses are
+    frozen. Right after a task ``distance`` is 0 if a rule's anchor is at the latest weights; while all
+    importance is 0, all plasticity is 1. Quantiles and histograms are taken over every n-th synapse, at most
+    16,384 of a layer and of a network. All numbers of one step are read from the device at once. Training
+    results are bit-identical with and without this callback, and it saves nothing in checkpoints. At the end
+    of a task it runs after all rules have consolidated, whatever the order of callbacks.
 
     Args:
-        every_n_steps: optimizer steps between looks; ``None`` to look at the ends of tasks only.
+        every_n_steps: optimizer steps between measurements; ``None`` for the ends of tasks only.
         frozen_below: plasticity below which a synapse counts as frozen, above 0 and at most 1.
-        by_layer: whether to show the layers too, and to draw the figures.
-        histograms: whether to show histograms.
+        by_layer: whether to log the layers too, and to draw the figures.
+        histograms: whether to log histograms.
 
     Raises:
-        ValueError: an argument that cannot work, at construction.
+        ValueError: an invalid argument, at construction.
 
     Example:
         >>> from lightning import Trainer
@@ -86,15 +86,15 @@ class SynapseStatistics(Callback):
 
     @property
     def latest(self) -> dict[str, Statistics]:
-        """What was seen last: ``{rule: {measure: {layer or "all": {statistic: number}}}}``.
+        """The latest statistics: ``{rule: {measure: {layer or "all": {statistic: number}}}}``.
 
-        Statistics are ``"mean"``, of plasticity ``"frozen_fraction"``, and ``"q05"`` … ``"q95"``, of layers
-        at the ends of tasks only. Empty before the first look.
+        Statistics are ``"mean"``, for plasticity ``"frozen_fraction"``, and ``"q05"`` … ``"q95"``, for layers
+        at the ends of tasks only. Empty before the first measurement.
         """
         return self._latest
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says so if there is nothing to look at."""
+        """Informs if the Trainer has no rule, and warns if two rules have the same name."""
         self._of_task = {}
         rules = _named_rules(trainer)
         if not rules:
@@ -109,25 +109,25 @@ class SynapseStatistics(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the count of steps."""
+        """Stores the number of optimizer steps before the batch."""
         self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Looks, if the batch has completed the step for it."""
+        """Measures and logs, if a measurement became due in this batch."""
         every = self.every_n_steps
         if every is not None and trainer.global_step // every > self._steps // every:
             self._look(trainer)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Looks at what the task has left."""
+        """Measures and logs, with quantiles by layer and histograms."""
         self._of_task = self._look(trainer, thoroughly=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at what is left, if no task has ended."""
+        """Measures and logs if no task has ended in this fit."""
         self._of_task = self._of_task or self._look(trainer, thoroughly=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the figures; every task has ended by now."""
+        """Draws the figures, when every task has ended."""
         if trainer.is_global_zero and log_folder(trainer) is not None:
             self._draw(trainer)
 
@@ -156,7 +156,7 @@ class SynapseStatistics(Callback):
             for name, draw in FIGURES.items():
                 try:
                     figure = draw(measures)
-                except ValueError as error:  # of a rule of somebody's own; it must not end the training
+                except ValueError as error:  # such as from a user's rule; it must not end the training
                     rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
                     continue
                 if figure is not None:
@@ -164,7 +164,7 @@ class SynapseStatistics(Callback):
 
 
 def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:
-    """The rules by name, with a number behind that of one whose name is taken."""
+    """The rules by name; a name that is taken gets a number as suffix."""
     found: dict[str, SynapticCallback] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SynapticCallback):
@@ -183,7 +183,7 @@ def _learning_rates(optimizers: Iterable[Optimizer]) -> dict[int, float]:
 def _histograms(samples: dict[str, dict[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
     for key, arrays in samples.items():
         for measure, array in arrays.items():
-            if measure == "importance":  # spans decades
+            if measure == "importance":  # spans orders of magnitude
                 yield log_keys.synapses(key, measure, "log10_histogram"), np.log10(array[array > 0])
             else:
                 yield log_keys.synapses(key, measure, "histogram"), array

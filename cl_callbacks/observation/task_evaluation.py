@@ -1,4 +1,4 @@
-"""Scores on every task, after every task."""
+"""A callback that scores every task after each task."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ class TaskEvaluation(Callback):
     """Measures the task matrix: the score on every task before any training and after each task.
 
     The scores are those that the module logs in its validation, which has one loader per task: the Trainer's
-    own validation where it comes at the task's end, else a quiet one of this callback's (see
+    own validation if it runs at the task's end, else an extra one (see
     :func:`~cl_callbacks.training.quiet_validation.quiet_validation`, also for what a module must not do in
-    it). Of a task whose end is found late they are those of the network as it was then.
+    it). If the end of a task is found late, the network of that earlier step is scored.
 
-    Logged with ``cl_task/index``, how many tasks ended before, as the x axis: ``cl_task/average`` over the
-    tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``, ``cl_task/forward_transfer``
-    and ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`), ``cl_task/score/0`` and
-    ``cl_task/forgetting/0`` and so on for each task learned, and ``cl_task/consolidation_seconds``, what the
-    rules took for it; ``cl/task``, the current task, by step. ``task_matrix.json``, ``task_matrix.csv`` and
-    ``figures/*.png`` are written beside the log of the Trainer's first logger that has a folder; W&B and
-    TensorBoard show the figures too, and W&B the matrix as a table. Pictures are drawn when training ends,
-    and before that as often as takes a hundredth of the time. A logger that fails is told nothing more.
+    Logged with ``cl_task/index``, the number of tasks that ended before, as the x axis: ``cl_task/average``
+    over the tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``,
+    ``cl_task/forward_transfer`` and ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`),
+    ``cl_task/score/0`` and ``cl_task/forgetting/0`` and so on for each task learned, and
+    ``cl_task/consolidation_seconds``, the time that rules took at its end; by step, ``cl/task``, the current
+    task. ``task_matrix.json``, ``task_matrix.csv`` and ``figures/*.png`` are written into the folder of the
+    first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
+    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
 
     Args:
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
-            ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for names of the module's own.
-        mode: ``"max"`` for scores that are the better the higher they are, ``"min"`` for the others.
-        names: of the tasks; default: their numbers, from 0.
-        untrained: whether to score the tasks before training, which forward transfer is measured from.
-        artifact: whether a W&B artifact of the matrix and of the rules' state is to be logged at the end.
+            ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
+        mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
+        names: names of the tasks; default: their numbers, from 0.
+        untrained: whether to score the tasks before training, which forward transfer needs.
+        artifact: whether to log the matrix and the rules' state as a W&B artifact at the end of training.
         table: whether to print the matrix at the end of training.
 
     Attributes:
         record: the scores, also those of validations between tasks.
-        report: how they are told.
+        report: writes the record to loggers, files and the terminal.
 
     Raises:
-        ValueError: an argument that cannot work, at construction.
+        ValueError: an invalid argument, at construction.
         MisconfigurationException: in training, without validation data, and when the score is not logged.
 
     Example:
@@ -95,26 +95,26 @@ class TaskEvaluation(Callback):
 
     @property
     def matrix(self) -> Tensor:
-        """The task matrix, of shape (T + 1, T): row k after k tasks, row 0 before training; else NaN.
+        """The task matrix ``(T + 1, T)``: row k after k tasks, row 0 before training; NaN if not measured.
 
         Columns are in the order in which the tasks were learned.
         """
         return self.record.matrix.clone()
 
     def results(self) -> dict[str, float]:
-        """``average``, ``forgetting``, ``backward_transfer``, ``forward_transfer`` and ``learning``."""
+        """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning."""
         return self.record.results()
 
     # -- measuring ---------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes sure that somebody says when a task ends."""
+        """Adds the default boundary callback if there is none."""
         self._evaluating = stage != "fit"
         if stage == "fit":
             ensure_boundaries(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores the network before training."""
+        """Checks that there is validation, and scores the tasks before training."""
         if not trainer.enable_validation:
             raise MisconfigurationException(
                 "TaskEvaluation scores tasks by the Trainer's validation, and there is none: give `fit` one "
@@ -125,23 +125,23 @@ class TaskEvaluation(Callback):
         self.report.begin(trainer)
         boundaries, record = boundaries_of(trainer), self.record
         if not record.rows and not isinstance(boundaries, BatchBoundaries):
-            # Of tasks that ended before anybody looked it is known that they were learned.
+            # Tasks that ended before this callback was added were learned, though not scored.
             record.learned, record.ends = list(range(boundaries.task)), [0] * boundaries.task
         learned = len(record.learned)
         if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
             record.keep(learned, self._validated(trainer))
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Marks the boundary in the log."""
+        """Logs the number of the task."""
         log(trainer, {log_keys.TASK: task})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the scores of the Trainer's own validation."""
+        """Stores the scores of the Trainer's own validation."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Adds a row to the matrix."""
+        """Adds a row to the matrix and reports it."""
         self._add_row(trainer)
         self.record.learned.append(task)
         self.record.ends.append(trainer.global_step)
@@ -152,7 +152,7 @@ class TaskEvaluation(Callback):
         self.report.log_task(trainer, index, consolidation_seconds=seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the row of a last task that nobody can know to have ended."""
+        """Adds a row for a last task that is still open, since its end can only be found later."""
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, MonitoredBoundaries) and boundaries.task_is_open:
             self._add_row(trainer)
@@ -190,10 +190,10 @@ class TaskEvaluation(Callback):
         return trainer.strategy.reduce(values, reduce_op="mean").tolist()
 
     def _keys(self, metrics: Mapping[str, Any]) -> list[str]:
-        """What each task's score is called."""
+        """Names of the tasks' scores among the logged metrics, in the order of the loaders."""
         monitor = self.monitor
         if "{task}" not in monitor:
-            if monitor in metrics:  # of a single loader
+            if monitor in metrics:  # with a single loader
                 return [monitor]
             monitor += "/dataloader_idx_{task}"
         before, after = map(re.escape, monitor.split("{task}", 1))
@@ -208,14 +208,14 @@ class TaskEvaluation(Callback):
             )
         return [monitor.replace("{task}", str(task)) for task in numbers]
 
-    # -- telling -----------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------
 
     def task_summary(self, task: int) -> str:
-        """What is to be said of a task's end in one line."""
+        """Summary of a task's end in one line."""
         return self.report.line()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, prints the table and logs the artifact; not between fits that are a task each."""
+        """Draws, prints the table and logs the artifact; with one fit per task, only after the last."""
         tasks = len(self.record.columns)
         if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.learned) < tasks:
             return
@@ -233,10 +233,10 @@ class TaskEvaluation(Callback):
         return self.record.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with what was measured, but not for a mere evaluation.
+        """Restores the record, unless the Trainer only evaluates.
 
         Raises:
-            ValueError: a state of something else; the record is then as it was.
+            ValueError: a state of something else; the present record is then kept.
         """
         if not self._evaluating:
             restore_atomically(self.record, state_dict)

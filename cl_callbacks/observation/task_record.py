@@ -1,4 +1,4 @@
-"""What was measured on every task, after every task."""
+"""The scores on every task after each task, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from cl_callbacks.functional.task_matrix import (
 
 
 class TaskRecord:
-    """Scores on every task, by how many tasks had been learned and by step.
+    """Scores on every task, by number of tasks learned and by step.
 
     Args:
-        higher_is_better: whether the scores are so.
+        higher_is_better: whether higher scores are better.
 
     Attributes:
-        rows: scores of all tasks, in the order of their loaders, after so many tasks.
-        learned: the tasks that were learned, in this order.
+        rows: scores of all tasks, in the order of their loaders, by number of tasks learned.
+        learned: the tasks learned, in this order.
         curve: steps at which all tasks were scored, with the scores.
-        ends: steps at which tasks were said to have ended.
+        ends: steps at which the boundary callback ended tasks.
 
     Example:
         >>> record = TaskRecord(higher_is_better=True)
@@ -56,19 +56,19 @@ class TaskRecord:
         self._matrix: Tensor | None = None
 
     def keep(self, learned: int, scores: list[float]) -> None:
-        """Keeps the scores after so many tasks."""
+        """Stores the scores after ``learned`` tasks."""
         self.rows[learned], self._matrix = scores, None
 
     @property
     def columns(self) -> list[int]:
-        """The loaders of the tasks, in the order in which tasks are learned; then of those still to come."""
+        """Loader index of each column: the tasks learned, in this order, then those still to come."""
         loaders = max(map(len, self.rows.values()), default=0)
         learned = [task for task in dict.fromkeys(self.learned) if 0 <= task < loaders]
         return learned + [task for task in range(loaders) if task not in learned]
 
     @property
     def matrix(self) -> Tensor:
-        """The task matrix, of shape (T + 1, T); see :mod:`cl_callbacks.functional.task_matrix`."""
+        """The task matrix ``(T + 1, T)``, with NaN; see :mod:`cl_callbacks.functional.task_matrix`."""
         if self._matrix is None:
             columns = self.columns
             tasks = max([len(columns), *self.rows])
@@ -78,16 +78,16 @@ class TaskRecord:
         return self._matrix
 
     def ordered(self, scores: Sequence[float]) -> list[float]:
-        """Scores of all loaders in the order of the columns; NaN for one that was not there."""
+        """Scores of all loaders in the order of the columns; NaN for a missing one."""
         return [scores[task] if task < len(scores) else math.nan for task in self.columns]
 
     def table(self) -> list[list[float | None]]:
-        """The rows of the matrix as far as they were measured, with ``None`` for NaN."""
+        """The measured rows of the matrix as lists, with ``None`` for NaN."""
         measured = self.matrix[: max(self.rows, default=-1) + 1, : len(self.columns)]
         return [[None if math.isnan(score) else score for score in row] for row in measured.tolist()]
 
     def results(self) -> dict[str, float]:
-        """The field's figures as of now; NaN for what is not known yet."""
+        """Summary metrics of the matrix by name; NaN if not yet defined."""
         matrix, higher = self.matrix, self.higher_is_better
         figures = {
             "average": average_accuracy(matrix),
@@ -99,7 +99,7 @@ class TaskRecord:
         return {name: value.item() for name, value in figures.items()}
 
     def of_tasks(self, names: Sequence[str]) -> dict[str, float]:
-        """Score and forgetting of each task that has been learned, as far as they are known."""
+        """Score and forgetting of each task learned, where they are defined."""
         matrix = self.matrix
         learned = tasks_learned(matrix)
         lost = forgetting_per_task(matrix, self.higher_is_better).tolist()
@@ -109,7 +109,7 @@ class TaskRecord:
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def worst(self) -> tuple[int, float] | None:
-        """The column of the task that has been forgotten most, and how far."""
+        """Column and forgetting of the task that was forgotten most; ``None`` before any can be."""
         lost = forgetting_per_task(self.matrix, self.higher_is_better)
         if lost.isnan().all():
             return None
@@ -120,9 +120,9 @@ class TaskRecord:
         """Writes ``task_matrix.json`` and ``task_matrix.csv``.
 
         Args:
-            folder: where to.
-            about: what else belongs into the first.
-            names: of the columns.
+            folder: target folder, which is created if needed.
+            about: further entries of the JSON file.
+            names: names of the columns.
         """
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.table()
@@ -142,6 +142,6 @@ class TaskRecord:
         return kept | {"curve": list(self.curve), "ends": list(self.ends)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on with these."""
+        """Restores the state that :meth:`state_dict` returned."""
         self.rows, self.learned = dict(state["rows"]), list(state["learned"])
         self.curve, self.ends, self._matrix = list(state["curve"]), list(state["ends"]), None

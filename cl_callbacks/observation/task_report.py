@@ -1,4 +1,4 @@
-"""How the task matrix is told: to loggers, in files, pictures and on the terminal."""
+"""Reports the task matrix to loggers, in files and figures, and on the terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SHARE_OF_DRAWING = 0.01
 
 
 class TaskReport:
-    """Tells what a :class:`~cl_callbacks.observation.task_record.TaskRecord` holds.
+    """Reports a :class:`~cl_callbacks.observation.task_record.TaskRecord`.
 
     Args:
-        record: of the scores.
-        monitor: what the scores are.
-        names: of the tasks; numbers for ``None``.
+        record: the scores.
+        monitor: name of the score.
+        names: names of the tasks; ``None`` for their numbers.
     """
 
     def __init__(self, record: TaskRecord, monitor: str, names: Sequence[str] | None) -> None:
@@ -42,7 +42,7 @@ class TaskReport:
 
     @property
     def names(self) -> list[str]:
-        """Of the matrix's columns: the tasks' names, or numbers where they have none."""
+        """Name of each column of the matrix: the task's name, or else its number."""
         columns, tasks = self.record.columns, self.record.matrix.shape[1]
         given = dict(enumerate(self._names))
         taken = set(self._names)
@@ -52,18 +52,18 @@ class TaskReport:
         ]
 
     def begin(self, trainer: Trainer) -> None:
-        """Tells W&B which numbers are by task."""
+        """Sets the x axis of per-task metrics in W&B."""
         self._drawn_at = time.monotonic()
         if trainer.is_global_zero:
             offer(trainer, define_task_axis)
 
     def log_task(self, trainer: Trainer, index: int, **more: float) -> None:
-        """Logs all figures at the end of a task, and draws if it is time to.
+        """Logs all metrics and writes the files at the end of a task, and draws if that is due.
 
         Args:
-            trainer: that is training.
-            index: how many tasks have ended before.
-            more: to be logged by task.
+            trainer: the current Trainer.
+            index: number of tasks that ended before.
+            more: further metrics to log by task.
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
         values = {"index": index, **results, **self.record.of_tasks(self.names), **more}
@@ -73,14 +73,14 @@ class TaskReport:
             self.draw(trainer)
 
     def line(self) -> str:
-        """What there is to say in one line."""
+        """Summary in one line: the average, and the task that was forgotten most."""
         text, worst = f"average {self.record.results()['average']:.3f}", self.record.worst()
         if worst is None:
             return text
         return f"{text} · worst forgetting {worst[1]:.3f} (task {self.names[worst[0]]})"
 
     def print_table(self) -> None:
-        """Prints the matrix and what follows from it."""
+        """Prints the matrix and its summary metrics."""
         from rich.console import Console
         from rich.markup import escape
 
@@ -92,14 +92,14 @@ class TaskReport:
         console.print(" · ".join(known), highlight=False)
 
     def write(self, trainer: Trainer) -> None:
-        """Writes the matrix into the log folder, if there is one."""
+        """Writes the matrix into the log folder, if there is one, from rank 0."""
         folder = log_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
             with unless_it_fails("task_matrix.json", OSError):
                 self._files(folder)
 
     def draw(self, trainer: Trainer) -> None:
-        """Shows the pictures, and the matrix as a table of W&B, if there is a log."""
+        """Logs the figures, and the matrix as a W&B table, if there is a log folder."""
         if not trainer.is_global_zero or log_folder(trainer) is None:
             return
         start = time.monotonic()
@@ -112,7 +112,7 @@ class TaskReport:
         self._drawing = self._drawn_at - start
 
     def figures(self, trainer: Trainer) -> dict[str, Figure]:
-        """Task matrix, curve of each task over training, and loss with drift score, by key."""
+        """Figures by log key: the task matrix, task curves, and with DriftBoundaries loss and drift score."""
         from cl_callbacks.observation.figures import accuracy_matrix, loss_and_drift, task_curves
 
         names, record = self.names, self.record
@@ -132,7 +132,7 @@ class TaskReport:
         return drawn
 
     def log_artifact(self, trainer: Trainer, states: Mapping[str, Any]) -> None:
-        """Gives W&B an artifact of the matrix and of the rules' states, from the first process."""
+        """Logs the matrix and the rules' states as a W&B artifact, from rank 0."""
         if trainer.is_global_zero:
             with TemporaryDirectory() as folder:
                 files = self._files(Path(folder))

@@ -17,14 +17,14 @@ _ROOM, _NAME = 8, 12
 
 
 def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
-    """Scores on each task (column) after learning each (row), as far as there is room for tasks.
+    """A table of scores on each task (column) after learning each (row), thinned out if there are many.
 
-    Columns have the tasks' numbers, rows their names as well.
+    Columns are headed by the tasks' numbers, rows by their numbers and names.
 
     Args:
-        matrix: of shape (T + 1, T).
-        names: of the T tasks.
-        title: above the table.
+        matrix: task matrix ``(T + 1, T)``.
+        names: names of the T tasks.
+        title: title of the table.
 
     Example:
         >>> import torch

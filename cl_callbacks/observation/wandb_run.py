@@ -1,4 +1,4 @@
-"""What only W&B can show. Other loggers are passed over."""
+"""Logging that only W&B supports; other loggers are ignored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cl_callbacks.training import log_keys
 
 
 def define_task_axis(logger: Logger) -> None:
-    """Lets all that is logged by task have the task as its x axis."""
+    """Makes the task the x axis of all per-task metrics."""
     if isinstance(logger, WandbLogger):
         logger.experiment.define_metric(log_keys.TASK_INDEX, hidden=True)
         logger.experiment.define_metric(log_keys.TASK_AXIS, step_metric=log_keys.TASK_INDEX)
 
 
 def log_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Logs a table."""
+    """Logs a table of ``rows`` under ``key``."""
     if isinstance(logger, WandbLogger):
         logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 

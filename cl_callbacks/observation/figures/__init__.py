@@ -1,6 +1,6 @@
-"""Figures from plain data, without pyplot: no backend is needed and nothing stays open.
+"""Figures from plain arrays, made without pyplot: no backend is needed and no figure stays open.
 
-They stand on a light card of their own, so that they are as readable on a dark page as on a white one.
+They have an opaque light background, so that they are as readable on a dark page as on a white one.
 """
 
 from cl_callbacks.observation.figures.layers import importance_by_layer, plasticity_by_layer

@@ -1,4 +1,4 @@
-"""The numbers of the boundaries between tasks, above the axes."""
+"""Labels of task boundaries above the axes of a figure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def number_boundaries(axes: Axes, boundaries: Sequence[float]) -> None:
-    """Writes which task ended at each boundary, from 0, as far as there is room.
+    """Writes the number of the ended task above each boundary, from 0, where there is room.
 
     Args:
-        axes: on which everything is drawn; their limits along x stay as they are now.
-        boundaries: where tasks ended, in order.
+        axes: axes on which everything has been drawn; their x limits are fixed from now on.
+        boundaries: x positions at which tasks ended, in order.
     """
     if len(boundaries) == 0:
         return

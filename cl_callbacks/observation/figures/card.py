@@ -1,4 +1,4 @@
-"""The card that every figure is drawn on."""
+"""Background, colours and text styles of every figure."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Grey that is to be read on white and on near-black alike has a contrast of 4.4 at best, and no sequential
-# map of colours shows on both. On an opaque card of a known colour, text has 15.
+# Grey text that is readable on both white and near-black has a contrast of 4.4 at best, and no sequential
+# colour map shows on both. On an opaque background of a known colour, text has a contrast of 15.
 PAPER = "#f6f7f9"
 INK = "#1b1f24"
 FAINT = "#6b7280"
 GRID = "#dde1e6"
 EDGE = "#b3bac4"
 
-# Okabe and Ito's colours, as far as they can be told from PAPER.
+# The colours of Okabe and Ito that contrast with PAPER.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 
 TEXT = 8.0
 
 
 def card(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """Creates an empty figure with an opaque background; width and height are in inches."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -36,13 +36,13 @@ def card(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, *, x: str = "", y: str = "", title: str | None = None, grid: str | None = None) -> None:
-    """Colours, labels and title of axes, whatever the style that the user has set.
+    """Sets colours, labels and title of axes, overriding the user's matplotlib style.
 
     Args:
-        axes: to be dressed.
+        axes: the axes to style.
         x: label of the x axis.
         y: label of the y axis.
-        title: above the axes.
+        title: title above the axes.
         grid: ``"x"`` or ``"y"`` for lines across that axis; default: none.
     """
     axes.set_facecolor(PAPER)
@@ -60,7 +60,7 @@ def dress(axes: Axes, *, x: str = "", y: str = "", title: str | None = None, gri
 
 
 def legend(figure: Figure, handles: list[Any], columns: int) -> None:
-    """A row of entries below everything else."""
+    """Adds a legend below the axes, with that many columns."""
     if handles:
         figure.legend(
             handles=handles,

@@ -1,4 +1,4 @@
-"""Labels that fit: shortened, thinned out, spread."""
+"""Fits labels into a figure: shortens them, leaves some out, or moves them apart."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def cut(name: str, size: int, head: float = 0.5) -> str:
-    """Leaves out the middle of a long name.
+    """Shortens a long name by leaving out its middle.
 
     Args:
-        name: to be shortened.
-        size: characters that may remain.
-        head: the share of them before what is left out.
+        name: the name to shorten.
+        size: maximum number of characters.
+        head: share of the remaining characters before the gap.
 
     Example:
         >>> cut("encoder.layer.3.attention.weight", size=18)
@@ -26,7 +26,7 @@ def cut(name: str, size: int, head: float = 0.5) -> str:
 
 
 def shortened(names: Sequence[str], size: int) -> list[str]:
-    """Cuts names to one length, where possible ``size``, at which they can still be told apart.
+    """Shortens names to the least length from ``size`` up at which different names stay different.
 
     Example:
         >>> shortened(["encoder.block.3.weight", "encoder.block.4.weight"], size=14)
@@ -42,7 +42,7 @@ def shortened(names: Sequence[str], size: int) -> list[str]:
 
 
 def every(count: int, room: int) -> int:
-    """The round interval at which at most ``room`` of ``count`` labels stand.
+    """Least interval among 1, 2, 5, 10, 20, … at which at most ``room`` of ``count`` labels remain.
 
     Example:
         >>> every(count=50, room=12), every(count=12, room=12)
@@ -56,7 +56,7 @@ def every(count: int, room: int) -> int:
 
 
 def apart(positions: Sequence[float], gap: float) -> list[int]:
-    """Which of some rising positions, at a round interval, can be labelled ``gap`` from the label before.
+    """Indices of the rising positions to label, at a round interval and at least ``gap`` apart.
 
     Example:
         >>> apart([0.0, 0.1, 0.5, 0.55, 1.0], gap=0.2)
@@ -73,7 +73,7 @@ def apart(positions: Sequence[float], gap: float) -> list[int]:
 
 
 def spread_apart(positions: Sequence[float], gap: float) -> list[float]:
-    """Moves positions between 0 and 1 as far apart as labels need, in the same order.
+    """Moves positions between 0 and 1 at least ``gap`` apart, in the same order.
 
     Example:
         >>> spread_apart([0.5, 0.9, 0.9], gap=0.25)

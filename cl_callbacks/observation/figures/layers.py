@@ -1,4 +1,4 @@
-"""Importance and plasticity, layer by layer."""
+"""Figures of importance and plasticity by layer."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def importance_by_layer(
     *,
     title: str | None = None,
 ) -> Figure:
-    """How important the weights of each layer are: median, middle half and middle nine tenths.
+    """Draws the importance of the weights of each layer: median, middle half and middle nine tenths.
 
-    The axis is logarithmic. A range that reaches down to 0 runs into the left edge; a layer whose weights
-    are of no importance at all is marked as 0 there.
+    The axis is logarithmic. A range that reaches down to 0 runs into the left edge; a layer of weights with
+    importance 0 is marked as 0 there.
 
     Args:
-        quantiles: for each layer, those at 5, 25, 50, 75 and 95 %; NaN for a layer that was not measured.
-        title: above the figure.
+        quantiles: quantiles of each layer at 5, 25, 50, 75 and 95 %; NaN for a layer that was not measured.
+        title: title above the figure.
 
     Returns:
-        A figure to be saved or logged.
+        The figure, to be saved or logged.
 
     Raises:
-        ValueError: no layers, or five numbers that are not quantiles of an importance.
+        ValueError: no layers, or numbers that are not five rising quantiles of an importance.
 
     Example:
         >>> figure = importance_by_layer({"body": (0.0, 1e-6, 1e-4, 1e-3, 0.1), "head": (0.01, 0.1, 1, 2, 3)})
@@ -82,15 +82,15 @@ def importance_by_layer(
 
 
 def plasticity_by_layer(frozen_fraction: Mapping[str, float], mean_plasticity: Mapping[str, float]) -> Figure:
-    """How much of each layer is frozen, and how plastic its weights are on average.
+    """Draws the share of frozen weights and the mean plasticity of each layer.
 
     Args:
         frozen_fraction: for each layer, the share of its weights that hardly change any more, 0 to 1.
-        mean_plasticity: for the same layers, the mean share of an update that is let through, 0 to 1. In
+        mean_plasticity: for the same layers, the mean share of an update that is applied, 0 to 1. In
             both, NaN where nothing was measured.
 
     Returns:
-        A figure to be saved or logged.
+        The figure, to be saved or logged.
 
     Raises:
         ValueError: no layers, not the same layers in both, or a value outside 0 to 1.
@@ -134,7 +134,7 @@ def _check_quantiles(layer: str, values: Sequence[float]) -> None:
 
 
 def _rows(layers: list[str], what: str, title: str | None, thickness: float = 1.0) -> tuple[Figure, Axes]:
-    """Axes with a row for each layer, the first at the top."""
+    """Creates axes with a row for each layer, the first at the top."""
     if not layers:
         raise ValueError(f"{what} is empty: there is no layer to draw")
     short = shortened(layers, size=32)
@@ -148,7 +148,7 @@ def _rows(layers: list[str], what: str, title: str | None, thickness: float = 1.
 
 
 def _note(axes: Axes, row: float, text: str) -> None:
-    """Words at the left edge, in place of a bar."""
+    """Writes a text at the left edge, in place of a bar."""
     axes.text(
         0.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT - 1, color=FAINT
     )

@@ -1,4 +1,4 @@
-"""The loss, the evidence for a change in it, and the boundaries that were found."""
+"""A figure of the loss, the evidence for a change, and the boundaries found."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def loss_and_drift(
     onsets: Sequence[float | None],
     threshold: float | None = None,
 ) -> Figure:
-    """The loss above, the drift score below, and in both where a change began and where it was found.
+    """Draws the loss and below it the drift score, with onset and detection of each change in both.
 
     Args:
-        steps: of both curves.
-        loss: at each step; NaN where it is not known.
-        score: evidence for a change at each step; NaN likewise.
+        steps: steps of both curves, ``(N,)``.
+        loss: loss at each step, ``(N,)``; NaN if unknown.
+        score: evidence for a change at each step, ``(N,)``; NaN if unknown.
         boundaries: the steps at which a change was found, in order; numbered from 0 at the top.
-        onsets: for each boundary the step at which the change began, by estimate; ``None`` or NaN if unknown.
+        onsets: estimated step at which each change began; ``None`` or NaN if unknown.
         threshold: the score above which a change is declared.
 
     Returns:
-        A figure to be saved or logged.
+        The figure, to be saved or logged.
 
     Raises:
-        ValueError: lengths that do not fit, or nothing to draw.
+        ValueError: different lengths, or nothing to draw.
 
     Example:
         >>> figure = loss_and_drift([0, 1, 2], [2.0, 1.0, 3.0], [0, 0, 9], boundaries=[2], onsets=[1])

@@ -1,4 +1,4 @@
-"""How the score on each task goes while all of them are learned."""
+"""A figure of the score on each task over training."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ def task_curves(
     names: Sequence[str] | None = None,
     monitor: str = "accuracy",
 ) -> Figure:
-    """The score on each task over training, one curve per task, dark for the oldest and light for the newest.
+    """Draws the score on each task over training, from dark for the first task to light for the last.
 
-    A curve is pale until the task before has ended, since its own task was not learned yet.
+    A curve is pale until the previous task has ended, since its own task was not learned until then.
     Up to ten tasks are named at the ends of their curves, more on a colour bar.
 
     Args:
-        steps: at which scores were measured, N of them, rising.
-        scores: of shape (N, T), NaN where a task was not measured; a curve goes straight from one measured
-            score to the next.
+        steps: steps at which scores were measured, ``(N,)``, rising.
+        scores: scores ``(N, T)``, NaN where a task was not measured; curves are interpolated linearly.
         boundaries: the steps at which tasks ended, in order; numbered from 0 at the top.
-        names: of the tasks; default: their numbers, from 0.
-        monitor: what the scores are.
+        names: names of the tasks; default: their numbers, from 0.
+        monitor: name of the score.
 
     Returns:
-        A figure to be saved or logged.
+        The figure, to be saved or logged.
 
     Raises:
-        ValueError: shapes that do not fit, or nothing measured.
+        ValueError: incompatible shapes, or nothing measured.
 
     Example:
         >>> nan = float("nan")
@@ -103,7 +102,7 @@ def _checked(
 
 
 def _map_of_ages() -> Any:
-    """Plasma without its yellow end, which nobody can see on light paper."""
+    """The colour map plasma without its yellow end, which does not show on a light background."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -115,7 +114,7 @@ def _by_age(tasks: int) -> list[Any]:
 
 
 def _pale(colour: Any) -> Any:
-    """Mixed with paper, not transparent: fifty curves on top of each other stay pale."""
+    """Mixes a colour with PAPER; unlike with transparency, overlapping curves stay pale."""
     from matplotlib.colors import to_rgb
 
     return 0.25 * np.asarray(to_rgb(colour)) + 0.75 * np.asarray(to_rgb(PAPER))

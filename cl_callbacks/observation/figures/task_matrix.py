@@ -1,4 +1,4 @@
-"""The task matrix as a picture: what is known of every task after each of them."""
+"""A figure of the task matrix: the score on every task after each task."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def accuracy_matrix(
     mode: Literal["max", "min"] = "max",
     title: str | None = None,
 ) -> Figure:
-    """The scores on every task after each of them, bright where they are good.
+    """Draws the scores on every task after each task; brighter is better.
 
-    The task just learned is outlined, what was not measured is hatched. Up to twelve tasks have their numbers
+    The task just learned is outlined, missing scores are hatched. With up to twelve tasks the scores are
     written into the cells.
 
     Args:
-        matrix: of shape (T + 1, T); row k holds the scores after k tasks, row 0 those before any training.
-            NaN where nothing was measured.
-        names: of the tasks; default: their numbers, from 0.
+        matrix: task matrix ``(T + 1, T)``; row k holds the scores after k tasks, row 0 those before any
+            training. NaN where nothing was measured.
+        names: names of the tasks; default: their numbers, from 0.
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
-        title: above the matrix.
+        title: title above the matrix.
 
     Returns:
-        A figure to be saved or logged.
+        The figure, to be saved or logged.
 
     Raises:
-        ValueError: another shape, or nothing measured.
+        ValueError: invalid arguments, or nothing measured.
 
     Example:
         >>> nan = float("nan")
@@ -106,7 +106,7 @@ def _checked(matrix: ArrayLike, names: Sequence[str] | None, mode: str) -> np.nd
 
 
 def _limits(values: np.ndarray[Any, Any], mode: str) -> tuple[float, float]:
-    """Accuracies have one scale in all figures; anything else its own."""
+    """Limits of the colour scale: 0 to 1 for accuracies, else the range of the scores."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 1.0
@@ -117,7 +117,7 @@ def _limits(values: np.ndarray[Any, Any], mode: str) -> tuple[float, float]:
 
 
 def _mark(axes: Axes, values: np.ndarray[Any, Any]) -> list[Any]:
-    """Outlines what was just learned, hatches what was not measured; returns what explains both."""
+    """Outlines tasks just learned and hatches missing scores; returns the legend handles for both."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Patch, Rectangle
 
@@ -165,6 +165,6 @@ def _write_numbers(axes: Axes, image: AxesImage, values: np.ndarray[Any, Any]) -
 
 
 def _readable_on(colour: ArrayLike) -> str:
-    """The dark or the light text colour, by the luminance of WCAG."""
+    """The dark or the light text colour, by the relative luminance (WCAG) of the background."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.asarray(colour)[:3]]
     return INK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.2 else PAPER
