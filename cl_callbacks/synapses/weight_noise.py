@@ -72,7 +72,7 @@ class WeightNoise:
         Args:
             parameters: the weights.
             stds: aligned with them.
-            load: from some ``(stds, parameters)`` to these ``stds`` on the parameters' devices; default: as is.
+            load: moves stds to the devices of the parameters, from ``(stds, parameters)``; default: no move.
         """
         self._load = load or _as_they_are
         now, then = [*parameters, *stds], [*self.parameters, *self.stds]
