@@ -1,5 +1,5 @@
 """Operations that ``CompileRules`` fuses into single passes over memory.
 
-Here live the tape of operations that wait and the kernels that they become. No equation belongs here, and
-nothing of the other rooms needs it to be understood: without it each operation runs at once.
+Here live the tape of deferred operations and the kernels that are compiled from it. No equation belongs here,
+and no other folder needs it to be understood: without compiling, each operation runs at once.
 """

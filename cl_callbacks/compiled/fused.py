@@ -1,8 +1,8 @@
 """Operations on lists of tensors that can run as one compiled pass over memory.
 
 An operation written in ``torch._foreach_*`` calls reads and writes its tensors once in each call. Compiled,
-it does so once in all, and so do operations that follow one another. Compiling takes seconds and a C++
-compiler (on a GPU, Triton), so it is asked for.
+it reads and writes them once in all, also together with operations that follow it. Compiling takes seconds
+and needs a C++ compiler (on a GPU, Triton), so it is off by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cl_callbacks.compiled.kernels import FusedCall, run
 
 
 class _Thread(threading.local):
-    """What each thread has of its own, as it has its modes."""
+    """The active tape of each thread, which is per thread as torch's function modes are."""
 
     tape: _Tape | None = None
 
@@ -34,9 +34,9 @@ _here = _Thread()
 def compiling(on: bool = True) -> Iterator[None]:
     """Within, operations marked by :func:`fusable` are compiled if ``on``.
 
-    Those that follow one another are one kernel: they wait for each other until any other operation of
-    torch comes that could read what they have to write, or the context ends. What reads memory behind torch's
-    back, such as a numpy array of it, sees them only then.
+    Consecutive ones become one kernel: they are deferred until another operation of torch is called that
+    could read their results, or the context ends. Code that reads memory without calling torch, such as
+    through a numpy array that shares it, sees the results only then.
 
     Example:
         >>> with compiling(False):
@@ -54,20 +54,20 @@ def compiling(on: bool = True) -> Iterator[None]:
 
 
 def is_compiling() -> bool:
-    """Whether fusable operations are compiled at the moment."""
+    """Whether fusable operations are currently compiled, in this thread."""
     return _here.tape is not None
 
 
 def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[str] = ()) -> Any:
-    """Marks an elementwise operation, in place, on aligned lists of tensors.
+    """Decorates an elementwise in-place operation on aligned lists of tensors, so that it can be compiled.
 
     A list of tensors, or of such lists, has one tensor for each parameter; anything else is the same for all
     of them and becomes part of the kernel, so it should not change from step to step.
 
     Args:
-        operation: to be marked.
+        operation: the function to decorate.
         numbers: names of arguments that are a number, or one for each parameter, and may change; compiled,
-            the operation finds tensors without dimensions in their place.
+            the operation gets tensors without dimensions instead.
 
     Example:
         >>> @fusable(numbers=["by"])
@@ -94,7 +94,7 @@ def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[s
 
 
 class _Tape(TorchFunctionMode):
-    """Fusable operations that wait to become one kernel."""
+    """Collects fusable operations, and runs them as one kernel before torch could read their results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ class _Tape(TorchFunctionMode):
             self.run()
         return func(*args, **(kwargs or {}))
 
-    @torch.compiler.disable  # or a compiled function that is called meanwhile would take this in
+    @torch.compiler.disable  # or a compiled function called meanwhile would trace this
     def run(self) -> None:
-        """Has them done; what they are made of is done at once."""
+        """Runs the collected operations; fusable operations called within run at once."""
         outer, _here.tape = _here.tape, None
         calls, self.calls = self.calls, []
         try:
@@ -128,5 +128,5 @@ _ASIDE = {
 
 
 def _reads_nothing(func: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Whether an operation asks for no values: a view, or what there is to know of a tensor besides."""
+    """Whether an operation reads no values of tensors: it makes a view, or reads metadata such as a shape."""
     return func in _ASIDE or (func is Tensor.__getitem__ and isinstance(args[1], slice))

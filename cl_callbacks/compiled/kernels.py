@@ -1,4 +1,4 @@
-"""Operations that follow one another on the same tensors, as one compiled loop over memory."""
+"""Compiles consecutive operations on the same tensors into one loop over memory."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 
 SMALLEST = 2**14
-"""Elements from which on a tensor is worth a loop of its own, which takes a tenth of a second to compile."""
+"""Smallest number of elements for which a tensor gets a loop, which takes 0.1 s to compile."""
 
 TOGETHER = 32
-"""Tensors whose loops are one kernel: to call one costs as much as a hundred thousand elements do."""
+"""Number of loops in one kernel, whose call takes as long as a hundred thousand elements."""
 
 MOST = 1024
-"""Kernels that are kept, and ways to call them."""
+"""Largest number of kernels, and of routes, that are cached."""
 
 Places = Sequence[Sequence[Sequence[int]]]
-"""Of each call and each of its aligned lists, which tensors it has."""
+"""Indices of tensors, by call, aligned list and position in it."""
 
 T = TypeVar("T")
 Item = tuple[int, int]
-"""One of some calls, and a place in its lists."""
+"""Index of a call, and a position in its lists."""
 
 
 class FusedCall:
-    """An operation that is to be done.
+    """A deferred call of an operation.
 
     Args:
         operation: elementwise and in place.
-        arguments: by name. Lists of tensors, and lists of such, are aligned: what is done to the first
-            tensors of all is also done to the second, and so on. Whatever else there is becomes part of a
-            kernel.
-        numbers: names of arguments that are a number or an aligned list of them, for which a kernel takes
+        arguments: by name. Lists of tensors, and lists of such lists, are aligned: the operation acts on the
+            first tensors of all of them, on the second, and so on. Any other argument becomes a constant of
+            the kernel.
+        numbers: names of arguments that are a number or an aligned list of numbers, which a kernel takes as
             tensors without dimensions, so that they may change.
     """
 
@@ -54,11 +54,11 @@ class FusedCall:
         self.kind = (operation, repr(self.layout))
 
     def do(self, which: Iterable[int]) -> None:
-        """Does it to some of the tensors."""
+        """Runs the operation on the tensors at some positions of the lists."""
         _do(self.operation, self.layout, [[some[i] for i in which] for some in self.lists])
 
     def tensors(self) -> list[Sequence[Tensor]]:
-        """All its lists, those of numbers too."""
+        """All aligned lists of the call, with numbers converted to tensors."""
         return [some if isinstance(some[0], Tensor) else self._scalars(some) for some in self.lists]
 
     def _scalars(self, numbers: Sequence[float]) -> Sequence[Tensor]:
@@ -66,7 +66,7 @@ class FusedCall:
 
 
 def run(calls: Sequence[FusedCall]) -> None:
-    """Does what was asked, in its order, with one loop for all that is done to the same large tensor."""
+    """Runs calls in order, with one compiled loop for all operations on the same large tensors."""
     lists = [call.tensors() for call in calls]
     place_of: dict[int, int] = {}
     found: dict[tuple[Hashable, ...], int] = {}
@@ -89,12 +89,12 @@ def run(calls: Sequence[FusedCall]) -> None:
 
 
 class _Route:
-    """How calls come to be done: found once, and the same whenever they concern tensors like these.
+    """Plan of which parts of calls run as kernels; cached for all calls on tensors of the same kinds.
 
     Args:
-        calls: such calls.
-        places: of each call and list, which tensors it has.
-        tensors: that they concern, each memory once.
+        calls: the calls.
+        places: indices of the tensors in each list of each call.
+        tensors: of all calls, each memory once.
         apart: whether none of them overlap.
     """
 
@@ -115,7 +115,7 @@ class _Route:
                 self._kernels.append((_kernel(some), slots))
 
     def take(self, calls: Sequence[FusedCall], tensors: Sequence[Tensor]) -> None:
-        """Does them."""
+        """Runs calls for which the route was made."""
         for c, which in self._outer:
             calls[c].do(which)
         for kernel, slots in self._kernels:
@@ -123,20 +123,20 @@ class _Route:
 
 
 class _Strand:
-    """What is done to the same memory.
+    """All operations on one set of connected tensors, in order.
 
     Args:
-        items: in order.
-        calls: that they are of.
-        places: of each call and list, which tensors it has.
-        tensors: all that the calls concern.
+        items: the operations.
+        calls: to which the items refer.
+        places: indices of the tensors in each list of each call.
+        tensors: of all calls.
 
     Attributes:
-        steps: each call, and which slots it gets for its lists.
-        slots: which of the tensors each has.
-        length: of these.
-        is_large: whether they are worth a kernel, and all fit for one.
-        kind: what strands of one kernel have in common.
+        steps: for each operation its call, and the slots of the tensors in its lists.
+        slots: index of the tensor in each slot.
+        length: number of elements of each of these tensors.
+        is_large: whether they are large enough for a kernel, contiguous and of one length.
+        kind: key that is equal for strands that the same kernel can run.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ def _strands(calls: Sequence[FusedCall], places: Places, tensors: Sequence[Tenso
     found: list[tuple[Item, int]] = []
     for c, of_call in enumerate(places):
         for i, aligned in enumerate(zip(*of_call, strict=True)):
-            own = [place for place in aligned if tensors[place].ndim]  # a number may be that of all
+            own = [place for place in aligned if tensors[place].ndim]  # numbers may be shared by all
             for place in own:
                 next_to[root(place)] = root(own[0])
             found += [((c, i), own[0])] if own else []
@@ -180,7 +180,7 @@ def _strands(calls: Sequence[FusedCall], places: Places, tensors: Sequence[Tenso
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors that are not the same have memory in common."""
+    """Whether different tensors share memory."""
     spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in tensors)
     return any(end > start for (_, end), (start, _) in pairwise(spans))
 
@@ -194,7 +194,7 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _kernel(strands: Sequence[_Strand]) -> Callable[..., None]:
-    """For strands of one kind."""
+    """The compiled function for some strands of one kind, from the cache or new."""
     key = (strands[0].kind, tuple(strand.length for strand in strands))
     program = _program(strands[0].steps)
     return _kept(_compiled, key, lambda: torch.compile(program, fullgraph=True, dynamic=False))
@@ -221,19 +221,19 @@ def _flat(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an argument had a list."""
+    """Stands for a list of tensors in an argument, by the number of the list."""
 
     number: int
 
 
 def _taken_out(value: Any, lists: list[Sequence[Any]]) -> Any:
-    """An argument with places instead of its lists of tensors, which go to ``lists``."""
+    """Replaces the lists of tensors in an argument by places, and appends them to ``lists``."""
     if isinstance(value, Tensor):
         raise TypeError("A tensor would become a constant of the kernel: name the argument in numbers.")
     if not isinstance(value, list | tuple) or not value:
         return value
     if isinstance(value[0], Tensor):
-        lists.append(list(value))  # as it is now, whatever becomes of the list
+        lists.append(list(value))  # a copy, since the caller may change the list
         return _Place(len(lists) - 1)
     return [_taken_out(inner, lists) for inner in value]
 

@@ -1,7 +1,7 @@
 """The equations of every rule and metric: tensors in, tensors out.
 
 A trailing underscore means in place, as in torch. Lists of tensors are aligned: entry ``i`` of each
-belongs to the same parameter. What may not live here: Lightning, state between calls, what runs a network.
+belongs to the same parameter. Nothing here imports Lightning, keeps state between calls or runs a network.
 """
 
 from cl_callbacks.functional.anchoring import (

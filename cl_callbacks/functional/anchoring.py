@@ -1,7 +1,7 @@
-r"""Quadratic anchoring of synapses: a memory that pulls each weight back with its own stiffness.
+r"""Quadratic anchoring of synapses: a penalty that pulls each weight to an anchor by its importance.
 
 All consolidation rules share one penalty, :math:`\frac k2 \sum_i \Omega_i (\theta_i - \theta^*_i)^2`,
-its gradient, and two ways to remember more than one task in constant memory. Everything works on
+its gradient, and two ways to accumulate several tasks in constant memory. Everything works on
 lists of tensors in a few ``torch._foreach_*`` calls; importance and anchor may have a wider dtype than
 the parameters.
 """
@@ -30,7 +30,7 @@ def quadratic_penalty(
         importance: :math:`\Omega`, one tensor of the same shape per weight.
         anchor: :math:`\theta^*`, likewise.
         stiffness: :math:`k`; EWC's :math:`\lambda`.
-        offset: :math:`b`, the part of the penalty that no weight can change (:func:`merge_each`).
+        offset: :math:`b`, the part of the penalty that does not depend on the weights (:func:`merge_each_`).
 
     Example:
         >>> quadratic_penalty([torch.tensor([3.0])], [torch.tensor([2.0])], [torch.tensor([1.0])], 10.0)
@@ -43,7 +43,7 @@ def quadratic_penalty(
 
 
 def distances(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> list[Tensor]:
-    r"""How far each synapse is from somewhere else, :math:`|\theta - \theta^*|`.
+    r"""Distance of each weight from its anchor, :math:`|\theta - \theta^*|`.
 
     Example:
         >>> distances([torch.tensor([1.0, -1.0])], [torch.tensor([3.0, -1.0])])
@@ -65,7 +65,7 @@ def add_quadratic_pull_(
     r"""Adds the gradient of :func:`quadratic_penalty`, :math:`k\,\Omega(\theta - \theta^*)`, in place.
 
     Args:
-        gradients: tensors that are added to, usually the ``.grad`` of the parameters.
+        gradients: tensors to which it is added, usually the ``.grad`` of the parameters.
         parameters: current weights :math:`\theta`.
         importance: :math:`\Omega`.
         anchor: :math:`\theta^*`.
@@ -88,12 +88,12 @@ def relax_to_anchor_(
     anchor: Sequence[Tensor],
     steps: Sequence[float],
 ) -> None:
-    r"""Proximal step of :func:`quadratic_penalty`, in place: stable however stiff the pull.
+    r"""Takes a proximal step of :func:`quadratic_penalty`, in place: stable for any stiffness.
 
     .. math:: \theta \leftarrow \frac{\theta + \eta k\Omega\,\theta^*}{1 + \eta k\Omega}
 
-    minimises the penalty plus :math:`\frac{1}{2\eta}` times the squared distance from where the weights
-    are. A gradient step of the same size diverges where :math:`\eta k\Omega > 2`.
+    minimises the penalty plus :math:`\frac{1}{2\eta}` times the squared distance from the current
+    weights. A gradient step of the same size diverges where :math:`\eta k\Omega > 2`.
 
     Args:
         parameters: weights :math:`\theta`, after the optimizer's step.
@@ -120,8 +120,9 @@ def merge_latest_(
     parameters: Sequence[Tensor],
     decay: float = 1.0,
 ) -> None:
-    r"""One anchor at the latest weights, in place: :math:`\Omega \leftarrow \gamma\Omega + \Omega_k`,
-    :math:`\theta^* \leftarrow \theta_k`.
+    r"""Merges a task, with one anchor at the latest weights, in place.
+
+    .. math:: \Omega \leftarrow \gamma\Omega + \Omega_k, \qquad \theta^* \leftarrow \theta_k
 
     The Laplace approximation of the posterior over all tasks so far: on quadratic losses with
     :math:`\gamma = 1` it ends at the minimum of their sum. Sources: Huszár 2018 (arXiv 1712.03847);
@@ -132,7 +133,7 @@ def merge_latest_(
         >>> merge_latest_(F, a, [torch.tensor([2.0])], [torch.tensor([0.5])], decay=0.5)
         >>> F, a
         ([tensor([2.5000])], [tensor([0.5000])])
-    """  # noqa: D205
+    """
     torch._foreach_mul_(list(importance), decay)
     torch._foreach_add_(list(importance), list(new_importance))
     torch._foreach_copy_(list(anchor), list(parameters))
@@ -145,7 +146,7 @@ def merge_each_(
     parameters: Sequence[Tensor],
     decay: float = 1.0,
 ) -> Tensor:
-    r"""One anchor per task, folded into a single quadratic, in place.
+    r"""Merges a task, with one anchor per task, into a single quadratic, in place.
 
     :math:`\sum_k \Omega_k (\theta - \theta_k)^2` is one parabola per synapse, so two tensors hold it
     exactly for any number of tasks: the summed importance and the importance-weighted mean anchor,
@@ -153,12 +154,12 @@ def merge_each_(
     .. math:: \bar\theta \leftarrow \frac{\gamma\Omega\,\bar\theta + \Omega_k\theta_k}
               {\gamma\Omega + \Omega_k}, \qquad \Omega \leftarrow \gamma\Omega + \Omega_k .
 
-    A synapse that has no importance yet is anchored where it is. Source: Kirkpatrick et al. 2017
+    A synapse that has no importance yet is anchored at its current weight. Source: Kirkpatrick et al. 2017
     (arXiv 1612.00796); the identity is completing the square.
 
     Returns:
         :math:`\sum_i \frac{\gamma\Omega\,\Omega_k}{\gamma\Omega+\Omega_k}(\bar\theta-\theta_k)^2`, a
-        scalar: by how much the part of the penalty that no weight can change has grown.
+        scalar: the growth of the part of the penalty that does not depend on the weights.
 
     Example:
         >>> F, a = [torch.tensor([1.0])], [torch.tensor([0.0])]
@@ -171,7 +172,7 @@ def merge_each_(
     for old, mean, new, theta in zip(importance, anchor, new_importance, parameters, strict=True):
         old.mul_(decay)
         total = old + new
-        # The share of the new task; 1 where nothing is known, so that the anchor is finite.
+        # The share of the new task; 1 where both importances are 0, so that the anchor is finite.
         share = torch.where(total > 0, new / total, torch.ones_like(total))
         distance = theta.to(mean.dtype) - mean
         growth.append((old * share * distance * distance).sum())

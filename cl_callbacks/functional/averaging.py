@@ -1,4 +1,4 @@
-"""Running averages of what synapses see, in place."""
+"""Running averages over optimizer steps, in place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def newest_share(decay: float, steps: int) -> float:
 
     .. math:: \frac{1-\beta}{1-\beta^t}
 
-    is 1 for the first value and falls to :math:`1-\beta`; an average that takes it in each step equals the
+    is 1 for the first value and falls to :math:`1-\beta`; an average with this share in each step equals the
     exponential average from zero divided by :math:`1-\beta^t`. For :math:`\beta=1` it is :math:`1/t`, which
-    makes the mean of all values.
+    gives the mean of all values.
 
     Args:
         decay: :math:`\beta`, from 0 to 1.
@@ -33,9 +33,9 @@ def newest_share(decay: float, steps: int) -> float:
 
 @fusable(numbers=["shares"])
 def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
-    r"""Takes values into averages, each with its share: :math:`m \leftarrow m + w(x - m)`.
+    r"""Adds values to running averages, each with its share: :math:`m \leftarrow m + w(x - m)`.
 
-    A value that is not finite, as of a lost weight, is left out.
+    Values that are not finite are left out.
 
     Example:
         >>> m = [torch.tensor([1.0])]
@@ -51,7 +51,7 @@ def average_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequen
 
 @fusable(numbers=["shares"])
 def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares: Sequence[float]) -> None:
-    r"""Takes squares into averages, each with its share: :math:`m \leftarrow (1-w)m + wx^2`.
+    r"""Adds squares of values to running averages, each with its share: :math:`m \leftarrow (1-w)m + wx^2`.
 
     Example:
         >>> m = [torch.tensor([1.0])]

@@ -1,13 +1,13 @@
-r"""A synapse as a row of beakers: memory over many timescales in one conserved quantity.
+r"""A synapse as a chain of beakers: memory over many timescales in one conserved quantity.
 
-The weight is the level :math:`u_1` of the first of :math:`m` beakers. Each is joined to the next by a tube,
-beakers grow and tubes narrow along the row, and what is learned sinks slowly into the deep ones, from where
-it comes back:
+The weight is the level :math:`u_1` of the first of :math:`m` beakers. Each is joined to the next by a tube;
+along the chain beakers grow and tubes narrow, so that changes of the weight flow slowly into the deep beakers
+and back:
 
 .. math:: C_k\,\dot u_k = g_{k-1}(u_{k-1}-u_k) - g_k(u_k-u_{k+1}), \qquad
           C_k = r^{k-1}, \quad g_k = g_1 r^{-(k-1)}.
 
-Beaker :math:`k` follows within :math:`C_k/g_k = r^{2(k-1)}/g_1` steps, so that a trace fades as
+Beaker :math:`k` follows the weight within :math:`C_k/g_k = r^{2(k-1)}/g_1` steps, so that a trace fades as
 :math:`t^{-1/2}` up to the last of these, instead of exponentially.
 
 Source: Benna & Fusi 2016, "Computational principles of synaptic memory consolidation".
@@ -26,7 +26,7 @@ from cl_callbacks.tensors.finite import finite
 
 
 def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
-    r""":math:`C_k = r^{k-1}` of each beaker.
+    r"""Capacity :math:`C_k = r^{k-1}` of each beaker.
 
     Example:
         >>> capacities(3)
@@ -36,13 +36,13 @@ def capacities(beakers: int, ratio: float = 2.0) -> list[float]:
 
 
 def conductances(beakers: int, coupling: float, ratio: float = 2.0, leak: bool = True) -> list[float]:
-    r""":math:`g_k = g_1 r^{-(k-1)}` from each beaker to the next, from the last into the drain.
+    r"""Conductance :math:`g_k = g_1 r^{-(k-1)}` from each beaker to the next, and from the last to the drain.
 
     Args:
         beakers: :math:`m`, at least 1.
         coupling: :math:`g_1`, in shares of the first beaker per step.
         ratio: :math:`r`.
-        leak: whether the last beaker is drained; without, nothing is ever lost.
+        leak: whether the last beaker is drained; without, :math:`\sum_k C_ku_k` is conserved.
 
     Example:
         >>> conductances(3, 0.5)
@@ -55,7 +55,7 @@ def conductances(beakers: int, coupling: float, ratio: float = 2.0, leak: bool =
 
 
 def timescales(beakers: int, coupling: float, ratio: float = 2.0) -> list[float]:
-    r""":math:`C_k/g_k` of each beaker, in steps.
+    r"""Timescale :math:`C_k/g_k` of each beaker, in steps.
 
     Example:
         >>> timescales(3, 0.5)
@@ -65,9 +65,9 @@ def timescales(beakers: int, coupling: float, ratio: float = 2.0) -> list[float]
 
 
 def largest_coupling(ratio: float = 2.0) -> float:
-    """The coupling up to which a step of the flow never overshoots, whatever the number of beakers.
+    """Largest coupling for which a step of the flow never overshoots, for any number of beakers.
 
-    Half of each beaker may flow out at most: then no eigenvalue of a step is negative (Gershgorin).
+    At most half of each beaker flows out: then no eigenvalue of a step is negative (Gershgorin).
 
     Example:
         >>> largest_coupling(2.0), largest_coupling(1.0)
@@ -84,17 +84,17 @@ def flow_(
     gates: Sequence[Tensor] | None = None,
     hold_first: bool = False,
 ) -> None:
-    r"""One step of the flow between all beakers of many synapses, at once and in place.
+    r"""Takes one step of the flow between all beakers of many synapses, in place.
 
-    Every flow is that of the levels before the step, so :math:`\sum_k C_ku_k` changes by what leaks alone.
-    Nothing flows to or from a weight that is not finite.
+    Every flow is that of the levels before the step, so :math:`\sum_k C_ku_k` changes by the leak alone.
+    There is no flow to or from a weight that is not finite.
 
     Args:
         levels: :math:`u_k`: for each beaker one tensor per parameter, the weights first.
         capacities: :math:`C_k`.
         conductances: :math:`g_k`.
-        gates: of each synapse, from 0 to 1: a factor on all its flows; default: 1.
-        hold_first: let the others follow the first level without any change to it.
+        gates: factor on all flows of each synapse, from 0 to 1; default: 1.
+        hold_first: leave the first level as it is, while the others follow it.
 
     Example:
         >>> weight, slow = [torch.tensor([1.0])], [torch.tensor([0.0])]
@@ -124,7 +124,7 @@ def flow_(
 
 
 def level_differences(levels: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    r"""What drives the flow between neighbouring beakers, :math:`|u_k - u_{k+1}|`.
+    r"""Absolute differences between the levels of neighbouring beakers, :math:`|u_k - u_{k+1}|`.
 
     Args:
         levels: :math:`u_k`: for each beaker one tensor per parameter, the weights first.
@@ -143,7 +143,7 @@ def level_differences(levels: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
 
 
 def flow_matrix(capacities: Sequence[float], conductances: Sequence[float]) -> Tensor:
-    r"""The same step as a matrix in float64: :math:`u \leftarrow Mu`.
+    r"""Matrix :math:`M` of shape ``(m, m)`` of a step of :func:`flow_`, :math:`u \leftarrow Mu`, in float64.
 
     Example:
         >>> flow_matrix([1.0, 2.0], [0.5, 0.0])
@@ -160,15 +160,15 @@ def flow_matrix(capacities: Sequence[float], conductances: Sequence[float]) -> T
 def beaker_memory_trace(
     ages: Tensor, capacities: Sequence[float], conductances: Sequence[float]
 ) -> tuple[Tensor, float]:
-    r"""What is left in the weight of a unit change made :math:`t` steps ago, :math:`r(t) = (M^t)_{11}`.
+    r"""Remainder in the weight of a unit change made :math:`t` steps ago, :math:`r(t) = (M^t)_{11}`.
 
-    Among memories that come one per step, each of random sign, the signal of one of age :math:`t` stands
-    out of the noise of all others over :math:`N` synapses by :math:`\sqrt N\,r(t)/\sqrt{\sum_s r(s)^2}`.
+    If each step stores one memory of random sign, the signal-to-noise ratio of one of age :math:`t` over
+    :math:`N` synapses is :math:`\sqrt N\,r(t)/\sqrt{\sum_s r(s)^2}`.
 
     Args:
         ages: :math:`t`, in steps.
         capacities: :math:`C_k`.
-        conductances: :math:`g_k`; the last must not be 0, or the sum has no end.
+        conductances: :math:`g_k`; the last must not be 0, or the sum diverges.
 
     Returns:
         :math:`r` at the ages, in float64, and :math:`\sum_{s\ge0}r(s)^2`.

@@ -1,8 +1,8 @@
-r"""Binary synapses with hidden levels: the longer a synapse was right, the harder it is to change.
+r"""Binary synapses with hidden levels: the more often a synapse was confirmed, the harder it switches.
 
-A synapse is in one of two strengths, and in each of them at a level :math:`k=1\dots n`. A candidate event
-against its strength switches it to the first level of the other strength with probability :math:`q_k`; one
-that confirms it takes it a level deeper with probability :math:`p_k`:
+A synapse has one of two strengths, and a level :math:`k=1\dots n`. A candidate event against its strength
+switches it to the first level of the other strength with probability :math:`q_k`; one that confirms it moves
+it a level deeper with probability :math:`p_k`:
 
 .. math:: q_k = x^{k-1},\quad q_n = \frac{x^{n-1}}{1-x}, \qquad p_k = \frac{x^k}{1-x},\quad p_n = 0 .
 
@@ -25,7 +25,7 @@ from cl_callbacks.tensors.finite import zero_nonfinite_
 
 
 def switch_probabilities(levels: int, ratio: float = 0.5) -> Tensor:
-    """:math:`q_k`, in float64.
+    """Switching probability :math:`q_k` of each level, of shape ``(levels,)``, in float64.
 
     Example:
         >>> switch_probabilities(3)
@@ -37,7 +37,7 @@ def switch_probabilities(levels: int, ratio: float = 0.5) -> Tensor:
 
 
 def deepen_probabilities(levels: int, ratio: float = 0.5) -> Tensor:
-    """:math:`p_k`, in float64.
+    """Deepening probability :math:`p_k` of each level, of shape ``(levels,)``, in float64.
 
     Example:
         >>> deepen_probabilities(3)
@@ -56,12 +56,12 @@ def cascade_(
     levels: int,
     ratio: float = 0.5,
 ) -> None:
-    """The states of many synapses after one event each, in place.
+    """Applies one event to each of many synapses, in place.
 
     Args:
         states: signed levels, from 1 to ``levels`` in size.
-        events: from −1 to 1: the sign is the wanted strength, the size the probability that there is an
-            event at all.
+        events: from −1 to 1: the sign is the wanted strength, the size the probability that the event
+            occurs.
         uniform: random numbers from 0 to 1, one for each synapse.
         levels: :math:`n`.
         ratio: :math:`x`, above 0 and below 1.
@@ -72,7 +72,7 @@ def cascade_(
         >>> states
         [tensor([2., 1.])]
     """
-    # What is so or not is 1 or 0: choices between tensors are slow on a CPU, as are tables and powers.
+    # Conditions are 1 or 0: torch.where is slow on a CPU, as are indexing and powers.
     strength, level = torch._foreach_sign(list(states)), torch._foreach_abs(list(states))
     last = torch._foreach_sub(level, levels - 1)
     torch._foreach_clamp_min_(last, 0.0)
@@ -92,7 +92,7 @@ def cascade_(
     torch._foreach_mul_(power, -ratio / (1 - ratio))
     torch._foreach_clamp_max_(power, 1.0)
     deepen = power
-    # An event happens with its own probability times q against the strength, and times p along it.
+    # An event takes effect with its own probability times q against the strength, and times p along it.
     along = torch._foreach_mul(strength, list(events))
     against = torch._foreach_neg(along)
     torch._foreach_clamp_min_(along, 0.0)
@@ -102,7 +102,7 @@ def cascade_(
     torch._foreach_sub_(happens, list(uniform))
     torch._foreach_clamp_min_(happens, 0.0)
     torch._foreach_sign_(happens)
-    # It adds the strength to the state, or takes it to that of the other strength: s − s(k + 2) = −s − sk.
+    # It adds the strength to the state, or sets it to minus the strength: s − s(k + 2) = −s − sk.
     torch._foreach_sign_(against)
     torch._foreach_add_(level, 2.0)
     torch._foreach_mul_(level, against)
@@ -120,15 +120,15 @@ def switch_weights_(
     levels: int,
     ratio: float = 0.5,
 ) -> None:
-    r"""Turns updates of weights of two values into events, and the events into switches, in place.
+    r"""Turns updates of binary weights into events, and the events into switches, in place.
 
     An update :math:`\Delta` of a weight :math:`\pm a` is an event of size :math:`\min(1, |\Delta|/2a)`
-    towards its sign; one that is not finite is none.
+    towards its sign; updates that are not finite are ignored.
 
     Args:
-        weights: after the update; then :math:`\pm a` again.
-        before: before it.
-        states: signed levels of the synapses, of the signs of the weights before.
+        weights: after the update; overwritten by :math:`\pm a`.
+        before: weights before the update.
+        states: signed levels of the synapses, with the signs of the weights before.
         uniform: random numbers from 0 to 1, one for each synapse.
         levels: :math:`n`.
         ratio: :math:`x`, above 0 and below 1.
@@ -154,13 +154,13 @@ def switch_weights_(
 def transition_matrix(
     levels: int, ratio: float = 0.5, potentiation: float = 0.5, probability: float = 1.0
 ) -> Tensor:
-    r"""What one event does to a distribution over states :math:`(-n\dots-1, 1\dots n)`, in float64.
+    r"""Transition matrix of one event over the states :math:`(-n\dots-1, 1\dots n)`, in float64.
 
     Args:
         levels: :math:`n`.
         ratio: :math:`x`, above 0 and below 1.
         potentiation: share of the events that are positive.
-        probability: that there is an event at all.
+        probability: that an event occurs.
 
     Returns:
         Row-stochastic matrix of shape ``(2 levels, 2 levels)``.
@@ -184,13 +184,13 @@ def transition_matrix(
 
 
 def cascade_memory_trace(ages: Tensor, levels: int, ratio: float = 0.5, probability: float = 1.0) -> Tensor:
-    r"""Mean strength, towards what was stored, of a memory that so many events have come after.
+    r"""Mean strength, in the direction of a stored memory, after a number of later events.
 
     Args:
-        ages: whole numbers of events since.
+        ages: integer numbers of later events.
         levels: :math:`n`; 1 is a simple binary synapse.
         ratio: :math:`x`, above 0 and below 1.
-        probability: that a memory is a candidate event for a synapse at all.
+        probability: that a memory is a candidate event for a synapse.
 
     Returns:
         The signal at each age, in float64; the noise of :math:`N` synapses is :math:`1/\sqrt N`.

@@ -7,8 +7,8 @@ the log-likelihood. By the chain rule every estimator here has the same form,
           v^{(k)}_{nj} \Bigr)^2,
 
 and differs only in the *cotangents* :math:`v^{(k)}_n = \partial \ell_k / \partial f(x_n)`. This file
-holds those cotangents. Squaring happens per sample: the square of a batch-mean gradient is another,
-roughly ``1 / batch`` times smaller quantity.
+holds those cotangents. Squares are taken per sample: the square of a batch-mean gradient is another
+quantity, smaller by a factor of roughly the batch size.
 
 Sources: Kirkpatrick et al. 2017 (arXiv 1612.00796); van de Ven 2025, "On the computation of the
 Fisher information in continual learning"; logits reversal: arXiv 2603.18596.
@@ -33,7 +33,7 @@ IGNORED = -100
 
 
 def check_fisher(estimator: str, likelihood: str) -> None:
-    """Raises a ``ValueError`` for an estimator or likelihood that does not exist or does not fit."""
+    """Raises a ``ValueError`` for an unknown estimator or likelihood, or a pair that does not fit."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} is not one of {ESTIMATORS}")
     if likelihood not in LIKELIHOODS:
@@ -96,7 +96,7 @@ def fisher_cotangents(
         return
     if estimator == "sampled":
         drawn = torch.distributions.Categorical(logits=outputs).sample()
-        # An ignored position stays ignored: it is no part of the sample's likelihood.
+        # An ignored position stays ignored: it is not part of the sample's likelihood.
         ignored = labels == IGNORED if _aligned(labels, outputs) else None
         labels = drawn if ignored is None else drawn.masked_fill(ignored, IGNORED)
     labels = _check_labels(labels, outputs, estimator)
@@ -106,9 +106,9 @@ def fisher_cotangents(
 
 
 def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Each sample's own loss ``(N,)``: cross-entropy of integer labels, summed over positions.
+    """Loss of each sample, of shape ``(N,)``: cross-entropy of integer labels, summed over positions.
 
-    Targets of the shape of the outputs give half the squared error.
+    For floating-point targets, of the shape of the outputs, it is half the squared error.
 
     Example:
         >>> sample_losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))

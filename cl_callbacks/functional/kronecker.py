@@ -1,12 +1,12 @@
 r"""Kronecker-factored curvature of linear and convolutional layers.
 
-A layer with weight matrix :math:`W` (bias as its last column) that saw inputs :math:`a` (with a trailing 1)
-and whose outputs receive the cotangents :math:`\delta` has the Fisher information
+A layer with weight matrix :math:`W` (bias as its last column), inputs :math:`a` (with a trailing 1) and
+cotangents :math:`\delta` of its outputs has the Fisher information
 :math:`\mathrm E[\delta\delta^\top \otimes aa^\top]`, approximated by the product of the two means
 
 .. math:: G \otimes A, \qquad G = \mathrm E[\delta\delta^\top], \qquad A = \mathrm E[aa^\top],
 
-which is exact where :math:`\delta` and :math:`a` are independent. Against the diagonal it knows which
+which is exact where :math:`\delta` and :math:`a` are independent. Unlike the diagonal it measures which
 *combinations* of weights matter. With several positions for each sample (the pixels of a convolution, the
 tokens of a sequence) :math:`G` is summed and :math:`A` averaged over them.
 
@@ -33,7 +33,7 @@ class Factors(NamedTuple):
 
 
 def paired(flat: Sequence[Tensor]) -> list[Factors]:
-    """Input factor, output factor, input factor, …, as pairs."""
+    """Pairs a flat sequence: input factor, output factor, input factor, …."""
     return [Factors(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
 
 
@@ -76,20 +76,20 @@ class Eigen(NamedTuple):
 
 
 def decompose(factors: Factors) -> Eigen:
-    """What :func:`relax_kronecker` needs of a pair of factors; worth keeping, since it is no cheap thing."""
+    """Eigendecomposition of both factors, for :func:`relax_kronecker`; worth caching, since it is slow."""
     (a_values, a_vectors), (g_values, g_vectors) = map(torch.linalg.eigh, factors)
-    # Positive semi-definite but for rounding.
+    # Positive semi-definite up to rounding.
     return Eigen(a_values.clamp_min(0.0), a_vectors, g_values.clamp_min(0.0), g_vectors)
 
 
 def relax_kronecker(change: Tensor, eigen: Eigen, step: float) -> Tensor:
     r"""Proximal step of the penalty of one pair, :math:`(1 + \eta k\, G \otimes A)^{-1} D`.
 
-    In the eigenvectors of both factors it divides each number by :math:`1 + \eta k\,s_G s_A`.
+    In the eigenbases of both factors it divides each element by :math:`1 + \eta k\,s_G s_A`.
 
     Args:
         change: :math:`D`, weights minus anchor with the bias as last column, of shape ``(O, I)``.
-        eigen: the pair, by :func:`decompose`.
+        eigen: the result of :func:`decompose` for the pair.
         step: :math:`\eta k`, learning rate times stiffness.
 
     Example:
@@ -103,11 +103,11 @@ def relax_kronecker(change: Tensor, eigen: Eigen, step: float) -> Tensor:
 
 
 def nearest_sum(terms: Sequence[Factors]) -> Factors:
-    r"""The Kronecker product nearest to a sum of them, :math:`\min \|\sum_k G_k\otimes A_k - G\otimes A\|_F`.
+    r"""Kronecker product nearest to a sum of them, :math:`\min \|\sum_k G_k\otimes A_k - G\otimes A\|_F`.
 
     A sum of Kronecker products is not one itself. Rearranged, each is the outer product
     :math:`\mathrm{vec}(G_k)\mathrm{vec}(A_k)^\top`, and the nearest one is the leading singular pair of
-    the sum, which lies in the span of the terms: a problem as small as their number. The factors stay
+    the sum, which lies in the span of the terms: a problem of the size of their number. The factors stay
     positive semi-definite. Source: Van Loan & Pitsianis 1993.
 
     Returns:
@@ -126,7 +126,7 @@ def nearest_sum(terms: Sequence[Factors]) -> Factors:
     x = vectors[:, values.real.argmax()].real.abs()
     y = gram_g @ x
     u, v = x @ g, y @ a
-    tiny = torch.finfo(u.dtype).tiny  # where nothing ever mattered, all is 0
+    tiny = torch.finfo(u.dtype).tiny  # all factors may be 0
     norm_u, norm_v = u.norm(), v.norm()
     size = (y @ gram_a @ y / (norm_u * norm_v).clamp_min(tiny)).sqrt()
     first = terms[0]

@@ -14,7 +14,7 @@ from cl_callbacks.compiled.fused import fusable
 
 
 def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor]:
-    r""":math:`f = 1 - \tanh^2(m|w|)`: how much of a shrinking update a weight takes.
+    r"""Share :math:`f = 1 - \tanh^2(m|w|)` that a weight takes of an update towards 0.
 
     Args:
         weights: :math:`w`.
@@ -34,11 +34,11 @@ def metaplastic_gate(weights: Sequence[Tensor], steepness: float) -> list[Tensor
 
 @fusable
 def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steepness: float) -> None:
-    r"""Takes back a part of every update that has moved a weight towards 0, in place.
+    r"""Undoes a part of every update that has moved a weight towards 0, in place.
 
     .. math:: w' = w + f\,\Delta \quad\text{where } w\Delta < 0, \qquad f = 1 - \tanh^2(m|w|)
 
-    Updates that move a weight away from 0 stand as they are; with :math:`m=0` all do, bit for bit.
+    Updates that move a weight away from 0 are kept; with :math:`m=0` all are, bit for bit.
 
     Args:
         weights: :math:`w+\Delta`.

@@ -1,9 +1,9 @@
-r"""Importance from the path that the weights took: what each contributed to the fall of the loss.
+r"""Importance from the path of the weights during training: the contribution of each to the fall of the loss.
 
 Along a step from :math:`\theta` to :math:`\theta+\Delta` the loss changes by about
-:math:`\sum_i g_i\Delta_i`, so :math:`-g_i\Delta_i` is synapse :math:`i`'s part in its fall. Both factors are
-as they really were: the gradient of the task's loss alone, and the displacement that the optimizer, with
-its momentum, clipping and penalties, has realised.
+:math:`\sum_i g_i\Delta_i`, so :math:`-g_i\Delta_i` is the contribution of synapse :math:`i` to its fall. Here
+:math:`g` is the gradient of the task's loss alone, and :math:`\Delta` the realised update, with the
+optimizer's momentum, clipping and penalties.
 
 Sources: Zenke et al. 2017, synaptic intelligence (arXiv 1703.04200); Chaudhry et al. 2018, RWalk
 (1801.10112).
@@ -25,7 +25,7 @@ from cl_callbacks.tensors.finite import take_finite_
 def add_path_(
     path: Sequence[Tensor], gradients: Sequence[Tensor], updates: Sequence[Tensor], decay: float = 1.0
 ) -> None:
-    r"""Path integral of a step, in place: :math:`\omega \leftarrow \beta\omega - g\,\Delta`.
+    r"""Adds a step to the path integral, in place: :math:`\omega \leftarrow \beta\omega - g\,\Delta`.
 
     Args:
         path: :math:`\omega`.
@@ -47,10 +47,10 @@ def add_path_(
 def without_decay(
     updates: Sequence[Tensor], parameters: Sequence[Tensor], rates: Sequence[float]
 ) -> list[Tensor]:
-    r"""The update without its decoupled weight decay: :math:`\Delta+\eta w\,\theta`.
+    r"""Update without its decoupled weight decay: :math:`\Delta+\eta w\,\theta`.
 
-    AdamW moves every weight by :math:`-\eta w\theta` whatever the gradient, which is no part of the path
-    that the loss has shaped.
+    AdamW moves every weight by :math:`-\eta w\theta` whatever the gradient, so this part of the update is
+    not due to the loss.
 
     Args:
         updates: :math:`\Delta`, weights after the step minus weights before it.
@@ -74,7 +74,7 @@ def path_importance(
     For small steps on a diagonal quadratic with curvature :math:`a` it is :math:`a/2`.
 
     Args:
-        path: :math:`\omega`, since the weights were at the anchor.
+        path: :math:`\omega`, summed since the weights were at the anchor.
         parameters: :math:`\theta`.
         anchor: :math:`\theta^*`.
         damping: :math:`\xi`, in units of squared weights.
@@ -101,12 +101,12 @@ def add_path_pull_(
     damping: float,
     max_importance: float | None = None,
 ) -> None:
-    r"""Adds the pull of what the path makes important, :math:`k\,\Omega(\theta-\theta^*)`, in place.
+    r"""Adds the pull :math:`k\,\Omega(\theta-\theta^*)` of a path integral's importance, in place.
 
-    :math:`\Omega` is that of :func:`path_importance` at the present weights.
+    :math:`\Omega` is :func:`path_importance` at the current weights.
 
     Args:
-        gradients: tensors that are added to, usually the ``.grad`` of the parameters.
+        gradients: tensors to which it is added, usually the ``.grad`` of the parameters.
         parameters: :math:`\theta`.
         path: :math:`\omega`.
         anchor: :math:`\theta^*`.
@@ -135,14 +135,14 @@ def add_score_(
     parameters: Sequence[Tensor],
     damping: float,
 ) -> None:
-    r"""Closes a window of RWalk, in place: the fall of the loss for each unit of movement.
+    r"""Ends a window of RWalk, in place: adds the fall of the loss per unit of movement to the score.
 
     .. math:: s \leftarrow s + \frac{\max(0, \omega)}{\frac12 F(\theta-\theta_0)^2 + \xi},
               \qquad \omega \leftarrow 0, \qquad \theta_0 \leftarrow \theta
 
-    The movement is measured by the change of the output distribution, of which
-    :math:`\frac12 F\Delta^2` is the divergence; the paper's form, where its released code leaves the one
-    half out. The window of a synapse whose weight is not finite stays open.
+    The movement is that of the output distribution, whose KL divergence is about
+    :math:`\frac12 F(\theta-\theta_0)^2`. This is the paper's form; its released code omits the factor
+    :math:`\frac12`. The window of a synapse whose weight is not finite stays open.
 
     Args:
         score: :math:`s`.
@@ -165,7 +165,7 @@ def add_score_(
     torch._foreach_mul_(divergence, 0.5)
     torch._foreach_add_(divergence, damping)
     new = torch._foreach_addcdiv(list(score), torch._foreach_clamp_min(list(path), 0.0), divergence)
-    nothing = torch._foreach_mul(distance, 0.0)  # and not a number where the weight is lost
+    nothing = torch._foreach_mul(distance, 0.0)  # NaN where the weight is not finite
     torch._foreach_add_(new, nothing)
     take_finite_(score, new)
     take_finite_(path, nothing)
@@ -173,12 +173,12 @@ def add_score_(
 
 
 def min_max(tensors: Sequence[Tensor], least: Tensor, greatest: Tensor) -> list[Tensor]:
-    """All tensors on one common scale from 0, their least value, to 1, their greatest.
+    """Scales tensors together to the range from 0, their least value, to 1, their greatest.
 
     Args:
         tensors: of any shapes.
-        least: value of all, a scalar.
-        greatest: likewise.
+        least: the smallest value of all tensors, a scalar.
+        greatest: the largest one.
 
     Example:
         >>> min_max([torch.tensor([1.0, 2.0]), torch.tensor([5.0])], torch.tensor(1.0), torch.tensor(5.0))

@@ -1,12 +1,12 @@
 r"""Sensitivity of a network's output function to its weights, without any labels.
 
-Memory aware synapses measure by how much the length of the output vector changes with each weight,
+Memory aware synapses measure how much the squared norm of the output vector changes with each weight,
 
 .. math:: \Omega_i = \frac1N \sum_n \Bigl| \frac{\partial \|f(x_n)\|^2}{\partial\theta_i} \Bigr|
           = \frac1N \sum_n \bigl| (J_n^\top v_n)_i \bigr| .
 
-The absolute value is taken for every sample: those of a batch would cancel. Source: Aljundi et al. 2018
-(arXiv 1711.09601); the norm that is not squared: Aljundi et al. 2019 (1812.03596).
+The absolute value is taken per sample, since gradients of a batch would cancel. Source: Aljundi et al. 2018
+(arXiv 1711.09601); the norm without the square: Aljundi et al. 2019 (1812.03596).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NORMS: tuple[str, ...] = get_args(Norm)
 
 
 def sensitivity_cotangent(outputs: Tensor, norm: Norm = "squared") -> Tensor:
-    r"""The vector :math:`v` that is pulled back to the weights.
+    r"""Cotangent :math:`v` of the outputs, whose pull-back to the weights is the gradient of the norm.
 
     Args:
         outputs: :math:`f`, of shape ``(N, ...)``.

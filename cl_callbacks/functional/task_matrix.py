@@ -1,14 +1,14 @@
-r"""What a stream of tasks has left behind, from one matrix of scores.
+r"""Metrics of a sequence of tasks, from one matrix of scores.
 
 The task matrix :math:`R` has the shape (T + 1, T). Row :math:`k` holds the scores on every task after
 :math:`k` tasks have been learned, row 0 those from before any training: :math:`R_{k,j}` is the score on task
-:math:`j`, counted from 0, which is the :math:`(j+1)`-th to be learned. So :math:`R_{j+1,j}` is a task just
-learned and :math:`R_{j,j}` one just about to be. The papers count tasks from 1 and leave out row 0; their
+:math:`j`, counted from 0, which is the :math:`(j+1)`-th to be learned. So :math:`R_{j+1,j}` is the score just
+after task :math:`j`, and :math:`R_{j,j}` just before it. The papers count tasks from 1 and omit row 0; their
 :math:`R_{i,i}` and :math:`R_{i-1,i}` are these two.
 
-NaN stands where nothing was measured, and is left out of every mean. In all equations :math:`T` is the number
-of tasks learned so far: the index of the last row in which anything was measured. A quantity for which no
-score is left, as the forgetting of a single task, is NaN and no error.
+NaN marks scores that were not measured, and is left out of means. In all equations :math:`T` is the number
+of tasks learned so far: the index of the last row in which anything was measured. A metric for which no
+score is left, such as the forgetting of a single task, is NaN and no error.
 
 Scores keep their units. ``higher_is_better=False`` is for losses and perplexities: a forgetting is positive
 where they rose, and a transfer where they fell.
@@ -21,13 +21,13 @@ from torch import Tensor
 
 
 def tasks_learned(matrix: Tensor) -> int:
-    """How many tasks have been learned: the last row of the matrix in which anything was measured.
+    """Number of tasks learned: the index of the last row of the matrix in which anything was measured.
 
     Args:
         matrix: task matrix, of shape (T + 1, T).
 
     Raises:
-        ValueError: a matrix of another shape, as one without the row from before training.
+        ValueError: a matrix of another shape, such as one without the row from before training.
 
     Example:
         >>> nan = float("nan")
@@ -44,7 +44,7 @@ def tasks_learned(matrix: Tensor) -> int:
 
 
 def average_accuracy(matrix: Tensor) -> Tensor:
-    r"""Mean score on the tasks learned so far, as of now.
+    r"""Mean current score on all tasks learned so far.
 
     .. math:: \frac1T \sum_{j<T} R_{T,j}
 
@@ -65,7 +65,7 @@ def average_accuracy(matrix: Tensor) -> Tensor:
 
 
 def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
-    r"""Mean score on the tasks learned most recently, as of now: memory of a limited span.
+    r"""Mean current score on the tasks learned most recently.
 
     .. math:: \frac1m \sum_{T-m \le j<T} R_{T,j}, \qquad m = \min(\text{last}, T)
 
@@ -90,7 +90,7 @@ def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
 
 
 def learning_accuracy(matrix: Tensor) -> Tensor:
-    r"""Mean score on each task just after it was learned: what could be learned, whatever was kept.
+    r"""Mean score on each task just after it was learned, whether or not it was forgotten later.
 
     .. math:: \frac1T \sum_{j<T} R_{j+1,j}
 
@@ -111,13 +111,13 @@ def learning_accuracy(matrix: Tensor) -> Tensor:
 
 
 def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
-    r"""How far each task has fallen below the best score it ever had since it was learned.
+    r"""Fall of each task's score below the best that it has had since the task was learned.
 
     .. math:: f_j = \max_{j < k < T} R_{k,j} - R_{T,j}, \qquad j < T - 1
 
-    Chaudhry et al. let the maximum begin with the first task of the stream, :math:`0 < k < T`. A score from
+    Chaudhry et al. take the maximum from the first task of the sequence on, :math:`0 < k < T`. A score from
     before a task was learned is no memory of it, and does not count here; this matters only for a task that
-    was better before it was learned than ever after. Negative where a task became better than it ever was.
+    was better before it was learned than ever after. Negative where the current score is the best.
 
     Args:
         matrix: :math:`R`, of shape (T + 1, T).
@@ -164,7 +164,7 @@ def forgetting(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
 
 def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
-    r"""What learning later tasks did to a task, from when it was learned until now.
+    r"""Mean change of a task's score by later tasks, from just after it was learned until now.
 
     .. math:: \frac1{T-1} \sum_{j<T-1} (R_{T,j} - R_{j+1,j})
 
@@ -187,7 +187,7 @@ def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
 
 def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
-    r"""What learning earlier tasks did to a task that was still to be learned.
+    r"""Mean change of a task's score by earlier tasks, from before any training until just before it.
 
     .. math:: \frac1{T-1} \sum_{0<j<T} (R_{j,j} - R_{0,j})
 
@@ -213,12 +213,12 @@ def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
 
 def intransigence(matrix: Tensor, reference: Tensor, higher_is_better: bool = True) -> Tensor:
-    r"""How far tasks, when just learned, stay behind a network that does not have to remember.
+    r"""Mean lag of scores just after learning behind those of a reference network that need not remember.
 
     .. math:: \frac1T \sum_{j<T} (R^*_j - R_{j+1,j})
 
     Chaudhry et al. take for :math:`R^*_j` a network trained on the data of all tasks up to :math:`j`
-    together; one trained on task :math:`j` alone is common too. They define each term, here is the mean.
+    together; one trained on task :math:`j` alone is common too. They define each term; this is the mean.
 
     Args:
         matrix: :math:`R`, of shape (T + 1, T).

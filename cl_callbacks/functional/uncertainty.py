@@ -1,9 +1,9 @@
-r"""Synapses that know how sure they are: a Gaussian :math:`\mathcal N(\mu,\sigma^2)` for each weight.
+r"""Synapses with uncertainty: a Gaussian :math:`\mathcal N(\mu,\sigma^2)` for each weight.
 
-The network is seen at weights :math:`w=\mu+\sigma\epsilon`; with the gradient :math:`g` there,
+Forward and backward run at sampled weights :math:`w=\mu+\sigma\epsilon`; with the gradient :math:`g` there,
 :math:`\mathbb E[g]` and :math:`\mathbb E[g\epsilon]` are the derivatives of the expected loss with respect to
 :math:`\mu` and :math:`\sigma`. The loss is a *sum* over the observations of a step, so that variances are in
-units of weights squared and the update has no learning rate: a sure synapse takes small steps.
+units of weights squared and the update has no learning rate: a certain synapse takes small steps.
 
 Sources: Zeno et al. 2018, Bayesian gradient descent (arXiv 1803.10123); Bonnet et al. 2025, "Bayesian
 continual learning and forgetting in neural networks" (MESU, Nature Communications).
@@ -22,14 +22,14 @@ from cl_callbacks.compiled.fused import fusable
 from cl_callbacks.tensors.finite import zero_nonfinite_
 
 SMALLEST_STD = 1e-6
-"""Where the standard deviation ends, so that a synapse never stops for good."""
+"""Lower bound of the standard deviation, so that a synapse never stops learning for good."""
 
 
 @fusable
 def draw_(
     means: Sequence[Tensor], weights: Sequence[Tensor], noise: Sequence[Tensor], stds: Sequence[Tensor]
 ) -> None:
-    r"""Keeps the weights as means, and puts :math:`w=\mu+\sigma\epsilon` in their place.
+    r"""Copies the weights to the means, and replaces them by :math:`w=\mu+\sigma\epsilon`.
 
     Args:
         means: overwritten by :math:`\mu`.
@@ -54,7 +54,7 @@ def keep_noise_gradients_(
     gradients: Sequence[Tensor],
     gathered: Sequence[Tensor] | None = None,
 ) -> None:
-    r"""Overwrites ``kept`` with :math:`g\epsilon`, plus what is gathered; 0 for what is not finite.
+    r"""Overwrites ``kept`` with :math:`g\epsilon`, plus the sums gathered before; with 0 if not finite.
 
     Example:
         >>> kept = [torch.zeros(2)]
@@ -79,12 +79,12 @@ def bgd_(
     trust_region: float | None = None,
     scale: float | Tensor = 1.0,
 ) -> None:
-    r"""Bayesian gradient descent, in place.
+    r"""Takes one step of Bayesian gradient descent, in place.
 
     .. math:: \mu \leftarrow \mu - \eta\sigma^2\,\mathbb E[g], \qquad
               \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad a = \tfrac12\sigma\,\mathbb E[g\epsilon]
 
-    Nothing is ever forgotten: with every observation the synapses become surer, and stiffer.
+    Nothing is ever forgotten: with every observation the synapses become more certain, and stiffer.
 
     Args:
         means: :math:`\mu`.
@@ -143,15 +143,15 @@ def mesu_(
     coupling: float = 0.0,
     scale: float | Tensor = 1.0,
 ) -> None:
-    r"""Metaplasticity from synaptic uncertainty, in place: learning within a window of :math:`N` steps.
+    r"""Takes a step of metaplasticity from synaptic uncertainty, in place, with a memory of :math:`N` steps.
 
     .. math::
         \Delta\mu &= -\sigma^2\,\mathbb E[g] - \frac{\sigma^2}{\sigma_p^2}\,\frac{\mu}{N}, \\
         \Delta\sigma &= -\tfrac12\sigma^2\,\mathbb E[g\epsilon]
                         + \frac{\sigma(\sigma_p^2-\sigma^2)}{2N\sigma_p^2}
 
-    Where the loss has the curvature :math:`h`, the variance goes to :math:`1/(Nh+1/\sigma_p^2)`; where there
-    are no data it goes back to the prior's. With a ``slow`` copy of the mean, the mean relaxes towards that
+    Where the loss has the curvature :math:`h`, the variance tends to :math:`1/(Nh+1/\sigma_p^2)`; without
+    data it returns to the prior's. With a ``slow`` copy of the mean, the mean relaxes towards that
     instead of 0:
 
     .. math:: \Delta\mu = -\sigma^2\,\mathbb E[g] + g_1\min(1, \sigma^2/\sigma_p^2)(u_2-\mu)
@@ -164,8 +164,8 @@ def mesu_(
         memory_steps: :math:`N`; ``math.inf`` never forgets, and is Bayesian gradient descent to second order
             in :math:`\sigma\,\mathbb E[g\epsilon]`.
         prior_std: :math:`\sigma_p`.
-        lr_scale: factor on the data's part of :math:`\Delta\mu`.
-        std_lr_scale: factor on the data's part of :math:`\Delta\sigma`.
+        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`.
+        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`.
         trust_region: largest size of either increment, in units of :math:`\sigma`; ``None`` for no limit.
         slow: :math:`u_2`.
         coupling: :math:`g_1`.
@@ -202,7 +202,7 @@ def mesu_(
 
 
 def relative_variance(stds: Sequence[Tensor], reference: float) -> list[Tensor]:
-    r""":math:`\min(1, \sigma^2/\sigma_r^2)`: how plastic a synapse is, next to one that knows nothing.
+    r"""Plasticity :math:`\min(1, \sigma^2/\sigma_r^2)` of synapses, relative to a reference :math:`\sigma_r`.
 
     Example:
         >>> relative_variance([torch.tensor([0.5, 2.0])], 1.0)
@@ -223,5 +223,5 @@ def _limit_(increments: Sequence[tuple[Tensor, ...]], bounds: tuple[Tensor, ...]
 
 
 def _times(scale: Any, factor: float) -> Any:
-    """A number, or one for each tensor."""
+    """Multiplies a number, or a list with one for each tensor, by a factor."""
     return [one * factor for one in scale] if isinstance(scale, list) else scale * factor

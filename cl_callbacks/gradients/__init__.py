@@ -1,7 +1,7 @@
-"""Per-sample gradients of any network, and what is summed from them: usable without a Trainer.
+"""Per-sample gradients of any network, and sums over them: usable without a Trainer.
 
-Here live the layers whose samples' gradients are known in closed form, the ways around for all others, and
-sums of squares, magnitudes or Kronecker factors over them. No Lightning.
+Here live closed forms of the per-sample gradients of common layers, slower ways for all others, and sums of
+squares, magnitudes or Kronecker factors over samples. No Lightning.
 """
 
 from cl_callbacks.gradients.fisher_information import fisher_information

@@ -1,9 +1,9 @@
 r"""Per-sample gradients of packed self-attention, in closed form around the attention itself.
 
-:class:`torch.nn.MultiheadAttention` multiplies by its weights in no module's forward. Its two linear maps,
+:class:`torch.nn.MultiheadAttention` applies its weights without calling submodules. Its two linear maps,
 :math:`p = x W^\top + b` in front of the attention :math:`h = \mathrm{attention}(p)` and
 :math:`y = h W_o^\top + b_o` behind it, are layers like others once :math:`h` and the cotangents of :math:`p`
-are known. Attention, which is cheap beside the maps, is run again for both, for all samples at once.
+are known. The attention, cheap compared with the maps, is run again for both, for all samples at once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 def is_self_attention(
     module: nn.Module, inputs: Inputs, deltas: Sequence[Tensor | None]
 ) -> TypeGuard[nn.MultiheadAttention]:
-    """Whether a call is one of those that :func:`attention_gradients` explains.
+    """Whether :func:`attention_gradients` is valid for a call.
 
-    Query, key and value are one tensor, projected by one matrix; nothing is dropped out, nothing is added to
-    the keys, and of the outputs only the first matters.
+    Query, key and value are one tensor, projected by one matrix; there is no dropout, nothing is added to the
+    keys, and only the first output has a cotangent.
     """
     if type(module).forward is not nn.MultiheadAttention.forward:
         return False
@@ -49,7 +49,7 @@ def attention_gradients(attention: nn.MultiheadAttention, inputs: Inputs, delta:
     Args:
         attention: a module for whose call :func:`is_self_attention` holds.
         inputs: its positional and keyword arguments.
-        delta: the cotangents of its first output.
+        delta: the cotangents of its first output, of the same shape.
 
     Returns:
         Gradients of the call's samples; computed in at least float32.
@@ -92,9 +92,9 @@ def _arguments(module: nn.Module, inputs: Inputs, *names: str) -> list[Any]:
 
 
 def _additive(padding: Tensor | None, mask: Tensor | None, samples: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores ``(N, heads, T, T)``: -inf where a mask of truth values forbids to look.
+    """Term added to the scores ``(N, heads, T, T)``: -inf where a boolean mask excludes a position.
 
-    ``is_causal`` is a hint that the mask is causal, so the mask says it all.
+    ``is_causal`` is only a hint that the mask is causal, so the mask suffices.
     """
     total = None
     if padding is not None:  # (N, T)

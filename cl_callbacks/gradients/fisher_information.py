@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of a network, in one call."""
+"""Computes the diagonal Fisher information of a network in one call."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def fisher_information(
 
     .. math:: F_i = \mathrm E_x \sum_c p(c|x) \Bigl(\frac{\partial \log p(c|x)}{\partial\theta_i}\Bigr)^2
 
-    The network is in evaluation mode meanwhile. ``"sampled"`` draws labels by torch's random numbers.
+    The network is in evaluation mode meanwhile. ``"sampled"`` draws labels with torch's global generator.
 
     Args:
         module: the network, a LightningModule or any other.
         batches: ``(x, y)`` pairs, lone tensors or mappings, such as a ``DataLoader``; on any device.
-        parameters: those asked for, by name; default: all that require a gradient.
+        parameters: for which it is computed, by name; default: all that require a gradient.
         estimator: ``"exact"``, ``"sampled"``, ``"empirical"`` or ``"logits_reversal"``: see
             :class:`~cl_callbacks.EWC`.
         likelihood: ``"categorical"`` logits, or ``"gaussian"`` means of unit variance.
-        outputs: from module and batch to outputs ``(N, ...)`` and labels; default:
+        outputs: function from module and batch to outputs ``(N, ...)`` and labels; default:
             :func:`~cl_callbacks.gradients.model_outputs.model_outputs`.
 
     Returns:
-        One tensor of the parameter's shape, at least float32, for each name. A sample whose outputs are not
-        finite is left out.
+        By name, one tensor of the parameter's shape, at least float32. Samples whose outputs are not finite
+        are left out.
 
     Raises:
         ValueError: outputs or labels that the estimator cannot read; no sample with finite outputs.
-        TypeError: a batch of another kind.
+        TypeError: a batch of another type.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)

@@ -14,22 +14,22 @@ from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGrad
 from cl_callbacks.gradients.sample_gradients import Outer
 
 Factored = nn.Linear | nn.Conv2d
-"""Layers whose curvature is factored."""
+"""Layers whose curvature can be approximated by Kronecker factors."""
 
 
 def has_factors(module: nn.Module) -> TypeGuard[Factored]:
-    """Whether the curvature of the module's weights is known in factors."""
+    """Whether Kronecker factors of the module's curvature are implemented: linear, or ungrouped Conv2d."""
     plain = any(type(module).forward is kind.forward for kind in (nn.Linear, nn.Conv2d))
     return plain and getattr(module, "groups", 1) == 1
 
 
 class KroneckerFactors:
-    r"""Sums of the factors of some layers of a network, batch after batch.
+    r"""Sums of the Kronecker factors of some layers of a network, batch after batch.
 
     Args:
         module: the network.
         layers: layers of it for which :func:`has_factors` holds, by the name of their weight.
-        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -44,19 +44,19 @@ class KroneckerFactors:
         weights = {name: layer.weight for name, layer in layers.items()}
         biases = {bias_name(name): layer.bias for name, layer in layers.items() if layer.bias is not None}
         self._gradients = PerSampleGradients(module, weights | biases, forward)
-        self._inside: set[str] = set()  # weights that a module around the layer uses for it
+        self._inside: set[str] = set()  # weights that are used by an enclosing module
 
     @property
     def explained(self) -> dict[str, bool]:
-        """Of each layer, whether its calls explain the gradients of single samples, in all batches so far.
+        """Whether each layer's calls account for its per-sample gradients, in all batches so far.
 
-        Not those of a weight that is also used elsewhere, or of a call that mixes the samples.
+        False for a weight that is also used elsewhere, or in a call that mixes samples.
         """
         fallback = self._gradients.fallback | self._inside
         return {name: not {name, bias_name(name)} & fallback for name in self.layers}
 
     def zeros(self) -> list[Tensor]:
-        """The sums over no sample."""
+        """Zero factors ``(I, I)`` and ``(O, O)`` of each layer, in the order of :meth:`sums`."""
         found = []
         for layer in self.layers.values():
             rows = layer.weight.detach().flatten(1)
@@ -65,12 +65,12 @@ class KroneckerFactors:
         return found
 
     def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
-        """Sum over the batch's samples (and, for the outputs, over cotangents), and their number.
+        """Sums over the batch's samples (output factors: also over cotangents), and the number of samples.
 
-        A sample whose outputs are not finite is left out.
+        Samples whose outputs are not finite are left out.
 
         Returns:
-            Input factor and output factor of the first layer, of the second, and so on; the count.
+            Input factor and output factor of the first layer, of the second, and so on; the number.
         """
         totals = dict(zip(self.layers, paired(self.zeros()), strict=True))
         _, outputs, labels, calls = self._gradients.run(batch)

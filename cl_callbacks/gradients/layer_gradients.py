@@ -1,6 +1,6 @@
 r"""Per-sample weight gradients of single layers, in closed form.
 
-A layer that saw inputs :math:`a_n` and whose outputs receive the cotangents :math:`\delta_n` knows the
+The inputs :math:`a_n` of a layer and the cotangents :math:`\delta_n` of its outputs determine the
 gradient of every sample: for a linear map at :math:`T` positions,
 :math:`g_n = \sum_t \delta_{nt} a_{nt}^\top`. :func:`layer_gradients` returns these gradients as
 :class:`~cl_callbacks.gradients.sample_gradients.PerSample` objects.
@@ -20,7 +20,7 @@ Gradients = dict[str, PerSample]
 
 
 def linear_gradients(x: Tensor, delta: Tensor) -> Gradients:
-    """Of a linear map with inputs ``(N, ..., I)``, whose outputs ``(N, ..., O)`` receive ``delta``."""
+    """Per-sample gradients of a linear map from its inputs ``(N, ..., I)`` and cotangents ``(N, ..., O)``."""
     n, inputs, outputs = x.shape[0], x.shape[-1], delta.shape[-1]
     x, delta = x.reshape(n, 1, -1, inputs), delta.reshape(n, 1, -1, outputs)
     return {"weight": Outer(delta, x.mT, torch.Size((outputs, inputs))), "bias": Dense(delta.sum((1, 2)))}
@@ -31,10 +31,10 @@ def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Gradients:
 
 
 def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
-    """A convolution is a linear map of its unfolded patches, one position for each output pixel."""
+    """Treats a convolution as a linear map of its unfolded patches, one position for each output pixel."""
     n, groups = x.shape[0], layer.groups
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    # (last dimension first) what the layer pads, whether given as numbers, "same" or another mode.
+    # (last dimension first) the amounts of padding, whether given as numbers, "same" or another mode.
     padding = layer._reversed_padding_repeated_twice
     x = F.pad(x, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     if isinstance(layer, nn.Conv1d):
@@ -89,14 +89,14 @@ def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
 
 
 class Itself(nn.Module):
-    """The layer that a parameter is which is used as it is: whatever its input, it returns its weight."""
+    """A layer for a parameter that no module owns in a call: it ignores its input and returns its weight."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """The weight."""
+        """Returns the weight."""
         return self.weight
 
 
@@ -135,8 +135,8 @@ def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradient
 
     Args:
         layer: a layer for which :func:`has_rule` holds.
-        inputs: what it was called with; the first dimension counts the samples, ``N``.
-        delta: the cotangents of its outputs, first dimension ``N`` too.
+        inputs: its input tensor, whose first dimension counts the samples, ``N``.
+        delta: the cotangents of its outputs, also with first dimension ``N``.
 
     Returns:
         :class:`PerSample` gradients; computed in at least float32.

@@ -1,4 +1,4 @@
-"""Outputs and labels of a batch, for a network that nobody has described."""
+"""Finds the outputs and labels of a batch, for networks of the usual signatures."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _LABEL_KEYS = ("labels", "label")
 
 
 def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:
-    """The outputs of a network for a batch, and the labels of the batch if it has any.
+    """Runs a network on a batch, and returns its outputs and the labels of the batch, if any.
 
-    ``module(x)`` is called for an ``(x, y)`` pair or a lone tensor, and ``module(**inputs)`` for a mapping,
-    without the entries ``labels`` and ``label`` and those that its ``forward`` does not take; ``.logits`` is
-    taken where there is one. A causal language model of ``transformers`` (whose position ``t`` predicts token
-    ``t + 1``) is aligned with its labels.
+    ``module(x)`` is called for an ``(x, y)`` pair or a single tensor, and ``module(**inputs)`` for a mapping,
+    without the entries ``labels`` and ``label`` and those that its ``forward`` does not accept. The outputs
+    are the result's ``.logits`` where it has them. Those of a causal language model of ``transformers``
+    (whose position ``t`` predicts token ``t + 1``) are aligned with its labels.
 
     Args:
         module: the network.
         batch: on the network's device.
-        remedy: what to do about another kind of batch, for the errors.
+        remedy: advice for other types of batches, to end the error messages.
 
     Returns:
-        Outputs, one row for each sample; labels, or ``None``.
+        Outputs ``(N, ...)``, one row per sample; labels, or ``None``.
 
     Raises:
-        TypeError: a batch or outputs of another kind.
+        TypeError: a batch or outputs of another type.
 
     Example:
         >>> import torch

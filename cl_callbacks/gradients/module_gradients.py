@@ -1,8 +1,7 @@
-"""Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of it alone.
+"""Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of that module.
 
-An attention to another sequence, a recurrent layer or a norm of the user's own is run again, sample by
-sample in one vectorised call, from the inputs it saw and the cotangents its outputs received. The rest of
-the network is not run again.
+A cross-attention, a recurrent layer or a custom norm is run again, sample by sample in one vectorised call,
+from its recorded inputs and the cotangents of its outputs. The rest of the network is not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from cl_callbacks.tensors.batches import flat_tensors, map_tensors
 
 
 def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:
-    """Which dimension of a module's input or output counts the samples; ``None`` if none does."""
+    """Dimension of a module's input or output that counts the samples; ``None`` if none does."""
     if isinstance(module, nn.RNNBase) and tensor.shape[0] != samples:
         dimension = 1  # hidden states, and sequences with time first
     else:
@@ -32,14 +31,14 @@ def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | No
 
 
 class ModuleCall:
-    """One call of a module: what it saw, and the cotangents that its outputs received.
+    """One call of a module, with its inputs and the cotangents of its outputs.
 
     Args:
         module: the module; its samples must not influence each other.
-        weights: the parameters asked for, by their name in ``module``.
+        weights: the parameters to differentiate, by their name in ``module``.
         inputs: its positional and keyword arguments.
-        deltas: cotangents of its output tensors, in order; ``None`` for one that does not matter.
-        samples: how many samples the call had.
+        deltas: cotangents of its output tensors, in order; ``None`` for one without influence.
+        samples: number of samples in the call.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ModuleCall:
         self._last: tuple[tuple[int, int], dict[str, Tensor]] | None = None
 
     def values(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Gradients of samples ``start`` to ``stop`` for every weight; the last answer is kept."""
+        """Gradients ``(stop - start, *shape)`` of samples for every weight; the last result is cached."""
         if self._last is None or self._last[0] != (start, stop):
             self._last = ((start, stop), self._pull_back(start, stop))
         return self._last[1]
@@ -114,7 +113,7 @@ class Pulled(PerSample):
         return rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
 
     def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
-        """See :class:`PerSample`; in steps that suit all parameters of the call."""
+        """See :class:`PerSample`; uses the same chunks for all parameters of the call."""
         size = sum(p.numel() for p in self.call.weights.values()) * 4
         step = max(1, min(self.samples, 16 * max_bytes // size))
         for start in range(0, self.samples, step):

@@ -1,6 +1,6 @@
 """Squared per-sample gradients by running the whole network again: vectorised, or sample by sample.
 
-The last resort of :mod:`~cl_callbacks.gradients.per_sample`, for parameters that are used outside the
+The fallback of :mod:`~cl_callbacks.gradients.per_sample`, for parameters that are used outside the
 module that owns them.
 """
 
@@ -20,7 +20,7 @@ from cl_callbacks.tensors.batches import split_samples, take_samples
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which squares are summed: float32, or the tensor's own where that is wider."""
+    """Dtype in which squares are summed: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -40,13 +40,13 @@ class _Within(nn.Module):
 
 
 class WholeNetwork:
-    """Runs a network once more for the gradients of single samples.
+    """Computes per-sample gradients by running a whole network again.
 
     Args:
         module: the network; its samples must not influence each other.
-        forward: its outputs for a batch, ``(N, ...)``; uses ``module``.
-        magnitude: what is summed, such as the square.
-        max_bytes: bounds the per-sample gradients that are held at a time, to 16 times as much.
+        forward: function from a batch to the outputs ``(N, ...)`` of ``module``.
+        magnitude: function of a gradient that is summed, such as the square.
+        max_bytes: a sixteenth of the bound on the per-sample gradients that are held at a time.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class WholeNetwork:
         Args:
             parameters: by their name in the module.
             batch: of ``N`` samples.
-            vectors: cotangents of the outputs, each of their shape.
+            vectors: cotangents, each of the shape of the outputs.
         """
         if self._vmap_works:
             try:
                 return self._by_vmap(parameters, batch, vectors)
-            except Exception as error:  # whatever vmap cannot follow, the loop can, or raises again
+            except Exception as error:  # the loop does not need vmap, or raises the same error
                 self._vmap_works = False
                 warnings.warn(
                     f"torch.func.vmap cannot follow {type(self.module).__name__} "

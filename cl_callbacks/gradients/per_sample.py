@@ -1,19 +1,19 @@
-r"""Squared per-sample gradients of a whole network at about the price of a batch.
+r"""Squared per-sample gradients of a whole network at about the cost of a batch.
 
-Wanted is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
+The result is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
 over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the
-modules* gives every module its cotangents, without a weight gradient and without touching ``.grad``. From
-these follow the gradients
+modules* gives every module its cotangents, without a weight gradient and without touching ``.grad``. These
+give the gradients
 
 1. of common layers in closed form (:mod:`~cl_callbacks.gradients.layer_gradients`),
    and of packed self-attention (:mod:`~cl_callbacks.gradients.attention_gradients`),
 2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.gradients.module_gradients`),
 3. of parameters that are used outside their module by vmap of the whole network
    (:mod:`~cl_callbacks.gradients.network_gradients`),
-4. and where vmap cannot follow the network, by a loop over samples.
+4. and, where vmap does not support the network, by a loop over samples.
 
-Which parameters 1 and 2 explain is not guessed but measured: when a parameter is first used, the gradients
-of a few samples are compared with what autograd finds for each of these samples alone.
+For which parameters 1 and 2 are valid is not assumed but checked: when a parameter is first used, the
+gradients of a few samples are compared with those that autograd gives for each of these samples alone.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ Cotangents = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
 
 
 def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
-    """Parameters that a call of the module used itself.
+    """Parameters that a call of the module uses itself, by name.
 
-    Its own, and those of submodules that were never called: attention reads its output projection so.
-    A module around others that were called would run them all again, which the network's vmap does
-    once for all.
+    These are its own, and those of submodules that were never called, as attention's output projection. A
+    module with submodules that were called has none here: its vmap would run them all again, which that of
+    the whole network does once for all.
     """
     found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     if not has_rule(module):
@@ -64,14 +64,14 @@ class PerSampleGradients:
 
     Args:
         module: the network; its samples must not influence each other (evaluation mode).
-        parameters: the parameters asked for, by their name in ``module``.
-        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        parameters: the parameters to differentiate, by their name in ``module``.
+        forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
         magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
-        max_bytes: bound on the per-sample gradients of one parameter that are held at a time; best where
-            they fit into a processor's cache.
+        max_bytes: bound on the per-sample gradients of one parameter that are held at a time; fastest
+            where they fit into a processor's cache.
 
     Attributes:
-        fallback: names of parameters that no module explains, as far as batches have used them.
+        fallback: names of parameters found so far to need the whole network, points 3 and 4 above.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -106,18 +106,18 @@ class PerSampleGradients:
     def sums(
         self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
     ) -> tuple[list[Tensor], int]:
-        """Sum over the batch's samples and cotangents, and the number of samples in it.
+        """Sums over the batch's samples and cotangents, and the number of samples.
 
-        A sample whose outputs are not finite is left out.
+        Samples whose outputs are not finite are left out.
 
         Args:
             batch: a batch, on the module's device.
-            cotangents: from outputs and labels to tensors of the shape of the outputs.
-            totals: sums over earlier batches, as :meth:`zeros` and this method return them, which this
-                batch's are added to, in place: nothing of the model's size is made for each batch then.
+            cotangents: function from outputs and labels to tensors of the shape of the outputs.
+            totals: sums over earlier batches, as :meth:`zeros` and this method return them, to which this
+                batch's are added, in place: no tensors of the model's size are allocated for each batch.
 
         Returns:
-            One tensor per parameter, at least float32, in the order of ``parameters``; the count.
+            One tensor per parameter, at least float32, in the order of ``parameters``; the number.
         """
         totals = self.zeros() if totals is None else totals
         batch, outputs, labels, calls = self.run(batch)
@@ -128,7 +128,7 @@ class PerSampleGradients:
         for vector in cotangents(outputs.detach(), labels):
             parts = self.parts(outputs, calls, vector)
             for name in list(parts):
-                # Taken out one by one, so that no two modules' gradients are held at a time.
+                # Removed one by one, so that the gradients of only one module are held at a time.
                 uses = parts.pop(name)
                 if name not in self.fallback:
                     self._add(uses, so_far[name])
@@ -141,7 +141,7 @@ class PerSampleGradients:
         return totals, len(outputs)
 
     def zeros(self) -> list[Tensor]:
-        """The sums over no sample."""
+        """Zeros of the shape of each parameter, at least float32, to which :meth:`sums` adds."""
         return [torch.zeros_like(p, dtype=wide_dtype(p)) for p in self.parameters.values()]
 
     def _add(self, uses: list[PerSample], total: Tensor) -> None:
@@ -153,7 +153,7 @@ class PerSampleGradients:
     # -- modules -----------------------------------------------------------------------------------
 
     def run(self, batch: Any) -> Pass:
-        """Runs the finite samples of a batch, and finds out whether modules explain what it uses."""
+        """Runs the samples with finite outputs, and updates ``fallback`` for the parameters they use."""
         passed = finite_pass(self._owners, self.forward, batch)
         if not len(passed.outputs):
             return passed
@@ -168,7 +168,7 @@ class PerSampleGradients:
     def parts(self, outputs: Tensor, calls: list[RecordedCall], vector: Tensor) -> dict[str, list[PerSample]]:
         """Per-sample gradients of every use of every parameter by the module that owns it.
 
-        Not to be relied upon for parameters in ``fallback``.
+        They are not valid for parameters in ``fallback``.
         """
         parts: dict[str, list[PerSample]] = {}
         called = {id(call.module) for call in calls}
@@ -179,7 +179,7 @@ class PerSampleGradients:
                 for name, p in weights.items():
                     if name in found_parts:
                         parts.setdefault(self._names[id(p)], []).append(found_parts[name])
-                    else:  # this use cannot be told apart by sample, whatever earlier batches did
+                    else:  # this use cannot be separated by sample, even if earlier ones could
                         self.fallback.add(self._names[id(p)])
         return parts
 
@@ -189,7 +189,7 @@ class PerSampleGradients:
         args, kwargs = call.inputs
         first = deltas[0]
         if has_rule(call.module) and len(args) == 1 and not kwargs:
-            # A call whose first dimension is not the samples' cannot be told apart by sample.
+            # A call whose first dimension does not count the samples cannot be separated by sample.
             if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
                 return {}
             gradients = layer_gradients(call.module, args[0], first)
@@ -204,10 +204,10 @@ class PerSampleGradients:
         return {name: Pulled(pulled, name) for name in weights}
 
     def _check(self, batch: Any, outputs: Tensor, calls: list[RecordedCall]) -> None:
-        """Finds out whether modules explain the parameters that this batch uses.
+        """Checks the per-sample gradients of the parameters that this batch uses against autograd.
 
-        For parameters that no batch has used before, on three samples; and again for all, on one sample, in
-        batches 4, 16, 64, …, because what a model does may depend on its data.
+        Parameters that no batch has used before are checked on three samples; and all again, on one sample,
+        in batches 4, 16, 64, …, because the forward of a model may depend on its data.
         """
         self._batches += 1
         used = self._used_by(outputs)
@@ -217,7 +217,7 @@ class PerSampleGradients:
         if not names:
             return
         self._checked |= names
-        # A random cotangent, drawn apart from the user's random numbers, hides no direction.
+        # A random cotangent, drawn without the global generator, is orthogonal to no error.
         generator = torch.Generator(outputs.device).manual_seed(0)
         vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
         parts = self.parts(outputs, calls, vector)
@@ -226,15 +226,15 @@ class PerSampleGradients:
             alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
             self._check_alone(alone.detach(), outputs[i : i + 1].detach())
             truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
-            # What is nothing but rounding (of the bias of an attention's keys, which no softmax sees) has no
-            # direction to agree in.
+            # A gradient that is only rounding error (the bias of an attention's keys cancels in the softmax)
+            # has no direction to compare.
             sizes = [0.0 if g is None else float(g.norm()) for g in truth]
             nothing = 1e-6 * max(sizes, default=0.0)
             for name, expected, size in zip(names, truth, sizes, strict=True):
                 found = self._row(i, parts.get(name, []))
                 if found is not None and expected is not None:
                     found -= expected
-                # Generous against rounding in the model's own dtype, far below any missing term.
+                # Far above rounding errors in the model's own dtype, and far below any missing term.
                 if found is None or float(found.norm()) > 1e-2 * size + nothing:
                     self.fallback.add(name)
 
@@ -252,12 +252,12 @@ class PerSampleGradients:
 
     def _used_by(self, outputs: Tensor) -> set[str]:
         """Names of the parameters that the outputs depend on."""
-        # Nodes that accumulate into .grad know the parameter.
+        # Nodes that accumulate into .grad have the parameter as `variable`.
         used = (getattr(node, "variable", None) for node in graph_nodes(outputs))
         return {self._names[id(p)] for p in used if p is not None and id(p) in self._names}
 
     def _row(self, i: int, parts: list[PerSample]) -> Tensor | None:
-        """The gradient of sample ``i``, over all uses; ``None`` where no module or no vmap gives it."""
+        """Gradient of sample ``i``, summed over all uses; ``None`` if there is none or vmap fails."""
         total = None
         for part in parts:
             try:

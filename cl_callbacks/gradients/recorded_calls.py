@@ -1,4 +1,4 @@
-"""What the modules of a network saw in one forward pass, and the cotangents their outputs receive."""
+"""Records the module calls of a forward pass, and computes the cotangents of their outputs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cl_callbacks.tensors.batches import finite_samples, flat_tensors, map_tenso
 
 
 class RecordedCall(NamedTuple):
-    """One call of a module: its inputs, and where its outputs are in the autograd graph."""
+    """One call of a module: its inputs, and the edges of its outputs in the autograd graph."""
 
     module: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    # The outputs as they were then: in-place activations may overwrite the tensors.
+    # Edges of the outputs as returned, since in-place activations may overwrite the tensors.
     edges: list[GradientEdge | None]
 
 
 @contextmanager
 def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
-    """Collects every call of the modules whose outputs carry a gradient.
+    """Records every call of the modules whose outputs require a gradient.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -39,7 +39,7 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
         if any(edges):
-            detached: dict[int, Tensor] = {}  # one for each tensor: that query and key are the same matters
+            detached: dict[int, Tensor] = {}  # one for each tensor: identity of query and key is kept
             inputs = map_tensors(lambda t: detached.setdefault(id(t), t.detach()), (args, kwargs))
             calls.append(RecordedCall(module, inputs, edges))
 
@@ -52,7 +52,7 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]
 
 
 class Pass(NamedTuple):
-    """A forward pass of a batch."""
+    """Batch, outputs, labels and module calls of one forward pass."""
 
     batch: Any
     outputs: Tensor
@@ -65,11 +65,11 @@ def finite_pass(
     forward: Callable[[Any], tuple[Tensor, Tensor | None]],
     batch: Any,
 ) -> Pass:
-    """Runs a batch, without the samples whose outputs are not finite; there may be none left.
+    """Runs a batch without the samples whose outputs are not finite, possibly all of them.
 
     Args:
         modules: whose calls are recorded.
-        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
         batch: of ``N`` samples.
     """
     with recorded_calls(modules) as calls:
@@ -85,9 +85,9 @@ def finite_pass(
 def output_cotangents(
     outputs: Tensor, calls: list[RecordedCall], vector: Tensor
 ) -> list[list[Tensor | None]]:
-    """What the outputs of each call receive when ``vector`` is pulled back from ``outputs``.
+    """Cotangents of the outputs of each call when ``vector`` is pulled back from ``outputs``.
 
-    One backward to the modules' outputs, without any weight gradient.
+    This takes one backward to the modules' outputs, without weight gradients.
 
     Args:
         outputs: of the network.
@@ -95,7 +95,7 @@ def output_cotangents(
         vector: of the shape of ``outputs``.
 
     Returns:
-        For each call one tensor per output of the module; ``None`` where it does not matter.
+        For each call one tensor per output of the module; ``None`` where it has no influence.
     """
     edges = [edge for call in calls for edge in call.edges if edge is not None]
     if not edges:

@@ -1,4 +1,4 @@
-"""Gradients of one parameter for each sample, and sums of their magnitudes that never hold all of them."""
+"""Per-sample gradients of one parameter, and sums of their magnitudes without holding all of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 Magnitude = Callable[[Tensor], Tensor]
-"""What is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``, in place.
+"""In-place function that is summed over samples: ``Tensor.square_`` or ``Tensor.abs_``.
 
-Elementwise, and multiplicative: the magnitude of a product is the product of the magnitudes.
+It is elementwise and multiplicative: the magnitude of a product is the product of the magnitudes.
 """
 
 
@@ -24,7 +24,7 @@ class PerSample(ABC):
 
     @property
     def row_bytes(self) -> int:
-        """What the gradient of one sample takes, or what is copied to compute it, if that is more."""
+        """Bytes of the gradient of one sample, or of the copies made to compute it, if that is more."""
         return self.shape.numel() * 4
 
     @abstractmethod
@@ -37,14 +37,14 @@ class PerSample(ABC):
 
 
 def add_in_chunks(parts: list[PerSample], total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
-    r"""Adds :math:`\sum_n (\sum_j g_n^{(j)})^2` of gradients that add up over uses of a parameter.
+    r"""Adds :math:`\sum_n (\sum_j g_n^{(j)})^2` over samples :math:`n` and uses :math:`j` of a parameter.
 
     Args:
         parts: the same samples' gradients from each use of one parameter.
-        total: what they are added to, in place; of the parameter's shape.
+        total: to which the sum is added, in place; of the parameter's shape.
         magnitude: the square, or the absolute value instead.
-        max_bytes: bound on the per-sample gradients, or what they are computed from, that is held at a
-            time; those of at least one sample are. Best where that fits into a processor's cache.
+        max_bytes: bound on the per-sample gradients, or the copies they are computed from, that are held
+            at a time, at least those of one sample. Fastest where they fit into a processor's cache.
     """
     samples = parts[0].samples
     step = max(1, min(samples, max_bytes // max(part.row_bytes for part in parts)))
@@ -59,7 +59,7 @@ def add_in_chunks(parts: list[PerSample], total: Tensor, magnitude: Magnitude, m
 def add_magnitudes(rows: Tensor, total: Tensor, magnitude: Magnitude) -> None:
     """Adds the magnitudes of gradients ``(N, *shape)``, summed over ``N``, to ``total``; overwrites them."""
     if len(rows) == 1 and magnitude is Tensor.square_:
-        total.addcmul_(rows[0], rows[0])  # a large parameter's, in one pass over the memory instead of two
+        total.addcmul_(rows[0], rows[0])  # one pass over the memory instead of two
     else:
         total.add_(magnitude(rows).sum(0))
 
@@ -86,8 +86,8 @@ class Dense(PerSample):
 class Outer(PerSample):
     r"""Gradients :math:`\sum_t \delta_{nt} a_{nt}^\top` in ``G`` groups of channels.
 
-    ``delta`` is ``(N, G, T, O)``, ``inputs`` is ``(N, G, I, T)``, the last two in whatever finer dimensions,
-    and the parameter holds ``(G * O, I)`` values in whatever ``shape``.
+    ``delta`` is ``(N, G, T, O)``; ``inputs`` is ``(N, G, I, T)``, where ``I`` and ``T`` may be several
+    dimensions each; and the parameter has ``(G * O, I)`` elements, in any ``shape``.
     """
 
     delta: Tensor
@@ -103,7 +103,7 @@ class Outer(PerSample):
         return max(self.shape.numel(), self.inputs[0].numel()) * 4
 
     def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Cotangents ``(n, G, T, O)`` and inputs ``(n, G, T, I)`` of ``n`` samples."""
+        """Cotangents ``(n, G, T, O)`` and inputs ``(n, G, T, I)`` of ``n = stop - start`` samples."""
         delta = self.delta[start:stop]
         return delta, self.inputs[start:stop].reshape(*delta.shape[:2], -1, delta.shape[2]).mT
 

@@ -19,14 +19,14 @@ from cl_callbacks.tensors.shards import group_of, held, reshard, total
 class ShardedGradients:
     """Sums of squared (or absolute) per-sample gradients on this process's shards, batch after batch.
 
-    A backward leaves each process its shard of the gradient, averaged over processes. Where all have seen
-    the same single sample the average is that sample's own gradient: one forward and backward for each
-    sample and cotangent, by all processes together, with no more memory than training takes.
+    A backward leaves each process its shard of the gradient, averaged over processes. If all of them run the
+    same single sample, the average is that sample's own gradient: this takes one forward and backward per
+    sample and cotangent, by all processes together, and no more memory than training.
 
     Args:
         module: the network, in evaluation mode.
-        parameters: the parameters asked for, all of them sharded.
-        forward: what gives ``(outputs, labels)`` of a batch; outputs ``(N, ...)``, one row a sample.
+        parameters: the parameters to differentiate, all of them sharded.
+        forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
         magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
     """
 
@@ -43,24 +43,24 @@ class ShardedGradients:
         self._group = group_of(self.parameters)
 
     def zeros(self) -> list[Tensor]:
-        """The sums over no sample."""
+        """Zeros of the shape of this process's shard of each parameter, to which :meth:`sums` adds."""
         shards = [held(p.detach()) for p in self.parameters]
         return [torch.zeros_like(s, dtype=wide_dtype(s)) for s in shards]
 
     def sums(
         self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
     ) -> tuple[list[Tensor], int]:
-        """Sum over samples and cotangents, and the number of samples; all processes give the same batch.
+        """Sums over samples and cotangents, and the number of samples; all processes pass the same batch.
 
-        A sample whose outputs are not finite is left out.
+        Samples whose outputs are not finite are left out.
 
         Args:
             batch: a batch, on the module's device.
-            cotangents: from outputs and labels of one sample to tensors of the shape of the outputs.
-            totals: sums over earlier batches, which this batch's are added to, in place.
+            cotangents: function from outputs and labels of one sample to tensors of the shape of the outputs.
+            totals: sums over earlier batches, to which this batch's are added, in place.
 
         Returns:
-            One tensor per parameter, of the shape of this process's shard and at least float32; the count.
+            One tensor per parameter, of the shape of this process's shard and at least float32; the number.
         """
         totals, used = self.zeros() if totals is None else totals, 0
         with _gradients_apart(self.module):
@@ -73,7 +73,7 @@ class ShardedGradients:
         if total(outputs.isfinite().logical_not().sum(), self._group):
             return 0
         for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
-            if number:  # the backward before has given the layers' weights back
+            if number:  # the previous backward has freed the graph and the gathered weights
                 outputs, _ = self.forward(sample)
             outputs.backward(vector)
             for so_far, p in zip(totals, self.parameters, strict=True):
@@ -85,8 +85,8 @@ class ShardedGradients:
 
 @contextmanager
 def _gradients_apart(module: nn.Module) -> Iterator[None]:
-    """Within, gradients accumulate from nothing; afterwards those of training are there again."""
-    reshard(module)  # or it would be the parameters that a forward without a backward has put together
+    """Within, ``.grad`` is empty and may be used; afterwards the gradients of training are restored."""
+    reshard(module)  # or these would be parameters gathered by a forward without a backward
     kept = [(p, p.grad) for p in module.parameters()]
     module.zero_grad()
     try:

@@ -1,8 +1,8 @@
-"""Tensors that all samples share, told apart by sample where they meet what is a sample's own.
+"""Per-sample cotangents of tensors that all samples share, such as position embeddings and class tokens.
 
 A table of positions is looked up once and added to every sample, and a class token or a table that is a plain
-parameter is added or expanded. The cotangent of the shared tensor is a sum over samples, but the one of the
-sum's (or the expansion's) result holds each sample's own.
+parameter is added or expanded. The cotangent of the shared tensor is a sum over samples, but that of the
+result of the addition or expansion has one entry per sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cl_callbacks.gradients.recorded_calls import RecordedCall
 
 
 def graph_nodes(outputs: Tensor) -> Iterator[Node]:
-    """All nodes of the autograd graph that the outputs depend on."""
+    """Yields all nodes of the autograd graph that the outputs depend on."""
     seen, waiting = set(), [outputs.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -30,16 +30,16 @@ def graph_nodes(outputs: Tensor) -> Iterator[Node]:
 def calls_by_sample(
     outputs: Tensor, calls: Sequence[RecordedCall], plain: Iterable[nn.Parameter]
 ) -> list[RecordedCall]:
-    """The calls, those that all samples share replaced by calls that each sample has its part in.
+    """Replaces calls whose result all samples share by calls with one entry per sample.
 
     Args:
         outputs: of the network, ``(N, ...)``.
-        calls: of modules while they were computed.
+        calls: of modules while the outputs were computed.
         plain: parameters that none of these modules owns; those that samples share get a call of
             :class:`~cl_callbacks.gradients.layer_gradients.Itself`.
 
     Returns:
-        Calls with inputs and cotangents for ``N`` samples; a call that is used in another way stays as it is.
+        Calls with inputs and edges for ``N`` samples; calls whose result is used otherwise are unchanged.
 
     Example:
         >>> import torch
@@ -51,7 +51,7 @@ def calls_by_sample(
         >>> deltas[0].shape
         torch.Size([3, 5, 2])
     """
-    # A parameter's "call" is of something that returns it; its edge is where its gradient accumulates.
+    # The "call" of a plain parameter is that of `Itself`; its edge is where its gradient accumulates.
     calls = [
         *calls,
         *(RecordedCall(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)]) for p in plain),
@@ -71,7 +71,7 @@ def calls_by_sample(
 
 
 def _source(call: RecordedCall) -> tuple[Node, int] | None:
-    """What a call made, as the graph knows it, if a layer made it of one tensor."""
+    """Graph node and output number of a call's result, if a layer with a rule was called with one tensor."""
     (args, kwargs), edge = call.inputs, call.edges[0]
     if has_rule(call.module) and len(args) == 1 and not kwargs and edge is not None:
         return edge.node, edge.output_nr
@@ -79,7 +79,7 @@ def _source(call: RecordedCall) -> tuple[Node, int] | None:
 
 
 def _expanded(call: RecordedCall, source: tuple[Node, int], user: Node, samples: int) -> RecordedCall | None:
-    """The call as one for each sample, if ``user`` adds the same outputs to each sample, or repeats them."""
+    """The call with one entry per sample, if ``user`` adds its result to each sample or expands it."""
     if user.name() not in ("AddBackward0", "ExpandBackward0") or getattr(user, "_saved_alpha", 1) != 1:
         return None
     (x,), (node, number) = call.inputs[0], source

@@ -1,5 +1,5 @@
 """State for every weight, and one optimizer step as the rules see it.
 
-Here live the fields beside the parameters, where they are kept, and the order in which rules pull, rewrite
-and observe. No Lightning but its exception type, and no rule's equation.
+Here live the fields of state and the devices they are stored on, and the order in which rules pull, rewrite
+and observe. Nothing here imports Lightning, except its exception type, or contains the equation of a rule.
 """

@@ -1,4 +1,4 @@
-"""State that lives elsewhere than beside the parameters, and comes to them while a rule works on it."""
+"""Stores per-synapse state on another device, and copies it to the parameters while a rule works on it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class Offload:
-    """Brings state from where it lives to the parameters, and takes it back when they have changed it.
+    """Copies state from its storage device to its parameters, and back after a rule has changed it.
 
-    A field is copied when a rule asks for it, and copied back when the rule is done, if it did what may have
-    changed it. From and to pinned memory of the CPU, copies are queued behind the work of the current stream:
-    the host does not wait for them. The accelerator does, for they are not overlapped with its own work. What
-    the host itself reads or writes of the state comes after :meth:`flush`.
+    A field is copied when a rule asks for it, and copied back when the rule is done, if the rule may have
+    changed it. From and to pinned memory of the CPU, copies are queued on the current stream: the host does
+    not wait for them. The accelerator does, because they do not overlap with its own work. The host itself
+    may read or write the stored state only after :meth:`flush`.
 
     Args:
-        device: where the state lives.
+        device: on which the state is stored.
 
     Example:
         >>> offload, weight = Offload(torch.device("cpu")), torch.ones(2)
@@ -30,32 +30,32 @@ class Offload:
         tensor([1., 1.])
     """
 
-    _everywhere = False  # tests have state travel also where it already is
+    _everywhere = False  # set by tests, to copy state also where it already is on the device
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # Copies at hand, and whether they may be changed: one entry for each `on_device` that is under way.
+        # For each active `on_device`: whether copies may be changed, and the copies by stored tensor.
         self._out: list[tuple[bool, dict[Tensor, Tensor]]] = []
         self._busy: set[torch.device] = set()  # devices that may still be copying
 
     def is_elsewhere(self, parameter: Tensor) -> bool:
-        """Whether a parameter's state lives on another device than the parameter."""
+        """Whether a parameter's state is stored on another device than the parameter."""
         if self.device.type == parameter.device.type and self.device.index is None:
             return self._everywhere  # "cuda" is whichever of them the parameter is on
         return self._everywhere or self.device != parameter.device
 
     def device_of(self, parameter: Tensor) -> torch.device:
-        """Where a parameter's state lives."""
+        """The device on which a parameter's state is stored."""
         return self.device if self.is_elsewhere(parameter) else parameter.device
 
     def store(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A tensor of a parameter's state where it lives, pinned if that is the CPU and CUDA is there."""
+        """Moves a tensor of state to its storage device; pinned if that is the CPU and CUDA is available."""
         tensor = tensor.to(self.device_of(parameter))
         pinning = tensor.device.type == "cpu" and self.is_elsewhere(parameter) and torch.cuda.is_available()
         return tensor.pin_memory() if pinning and not tensor.is_pinned() else tensor
 
     def load(self, kept: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-        """State beside its parameters: within :meth:`on_device` to be changed, otherwise only to be read."""
+        """Copies state to its parameters' devices; changes are kept within :meth:`on_device` only."""
         return [self._load(t, p) for t, p in zip(kept, parameters, strict=True)]
 
     def _load(self, kept: Tensor, parameter: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Offload:
         return copy
 
     def load_once(self, kept: Tensor, parameter: Tensor) -> Tensor:
-        """State beside its parameter, to be read and let go."""
+        """Copies state to its parameter's device for reading only; the copy is not kept."""
         if not self.is_elsewhere(parameter):
             return kept
         cuda = parameter.device.type == "cuda"
@@ -80,10 +80,10 @@ class Offload:
 
     @contextmanager
     def on_device(self, changing: bool = True) -> Iterator[None]:
-        """Within, what was brought stays, and is taken back at the end if it is there to be changed in place.
+        """Within, loaded copies are kept; at the end they are written back, if ``changing``.
 
-        May be nested; whole fields are not to be at hand when a part of them is changed within. After an
-        exception nothing is taken back, and the state is as it was.
+        May be nested, but a part of a field must not be changed within while the whole field is loaded. After
+        an exception nothing is written back, and the state is as it was.
         """
         self._out.append((changing, {}))
         try:
@@ -93,7 +93,7 @@ class Offload:
             self._out.pop()
 
     def flush(self) -> None:
-        """Has the state be up to date where it lives, and nobody be copying it."""
+        """Writes changed copies back to the stored state, and waits until all copies are done."""
         for changing, copies in self._out:
             self._take_back(changing, copies)
         for device in self._busy:

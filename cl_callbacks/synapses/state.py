@@ -1,4 +1,4 @@
-"""State of the synapses: fields of named tensors beside the trainable parameters."""
+"""State of the synapses: named fields, each with one tensor for every trainable parameter."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cl_callbacks.tensors.finite import zero_nonfinite_
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, held
 
 Fill = Literal["zeros", "parameter"] | float
-"""What a field holds for a synapse that it does not know yet: zeros, the weight, or a number."""
+"""The initial value of a field for a new synapse: zeros, the weight itself, or a number."""
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what ``torch.compile``, DDP and FSDP put into it.
+    """A parameter's name without the prefixes that ``torch.compile``, DDP and FSDP add to it.
 
     Example:
         >>> plain_name("net._orig_mod.0.weight")
@@ -36,15 +36,14 @@ def plain_name(name: str) -> str:
 
 
 class Synapses:
-    """Fields of per-synapse state, held by parameter name and laid out beside the parameters.
+    """Fields of per-synapse state, by parameter name, each tensor of the shape of its parameter.
 
     Args:
-        fields: names of the fields and what each holds for a new synapse: zeros, a copy of the parameter,
-            or a number.
+        fields: names of the fields and their initial value: zeros, a copy of the parameter, or a number.
         dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
         strict: whether state of a parameter that the model no longer has is an error.
-        device: where the state lives; by default beside each parameter.
-        running: fields that change a little in every step: at least float32, whatever ``dtype`` is.
+        device: on which the state is stored; by default that of each parameter.
+        running: fields that change by small amounts in every step: at least float32, whatever ``dtype`` is.
 
     Example:
         >>> synapses = Synapses({"importance": "zeros"})
@@ -69,16 +68,16 @@ class Synapses:
         self.view = SynapseView([], {field: [] for field in fields}, [], [])
 
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
-        """Lays the state out beside the selected parameters of a model; safe to repeat.
+        """Matches the state to the selected parameters of a model, and returns a view of it; safe to repeat.
 
-        State is moved to where it lives, by default each parameter's device, and sharded like it. A parameter
-        without state gets the field's fill. One that has grown along its first dimension (an output layer
-        with new classes) keeps its state, and its new rows get the fill. State of parameters that are not
-        selected is kept as it is.
+        State is moved to its storage device, by default each parameter's, and sharded like the parameter. A
+        parameter without state gets the field's initial value. One that has grown along its first dimension
+        (an output layer with new classes) keeps its state, and only its new rows get the initial value. State
+        of parameters that are not selected is kept as it is.
 
         Args:
             model: all parameters of the model, by plain name.
-            selected: names of those whose synapses are wanted.
+            selected: names of the parameters that the view is to contain.
 
         Raises:
             ValueError: restored state does not fit the model; lists every misfit.
@@ -98,14 +97,15 @@ class Synapses:
         return self.view
 
     def on_device(self, changing: bool = True) -> AbstractContextManager[None]:
-        """Within, fields that live elsewhere stay beside the parameters, and may be changed if ``changing``.
+        """Within, offloaded fields stay on the parameters' device, and may be changed if ``changing``.
 
-        A rule's own verbs are called within. What changes fields anywhere else has to ask for it.
+        A rule's ``pull``, ``rewrite``, ``observe`` and ``end_step`` are called within; any other code that
+        changes fields must enter this context itself.
         """
         return _NOTHING if self.offload is None else self.offload.on_device(changing)
 
     def flush(self) -> None:
-        """Has state that lives elsewhere be up to date there; to be called before reading ``view.fields``."""
+        """Brings offloaded state up to date where it is stored; call it before reading ``view.fields``."""
         if self.offload is not None:
             self.offload.flush()
 
@@ -117,7 +117,7 @@ class Synapses:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The live state: ``{field: {name: tensor}}``.
 
-        What is sharded is put together, for which all processes have to ask.
+        Sharded tensors are gathered, so all processes have to call this.
         """
         self.flush()
         return {
@@ -126,23 +126,23 @@ class Synapses:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes copies of saved state, to be laid out by the next :meth:`place`.
+        """Copies saved state, which the next :meth:`place` matches to the parameters.
 
-        A field that is missing starts anew.
+        A field that is missing gets its initial value.
         """
         for field in self._state:
             self._state[field] = {name: t.detach().clone() for name, t in state.get(field, {}).items()}
 
     def copies(self, fields: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        """A snapshot of some fields: ``{field: {name: tensor}}``."""
+        """Copies of some fields: ``{field: {name: tensor}}``."""
         self.flush()
         return {field: {name: t.clone() for name, t in self._state[field].items()} for field in fields}
 
     @contextmanager
     def rewound(self, snapshot: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
-        """Within, these fields are as in the snapshot; afterwards what came since is added to them.
+        """Within, fields have the values of a snapshot; afterwards later changes are added to them.
 
-        State that the snapshot does not know (of a layer that has thawed since, of new rows) stays as it is.
+        State that the snapshot lacks (of a layer unfrozen since, of new rows) stays as it is.
         """
         self.flush()
         then = {(field, name): t for field, state in snapshot.items() for name, t in state.items()}
@@ -160,7 +160,7 @@ class Synapses:
                     zero_nonfinite_([held(live)])
 
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
-        """The parts of the state that such values are of."""
+        """The parts of the live state for which there are values."""
         live = {
             (field, name): known_rows(self._state[field][name], value)
             for (field, name), value in values.items()
@@ -215,7 +215,7 @@ class Synapses:
 
 
 def known_rows(live: Tensor, known: Tensor) -> Tensor | None:
-    """What was known of a tensor before it grew along its first dimension; ``None`` if it does not fit.
+    """The first rows of ``live``, those that ``known`` has; ``None`` if the other dimensions differ.
 
     Example:
         >>> known_rows(torch.zeros(5, 2), torch.ones(3, 2)).shape

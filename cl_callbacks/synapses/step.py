@@ -1,12 +1,11 @@
-"""What a rule sees of an optimizer step, and what a step asks of a rule.
+"""The interface between an optimizer step and a rule: :class:`Step` and :class:`Rule`.
 
 Just before the optimizer steps, the gradients are those of the task alone: unscaled, averaged over
-processes, not yet clipped. There every snapshot that some rule needs is taken, once, and then the rules
-pull. When the optimizer has really stepped, rules may rewrite the update that it made, one after the other,
-and then all observe what happened. A rule that owns the update puts another in its place, and so comes
-first. A step that is skipped (an overflow under mixed precision) leaves no trace, because torch calls
-the hook of a step only if there is one; accumulated, manual and alternating steps come out right for the
-same reason.
+processes, not yet clipped. At this point every snapshot that some rule needs is taken, once for all rules,
+and then the rules pull. After the optimizer has stepped, rules may rewrite its update, one after the other,
+and then all observe the result. A rule that owns the update replaces it, and so comes first. A step that is
+skipped (an overflow under mixed precision) has no effect, because torch calls the hooks of a step only if it
+is taken; accumulated, manual and alternating steps are correct for the same reason.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 
 Need = Literal["gradient", "noise", "pulled", "before", "update"]
-"""What a rule may need of a step: see the attributes of :class:`Step`."""
+"""A quantity of a step that a rule may ask for: see the attributes of :class:`Step`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did to the synapses of one rule, or to a part of them if the rule is local.
+    """One optimizer step of the synapses of one rule, or of a part of them if the rule is local.
 
     The lists are aligned with ``synapses.parameters`` and shared by all rules: read them, or copy them.
-    Gradients and updates are always finite: what is not, counts as 0, as if the synapse had met nothing. The
-    weights themselves may be lost.
+    Gradients and updates are always finite: NaN and infinity are replaced by 0. The weights themselves may
+    be NaN or infinite.
 
     Attributes:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
@@ -44,7 +43,7 @@ class Step:
         before: weights before the step (``"before"``; there while rules rewrite, not while they observe).
         updates: weights after minus weights before: the realised update, whatever the optimizer
             (``"update"``; there while rules observe, not while they rewrite).
-        optimizer: which stepped.
+        optimizer: the optimizer that stepped.
         groups: index of the optimizer's parameter group of each synapse.
     """
 
@@ -58,41 +57,41 @@ class Step:
     groups: list[int]
 
     def option(self, name: str, default: float = math.nan) -> list[float]:
-        """An option of each synapse's parameter group, such as ``"lr"``, as the step used it."""
+        """Values of an optimizer option, such as ``"lr"``, one per tensor: those of its parameter group."""
         values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
         return [values[group] for group in self.groups]
 
 
 class Rule(Protocol):
-    """What a step asks of a rule."""
+    """Protocol of a rule: the attributes and methods that a step uses."""
 
     needs: frozenset[Need]
     synapses: Synapses
 
     @property
     def owns_update(self) -> bool:
-        """Whether the rule puts an update of its own in the place of the optimizer's."""
+        """Whether the rule replaces the optimizer's update by its own."""
 
     @property
     def shardable(self) -> bool:
-        """Whether the rule is local to each weight, and so can work on shards of parameters."""
+        """Whether the rule can work on shards of parameters."""
 
     @property
     def local(self) -> bool:
-        """Whether the verbs but the last may be called for a part of the synapses after the other."""
+        """Whether ``pull``, ``rewrite`` and ``observe`` may be called block by block."""
 
     @property
     def noise(self) -> WeightNoise | None:
-        """Of a rule that has the network seen at drawn weights."""
+        """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the rule's gradient to the task's, in place; the state is only read."""
 
     def rewrite(self, step: Step) -> None:
-        """Changes the weights that the optimizer left, in place."""
+        """Changes the weights after the optimizer's step, in place."""
 
     def observe(self, step: Step) -> None:
-        """Reads a step that was really taken."""
+        """Updates the rule's state from a completed step."""
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Counts the step, and does what is due after so many; once, for all the synapses that stepped."""
+        """Ends the step, such as by counting it: called once for all the synapses that stepped."""

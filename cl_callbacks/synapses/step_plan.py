@@ -1,4 +1,4 @@
-"""How the rules meet the parameters that step together, block by block."""
+"""Runs the rules on the parameters of one optimizer step, block by block."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from cl_callbacks.tensors.shards import held
 
 
 class Plan:
-    """Which rule meets which of the parameters that step together; reused while these stay the same.
+    """Assigns the parameters that step together to the rules; reused while both stay the same.
 
-    If all rules are local, one block of the parameters after the other goes through all that is to be done,
-    before the step and again after it; else all of them at once.
+    If all rules are local, the parameters are processed in blocks, one after the other, before the step and
+    again after it; else all of them at once.
 
     Args:
         rules: in the order in which they pull, rewrite and observe.
         optimizer: that steps.
-        parameters: those of its parameters that step.
-        buffers: for each kind of snapshot.
-        compiled: whether to have operations compiled; see
+        parameters: those of the optimizer that have a gradient.
+        buffers: memory for each kind of snapshot.
+        compiled: whether to compile the operations; see
             :class:`~cl_callbacks.rules.compile_rules.CompileRules`.
     """
 
@@ -43,7 +43,7 @@ class Plan:
         compiled: bool = False,
     ) -> None:
         self.compiled = compiled
-        self.parameters = parameters  # kept, so that no other parameter can take one's identity
+        self.parameters = parameters  # kept alive, so that no other parameter can get the same id()
         views = [(rule, rule.synapses.view.restrict_to(parameters)) for rule in rules]
         self._met = [(rule, view) for rule, view in views if len(view)]
         self._noise = next((rule.noise for rule, _ in self._met if rule.noise is not None), None)
@@ -57,7 +57,7 @@ class Plan:
         self.blocks = [_Block(met, optimizer, group_of, part, buffers) for part in parts]
 
     def before_step(self) -> None:
-        """Takes the snapshots, and has every rule pull."""
+        """Takes the snapshots, then lets every rule add its pull to the gradients."""
         if self._noise is not None:
             self._noise.reduce_gathered()
         for block in self.blocks:
@@ -67,7 +67,7 @@ class Plan:
                 block.pull(gradients)
 
     def after_step(self) -> None:
-        """Has every rule rewrite and observe the step, and then end it."""
+        """Lets every rule rewrite the update, observe the step and end it."""
         for block in self.blocks:
             with compiling(self.compiled):
                 block.finish()
@@ -77,7 +77,7 @@ class Plan:
 
 
 class _Block:
-    """Some rows of the parameters: what the rules need of them, and what they do to them."""
+    """One block of parameters or rows of them, with the snapshots and the calls of each rule for it."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Block:
         self._observes = [(_on_device(rule, rule.observe), step) for rule, step in self.members]
 
     def gradients(self) -> dict[Tensor, Tensor]:
-        """Of the parameters here; a plan holds none without one."""
+        """Gradients of this block's parameters, by parameter."""
         return {p: rows_of(held(p.grad), rows) for p, rows in self._part.items() if p.grad is not None}
 
     def capture(self, gradients: Mapping[Tensor, Tensor], noise: WeightNoise | None) -> None:
@@ -161,7 +161,7 @@ class _Block:
 
 
 def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:
-    """A verb that finds the rule's state beside the parameters; where that is anyway, the verb itself."""
+    """Wraps a method of a rule in :meth:`Synapses.on_device`; without offloading, the method itself."""
     if rule.synapses.offload is None:
         return verb
 
@@ -173,7 +173,7 @@ def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> 
 
 
 class Buffers:
-    """Tensors beside parameters, in a few flat ones."""
+    """Snapshot memory: one tensor per parameter, allocated as views of a few flat tensors."""
 
     def __init__(self) -> None:
         self._found: dict[Tensor, Tensor] = {}
@@ -182,7 +182,7 @@ class Buffers:
         return len(self._found)
 
     def beside(self, view: SynapseView) -> list[Tensor]:
-        """One for each parameter of a view, or for its rows there."""
+        """One tensor for each parameter of a view, restricted to the view's rows."""
         new = [p for p in view.sources if p not in self._found]
         _, buffers = flat_zeros([held(p.detach()) for p in new])
         self._found |= dict(zip(new, buffers, strict=True))

@@ -1,4 +1,4 @@
-"""The optimizers' steps, seen once by all rules of a Trainer."""
+"""The hooks on the optimizers' steps that all rules of a Trainer share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cl_callbacks.tensors.shards import held
 
 
 class SynapticStep:
-    """The one view of the optimizers' steps that all rules of a Trainer share.
+    """Runs all rules of a Trainer before and after each step of its optimizers.
 
     Args:
         rules: in the order in which they pull, rewrite and observe (a rule that owns the update rewrites
             first).
-        place: lays the rules' state out anew; called when parameters step together for the first time,
-            which is when heads have grown or layers were unfrozen.
-        compiled: whether to have the rules' operations compiled.
+        place: matches the rules' state to the parameters; called when parameters step together for the first
+            time, as after heads have grown or layers were unfrozen.
+        compiled: whether to compile the rules' operations.
 
     Example:
         >>> from types import SimpleNamespace
@@ -46,29 +46,29 @@ class SynapticStep:
         self.rules, self._place, self._compiled = rules, place, compiled
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, Plan] = {}
-        # Of optimizers that are within a step: calls of `step` (a subclass calls its parent's), closures.
+        # For optimizers within a step: nested calls of `step` (a subclass calls its parent's), closure calls.
         self._depth: dict[Optimizer, int] = {}
         self._evaluated: dict[Optimizer, int] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Forgets how rules and parameters meet, after either has changed."""
+        """Discards the plans and buffers, after rules or parameters have changed."""
         self._plans: dict[tuple[int, ...], Plan] = {}
         self._buffers: dict[Need, Buffers] = {kind: Buffers() for kind in get_args(Need)}
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has stepped since rules or parameters have changed."""
+        """Whether no optimizer has stepped since the last :meth:`refresh`."""
         return not self._plans
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Asks the optimizers to tell when they step and when they have stepped."""
+        """Registers hooks that run before and after each optimizer's step."""
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._stepping))
             self._handles.append(optimizer.register_step_post_hook(self._stepped))
 
     def detach(self) -> None:
-        """Leaves the optimizers as they were."""
+        """Removes the hooks from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -77,12 +77,12 @@ class SynapticStep:
         self.refresh()
 
     def forget_broken_steps(self) -> None:
-        """Between batches no step is under way, but one may have raised an error that somebody caught."""
+        """Forgets steps that ended with a caught exception; call it between batches, when none is running."""
         self._depth.clear()
         self._evaluated.clear()
 
     def about_to_step(self, optimizer: Optimizer) -> None:
-        """Takes the snapshots, then lets every rule pull; gradients must be final but for clipping."""
+        """Takes the snapshots, then lets every rule pull; gradients must be final, except for clipping."""
         if optimizer in self._evaluated:
             self._evaluated[optimizer] += 1
             _refuse_several_closures(optimizer, self._evaluated[optimizer])
@@ -95,7 +95,7 @@ class SynapticStep:
         if plan is None:
             _refuse_sparse(stepping)
             self._place()
-            if len(self._plans) >= 32:  # heads that come and go: bounded, and cheap to build again
+            if len(self._plans) >= 32:  # heads that alternate: bounded, and cheap to build again
                 self._plans.clear()
             plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers, self._compiled)
         with torch.no_grad():
@@ -109,7 +109,7 @@ class SynapticStep:
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth[optimizer] -= 1
         if self._depth[optimizer]:
-            return  # the step of a subclass goes on when its parent's is over
+            return  # the step of a subclass is not over when its parent's is
         del self._depth[optimizer], self._evaluated[optimizer]
         plan = self._pending.pop(optimizer, None)
         if plan is not None:

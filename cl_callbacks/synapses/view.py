@@ -1,4 +1,4 @@
-"""Some synapses of a network, as a rule sees them: names, weights and fields in aligned lists."""
+"""A view of some synapses of a network: names, weights and fields in aligned lists."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cl_callbacks.tensors.shards import extremes, group_of, held, total
 class SynapseView:
     """Some synapses as aligned lists: their names, live parameters and fields.
 
-    A rule reads and changes a field, in place, as ``view["importance"]``, which is beside the parameters;
-    ``view.fields`` is the state where it lives, which ``state_device`` may have put elsewhere. The tensors
-    belong to :class:`Synapses`. Of a parameter that is sharded over processes, ``parameters`` and ``fields``
-    hold this process's shard, and ``sources`` the parameter itself, which module and optimizer know; of any
-    other, both are the parameter. Of a large one a part of a view may have some ``rows`` only.
+    A rule reads a field, and changes it in place, as ``view["importance"]``, on the parameters' device;
+    ``view.fields`` is the stored state, which ``state_device`` may have put on another device. The tensors
+    belong to :class:`Synapses`. For a parameter that is sharded over processes, ``parameters`` and ``fields``
+    hold this process's shard, and ``sources`` the parameter of module and optimizer; for any other,
+    ``parameters`` and ``sources`` are the same. A part of a view may have only some ``rows`` of a parameter.
     """
 
     names: list[str]
@@ -38,15 +38,15 @@ class SynapseView:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The weights, wherever they are at the moment: an optimizer may set ``p.data`` to something else."""
+        """The current weights, read anew each time, since an optimizer may replace ``p.data``."""
         return [rows_of(held(p), rows) for p, rows in zip(self.sources, self.rows, strict=True)]
 
     def restrict_to(self, part: Mapping[Tensor, Rows] | Iterable[Tensor]) -> SynapseView:
         """The synapses of this view that are in ``part``, in this view's order.
 
         Args:
-            part: sources, or which rows of which sources. Of a view that has only some rows of a source, all
-                of these or none.
+            part: sources, or rows by source. If the view already has only some rows of a source, these must
+                be the same rows, or all.
         """
         part = part if isinstance(part, Mapping) else dict.fromkeys(part, ALL)
         keep = sorted(self._places[p] for p in part if p in self._places)
@@ -65,7 +65,7 @@ class SynapseView:
         )
 
     def blocks(self) -> Iterator[SynapseView]:
-        """The view in parts, one after the other, for work on each that stays in the cache."""
+        """The view in parts, one after the other, each small enough for the cache."""
         if all(rows == ALL for rows in self.rows):
             yield from (self.restrict_to(part) for part in in_blocks(self.sources))
         else:
@@ -77,28 +77,28 @@ class SynapseView:
 
     @property
     def part(self) -> dict[Tensor, Rows]:
-        """Which rows of which sources the view has."""
+        """Rows of the view, by source."""
         return dict(zip(self.sources, self.rows, strict=True))
 
     def load(self, kept: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-        """State of these parameters from where it lives to where they are; mostly the very tensors."""
+        """Loads stored state to its parameters' devices; without offloading, the same tensors."""
         return kept if self.offload is None else self.offload.load(kept, parameters)
 
     def load_once(self, tensors: Iterable[Tensor], parameter: Tensor) -> list[Tensor]:
-        """What :meth:`store` has put away, beside the parameter, to be read and let go."""
+        """Loads tensors kept by :meth:`store` to their parameter's device, for reading only."""
         offload = self.offload
         return list(tensors) if offload is None else [offload.load_once(t, parameter) for t in tensors]
 
     def store(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A tensor that a rule keeps beyond its fields, where the state of that parameter lives."""
+        """Moves a tensor that a rule keeps beside its fields to the storage device of a parameter's state."""
         return tensor.to(parameter.device) if self.offload is None else self.offload.store(tensor, parameter)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all synapses, from that over those which this process holds."""
+        """Sum over the synapses of all processes, given the sum over this process's shards."""
         return total(value, group_of(self.sources))
 
     def extremes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value over all synapses, also of those that others hold."""
+        """Least and greatest value over the synapses of all processes, given this process's shards."""
         return extremes(tensors, group_of(self.sources))
 
 

@@ -1,4 +1,4 @@
-"""Weights drawn anew around their means, for as long as a forward and a backward take."""
+"""Gaussian samples of the weights, in place of their means during a forward and backward pass."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cl_callbacks.tensors.random_numbers import Draws
 
 
 class WeightNoise:
-    r"""Replaces weights :math:`\mu` by :math:`\mu+\sigma\epsilon` in place, and puts the means back.
+    r"""Replaces weights :math:`\mu` by :math:`\mu+\sigma\epsilon` in place, and restores the means.
 
-    The means come back bit for bit. The noise is a function of ``seed`` and of the number of the draw
-    alone: it leaves the random numbers of training as they are, is the same on every process, and goes on
-    from a checkpoint that knows ``draws``. Several draws may contribute to one step; gradient times noise,
-    summed over them, is gathered by parts from the gradients :math:`G_j=g_1+\dots+g_j` as they accumulate
-    in ``.grad``:
+    The means are restored bit for bit. The noise depends only on ``seed`` and the number of the draw: it
+    leaves the random number generators of training as they are, is the same on every process, and continues
+    from a checkpoint that contains ``draws``. Several draws may contribute to one step; gradient times noise,
+    summed over them, is computed by summation by parts from the gradients :math:`G_j=g_1+\dots+g_j` as they
+    accumulate in ``.grad``:
 
     .. math:: \sum_{j\le J} g_j\epsilon_j = \sum_{j<J} G_j(\epsilon_j-\epsilon_{j+1}) + G_J\epsilon_J
 
     Args:
         seed: of the noise.
-        antithetic: let every second draw be the one before it with its sign turned, which takes the mean
-            gradient out of the estimate of a pair.
+        antithetic: let every second draw be the one before it with the opposite sign, which removes the mean
+            gradient from the estimate of a pair.
 
     Example:
         >>> weight, noise = torch.nn.Parameter(torch.zeros(2)), WeightNoise()
@@ -44,21 +44,21 @@ class WeightNoise:
     def __init__(self, seed: int = 0, antithetic: bool = True) -> None:
         self.seed, self.antithetic = seed, antithetic
         self.draws = 0
-        """The number of the present draw."""
+        """The number of the current draw."""
         self.reduce: Callable[[Tensor], None] = _as_it_is
-        """Reduces a sum over several draws, in place: averages it over processes, takes a scale off."""
+        """Averages a sum of draws over processes and removes the loss scale, in place."""
         self.compiled = False
-        """Whether to have operations compiled, as ``CompileRules`` asks."""
+        """Whether to compile the operations; set where ``CompileRules`` is among the callbacks."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
         self._load: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
         self._wanted = self._taken = False
-        self._versions: dict[Tensor, int] = {}  # of the weights that are drawn at the moment
+        self._versions: dict[Tensor, int] = {}  # of the weights that are currently replaced by samples
         self._reset()
 
     @property
     def next_draw(self) -> int:
-        """The number of the draw that the next step begins with."""
+        """The number of the first draw of the next step."""
         return self.draws + self._taken
 
     def place(
@@ -67,12 +67,12 @@ class WeightNoise:
         stds: Sequence[Tensor],
         load: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
     ) -> None:
-        """Says which weights there are, and their standard deviations, which are read at each draw.
+        """Sets the weights and their standard deviations, which are read at each draw.
 
         Args:
             parameters: the weights.
             stds: aligned with them.
-            load: brings ``(stds, parameters)``, some of each, to the parameters, if they are elsewhere.
+            load: moves stds to the devices of the parameters, from ``(stds, parameters)``; default: no move.
         """
         self._load = load or _as_they_are
         now, then = [*parameters, *stds], [*self.parameters, *self.stds]
@@ -91,10 +91,10 @@ class WeightNoise:
         self._drawn: int | None = None
 
     def begin(self, anew: bool = False) -> None:
-        """Puts drawn weights in place: those of the present draw, or of another if a step has used it.
+        """Replaces the weights by the current draw, or by the next one if a step has used it.
 
         Args:
-            anew: whether to go on to another draw also within a step.
+            anew: whether to use another draw also within a step.
         """
         self._wanted = True
         if anew and not self._taken and self._drawn is not None:
@@ -102,22 +102,22 @@ class WeightNoise:
         self.resume()
 
     def end(self) -> None:
-        """Puts the means in place."""
+        """Restores the means."""
         self._wanted = False
         self.pause()
 
     def go_on(self, draw: int) -> None:
-        """Begins the next step with this draw, whatever has been drawn before."""
+        """Sets the draw with which the next step begins, such as after a checkpoint was loaded."""
         self.pause()
         self.draws, self._taken, self._drawn = draw, False, None
 
     def restart(self) -> None:
-        """Leaves behind a step that was begun and never taken, and what was gathered for it."""
+        """Discards a step that was begun and never taken, together with its gathered sums."""
         self._taken = self._taken or self._drawn is not None
 
     @torch.no_grad()
     def pause(self, parameters: Iterable[Tensor] | None = None) -> None:
-        """Puts the means of some weights in place until :meth:`resume`; by default of all."""
+        """Restores the means of some weights until :meth:`resume`; by default of all."""
         which = [p for p in (self.parameters if parameters is None else parameters) if p in self._versions]
         if not which:
             return
@@ -134,7 +134,7 @@ class WeightNoise:
 
     @torch.no_grad()
     def resume(self) -> None:
-        """Puts the drawn weights in place again, if that has begun and not ended."""
+        """Replaces the weights by the current draw again, between :meth:`begin` and :meth:`end`."""
         if not self._wanted or len(self._versions) == len(self.parameters):
             return
         if self._taken and not self._versions:
@@ -145,7 +145,7 @@ class WeightNoise:
         self._draw()
         which = [p for p in self.parameters if p not in self._versions]
         drawn: list[tuple[list[Tensor], list[Tensor]]] = []
-        with uninterrupted():  # or some would be drawn of which nobody knows
+        with uninterrupted():  # or an interrupt could leave drawn weights that are not in `_versions`
             try:
                 for part in in_blocks(which, ELEMENTS_IF_COMPILED if self.compiled else None):
                     drawn.append(self._put_in_place(part))
@@ -167,7 +167,7 @@ class WeightNoise:
 
     @torch.no_grad()
     def redraw(self) -> None:
-        """Goes on to another draw within the same step and puts it in place."""
+        """Replaces the weights by the next draw of the same step."""
         self.pause()
         if not self._gathered:
             self._gathered_flat, gathered = flat_zeros(self.stds, self.parameters)
@@ -179,17 +179,17 @@ class WeightNoise:
         self.resume()
 
     def reduce_gathered(self) -> None:
-        """Reduces what the draws of a step have gathered, which is then taken."""
+        """Reduces the sums gathered over the draws of a step, and marks the step as taken."""
         self._taken = True
         for total in self._gathered_flat:
             self.reduce(total)
 
     def take(self, part: Mapping[Tensor, Rows], kept: Sequence[Tensor]) -> None:
-        """Gradient times noise, summed over the draws of a step, for weights that are about to step.
+        """Writes gradient times noise, summed over the draws of a step, for weights that are about to step.
 
         Args:
-            part: those weights, or some rows of them.
-            kept: aligned with them; overwritten, unless a weight is not drawn.
+            part: rows by weight.
+            kept: tensors aligned with ``part``; overwritten, except for weights that are not drawn.
         """
         drawn = {p: (rows, t) for (p, rows), t in zip(part.items(), kept, strict=True) if p in self._noise}
         if not drawn:
@@ -223,11 +223,11 @@ class WeightNoise:
 
 
 def _as_it_is(gathered: Tensor) -> None:
-    """Of one process, without a scale."""
+    """Does nothing: the default reduction, for one process without a loss scale."""
 
 
 def _as_they_are(stds: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """Beside the weights."""
+    """Returns the standard deviations unchanged, for state that is not offloaded."""
     return stds
 
 

@@ -1,4 +1,4 @@
-"""Batches as trees of tensors: cut samples out of them, whatever their nesting."""
+"""Functions on batches of any nesting: select, split, count and concatenate their samples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """The batch with ``function`` applied to each tensor, in containers of the same types."""
+    """Applies a function to each tensor of a batch, and returns containers of the same types."""
     return apply_to_collection(batch, Tensor, function, allow_frozen=True)
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
-    """The tensors of nested containers, in order."""
+    """List of the tensors in nested containers, in order."""
     found: list[Tensor] = []
     map_tensors(found.append, tree)
     return found
 
 
 def plain_containers(batch: Any) -> Any:
-    """The batch in dicts, lists and tuples, as a checkpoint may hold it."""
+    """Converts the containers of a batch to dicts, lists and tuples, as a checkpoint may hold them."""
     if isinstance(batch, Mapping):
         return {key: plain_containers(value) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
@@ -34,7 +34,7 @@ def plain_containers(batch: Any) -> Any:
 
 
 def is_plain(batch: Any) -> bool:
-    """Whether :func:`plain_containers` makes something of it that serves in its place.
+    """Whether :func:`plain_containers` can stand for the batch without loss.
 
     Example:
         >>> is_plain({"x": [torch.zeros(1), "a", None]}), is_plain(object())
@@ -48,9 +48,9 @@ def is_plain(batch: Any) -> bool:
 
 
 def count_samples(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension that most of its tensors share.
+    """Number of samples in a batch: the size of the first dimension that most of its tensors share.
 
-    Of equally common ones the larger counts; 0 if no tensor has a dimension.
+    Among equally common sizes it is the largest; 0 if no tensor has a dimension.
 
     Example:
         >>> count_samples({"task": torch.zeros(1), "x": torch.zeros(4, 2), "y": torch.zeros(4)})
@@ -62,7 +62,7 @@ def count_samples(batch: Any) -> int:
 
 
 def take_samples(batch: Any, which: slice | Tensor) -> Any:
-    """The chosen samples of every tensor whose first dimension counts the samples.
+    """Selects samples from every tensor of a batch whose first dimension counts the samples.
 
     Example:
         >>> take_samples((torch.arange(3), torch.tensor(7)), slice(0, 1))
@@ -73,7 +73,7 @@ def take_samples(batch: Any, which: slice | Tensor) -> Any:
 
 
 def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
-    """Tensors that hold one entry per sample, and how to put such tensors back into a batch.
+    """Returns the tensors with one entry per sample, and a function that puts such tensors into the batch.
 
     Example:
         >>> tensors, rebuild = split_samples({"x": torch.zeros(2, 3), "name": "a"})
@@ -96,7 +96,7 @@ def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
 
 
 def cat_samples(first: Any, second: Any) -> Any:
-    """The samples of both batches in one; what does not count samples is the first's.
+    """Concatenates the samples of two batches; all other entries are those of the first.
 
     Example:
         >>> cat_samples((torch.arange(2), "a"), (torch.arange(3), "a"))[0]
@@ -116,5 +116,5 @@ def cat_samples(first: Any, second: Any) -> Any:
 
 
 def finite_samples(outputs: Tensor) -> Tensor:
-    """Mask of shape ``(N,)``: samples whose outputs are all finite."""
+    """Boolean mask ``(N,)`` of the samples whose outputs ``(N, ...)`` are all finite."""
     return torch.isfinite(outputs).reshape(len(outputs), -1).all(1)

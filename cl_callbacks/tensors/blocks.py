@@ -1,8 +1,8 @@
-"""Parameters in blocks: as much of them at a time as stays in the cache.
+"""Splits parameters into blocks that fit into the processor's cache.
 
-What a rule does costs the bytes that it moves. Its few operations on a whole network read everything from
-memory again in each; block by block, all but the first find it in the cache, and what they need in between
-is the size of a block.
+The time of a rule is that of its memory traffic. On a whole network each of its operations reads all tensors
+from memory again; block by block, all operations but the first find them in the cache, and temporary tensors
+have the size of a block.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ Rows = slice
 
 ALL: Rows = slice(None)
 ELEMENTS_ON_CPU = 2**17
-"""Of one tensor in a block: eight such tensors of float32 are 4 MiB."""
+"""Elements in a block, on a CPU: eight such tensors of float32 are 4 MiB."""
 ELEMENTS_IF_COMPILED = 2**24
-"""Compiled operations need no cache, and their calls are dear."""
+"""Elements in a block of compiled operations, which need no cache, and whose calls are expensive."""
 ELEMENTS_ELSEWHERE = 2**26
-"""There it only bounds what is needed in between."""
+"""Elements in a block, on other devices, where it only bounds the memory of temporary tensors."""
 
 
 def in_blocks(parameters: Sequence[Tensor], elements: int | None = None) -> list[dict[Tensor, Rows]]:
-    """Cuts parameters into blocks: each has many small ones or some rows of a large one.
+    """Splits parameters into blocks: each has many small ones or some rows of a large one.
 
     Args:
-        parameters: of any shapes; of a sharded one, rows are of this process's shard.
-        elements: of a block, at least one row; default: by device.
+        parameters: of any shapes; rows of a sharded one are those of this process's shard.
+        elements: largest number of elements in a block, if a row is not larger; default: by device.
 
     Returns:
-        For each block, in the order of the parameters, which rows of which parameters it has.
+        For each block, in the order of the parameters, its rows by parameter.
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ def in_blocks(parameters: Sequence[Tensor], elements: int | None = None) -> list
 
 
 def rows_of(tensor: Tensor, rows: Rows) -> Tensor:
-    """Some rows of a tensor, as a view; all of them are the tensor itself.
+    """Returns some rows of a tensor as a view; for :data:`ALL` the tensor itself.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def rows_of(tensor: Tensor, rows: Rows) -> Tensor:
 
 
 def spans(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Contiguous tensors as few flat ones: those that lie one after the other in memory are one.
+    """Flat views of contiguous tensors; tensors that are adjacent in memory share one view.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Copies that leave out what is not finite: a gradient or a weight that is lost must not spoil the state."""
+"""Copies that leave out NaN and infinity, so that a broken gradient or weight does not spoil the state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cl_callbacks.compiled.fused import fusable
 
 
 def finite(tensor: Tensor) -> Tensor:
-    """A tensor with 0 for what is not finite.
+    """Replaces NaN and infinity by 0, in a copy.
 
     Example:
         >>> finite(torch.tensor([1.0, -torch.inf, torch.nan]))
@@ -24,7 +24,7 @@ def finite(tensor: Tensor) -> Tensor:
 
 
 def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:
-    """Sets what is not finite to 0, in place: a synapse that an infinite gradient met starts anew.
+    """Sets NaN and infinity to 0, in place: the state of such a synapse starts from 0 again.
 
     Example:
         >>> t = [torch.tensor([1.0, torch.inf, torch.nan])]
@@ -40,9 +40,9 @@ def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:
 
 
 def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-    """Takes over what is finite, in place: a synapse that has met anything else stays as it was.
+    """Copies finite values, in place; elements whose new value is NaN or infinite stay as they were.
 
-    Nothing waits for the device, and what is finite is taken bit for bit.
+    The host does not wait for the device, and finite values are copied bit for bit.
 
     Example:
         >>> t = [torch.tensor([1.0, 2.0])]
@@ -58,7 +58,7 @@ def take_finite_(kept: Sequence[Tensor], new: Sequence[Tensor]) -> None:
 
 @fusable
 def copy_each_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copies.
+    """Copies tensors, in place, as an operation that can be compiled.
 
     Example:
         >>> t = [torch.ones(2)]
@@ -71,7 +71,7 @@ def copy_each_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 @fusable
 def copy_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copies, with 0 for what is not finite.
+    """Copies tensors, in place, with 0 for NaN and infinity.
 
     Example:
         >>> t = [torch.ones(2)]
@@ -85,7 +85,7 @@ def copy_finite_(kept: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 @fusable
 def turn_into_update_(before: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Turns the weights before a step into the step's update, in place; 0 for what is not finite.
+    """Turns the weights before a step into its update, after minus before, in place; 0 if not finite.
 
     Example:
         >>> t = [torch.tensor([3.0, torch.inf])]

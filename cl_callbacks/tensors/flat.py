@@ -1,4 +1,4 @@
-"""Many tensors as views of a few flat ones, so that one call reaches them all."""
+"""Allocates many tensors as views of a few flat ones, so that one call can process them all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 def flat_zeros(
     like: Sequence[Tensor], beside: Sequence[Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Zeros of the shapes, dtypes and devices of tensors, as views of a flat tensor for each kind.
+    """Allocates zeros of given shapes as views of one flat tensor for each device and dtype.
 
     Args:
-        like: tensors of any shapes.
-        beside: tensors on whose devices the zeros are; default: ``like``.
+        like: tensors that give the shapes and dtypes.
+        beside: tensors that give the devices; default: ``like``.
 
     Returns:
         The flat tensors, of one dimension; the views, aligned with ``like``.

@@ -1,4 +1,4 @@
-"""Random numbers that follow from a seed and a number, whatever else draws any."""
+"""Random numbers that depend only on a seed and a counter, not on the global generators."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 from cl_callbacks.tensors.flat import flat_zeros
 
 PIECE = 2**20
-"""Elements that are drawn with one generator on a CPU."""
+"""Elements drawn with one generator, on a CPU."""
 
 STRIP = 2**15
-"""Of these so many in one call, which goes over them twice: while they are in the cache."""
+"""Elements drawn in one call, which goes over them twice, so few enough for the cache."""
 
 
 def numbered_generator(seed: int, number: int, device: torch.device, piece: int = 0) -> torch.Generator:
-    """A generator for each seed and numbers, apart from those of ``torch.manual_seed``.
+    """Returns a new generator for a seed, a number and a piece, independent of ``torch.manual_seed``.
 
-    Generators on the CPU use 32 bits of a seed.
+    They are mixed into 32 bits, since generators on the CPU use no more of a seed.
     """
     mixed = (seed * 2654435761 + number * 2246822519 + piece * 668265263 + 3266489917) % 2**32
     return torch.Generator(device).manual_seed(mixed)
 
 
 class Draws:
-    """Random numbers beside parameters.
+    """Tensors of random numbers, one for each parameter.
 
-    On a CPU a generator gives them one after the other, which would take longer than all else that is done
-    with them: there each piece has a generator of its own, and each of torch's threads some pieces.
+    On a CPU a single generator is sequential and would take longer than the rest of a step: there each piece
+    of the numbers has its own generator, and torch's threads share the pieces.
 
     Args:
         fill: ``torch.Tensor.normal_`` or ``torch.Tensor.uniform_``.
-        parameters: beside which they are.
-        like: tensors of the shapes and dtypes of the numbers, aligned with the parameters.
+        parameters: to which they belong, and which give the devices.
+        like: tensors that give the shapes and dtypes, aligned with the parameters.
 
     Attributes:
         flats: all numbers, in tensors of one dimension.
@@ -62,7 +62,7 @@ class Draws:
         return parameter in self._beside
 
     def are_beside(self, parameters: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
-        """Whether there are such numbers for these and no others, in this order."""
+        """Whether the tensors are those of these parameters, in this order, with these shapes and dtypes."""
         return len(parameters) == len(self._beside) and all(
             p is q and (p.device, t.dtype, t.shape) == (found.device, found.dtype, found.shape)
             for p, t, (q, found) in zip(parameters, like, self._beside.items(), strict=True)
@@ -70,13 +70,13 @@ class Draws:
 
     @torch.no_grad()
     def draw(self, seed: int, number: int) -> None:
-        """Fills them with what follows from these two."""
+        """Fills all tensors with the random numbers of this seed and number."""
         pieces = [piece for flat in self.flats for piece in _pieces(flat, PIECE)]
         inference = torch.is_inference_mode_enabled()
 
         def fill(k: int) -> None:
             generator = numbered_generator(seed, number, pieces[k].device, k)
-            with torch.inference_mode(inference):  # each thread begins without
+            with torch.inference_mode(inference):  # the mode is per thread
                 for strip in _pieces(pieces[k], STRIP):
                     self._fill(strip, generator=generator)
 

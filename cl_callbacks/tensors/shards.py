@@ -1,8 +1,8 @@
-"""Parameters of which every process holds a part, as FSDP2 shards them.
+"""Parameters that FSDP2 shards, so that every process holds a part of them.
 
-Rules are local to a synapse, so each process works on its own part of weights, gradients and state as on any
-other tensor. What concerns a network as a whole is put together here: a sum or an extreme over all parts, a
-tensor as a checkpoint holds it, and back again.
+Rules are local to a synapse, so each process works on its own shards of weights, gradients and state as on
+any other tensor. Operations over all processes are here: sums and extremes over all shards, and the full
+tensor of a checkpoint from its shards and back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def held(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: its shard, or all of it where it is not sharded.
+    """This process's shard of a tensor, or the tensor itself if it is not sharded.
 
     The same object each time, unlike what ``DTensor.to_local`` gives.
 
@@ -30,26 +30,26 @@ def held(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards: to be called by all processes that hold one."""
+    """Gathers a tensor from its shards; to be called by all processes that hold one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor sharded like a parameter, or whole beside one that is not; every process has to ask."""
+    """Shards a tensor like a parameter, or gathers it if that is unsharded; all processes must call it."""
     if not isinstance(like, DTensor):
-        return full_tensor(tensor)  # of a rule that goes on where nothing is sharded
+        return full_tensor(tensor)  # e.g. state of a rule that continues without sharding
     if isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def group_of(tensors: Iterable[Tensor]) -> dist.ProcessGroup | None:
-    """The processes over which tensors are sharded; ``None`` if they are not."""
+    """Group of the processes over which tensors are sharded; ``None`` if they are not."""
     return next((t.device_mesh.get_group() for t in tensors if isinstance(t, DTensor)), None)
 
 
 def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sum of what each process has found on its shards.
+    """Sum of a value over the processes that hold the shards.
 
     Example:
         >>> total(torch.tensor(2.0), None)
@@ -76,14 +76,14 @@ def extremes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tupl
 
 
 def reshard(module: nn.Module) -> None:
-    """Has a module's parameters be the shards, which a forward without a backward leaves put together."""
+    """Frees a module's gathered parameters, which a forward without a backward leaves in place of shards."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def misfits(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """What is sharded otherwise than by FSDP2 over one dimension of processes, or kept elsewhere."""
+    """Descriptions of parameters that FSDP2 does not shard over one mesh dimension, or offloads."""
     found = []
     for name, p in named:
         if not isinstance(p, DTensor):

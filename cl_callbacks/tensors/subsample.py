@@ -1,4 +1,4 @@
-"""A few of many numbers, and what they say of all."""
+"""Regular subsamples of many numbers, and quantiles of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def stride_for(count: int, most: int) -> int:
-    """The least odd stride with which no more than ``most`` of ``count`` numbers are taken.
+    """Smallest odd stride with which at most ``most`` of ``count`` numbers are taken.
 
-    An even one would meet a few columns only of matrices as wide as a power of two.
+    An even one would sample only a few columns of matrices whose width is a power of two.
 
     Example:
         >>> stride_for(100, 100), stride_for(1000, 100), stride_for(1001, 100)
@@ -21,16 +21,16 @@ def stride_for(count: int, most: int) -> int:
 
 
 def every_nth(tensors: Iterable[Tensor], stride: int, first: int = 0) -> tuple[list[Tensor], int]:
-    """Every n-th number of some tensors, as if these were one long one.
+    """Takes every n-th element of several tensors, as if they were concatenated.
 
     Args:
         tensors: of any shapes.
-        stride: from one number that is taken to the next.
-        first: index of the first that is taken.
+        stride: distance between elements that are taken.
+        first: index of the first one.
 
     Returns:
-        What is taken of each tensor, as views of it where it is contiguous, and the index of the next one in
-        whatever comes after them.
+        The elements of each tensor, as a view where it is contiguous, and the index of the next element in
+        a tensor that would follow.
 
     Example:
         >>> every_nth([torch.arange(4), torch.arange(4, 6), torch.arange(6, 9)], stride=3)
@@ -44,7 +44,7 @@ def every_nth(tensors: Iterable[Tensor], stride: int, first: int = 0) -> tuple[l
 
 
 def quantiles_of(values: Tensor, probabilities: Iterable[float]) -> Tensor:
-    """Quantiles of numbers of one dimension, without those that are NaN.
+    """Quantiles of a tensor of shape ``(N,)``, ignoring NaN.
 
     Example:
         >>> quantiles_of(torch.tensor([1.0, torch.nan, 2.0, 3.0]), [0.0, 0.75])

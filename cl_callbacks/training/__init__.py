@@ -1,4 +1,4 @@
-"""What is done inside somebody else's Trainer without a trace.
+"""Work inside a running Trainer that leaves the training itself unchanged.
 
-Here live extra passes, quiet validation, drawn weights, progress bars and loggers. No rule's equation.
+Here live extra passes, quiet validation, weight noise, progress bars and loggers, but no rule's equation.
 """

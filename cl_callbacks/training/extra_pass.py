@@ -1,4 +1,4 @@
-"""An extra pass over the training data, from inside a hook, that training does not notice."""
+"""Extra passes over the training data from inside a hook, without side effects on training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cl_callbacks.training.task_batches import sample_count, task_batches
 
 
 def checked_samples(samples: int | None) -> int | None:
-    """The number of samples that a rule measures on, if it can be one."""
+    """Returns the number of samples that a rule measures on, or raises if it is below 1."""
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, or None for all; got {samples}")
     return samples
@@ -42,19 +42,19 @@ def mean_over_task(
     seed: int = 0,
     shards: dist.ProcessGroup | None = None,
 ) -> list[Tensor] | None:
-    """Mean over samples of the current task of whatever ``measure`` sums over a batch, in a quiet pass.
+    """Mean over samples of the current task of the sums that ``measure`` returns for batches.
 
-    Averaged over all ranks. What is not finite is left out and said.
+    The mean is over all ranks. Samples and batches that are not finite are left out, with a warning.
 
     Args:
         trainer: a trainer that is fitting.
         pl_module: its module, not wrapped.
-        measure: from a batch to sums over its samples, and how many samples went into them.
-        zeros: what the sums are for no sample.
-        samples: how many samples of the task to use; all for ``None``.
-        what: is measured, for the terminal.
+        measure: function from a batch to sums over its samples, and the number of samples in them.
+        zeros: the sums over no sample.
+        samples: number of samples of the task to use; ``None`` for all.
+        what: description of what is measured, for the progress bar.
         seed: of the choice of samples and of random labels.
-        shards: the processes that each sum over all samples, on a shard of the parameters of their own;
+        shards: group of processes that each sum over all samples, on their own shards of the parameters;
             default: each sums over its share of the samples, on all parameters.
 
     Returns:
@@ -73,7 +73,7 @@ def mean_over_task(
                 sums, n = measure(batch)
             seen += count_samples(batch)
             advance(count_samples(batch))
-            # The largest magnitude is finite where all are; nothing of the model's size is made for it.
+            # The largest magnitude is finite if all are; it needs no temporary tensors of the model's size.
             largest = get_total_norm([s for s in sums if s.numel()], torch.inf).to(pl_module.device)
             if not total((~largest.isfinite()).long(), shards):
                 totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]
@@ -107,12 +107,12 @@ def mean_of_gradients(
     Args:
         trainer: a trainer that is fitting.
         pl_module: its module, not wrapped.
-        parameters: of ``pl_module``; of sharded ones the means are on this process's shards.
+        parameters: of ``pl_module``; if they are sharded, the means are on this process's shards.
         forward: ``batch -> (outputs, labels)``.
         cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
         magnitude: ``torch.Tensor.square_`` or ``torch.Tensor.abs_``.
-        samples: how many samples of the task to use; all for ``None``.
-        what: is measured, for the terminal.
+        samples: number of samples of the task to use; ``None`` for all.
+        what: description of what is measured, for the progress bar.
         seed: of the choice of samples and of random labels.
 
     Returns:
@@ -123,7 +123,7 @@ def mean_of_gradients(
     shards = group_of(parameters)
     kind = PerSampleGradients if shards is None else ShardedGradients
     per_sample = kind(pl_module, named, forward, magnitude=magnitude)
-    of_batch = per_sample.zeros()  # apart, until it is known to be finite; the same tensors for every batch
+    of_batch = per_sample.zeros()  # kept separate until checked to be finite; reused for every batch
 
     def measure(batch: Any) -> tuple[list[Tensor], int]:
         torch._foreach_zero_(of_batch)

@@ -1,7 +1,7 @@
 """Every private attribute of Lightning that this package reads or writes: one function for each.
 
-Lightning has no public name for these. Each function has a test of its own, so that a version of Lightning
-that changes one is known by the name of the test that fails.
+Lightning has no public name for these. Each function has its own test, so that if a version of Lightning
+changes one, the name of the failing test tells which.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 
 def attached_trainer(pl_module: LightningModule) -> Trainer | None:
-    """The Trainer of a module; ``None`` without one, where the public property raises."""
+    """Returns the Trainer of a module, or ``None`` where the public property would raise."""
     return pl_module._trainer
 
 
@@ -29,12 +29,12 @@ def is_logging_step(trainer: Trainer) -> bool:
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step at which Lightning logs its own metrics now: how many batches have made an optimizer step."""
+    """Step at which Lightning logs its own metrics: the number of batches that made an optimizer step."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def progress_bar_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
-    """What the progress bar shows, by key; changes are shown."""
+    """Metrics that the progress bar shows, by key; changes of this mapping are shown."""
     return trainer._logger_connector._progress_bar_metrics
 
 
@@ -44,7 +44,7 @@ def loaders_in_use(trainer: Trainer) -> CombinedLoader | None:
 
 
 def loaders_like(combined: CombinedLoader) -> CombinedLoader:
-    """Another combination of the same loaders, nested and combined in the same way."""
+    """New :class:`CombinedLoader` over the same loaders, with the same nesting and mode."""
     return CombinedLoader(combined.iterables, combined._mode)
 
 
@@ -54,7 +54,7 @@ def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
 
 
 def may_stop_early(trainer: Trainer) -> bool:
-    """Whether ``min_epochs`` and ``min_steps`` are reached."""
+    """Whether ``min_epochs`` and ``min_steps`` have been reached."""
     return trainer.fit_loop._can_stop_early
 
 
@@ -84,13 +84,13 @@ def add_line(bar: RichProgressBar, description: str, total: float) -> Any:
 
 
 def has_training_line(bar: TQDMProgressBar) -> bool:
-    """Whether the line of the training is on the screen; a closed one counts as disabled."""
+    """Whether the bar of the training is on the screen; a closed one counts as disabled."""
     return bar._train_progress_bar is not None and not bar._train_progress_bar.disable
 
 
 @contextmanager
 def metrics_kept(trainer: Trainer) -> Iterator[None]:
-    """Afterwards the Trainer's metrics, and what it knows of the hook that logs, are as before."""
+    """Restores the Trainer's metrics, and its record of the current hook, afterwards."""
     connector, last = trainer._logger_connector, getattr(trainer, "_last_val_time", None)
     metrics = connector._callback_metrics, connector._logged_metrics, connector._progress_bar_metrics
     first, current = connector._first_loop_iter, connector._current_fx
@@ -106,12 +106,12 @@ def metrics_kept(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def validation_loop_kept(loop: Any) -> Iterator[list[Any]]:
-    """Gives the loaders of a validation loop; afterwards its progress and loaders are as before."""
+    """Yields the loaders of a validation loop, and restores its progress and loaders afterwards."""
     kept = vars(loop) | {
         "batch_progress": copy.deepcopy(loop.batch_progress),
         "_seen_batches_per_dataloader": copy.copy(loop._seen_batches_per_dataloader),
     }
-    loop._restarting = False  # as after a resume, when it would begin where a checkpoint says
+    loop._restarting = False  # after a resume it would begin at the position in the checkpoint
     loop.setup_data()
     try:
         yield [] if loop._combined_loader is None else loop._combined_loader.flattened

@@ -1,4 +1,4 @@
-"""Numbers for whatever loggers a Trainer has."""
+"""Sends metrics, figures and hyperparameters to all loggers of a Trainer."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 from cl_callbacks.training.lightning_private import is_logging_step, logged_step
 
 _PACKAGE = __name__.partition(".")[0]
-"""Log key of the configuration, and what tells callbacks of this package from others."""
+"""Log key of the configuration, and the module prefix of this package's callbacks."""
 
 
 def is_due(trainer: Trainer) -> bool:
-    """Whether this batch completes one of the steps that are logged."""
+    """Whether this batch completes a step that is logged, and there is a logger."""
     return bool(trainer.loggers) and is_logging_step(trainer)
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Gives numbers to all loggers, at the x axis of Lightning's own metrics."""
+    """Logs numbers to all loggers, with the same step as Lightning's own metrics."""
     step = logged_step(trainer)
     tell(trainer, lambda logger: logger.log_metrics(dict(values), step=step))
 
 
 class _Failed(DummyLogger):
-    """Stands where a logger has failed; what goes into files beside its log still does."""
+    """Replaces a logger that has failed; files are still written to its folder."""
 
     def __init__(self, folder: Path | None) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class _Failed(DummyLogger):
 
 
 def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
-    """Says something to each logger; one that fails at it is told nothing more, and training goes on.
+    """Calls a function with each logger; one that raises is replaced, and training continues.
 
     Args:
-        trainer: whose loggers they are.
-        say: what is to be said.
+        trainer: whose loggers are used.
+        say: the function, such as one that logs metrics.
     """
     for index, logger in enumerate(trainer.loggers):
         try:
             say(logger)
-        except Exception as error:  # of whatever kind its service has
-            # Another in its place: whether there are loggers stays the same on all processes.
+        except Exception as error:  # of any type, as its service raises
+            # Replaced and not removed: whether there are loggers must be the same on all processes.
             trainer.loggers[index] = _Failed(folder_of(logger))
             rank_zero_warn(
                 f"{type(logger).__name__} has failed ({type(error).__name__}: {error}), so from here on "
@@ -61,7 +61,7 @@ def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
 
 
 def offer(trainer: Trainer, write: Callable[[Logger], None]) -> None:
-    """Shows each logger something it can do without, such as a picture; if it fails, only that is lost."""
+    """Calls a function with each logger for optional output such as figures; an error is only a warning."""
     for logger in trainer.loggers:
         with unless_it_fails(f"something for {type(logger).__name__}", Exception):
             write(logger)
@@ -69,7 +69,7 @@ def offer(trainer: Trainer, write: Callable[[Logger], None]) -> None:
 
 @contextmanager
 def unless_it_fails(what: str, error: type[Exception]) -> Iterator[None]:
-    """Within, an error of a kind is a warning that something could not be written, and training goes on."""
+    """Within, turns errors of a type into warnings that ``what`` could not be written."""
     try:
         yield
     except error as found:
@@ -79,16 +79,16 @@ def unless_it_fails(what: str, error: type[Exception]) -> Iterator[None]:
 
 
 def log_folder(trainer: Trainer) -> Path | None:
-    """The folder of this run: of its first logger that has one; ``None`` without.
+    """Folder of this run: that of the first logger that has one; ``None`` without.
 
-    To be asked on rank zero alone. For W&B it is that of the run's files, which are uploaded with it.
+    Call it on rank zero only. For W&B it is that of the run's files, which are uploaded with it.
     """
     folders = (folder_of(logger) for logger in trainer.loggers)
     return next((folder for folder in folders if folder is not None), None)
 
 
 def folder_of(logger: Logger) -> Path | None:
-    """Where a logger keeps what belongs to this run."""
+    """Folder of a logger for the files of this run; ``None`` if it has none."""
     if isinstance(logger, DummyLogger):
         return logger.folder if isinstance(logger, _Failed) else None
     if isinstance(logger, WandbLogger):
@@ -100,7 +100,7 @@ def folder_of(logger: Logger) -> Path | None:
 
 
 def log_configuration(trainer: Trainer) -> None:
-    """Gives all loggers the arguments of this package's callbacks, as hyperparameters."""
+    """Logs the arguments of this package's callbacks to all loggers, as hyperparameters."""
     found = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(callback).__mro__):
@@ -110,7 +110,7 @@ def log_configuration(trainer: Trainer) -> None:
 
 def _configure(logger: Logger, found: dict[str, Any]) -> None:
     if isinstance(logger, TensorBoardLogger):
-        # Of all hyperparameters that it is given it shows the first alone, which are to be the user's own.
+        # It shows only the first hyperparameters that are logged, and these should be the user's own.
         logger.hparams[_PACKAGE] = found
         logger.experiment.add_text(_PACKAGE, f"```json\n{json.dumps(found, indent=1)}\n```")
     else:
@@ -118,7 +118,7 @@ def _configure(logger: Logger, found: dict[str, Any]) -> None:
 
 
 def configuration(made: Any) -> dict[str, Any]:
-    """The arguments that something was made with, as far as it keeps them under their names.
+    """Class and constructor arguments of an object, as far as it has attributes of their names.
 
     Example:
         >>> from cl_callbacks import EpochBoundaries

@@ -1,4 +1,4 @@
-"""How a rule reads the output distribution of a model it has never seen."""
+"""Mixins of rules that need a model's outputs and labels for a batch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, 
 
 
 class OutputsOfBatch(Callback):
-    """Mixin of the rules that ask a model for its outputs."""
+    """Mixin of the rules that run a model for its outputs."""
 
     def outputs(self, pl_module: LightningModule, batch: Any) -> Tensor | tuple[Tensor, Tensor | None]:
         """The model's outputs for a batch and the labels, if it has any.
 
-        The single method to override for batches of another shape; by default
-        :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, lone tensors and
-        mappings.
+        This is the only method to override for batches of another structure; by default
+        :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, single tensors
+        and mappings.
 
         Args:
             pl_module: the module, in evaluation mode.
             batch: a training batch, on the device.
 
         Returns:
-            Outputs, one row per sample, alone or with labels (``None`` if there are none).
+            Outputs ``(N, ...)``, one row per sample, alone or with labels (``None`` if there are none).
 
         Example:
             >>> class OnPairs(ReadsOutputs):
@@ -40,26 +40,26 @@ class OutputsOfBatch(Callback):
         return model_outputs(pl_module, batch, _REMEDY)
 
     def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """:meth:`outputs` in its long form."""
+        """Calls :meth:`outputs`, and returns a pair also where that returns only outputs."""
         found = self.outputs(pl_module, batch)
         return (found, None) if isinstance(found, Tensor) else found
 
 
 class ReadsOutputs(OutputsOfBatch):
-    """Mixin of the rules that measure importance on a model's outputs, not only on its gradients."""
+    """Mixin of the rules that measure importance from a model's outputs; checks these at the first batch."""
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises if the rule cannot work on such outputs and labels."""
+        """Raises an error if the rule does not support these outputs and labels."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the first batch of this fit looked at."""
+        """Schedules the check of the outputs for the first batch of this fit."""
         super().on_train_start(trainer, pl_module)
         self._outputs_checked = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Finds out before the first step, not after the first task, whether the batch can be read."""
+        """Checks the outputs of two samples before the first step, not only when the first task ends."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self._outputs_checked:
             with quiet(trainer, pl_module):

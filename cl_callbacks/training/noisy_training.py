@@ -1,4 +1,4 @@
-"""Training steps at drawn weights that nobody else gets to see."""
+"""Training steps at sampled weights, with the means in place for all other code."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from cl_callbacks.training.quiet import unlogged, unremembered
 
 
 class NoisyTraining:
-    """Has a module's ``training_step`` and ``backward`` meet drawn weights.
+    """Runs a module's ``training_step`` and ``backward`` at sampled weights.
 
-    From the beginning of ``training_step`` to the end of ``backward`` drawn weights are in place, and the
-    means at all other times: in validation, in checkpoints, when a task ends, after an exception, and for
-    every hook but the two that come between forward and backward (``on_before_zero_grad`` and
-    ``on_before_backward``). Under manual optimization weights are drawn throughout ``training_step``, but
-    for those that an optimizer has just stepped, until they are next used.
+    The weights are samples from the beginning of ``training_step`` to the end of ``backward``, and the means
+    at all other times: in validation, in checkpoints, when a task ends, after an exception, and for every
+    hook except the two between forward and backward (``on_before_zero_grad`` and ``on_before_backward``).
+    Under manual optimization they are samples throughout ``training_step``, except that weights which an
+    optimizer has just stepped are the means until they are next used.
 
     Args:
         trainer: that is about to train.
         pl_module: its module.
-        noise: to be put in place.
-        draws: how many draws each micro-batch is seen with. The extra passes run ``training_step`` again
-            with nothing logged and no buffer (such as BatchNorm's statistics) or metric changed, and no hook
-            is called; the gradient is the mean over the passes.
+        noise: that samples the weights.
+        draws: number of samples of the weights for each micro-batch. The extra passes run ``training_step``
+            again without logging, changes of buffers (such as BatchNorm's statistics) or metrics, or hooks;
+            the gradient is the mean over the passes.
 
     Raises:
-        MisconfigurationException: ``draws`` where a step's passes cannot be repeated.
+        MisconfigurationException: several ``draws`` under manual optimization.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, noise: WeightNoise, draws: int) -> None:
@@ -60,7 +60,7 @@ class NoisyTraining:
             self._hooks = [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
 
     def detach(self) -> None:
-        """Puts the means in place and leaves the module as it was."""
+        """Restores the means, and the module's own methods."""
         for name in self._shadows:
             vars(self.pl_module).pop(name, None)
         vars(self.pl_module).update(self._own)
@@ -92,7 +92,7 @@ class NoisyTraining:
             backward(loss / self.draws if self.draws > 1 else loss, *args, **kwargs)
             for _ in range(self.draws - 1):
                 self.noise.redraw()
-                # Buffers come back when backward is done with them.
+                # Buffers are restored only after backward, which may use them.
                 with unlogged(self.pl_module), unremembered(self.pl_module):
                     repeated = self._repeat()
                     if repeated is not None:
@@ -102,7 +102,7 @@ class NoisyTraining:
             self.noise.end()
 
     def _repeat(self) -> Tensor | None:
-        """The scaled loss of another pass over the present micro-batch."""
+        """Runs another pass over the current micro-batch, and returns its scaled loss."""
         self._again = True
         try:
             with torch.enable_grad():
@@ -125,11 +125,11 @@ class NoisyTraining:
 
 
 class _Shadow:
-    """Stands before a method of one module; a copy of the module gets the plain method."""
+    """Wraps a method of one module; a deep copy of the module gets the original method."""
 
     def __init__(self, module: LightningModule, name: str, call: Callable[..., Any]) -> None:
         self.module, self.name = module, name
-        # Lightning looks for the signature of the user's own method there.
+        # Lightning reads the signature of the user's own method from there.
         self.__wrapped__ = getattr(module, name)
         self._call = partial(call, self.__wrapped__)
 

@@ -1,4 +1,4 @@
-"""What the terminal shows beside Lightning's progress bar, without tearing it."""
+"""Progress bars and messages in the terminal that do not disturb Lightning's progress bar."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(trainer: Trainer, what: str, total: int | None = None) -> Iterator[Advance]:
-    """A bar below Lightning's own while something takes its time inside a hook; gone afterwards.
+    """Shows a bar below Lightning's own during a long operation inside a hook.
 
-    Shows nothing without a progress bar, or with one that is neither Rich nor TQDM, or that is disabled as
-    on all processes but the first. How often to write to the terminal is left to the two libraries.
+    Shows nothing without a progress bar, or with one that is neither Rich nor TQDM, or that is disabled, as
+    on all processes but the first. The two libraries decide how often to write to the terminal.
 
     Args:
         trainer: that is in a hook.
-        what: takes its time, in a few words.
-        total: how many steps (samples, batches) there are; ``None`` if nobody knows.
+        what: short description of the operation.
+        total: number of steps (samples, batches); ``None`` if unknown.
 
     Returns:
         ``advance(n)``, to be called after ``n`` further steps.
@@ -56,10 +56,10 @@ def progress(trainer: Trainer, what: str, total: int | None = None) -> Iterator[
 
 
 def say(trainer: Trainer, text: str) -> None:
-    """One line, above the progress bar where there is one, else in Lightning's log; from the first process.
+    """Prints one line on rank zero: above the progress bar where there is one, else in Lightning's log.
 
     Args:
-        trainer: whose bar it is.
+        trainer: whose progress bar is used.
         text: the line.
 
     Example:
@@ -67,7 +67,7 @@ def say(trainer: Trainer, text: str) -> None:
     """
     bar = _shown_bar(trainer)
     if isinstance(bar, TQDMProgressBar):
-        Tqdm.write(text, file=sys.stdout)  # the bar's own print says nothing before it runs and after
+        Tqdm.write(text, file=sys.stdout)  # the bar's own print shows nothing before and after it runs
     elif isinstance(bar, RichProgressBar):
         if is_live(bar):
             assert bar.progress is not None
@@ -81,13 +81,13 @@ def say(trainer: Trainer, text: str) -> None:
 
 
 def show_in_progress_bar(trainer: Trainer, values: Mapping[str, str]) -> None:
-    """Puts words among the metrics of the progress bar, where they stay until the fit ends.
+    """Adds strings to the metrics of the progress bar, until the fit ends.
 
-    What the user logs under the same key, a number, takes their place.
+    A number that the user logs under the same key replaces them.
 
     Args:
         trainer: that is fitting.
-        values: by the key that the bar shows. Strings: numbers would get decimal places.
+        values: strings by the key that the bar shows; numbers would get decimal places.
     """
     shown = progress_bar_metrics(trainer)
     for key, value in values.items():
@@ -117,7 +117,7 @@ def _rich(bar: RichProgressBar, trainer: Trainer, what: str, total: int | None) 
     try:
         yield advance
     finally:
-        live.update(line, visible=False)  # Lightning takes the ids of its own lines for indices
+        live.update(line, visible=False)  # not removed: Lightning indexes lines by id
         live.refresh()
         if started:
             stop_bar(bar)

@@ -1,4 +1,4 @@
-"""Evaluation that training does not notice."""
+"""Contexts for an evaluation without side effects on training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 @contextmanager
 def unlogged(pl_module: LightningModule) -> Iterator[None]:
-    """Within, ``log`` and ``log_dict`` do nothing."""
+    """Within, makes the module's ``log`` and ``log_dict`` do nothing."""
     attributes = vars(pl_module)
     silent = {"log": _ignore, "log_dict": _ignore}
     own = {name: attributes[name] for name in silent if name in attributes}
@@ -32,14 +32,14 @@ def unlogged(pl_module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def unremembered(pl_module: LightningModule) -> Iterator[None]:
-    """Afterwards all buffers and metrics are as before, also after an exception."""
-    # With their places: a forward may change a buffer, or put another one there.
+    """Restores all buffers and metrics of a module afterwards, also after an exception."""
+    # With module and name: a forward may change a buffer, or assign another one.
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in pl_module.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    # With what a metric keeps beside its state, as one that remembers the best, or all of them.
+    # With all attributes of a metric beside its state, such as the best value of a tracker.
     metrics = [
         (m, vars(m) | {"_modules": dict(m._modules)}, m._copy_state_dict())
         for m in pl_module.modules()
@@ -59,11 +59,11 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterator[None]:
-    """Evaluation mode in which nothing that happens is remembered.
+    """Runs an evaluation without side effects on training.
 
     Restores bit for bit, also after an exception: every submodule's train/eval mode, all buffers, the
-    random numbers of torch, NumPy and Python. Within, ``log`` and ``log_dict`` do nothing, gradients
-    are enabled, compiled submodules run eagerly, and random numbers follow ``seed`` alone.
+    random number generators of torch, NumPy, Python. Within, ``log`` and ``log_dict`` do nothing, gradients
+    are enabled, compiled submodules run eagerly, and random numbers depend only on ``seed`` and the rank.
     """
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(trainer.strategy.root_device))
@@ -83,7 +83,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every submodule's own mode again."""
+    """Sets evaluation mode; restores every submodule's own mode afterwards."""
     with modes_kept(module):
         module.eval()
         yield
@@ -91,7 +91,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards every submodule is in training or evaluation mode as it was."""
+    """Restores every submodule's training or evaluation mode afterwards."""
     modes = {submodule: submodule.training for submodule in module.modules()}
     try:
         yield
@@ -102,7 +102,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def isolated_rng(device: torch.device) -> Iterator[None]:
-    """Like Lightning's ``isolate_rng``, which does not restore after an exception."""
+    """Restores random number generators like Lightning's ``isolate_rng``, but also after an exception."""
     python, from_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -113,7 +113,7 @@ def isolated_rng(device: torch.device) -> Iterator[None]:
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands in for ``log`` and ``log_dict``."""
+    """Does nothing, in place of ``log`` and ``log_dict``."""
 
 
 def _precision(trainer: Trainer) -> Any:

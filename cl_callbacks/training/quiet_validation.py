@@ -1,4 +1,4 @@
-"""The Trainer's own validation, run in the middle of training and noticed by nobody."""
+"""The Trainer's own validation, run in the middle of training without side effects."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from cl_callbacks.training.quiet import isolated_rng, modes_kept, unremembered
 def quiet_validation(
     trainer: Trainer, what: str = "validation", *, averaged: bool = True
 ) -> dict[str, Tensor]:
-    """Runs the validation loop of a Trainer that is fitting, and returns what it has logged.
+    """Runs the validation loop of a Trainer that is fitting, and returns the metrics it has logged.
 
     The module's ``validation_step``, hooks and metrics run as in any validation, over the same loaders and as
-    many batches. No callback hears of it, but for those that average weights and put these in the place of
-    the module's for a validation; no logger is told anything. Afterwards everything is as before: modes,
-    buffers, metrics, random numbers, progress, gradients, what others read in ``trainer.callback_metrics``.
-    What hooks of the module do beyond that (a number of its own, a scheduler that they step) is done. All
-    processes have to call it.
+    many batches. No validation hooks of callbacks are called, except of those that average weights and swap
+    them in for validation; nothing reaches a logger. Afterwards these are restored: modes, buffers, metrics,
+    random numbers, progress, gradients, ``trainer.callback_metrics``. Other effects of the module's hooks (an
+    attribute that they change, a scheduler that they step) remain. All processes have to call it.
 
     Args:
         trainer: that is fitting, and not validating.
-        what: is being done, for the progress bar.
-        averaged: whether averaged weights take part.
+        what: description for the progress bar.
+        averaged: whether averaged weights are swapped in.
 
     Returns:
-        By name, as in ``trainer.callback_metrics``: with several loaders ``val_acc/dataloader_idx_0`` and so
-        on; nothing if there is nothing to validate with.
+        Metrics by name, as in ``trainer.callback_metrics``: with several loaders ``val_acc/dataloader_idx_0``
+        and so on; empty if there is no validation.
     """
     pl_module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop.val_loop
     batches = sum(loop.max_batches)  # 0 before the first validation
@@ -48,23 +47,23 @@ def quiet_validation(
         with modes_kept(pl_module), unremembered(pl_module):
             loop.run()
         after = dict(trainer.callback_metrics)
-    reshard(pl_module)  # a forward without backward leaves parameters whole
+    reshard(pl_module)  # a forward without backward leaves parameters gathered
     return {name: value for name, value in after.items() if value is not before.get(name)}
 
 
 class _Counting(Callback):
-    """The only one that hears of the batches."""
+    """Counts the batches for the progress bar."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def on_validation_batch_end(self, *args: Any) -> None:
-        """Moves the progress bar on."""
+        """Advances the progress bar."""
         self.advance(1)
 
 
 class _Silent(DummyLogger):
-    """Stands in for a logger: the module may use it, and it forgets what it is told."""
+    """Replaces a logger: has its folders and names, and ignores what is logged."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__()
@@ -72,23 +71,23 @@ class _Silent(DummyLogger):
 
     @property
     def log_dir(self) -> Any:
-        """Of the logger."""
+        """Folder of the logger's run."""
         return getattr(self._logger, "log_dir", None)
 
     @property
     def save_dir(self) -> str | None:
-        """Of the logger; of kinds that have a folder for each run this, which `trainer.log_dir` is then."""
+        """Folder of the logger, or of its run where runs have one, since ``trainer.log_dir`` reads this."""
         own = isinstance(self._logger, TensorBoardLogger | CSVLogger)
         return self.log_dir if own else self._logger.save_dir
 
     @property
     def name(self) -> Any:
-        """Of the logger."""
+        """Name of the logger."""
         return self._logger.name
 
     @property
     def version(self) -> Any:
-        """Of the logger."""
+        """Version of the logger."""
         return self._logger.version
 
 
@@ -127,12 +126,12 @@ def _deaf(callback: Callback) -> Iterator[None]:
 
 
 def _ignore(*args: Any) -> None:
-    """Stands in for the hooks of a callback."""
+    """Does nothing, in place of the hooks of a callback."""
 
 
 @contextmanager
 def _as_before(loop: Any) -> Iterator[None]:
-    """Afterwards the loop is where it was: its progress, its loaders and when they were loaded."""
+    """Restores the loop afterwards: its progress, its loaders and their generators."""
     with validation_loop_kept(loop) as loaders:
         drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
         try:
@@ -143,7 +142,7 @@ def _as_before(loop: Any) -> Iterator[None]:
 
 
 def _generators(loader: Any) -> list[Generator]:
-    """What a loader draws from: perhaps shared with the loaders of the training."""
+    """Random generators of a loader, which the training's loaders may share."""
     owners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
     found = (getattr(owner, "generator", None) for owner in owners)
     return [generator for generator in found if isinstance(generator, Generator)]

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the epoch alone, not on what came before it."""
+"""Seeds each epoch by its number, so that a resumed training draws the same random numbers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cl_callbacks.guards.arguments import integer
 class SeedEpochs(Callback):
     """Seeds torch, numpy and Python at the first batch of each epoch.
 
-    Lightning keeps no random numbers in its checkpoints, so that a network with dropout goes on with others
-    when it is resumed. With this callback a training that is resumed from the end of an epoch draws the same
-    as one that was never stopped. It keeps nothing, so it does not matter how a checkpoint was written.
+    Lightning saves no random number generators in its checkpoints, so that a resumed network with dropout
+    draws other numbers. With this callback a training that is resumed from the end of an epoch draws the same
+    as one that was never stopped. It has no state, so it does not matter how a checkpoint was written.
 
-    The order of the data is not its business: loaders have begun by then. Give
-    :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler that knows the epoch
-    by ``set_epoch``, such as torch's ``DistributedSampler``.
+    The order of the data is not affected: loaders have begun by then. Give
+    :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler with ``set_epoch``,
+    such as torch's ``DistributedSampler``.
 
     Args:
         seed: from 0.
 
     Raises:
-        ValueError: no such seed.
+        ValueError: a seed that is not an integer from 0.
 
     Example:
         >>> SeedEpochs(seed=3).seed
@@ -41,7 +41,7 @@ class SeedEpochs(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds: loaders draw numbers before it, and more or fewer of them in a training that is resumed."""
+        """Seeds the generators after the loaders have drawn their numbers, which differ after a resume."""
         if batch_idx == 0:
             sequence = np.random.SeedSequence([self.seed, trainer.current_epoch])
             number = int(sequence.generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The same batches and buffers on all processes, for what they measure together on shards."""
+"""Gives all processes the same batches and buffers, for measurements on sharded parameters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:
-    """The batches of all processes, each of them on all, where random numbers are the same for it.
+    """Yields the batches of all processes on every process, each with the same random seed.
 
     Args:
-        batches: of this process; others may have fewer, or none.
+        batches: of this process; other processes may have fewer, or none.
         trainer: that is fitting.
         seed: of the random numbers.
     """

@@ -1,4 +1,4 @@
-"""The current task's training data once more, without a trace in the loaders that training uses."""
+"""Reads the current task's training data again, without changing the loaders of the training."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from cl_callbacks.training.lightning_private import before_batch_transfer, loade
 
 
 def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterator[Any]:
-    """Batches of the current task's training data, on the device: ``samples`` in all, over all ranks.
+    """Yields batches of the current task's training data, on the device: ``samples`` over all ranks.
 
-    The data come from the boundary callback if it keeps recent batches (a stream tells tasks apart only
-    as it passes), else from a fresh loader over the dataset of ``trainer.train_dataloader``, so that
+    The data come from the boundary callback if it keeps recent batches (a stream without task labels
+    cannot be read again), else from a new loader over the dataset of ``trainer.train_dataloader``, so that
     the loader in use is not disturbed: a random choice of samples without replacement, the same for
     the same seed, each on one rank.
 
     Args:
         trainer: a trainer that is fitting.
-        samples: how many to use; all for ``None``.
-        seed: of the choice.
+        samples: number of samples to use; ``None`` for all.
+        seed: of the random choice.
     """
     remaining = None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
     recent = _recent_batches(trainer)
@@ -50,7 +50,7 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
             batch = trainer.precision_plugin.convert_input(batch)
             batch = before_batch_transfer(trainer.lightning_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        else:  # has been through the transfer hooks once
+        else:  # has already passed the transfer hooks
             yield move_data_to_device(batch, trainer.strategy.root_device)
 
 
@@ -62,14 +62,14 @@ def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
 def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
     in_use = loaders_in_use(trainer)
     assert in_use is not None
-    # The user's loaders may be nested in any collection: keep its shape and mode, replace the leaves.
+    # The user's loaders may be nested in any collection: keep structure and mode, replace the leaves.
     fresh = loaders_like(in_use)
     fresh.flattened = [_fresh(loader, trainer, samples, seed) for loader in fresh.flattened]
     return (batch for batch, _, _ in iter(fresh))
 
 
 def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
-    """A loader of its own over the same data, without worker processes."""
+    """New loader over the same data, without worker processes."""
     if not isinstance(loader, DataLoader):
         if isinstance(loader, Iterator) and iter(loader) is loader:
             raise TypeError(
@@ -90,17 +90,17 @@ def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Ite
 
 
 def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int) -> list[int]:
-    """Indices of a random choice from what the loader would visit on this rank."""
+    """Indices of a random choice from the samples that the loader would visit on this rank."""
     sampler: Any = loader.sampler
     generator = torch.Generator().manual_seed(seed)
     custom = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
     if not custom and type(sampler) in (RandomSampler, DistributedSampler):
         order = torch.randperm(len(loader.dataset), generator=generator)  # type: ignore[arg-type]
         return order[:samples][trainer.global_rank :: trainer.world_size].tolist()
-    # A sampler of the user's says what the task is; its own generator must not move.
+    # A custom sampler defines the samples of the task; its own generator must not advance.
     own = getattr(sampler, "generator", None)
     state = own.get_state() if own is not None else None
-    # Only as far as the epoch goes: it may be limited, and its sampler without end.
+    # Only as many batches as the epoch has: it may be limited, and its sampler infinite.
     apart = _apart(sampler if loader.batch_sampler is None else loader.batch_sampler)
     source = ([i] for i in apart) if loader.batch_sampler is None else apart
     batches = islice(source, _batches_in_epoch(trainer))
@@ -112,7 +112,7 @@ def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int
 
 
 def sample_count(trainer: Trainer, samples: int | None) -> int | None:
-    """How many samples all ranks together are going to use, where it can be told beforehand."""
+    """Number of samples that all ranks together will use, or an upper bound; ``None`` if unknown."""
     in_use = loaders_in_use(trainer)
     loaders = [] if in_use is None or _recent_batches(trainer) is not None else in_use.flattened
     if len(loaders) == 1 and isinstance(loaders[0], DataLoader):
@@ -124,7 +124,7 @@ def sample_count(trainer: Trainer, samples: int | None) -> int | None:
 
 
 def _apart(used: Any) -> Any:
-    """A copy to read in the place of what is in use, which may keep its place for a resume."""
+    """Copies an object for reading, since the one in use may save its position for a resume."""
     apart = copy.copy(used)
     if isinstance(apart, BatchSampler):
         apart.sampler = copy.copy(apart.sampler)
