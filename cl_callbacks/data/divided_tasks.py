@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from typing_extensions import Unpack
+
 from cl_callbacks.data.data_source import load_splits
+from cl_callbacks.data.sequence_options import SequenceOptions
 from cl_callbacks.data.task_division import (
     SCENARIOS,
     RowsBySplit,
@@ -27,10 +30,26 @@ class DividedTasks(TaskSequence):
     """Divides Hugging Face data sets into tasks and numbers their labels; subclasses prepare the rows.
 
     Args:
-        data: as in :class:`~cl_callbacks.TextTasks`, like the other arguments that are not described here.
+        data: as in :class:`~cl_callbacks.TextTasks`.
         prepare: maps a data set to the rows that are served, with a column ``labels``.
+        collate_fn: makes a batch of such rows.
         labelled: whether rows have labels that must be numbered.
-        loaders: other arguments of :class:`~cl_callbacks.TaskSequence`.
+        scenario: ``"task"``: a head for each task, and labels numbered from 0 within the task; ``"domain"``:
+            the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
+        task_column: the column whose values are the tasks.
+        task_order: values of that column in the order of the tasks; others are left out. Default: all, in
+            the order of the class numbers or else sorted.
+        label_groups: the labels of each task, or their names; a mapping also gives the tasks' names.
+        label_column: name of the column with the labels.
+        config: name of the configuration, for a data set on the hub that has several.
+        splits: names that the splits ``train``, ``validation`` and ``test`` have in the data; those not
+            listed are left out. Default: these same names, as far as they exist.
+        examples_per_label: maximum number of training examples for each label of a task, chosen at random;
+            ``None`` for all.
+        seed: seed of the choice of examples, and of the division of data without splits.
+        eval_batch_size: batch size of validation and test.
+        options: ``epochs_per_task``, ``batch_size`` and others of :class:`~cl_callbacks.TaskSequence`;
+            ``transition_batches`` must be 0 with a head for each task.
 
     Raises:
         ValueError: data, columns or labels from which the tasks cannot be built.
@@ -42,18 +61,19 @@ class DividedTasks(TaskSequence):
         data: Any,
         *,
         prepare: Callable[[Any], Any],
-        scenario: Scenario,
-        task_column: str | None,
-        task_order: Sequence[str | int] | None,
-        label_groups: Mapping[str, Sequence[str | int]] | Sequence[Sequence[str | int]] | None,
-        label_column: str,
-        config: str | None,
-        splits: Mapping[str, str] | None,
-        examples_per_label: int | None,
-        seed: int,
+        collate_fn: Callable[[list[Any]], Any],
         labelled: bool = True,
-        transition_batches: int = 0,
-        **loaders: Any,
+        scenario: Scenario = "task",
+        task_column: str | None = None,
+        task_order: Sequence[str | int] | None = None,
+        label_groups: Mapping[str, Sequence[str | int]] | Sequence[Sequence[str | int]] | None = None,
+        label_column: str = "label",
+        config: str | None = None,
+        splits: Mapping[str, str] | None = None,
+        examples_per_label: int | None = None,
+        seed: int = 0,
+        eval_batch_size: int = 128,
+        **options: Unpack[SequenceOptions],
     ) -> None:
         self.data, self.scenario, self.label_column = data, scenario, label_column
         self.task_column, self.task_order, self.label_groups = task_column, task_order, label_groups
@@ -61,7 +81,7 @@ class DividedTasks(TaskSequence):
         self.examples_per_label = examples_per_label
         if scenario not in SCENARIOS:
             raise ValueError(f"scenario={scenario!r} is not one of {SCENARIOS}")
-        if scenario == "task" and transition_batches:
+        if scenario == "task" and options.get("transition_batches"):
             raise ValueError(
                 "transition_batches mixes tasks within a batch, and with scenario='task' a batch has one "
                 "head: use scenario='domain' or 'class'"
@@ -78,7 +98,10 @@ class DividedTasks(TaskSequence):
         if labelled:
             numbers, self.num_labels = self._numbers(sources, rows, separate=one_each)
         super().__init__(
-            self._tasks(sources, rows, numbers, prepare), transition_batches=transition_batches, **loaders
+            self._tasks(sources, rows, numbers, prepare),
+            eval_batch_size=eval_batch_size,
+            collate_fn=collate_fn,
+            **options,
         )
 
     def _divided(self, sources: list[dict[str, Any]]) -> tuple[list[Any], list[RowsBySplit]]:

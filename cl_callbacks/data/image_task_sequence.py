@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import Unpack
+
 from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.digits import digits
 from cl_callbacks.data.image_tasks import as_is, image_tensors
+from cl_callbacks.data.sequence_options import ImageOptions
 from cl_callbacks.data.task_sequence import TaskSequence
 
 
@@ -28,12 +31,7 @@ class ImageTasks(TaskSequence):
         image_column: name of the column with the images.
         label_column: name of the column with the labels.
         config: name of the configuration, for a data set on the hub that has several.
-        epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition_batches: as in :class:`~cl_callbacks.TaskSequence`.
-        shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
-        batch_size: batch size of training, per process.
-        eval_batch_size: batch size of validation and test.
-        num_workers: number of worker processes of each loader.
+        options: ``epochs_per_task``, ``batch_size`` and others of :class:`~cl_callbacks.TaskSequence`.
 
     Raises:
         ValueError: data or numbers from which the tasks cannot be built.
@@ -58,12 +56,7 @@ class ImageTasks(TaskSequence):
         image_column: str = "image",
         label_column: str = "label",
         config: str | None = None,
-        epochs_per_task: int | None = None,
-        transition_batches: int = 0,
-        shuffle_seed: int | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 512,
-        num_workers: int = 0,
+        **options: Unpack[ImageOptions],
     ) -> None:
         if sum(way is not None for way in (permutations, degrees, label_groups)) != 1:
             raise ValueError(
@@ -85,11 +78,6 @@ class ImageTasks(TaskSequence):
             sequence = TaskSequence.split_by_label(images, groups=groups, relabel=relabel, pad=pad)
         super().__init__(
             sequence.tasks,
-            epochs_per_task=epochs_per_task,
-            transition_batches=transition_batches,
-            shuffle_seed=shuffle_seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             collate_fn=as_is,
+            **options,
         )

@@ -25,6 +25,7 @@ from cl_callbacks.data.image_tasks import (
 )
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.signatures import declare_arguments
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
@@ -66,6 +67,11 @@ class TaskSequence(LightningDataModule):
         >>> x.shape, len(data.val_dataloader())
         (torch.Size([8, 1, 16, 16]), 3)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shows the arguments behind ``**options`` of a subclass in its signature."""
+        super().__init_subclass__(**kwargs)
+        declare_arguments(cls)
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
+
+from typing_extensions import Unpack
 
 from cl_callbacks.data.divided_tasks import DividedTasks
 from cl_callbacks.data.processed_images import ProcessImages, image_processor, pictures
-from cl_callbacks.data.task_division import Scenario
+from cl_callbacks.data.sequence_options import DividedOptions
 
 
 class VisionTasks(DividedTasks):
@@ -23,26 +24,9 @@ class VisionTasks(DividedTasks):
             a mapping of splits to files (see :func:`~cl_callbacks.data.data_source.load_splits`); or a list
             of these, one for each task.
         processor: the name of a model on the hub, or its folder, whose image processor is used.
-        scenario: ``"task"``: a head for each task, and labels numbered from 0 within the task; ``"domain"``:
-            the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
-        task_column: the column whose values are the tasks.
-        task_order: values of that column in the order of the tasks; others are left out. Default: all, in
-            the order of the class numbers or else sorted.
-        label_groups: the labels of each task, or their names; a mapping also gives the tasks' names.
         image_column: name of the column with the images.
-        label_column: name of the column with the labels.
-        config: name of the configuration, for a data set on the hub that has several.
-        splits: names that the splits ``train``, ``validation`` and ``test`` have in the data; those not
-            listed are left out. Default: these same names, as far as they exist.
-        examples_per_label: maximum number of training images for each label of a task, chosen at random;
-            ``None`` for all.
-        seed: seed of the choice of examples, and of the division of data without splits.
-        epochs_per_task: as in :class:`~cl_callbacks.TaskSequence`.
-        transition_batches: as in :class:`~cl_callbacks.TaskSequence`; must be 0 with a head for each task.
-        shuffle_seed: as in :class:`~cl_callbacks.TaskSequence`.
-        batch_size: batch size of training, per process.
-        eval_batch_size: batch size of validation and test.
-        num_workers: number of worker processes of each loader.
+        options: ``scenario``, ``task_column``, ``label_groups``, ``batch_size`` and others: see
+            :class:`~cl_callbacks.data.divided_tasks.DividedTasks`.
 
     Attributes:
         num_labels: number of outputs of each head: a list of one number, or of one per task.
@@ -66,41 +50,13 @@ class VisionTasks(DividedTasks):
         data: Any,
         *,
         processor: str,
-        scenario: Scenario = "task",
-        task_column: str | None = None,
-        task_order: Sequence[str | int] | None = None,
-        label_groups: Mapping[str, Sequence[str | int]] | Sequence[Sequence[str | int]] | None = None,
         image_column: str = "image",
-        label_column: str = "label",
-        config: str | None = None,
-        splits: Mapping[str, str] | None = None,
-        examples_per_label: int | None = None,
-        seed: int = 0,
-        epochs_per_task: int | None = None,
-        transition_batches: int = 0,
-        shuffle_seed: int | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 128,
-        num_workers: int = 0,
+        **options: Unpack[DividedOptions],
     ) -> None:
         self.processor, self.image_column = processor, image_column
         super().__init__(
             data,
-            prepare=lambda rows: pictures(rows, image_column, label_column),
-            scenario=scenario,
-            task_column=task_column,
-            task_order=task_order,
-            label_groups=label_groups,
-            label_column=label_column,
-            config=config,
-            splits=splits,
-            examples_per_label=examples_per_label,
-            seed=seed,
-            epochs_per_task=epochs_per_task,
-            transition_batches=transition_batches,
-            shuffle_seed=shuffle_seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
+            prepare=lambda rows: pictures(rows, image_column, self.label_column),
             collate_fn=ProcessImages(image_processor(processor)),
+            **options,
         )

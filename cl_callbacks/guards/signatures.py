@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import get_args, get_type_hints
 
 
 def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
-    """Parameters of a class's ``__init__``, with those of its bases that ``**options`` passes on to.
+    """The arguments of a class, including those that its ``**options`` hands on to the classes it extends.
 
     Example:
         >>> from cl_callbacks import MetaplasticGate
         >>> list(arguments_of(MetaplasticGate))[:3]
         ['steepness', 'parameters', 'exclude']
     """
-    found: dict[str, inspect.Parameter] = {}
-    for parent in kind.__mro__:
-        if parent is object or "__init__" not in vars(parent):
-            continue
-        parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
-        for p in parameters:
-            if p.kind is not p.VAR_KEYWORD:
-                found.setdefault(p.name, p)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return dict(sorted(found.items(), key=lambda item: item[1].kind))
+    return dict(sorted(_arguments(kind.__mro__).items(), key=lambda item: item[1].kind))
+
+
+def _arguments(kinds: Sequence[type]) -> dict[str, inspect.Parameter]:
+    own, *others = itertools.dropwhile(lambda kind: "__init__" not in vars(kind), kinds)
+    parameters = list(inspect.signature(vars(own)["__init__"]).parameters.values())[1:]
+    found = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if others and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        inherited = _arguments(others)
+        names = vars(own).get("_options", inherited)
+        found |= {name: inherited[name] for name in names if name in inherited.keys() - found.keys()}
+    return found
 
 
 def declare_arguments(kind: type) -> None:
-    """Sets a class's signature to all arguments, for notebooks, the command line and W&B.
+    """Shows the arguments behind ``**options: Unpack[…]`` in the signature of a class.
 
-    The annotation of ``**options`` is for type checkers. Without it ``jsonargparse`` follows the options
-    to where they are declared, with their defaults and descriptions.
+    Notebooks, the command line and loggers read them there. The annotation is for type checkers; without it
+    ``jsonargparse`` follows the options to where they are declared, with their defaults and descriptions.
     """
-    # This is for inspection only: calls are still checked against `__init__` itself.
+    annotations = vars(kind)["__init__"].__annotations__ if "__init__" in vars(kind) else {}
+    if "options" in annotations:
+        hint = get_type_hints(vars(kind)["__init__"])["options"]
+        for options in get_args(hint):  # a TypedDict
+            kind._options = tuple(get_type_hints(options))  # type: ignore[attr-defined]
+        del annotations["options"]
     kind.__signature__ = inspect.Signature(list(arguments_of(kind).values()))  # type: ignore[attr-defined]
-    if "__init__" in vars(kind):
-        vars(kind)["__init__"].__annotations__.pop("options", None)
 
 
 def nearest_argument(kind: type, name: str) -> str | None:
