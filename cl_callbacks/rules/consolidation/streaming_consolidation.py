@@ -38,8 +38,8 @@ class StreamingConsolidation(AnchoredRule):
 
     The gradients are those of batches, so the first two measures fall with the batch size. An average
     extends over about :math:`1/(1-\beta)` steps; with :math:`\beta=1` it is the mean (for ``"path"`` the sum)
-    of all steps, without decay. Best are a long average for the importance and one over a part of a task
-    for the anchor. Memory is two tensors per parameter, and no data are read again.
+    of all steps, without decay. A long average is best for the importance, and for the anchor one over
+    a part of a task. Memory is two tensors per parameter, and no data are read again.
 
     Sources: Elsayed & Mahmood 2024, baselines (arXiv 2404.00781), whose released path forms differ from
     their equations: here it is synaptic intelligence, with a path that may fade.

@@ -36,7 +36,7 @@ class MESU(UncertainRule):
                         + \frac{\sigma(\sigma_p^2-\sigma^2)}{2N\sigma_p^2} .
 
     This replaces the optimizer's update: a synapse that the data have made certain takes small steps, one
-    that they do not depend on stays plastic, and what is older than the window of :math:`N` steps is
+    that they leave uncertain stays plastic, and what is older than the window of :math:`N` steps is
     forgotten. No task boundary is needed. Memory is one tensor per parameter, and noise and snapshots while
     training.
 

@@ -48,8 +48,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             where :math:`\sigma` is large.
         reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
         seed: of the samples.
-        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. Excluded
-            parameters are trained by the optimizer.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. The
+            optimizer trains excluded parameters.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
