@@ -16,7 +16,7 @@ from cl_callbacks.synapses.view import SynapseView
 
 
 class BGD(UncertainRule):
-    r"""Bayesian gradient descent: observations make the weights that they determine more certain, and stiffer.
+    r"""Bayesian gradient descent: observations make the weights they determine more certain, and stiffer.
 
     A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with :math:`g` the gradient at
     sampled weights :math:`\mu+\sigma\epsilon` of the loss summed over the observations,
