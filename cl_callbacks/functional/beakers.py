@@ -42,7 +42,7 @@ def conductances(beakers: int, coupling: float, ratio: float = 2.0, leak: bool =
         beakers: :math:`m`, at least 1.
         coupling: :math:`g_1`, in shares of the first beaker per step.
         ratio: :math:`r`.
-        leak: whether the last beaker is drained; without, :math:`\sum_k C_ku_k` is conserved.
+        leak: whether the last beaker is drained; without, the flow conserves :math:`\sum_k C_ku_k`.
 
     Example:
         >>> conductances(3, 0.5)

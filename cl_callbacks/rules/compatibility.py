@@ -1,4 +1,4 @@
-"""What of a Trainer the rules cannot work with; each refusal says what to do instead."""
+"""Checks for settings of a Trainer that the rules do not support; each error says what to do instead."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cl_callbacks.tensors.shards import misfits
 
 
 def few(names: list[str]) -> str:
-    """The first of some names."""
+    """Lists the first eight of some names, and the number of all, for messages."""
     return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
-    """Raises for strategies that hide the parameters."""
+    """Raises an error for strategies that hide the parameters."""
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         raise MisconfigurationException(
             f"{type(rule).__name__} cannot find the weights and gradients of single synapses under "
@@ -32,7 +32,7 @@ def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
 
 
 def refuse_shards(rule: Rule, trainer: Trainer | None, parameters: Mapping[str, Tensor]) -> None:
-    """Raises for rules that cannot work on shards, and for shards that no rule can work on."""
+    """Raises an error for rules that cannot work on shards, and for shards that no rule supports."""
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return
     if not rule.shardable:
@@ -57,7 +57,7 @@ def refuse_shards(rule: Rule, trainer: Trainer | None, parameters: Mapping[str, 
 
 
 def refuse_missing_device(rule: Rule) -> None:
-    """Raises where the state cannot live."""
+    """Raises an error if the ``state_device`` does not exist on this machine."""
     offload = rule.synapses.offload
     if offload is not None:
         try:
@@ -70,7 +70,7 @@ def refuse_missing_device(rule: Rule) -> None:
 
 
 def refuse_optimizers(trainer: Trainer) -> None:
-    """Raises for optimizers that a pull on the gradient cannot follow."""
+    """Raises an error for optimizers with which a pull on the gradient does not work."""
     if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
         raise MisconfigurationException(
             "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
@@ -90,7 +90,7 @@ def refuse_optimizers(trainer: Trainer) -> None:
 
 
 def warn_of_half_precision(rule: Rule) -> None:
-    """Says that weights of half precision have no room for updates as small as the rule's."""
+    """Warns that weights in half precision round away updates as small as the rule's."""
     view = rule.synapses.view
     narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]
     if narrow:

@@ -1,4 +1,4 @@
-"""Rules whose arithmetic is compiled."""
+"""The callback that compiles the arithmetic of the rules."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cl_callbacks.tensors.finite import copy_finite_
 
 
 def compiles(trainer: Trainer) -> bool:
-    """Whether the rules of a Trainer are to be compiled."""
+    """Whether a Trainer has :class:`CompileRules` among its callbacks."""
     return any(isinstance(callback, CompileRules) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class CompileRules(Callback):
-    """Has the arithmetic of all rules of the Trainer compiled by ``torch.compile``.
+    """Compiles the arithmetic of all rules of the Trainer with ``torch.compile``.
 
-    What all rules do to the weights is then one pass over memory before each step and one after it, where
-    it otherwise is one for each operation: snapshots, pulls, paths, the flow between beakers, the updates of
-    MESU, BGD and Cascade. Results are the same but for rounding. It needs a C++ compiler on the machine (on a
+    All operations of the rules on the weights then take one pass over memory before each step and one after
+    it, instead of one for each operation: snapshots, pulls, paths, the flow between beakers, the updates of
+    MESU, BGD and Cascade. Results are equal up to rounding. It needs a C++ compiler on the machine (on a
     GPU, Triton) and takes a tenth of a second for each parameter of more than 16,384 weights, once for each
-    machine and network; it pays for networks of millions of weights. The network itself is not compiled. See
-    docs/performance.md for what it saves on a CPU; on a GPU it has not been run.
+    machine and network; it pays off for networks of millions of weights. The network itself is not compiled.
+    See docs/performance.md for measurements on a CPU; on a GPU it has not been run.
 
     Raises:
         MisconfigurationException: where ``torch.compile`` does not work, when training starts.
@@ -40,7 +40,7 @@ class CompileRules(Callback):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tries it."""
+        """Compiles one small kernel, so that a missing compiler is reported before training."""
         kept, values = torch.zeros(2, SMALLEST, device=pl_module.device)
         try:
             with compiling():

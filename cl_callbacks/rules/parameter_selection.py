@@ -1,4 +1,4 @@
-"""Which parameters of a module a rule works on."""
+"""Selects the parameters of a module that a rule works on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cl_callbacks.rules.rule_options import Patterns
 
 
 def patterns_of(given: Patterns) -> tuple[str, ...]:
-    """The regular expressions that a user gave, one or several.
+    """Tuple of the regular expressions in an argument that takes one, several or ``None``.
 
     Raises:
-        ValueError: one that is none.
+        ValueError: an invalid regular expression.
 
     Example:
         >>> patterns_of("bias")
@@ -34,14 +34,14 @@ def patterns_of(given: Patterns) -> tuple[str, ...]:
 
 
 class ParameterSelection(NamedTuple):
-    """What a rule asks of a parameter's name and shape; errors name the rule.
+    """Selects parameters by name and shape for a rule; errors name the rule.
 
     Attributes:
-        rule: the rule's class, for errors.
-        parameters: regular expressions, searched in names, of those to include; all if there are none.
+        rule: name of the rule's class, for errors.
+        parameters: regular expressions, searched in names, of those to include; empty for all.
         exclude: regular expressions of those to leave out.
-        matrices_only: whether parameters of one dimension are left out unless they are named.
-        stepping_only: whether the trainable ones are only those that an optimizer steps, for errors.
+        matrices_only: whether one-dimensional parameters are left out if ``parameters`` is empty.
+        stepping_only: whether ``trainable`` has only parameters that an optimizer steps, for errors.
     """
 
     rule: str
@@ -53,10 +53,10 @@ class ParameterSelection(NamedTuple):
     def select(
         self, pl_module: LightningModule, model: Mapping[str, Tensor], trainable: Collection[str]
     ) -> list[str]:
-        """The names of the trainable parameters to work on, in the order of the module.
+        """Names of the trainable parameters that are selected, in the order of the module.
 
         Raises:
-            MisconfigurationException: nothing is trainable or nothing is left, or a pattern matches nothing.
+            MisconfigurationException: none is trainable or none is left, or a pattern matches none.
         """
         module = type(pl_module).__name__
         if not trainable:

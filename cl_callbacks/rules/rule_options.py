@@ -1,4 +1,4 @@
-"""The arguments that rules have in common, declared once."""
+"""Declares the arguments that rules have in common, once for all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Decay = float | Literal["mean"]
 
 
 class RuleOptions(TypedDict, total=False):
-    """Arguments of every rule: see :class:`~cl_callbacks.SynapticCallback`."""
+    """Keyword arguments of every rule: see :class:`~cl_callbacks.SynapticCallback`."""
 
     parameters: Patterns
     exclude: Patterns
@@ -25,21 +25,21 @@ class RuleOptions(TypedDict, total=False):
 
 
 class AnchoredOptions(RuleOptions, total=False):
-    """Arguments of the rules that pull, too: see :class:`~.anchored_rule.AnchoredRule`."""
+    """Keyword arguments of the rules that pull: see :class:`~.anchored_rule.AnchoredRule`."""
 
     proximal: bool
     max_importance: float | None
 
 
 class BoundaryOptions(AnchoredOptions, total=False):
-    """Arguments of those that measure at boundaries, too: see :class:`~.boundary_rule.BoundaryRule`."""
+    """Keyword arguments of rules that measure at boundaries: see :class:`~.boundary_rule.BoundaryRule`."""
 
     anchors: Anchors
     importance_file: str | PathLike[str] | None
 
 
 class UncertainOptions(RuleOptions, total=False):
-    """Arguments of those that draw weights, too: see :class:`~.uncertain_rule.UncertainRule`."""
+    """Keyword arguments of the rules that sample weights: see :class:`~.uncertain_rule.UncertainRule`."""
 
     draws: int
     antithetic: bool
@@ -49,7 +49,7 @@ class UncertainOptions(RuleOptions, total=False):
 
 
 def state_dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype that ``state_dtype`` names; ``None`` for that of each parameter, at least float32.
+    """Converts ``state_dtype`` to a dtype; ``None`` for that of each parameter, at least float32.
 
     Raises:
         ValueError: not a floating-point type of 16 bits or more.
@@ -67,10 +67,10 @@ def state_dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def state_device_of(given: str | None) -> torch.device | None:
-    """The device that ``state_device`` names; ``None`` for beside each parameter.
+    """Converts ``state_device`` to a device; ``None`` for that of each parameter.
 
     Raises:
-        ValueError: not a device, or one that keeps no values.
+        ValueError: not a device, or the meta device, which stores no values.
 
     Example:
         >>> state_device_of("cpu")

@@ -1,4 +1,4 @@
-"""The Lightning side of every rule, written once."""
+"""The base class of all rules, which connects them to Lightning's hooks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from cl_callbacks.training import log_keys
 from cl_callbacks.training.lightning_private import attached_trainer
 from cl_callbacks.training.log import is_due, log
 
-# What is called for a part of the synapses after the other, if a rule is local.
+# Methods that are called block by block if a rule is local.
 _PER_WEIGHT_METHODS = {"pull", "rewrite", "observe", "effective_importance", "replace_update", "plasticity"}
 
 
@@ -57,8 +57,8 @@ class SynapticCallback(Callback):
         exclude: regular expressions of those to leave out.
         state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
             own dtype where that is wider (BennaFusi: float64). ``running`` fields are at least float32.
-        state_device: where the state lives, such as ``"cpu"``, which saves the accelerator's memory and costs
-            copies in each step; default: beside each parameter. See
+        state_device: on which the state is stored, such as ``"cpu"``, which saves the accelerator's memory
+            and costs copies in each step; default: that of each parameter. See
             :class:`~cl_callbacks.synapses.offload.Offload`.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance, in log keys and checkpoints; default: the class name in snake_case.
@@ -66,7 +66,7 @@ class SynapticCallback(Callback):
 
     Raises:
         ValueError: an argument that cannot work, at construction.
-        TypeError: an argument that the rule does not have; names the nearest that it has.
+        TypeError: an unknown argument; the message names the most similar known one.
 
     Example:
         >>> class WeightDecay(SynapticCallback):
@@ -79,28 +79,28 @@ class SynapticCallback(Callback):
     fields: Mapping[str, Fill] = {}
     needs: frozenset[Need] = frozenset()
     gathered: ClassVar[tuple[str, ...]] = ()
-    """Fields that a task fills and its end reads; a change that is found late takes them back."""
+    """Fields accumulated during a task and read at its end; rewound if a task change is detected late."""
     running: tuple[str, ...] = ()
-    """Fields that change a little in every step, for which half precision has no room."""
+    """Fields that change by small amounts in every step, which half precision would round away."""
     owns_update: ClassVar[bool] = False
-    """Whether the rule puts an update of its own in the place of the optimizer's."""
+    """Whether the rule replaces the optimizer's update by its own."""
     shardable: ClassVar[bool] = False
-    """Whether the rule is local to each weight, and so can work on shards of parameters."""
+    """Whether the rule can work on shards of parameters."""
     local: ClassVar[bool] = False
-    """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one part of the synapses
-    after the other, so that each stays in the cache: true of equations that are local to each weight."""
+    """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one block of synapses after
+    another, so that each stays in the cache: true of equations that are local to each weight."""
     matrices_only: ClassVar[bool] = False
-    """Whether parameters of one dimension (biases, normalisation) are left out unless they are named."""
+    """Whether one-dimensional parameters (biases, normalisation) are left out if ``parameters`` is empty."""
     default_state_dtype: ClassVar[str | None] = None
-    """What ``state_dtype`` is if nobody says: a name; ``None`` for float32, or wider as the parameter is."""
+    """Name of the default ``state_dtype``; ``None`` for float32, or the parameter's dtype if wider."""
     noise: WeightNoise | None = None
-    """Of a rule that has the network seen at drawn weights."""
+    """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass that overrides a per-weight method must set ``local`` itself."""
         super().__init_subclass__(**options)
         declare_arguments(cls)
-        for kind in cls.__mro__:  # also what comes from a mixin
+        for kind in cls.__mro__:  # including mixins
             if "local" in vars(kind):
                 return
             if not _PER_WEIGHT_METHODS.isdisjoint(vars(kind)):
@@ -128,9 +128,9 @@ class SynapticCallback(Callback):
             self.fields, self._state_dtype(), strict, state_device_of(state_device), self.running
         )
         self.tasks = 0
-        """How many tasks the rule has consolidated."""
+        """Number of tasks that the rule has consolidated."""
         self.seconds = 0.0
-        """How long the consolidation of the last task took; 0.0 if there was none."""
+        """Duration of the last task's consolidation, in seconds; 0.0 if there was none."""
         self._step: SynapticStep | None = None
         self._committing: ExitStack | None = None
         self._evaluating = False
@@ -138,37 +138,37 @@ class SynapticCallback(Callback):
     # -- what a rule overrides ---------------------------------------------------------------------
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds to the gradients of the synapses that are about to step, in place; only reads the state."""
+        """Adds the rule's gradient to those of the synapses about to step, in place; only reads the state."""
 
     def rewrite(self, step: Step) -> None:
-        """Changes the update that was made, by changing the weights in place.
+        """Changes the realised update, by changing the weights in place.
 
-        Rules do so in list order, after the one that owns the update, if any.
+        Rules are called in list order, after the one that owns the update, if any.
         """
 
     def observe(self, step: Step) -> None:
-        """Reads an optimizer step that was really taken, after all rules have rewritten it."""
+        """Updates the state from a completed optimizer step, after all rules have rewritten it."""
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Counts a step, for a rule that counts: called once for all synapses that have stepped."""
+        """Ends a step, such as by counting it: called once for all synapses that have stepped."""
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> bool:
-        """Updates the state at the end of a task; returns whether there was anything to remember."""
+        """Updates the state at the end of a task, and returns whether anything was consolidated."""
         return False
 
     def commit(self) -> None:
-        """For :meth:`consolidate`, before it changes the state: from here to the task's end Ctrl-C waits."""
+        """Defers Ctrl-C until :meth:`consolidate` is done, which calls this before it changes the state."""
         if self._committing is not None:
             self._committing.enter_context(uninterrupted())
 
     def penalty(self, synapses: SynapseView) -> Tensor | None:
-        """The scalar whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
+        """Scalar penalty whose gradient :meth:`pull` adds, for the log; ``None`` if there is none."""
         return None
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor] | None:
-        """How much of an update the rule lets each synapse take, from 0 to 1; ``None`` for all of it.
+        """Share of an update that the rule lets each synapse take, from 0 to 1; ``None`` for all of it.
 
         Args:
             synapses: of this rule.
@@ -177,14 +177,14 @@ class SynapticCallback(Callback):
         return None
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """What there is to see of each synapse, none of it negative: by default its plasticity.
+        """Non-negative quantities of each synapse for logs and plots: by default its plasticity.
 
         Args:
             synapses: any part of this rule's, such as those of one layer.
             rates: learning rate of each tensor.
 
         Returns:
-            For each measure a list aligned with ``synapses.parameters``, to be read only: it may be the live
+            For each measure a list aligned with ``synapses.parameters``; read only, since it may be the live
             state.
         """
         plasticity = self.plasticity(synapses, rates)
@@ -193,14 +193,14 @@ class SynapticCallback(Callback):
     # -- hooks -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes sure that somebody says when a task ends."""
+        """Adds a boundary callback to the Trainer if it has none."""
         self._evaluating = stage != "fit"
         if stage == "fit":
             refuse_strategy(self, trainer)
             ensure_boundaries(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lays the state out; the first rule of the list watches the optimizers for all."""
+        """Places the state beside the parameters; the first rule attaches all rules to the optimizers."""
         refuse_missing_device(self)
         self._place(pl_module)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
@@ -220,7 +220,7 @@ class SynapticCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Lays out what a new task has unfrozen before its first forward, for a rule that sets weights."""
+        """Adds parameters that a new task has unfrozen, for rules that set weights before the forward."""
         if self._step is not None:
             self._step.forget_broken_steps()
             if self.owns_update and self._step.is_new:
@@ -229,12 +229,12 @@ class SynapticCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """One step of one optimizer, on behalf of all rules."""
+        """Takes snapshots and lets all rules pull, before a step of an optimizer; done by the first rule."""
         if self._step is not None and self._step.rules[0] is self:
             self._step.about_to_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Logs the penalty, on steps that log."""
+        """Logs the penalty, on steps that Lightning logs."""
         if is_due(trainer):
             with self.synapses.on_device(changing=False):
                 penalty = self.penalty(self.synapses.view)
@@ -242,19 +242,19 @@ class SynapticCallback(Callback):
                 log(trainer, {log_keys.penalty(self.name): penalty.item()})
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Has the state laid out again before the next step.
+        """Schedules a new placement of the state before the next step.
 
-        By then everybody has heard of the task, and parameters may have been unfrozen or heads grown.
+        By then the hooks of all callbacks have run, and may have unfrozen parameters or grown heads.
         """
         if self._step is not None:
             self._step.refresh()
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Lets the rule remember the task."""
+        """Consolidates the task, unless weights are not finite."""
         self._place(pl_module)
         view, self.seconds = self.synapses.view, 0.0
         lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
-        if view.total(lost):  # the same on every process, or some would wait for others
+        if view.total(lost):  # the same on every process, or they would deadlock
             rank_zero_warn(
                 f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
@@ -270,64 +270,64 @@ class SynapticCallback(Callback):
             self._step.refresh()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the optimizers."""
+        """Detaches the rules from the optimizers."""
         if self._step is not None:
             self._step.detach()
         self._step, self._evaluating = None, False
         self.synapses.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lets go of the optimizers also when training breaks off."""
+        """Detaches the rules from the optimizers also after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
     # -- checkpoints -------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
-        """What tells this instance's state from others in a checkpoint."""
+        """Key of this instance's state in a checkpoint, from its name and parameter patterns."""
         # The default as version 0.1 wrote it, so that its checkpoints are found.
         default = self.name == _snake_case(type(self).__name__)
         name = type(self).__name__.lower() if default else self.name
         return self._generate_state_key(name=name, parameters=self.parameters, exclude=self.exclude)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only: loads with ``weights_only=True``."""
+        """The rule's state, of tensors and numbers only, so that it loads with ``weights_only=True``."""
         return {"synapses": self.synapses.state_dict(), "tasks": self.tasks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the model is there to lay it out beside, in ``on_train_start``.
+        """Loads a saved state, which ``on_train_start`` then places beside the model's parameters.
 
-        Validation, test and prediction restore callbacks from their checkpoint too; a rule that remembers
-        anything has learned it since, and ignores them.
+        Validation, test and prediction restore callbacks from their checkpoint too; a rule that has state
+        already ignores these calls, since its own is newer.
 
         Raises:
-            ValueError: a state that is not of this rule, which is then as it was.
+            ValueError: a state that is not of this rule, which is then left unchanged.
         """
         if not (self._evaluating and self.synapses.known):
             restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state; to be extended by rules with more of it than fields and a number of tasks."""
+        """Sets the fields and the number of tasks from a saved state; extended by rules with more state."""
         self.synapses.load_state_dict(state_dict["synapses"])
         self.tasks = state_dict["tasks"]
 
     # -- boundaries that are found late ------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """Copies of what the rule has ``gathered`` in this task: ``{field: {name: tensor}}``."""
+        """Copies of the ``gathered`` fields: ``{field: {name: tensor}}``."""
         return self.synapses.copies(self.gathered)
 
     def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
-        """Within, what the rule has gathered is as in the snapshot; what came since is the next task's."""
+        """Within, the gathered fields are as in the snapshot; later changes count for the next task."""
         return self.synapses.rewound(snapshot)
 
     # -- parameters --------------------------------------------------------------------------------
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
-        """Lays the state out beside the trainable parameters.
+        """Selects parameters and places the state beside them.
 
-        Within a task the selection only grows: an optimizer that steps while others are toggled off has
-        made all parameters but its own look frozen.
+        Within a task the selection only grows: while other optimizers are toggled off, their parameters
+        look frozen.
         """
         reshard(pl_module)
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
@@ -335,7 +335,7 @@ class SynapticCallback(Callback):
         trainable = [name for name, p in model.items() if p.requires_grad or name in held]
         trainer = attached_trainer(pl_module)
         if self.owns_update and trainer is not None:
-            # What no optimizer steps keeps its weights: a rule that owns the update has none to own there.
+            # Parameters that no optimizer steps have no update that such a rule could replace.
             stepping = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
             trainable = [name for name in trainable if id(model[name]) in stepping]
         selection = ParameterSelection(
@@ -347,7 +347,7 @@ class SynapticCallback(Callback):
 
     @recursive_repr()
     def __repr__(self) -> str:
-        """Arguments that are not their defaults; of a rule that consolidates, how many tasks it has.
+        """Constructor call with the arguments that are not defaults; with the number of consolidated tasks.
 
         Example:
             >>> from cl_callbacks import EWC

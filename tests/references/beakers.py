@@ -53,7 +53,7 @@ def flow(
     new: list[list[float]] = [[] for _ in range(m)]
     for synapse in range(levels[0].numel()):
         h = 1.0 if gate is None else scalars(gate)[synapse]
-        # Index 0 and m + 1 stand for what lies in front of the first and behind the last beaker.
+        # Index 0 and m + 1 stand for the empty ends before the first and behind the last beaker.
         u = [0.0] + [old[k][synapse] for k in range(m)] + [0.0]
         c = [0.0, *capacities]
         g = [0.0, *conductances]
@@ -65,7 +65,7 @@ def flow(
 
 
 def impulse_response(steps: int, beakers: int, coupling: float, ratio: float, leak: bool) -> list[float]:
-    """Return what is left in the first beaker after 0, 1, ..., steps steps.
+    """Return the level of the first beaker 0, 1, ..., steps steps after a unit change of it.
 
     u(0) = (1, 0, ..., 0); r(t) = u_1(t).
     """

@@ -1,4 +1,4 @@
-"""Fusi, Drew & Abbott (2005): binary synapses which a cascade of levels makes ever harder to switch.
+"""Fusi, Drew & Abbott (2005): binary synapses with a cascade of levels, each harder to switch.
 
 The state of a synapse is its sign times its level: s k, s = -1 or +1, k = 1..n.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def checked(level: int, levels: int) -> None:
-    """Refuse a level outside of the cascade.
+    """Raise an error for a level outside of the cascade.
 
     1 <= k <= n.
     """

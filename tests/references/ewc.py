@@ -20,7 +20,7 @@ def copied(tensors: Tensors) -> Tensors:
 
 
 def quadratic(fisher: Tensors, anchor: Tensors, parameters: Tensors) -> Tensor:
-    """Weigh the squared distance from an anchor, differentiably in the parameters.
+    """Sum the squared distances from an anchor, weighted by the Fisher, differentiably.
 
     q = sum_i F_i (theta_i - theta*_i)^2, over the parameters which have a Fisher.
     """
@@ -86,7 +86,7 @@ class OnlineEWC:
         """
         merged = copied(fisher)
         for name, old in self.fisher.items():
-            # A parameter which the new task leaves out keeps its decayed importance.
+            # A parameter without a new Fisher keeps its decayed importance.
             merged[name] = self.decay * old + merged.get(name, torch.zeros_like(old))
         self.fisher = merged
         self.anchor = copied(parameters)

@@ -90,7 +90,7 @@ def linear_factors(
 
 
 def quadratic(A: Tensor, G: Tensor, weight_change: Tensor, bias_change: Tensor | None = None) -> Tensor:
-    """Weigh a change of a layer, the bias being the last column of its matrix.
+    """Compute the quadratic form of a change of a layer, with the bias as last column of its matrix.
 
     q = tr(G D A D^T), D = [dW, db].
     """

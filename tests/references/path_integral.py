@@ -59,7 +59,7 @@ class SynapticIntelligence:
 
 
 def minmax(tensors: Tensors) -> Tensors:
-    """Bring all tensors, as if they were one, to the range from zero to one.
+    """Scale all tensors, as if they were one, to the range from zero to one.
 
     x_i <- (x_i - min_j x_j) / (max_j x_j - min_j x_j), or 0 if all are equal.
     """
@@ -122,7 +122,7 @@ class RWalk:
         self.window_start = theta
 
     def boundary(self, parameters: Tensors) -> None:
-        """Merge the score of the finished task, the Fisher going on as it is.
+        """Merge the score of the finished task; the running Fisher is kept.
 
         s <- s_task at first and then (s + s_task) / 2, Omega = minmax(F) + minmax(s), theta* <- theta.
         """
@@ -184,7 +184,7 @@ def train_sequence(
                         p.grad = p.grad + penalty_gradient[name]
                 before = copied(parameters)
                 optimizer.step()
-                # Before the first boundary there is nothing to be pulled to.
+                # Before the first boundary there is no anchor.
                 if proximal and task > 0:
                     with torch.no_grad():
                         for name, p in parameters.items():

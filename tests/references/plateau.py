@@ -1,4 +1,4 @@
-"""Slow detection of plateaus in a trace of losses, where importance is updated without task labels."""
+"""Slow detection of plateaus in a sequence of losses, at which task-free MAS updates the importance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def literal(
 def with_margin(
     trace: list[float], window: int = 5, mean_below: float = 0.2, variance_below: float = 0.1
 ) -> list[int]:
-    """Find the same updates, but do not take noise on a very flat plateau for a peak.
+    """Find the same updates, with a margin so that noise on a very flat plateau is no peak.
 
     Update if mu < mean_below, v < variance_below and peak;
     peak <- mu > mu_last + max(sqrt(v_last), 1/2 mu_last).

@@ -19,7 +19,7 @@ def mas_importance(
     parameters: Tensors | None = None,
     norm: Literal["squared", "l2"] = "squared",
 ) -> Tensors:
-    """Average how much each parameter changes the norm of the output, over all of its entries.
+    """Average the absolute gradient of the output's norm, over all its entries, over the samples.
 
     Omega_i = 1/N sum_n |d ||f(x_n)||_2^2 / d theta_i|, or of ||f(x_n)||_2 if norm is "l2".
     """

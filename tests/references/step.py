@@ -1,4 +1,4 @@
-"""One optimizer step for any rules, as plainly as it can be said: no blocks, no offload, no compiling."""
+"""One optimizer step for any rules, in its plainest form: no blocks, no offload, no compiling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cl_callbacks.tensors.blocks import ALL
 
 
 class PlainStep:
-    """Stands in for :class:`cl_callbacks.synapses.synaptic_step.SynapticStep` in a test."""
+    """Replaces :class:`cl_callbacks.synapses.synaptic_step.SynapticStep` in a test."""
 
     def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False) -> None:
         self.rules, self.place, self.is_new = rules, place, True
@@ -25,7 +25,7 @@ class PlainStep:
 
     @torch.no_grad()
     def about_to_step(self, optimizer: Optimizer) -> None:
-        """Keeps what rules may need, then lets every rule add its pull to the gradients."""
+        """Takes all snapshots that rules may need, then lets every rule add its pull to the gradients."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for rule in self.rules:
             if rule.noise is not None:
@@ -48,7 +48,7 @@ class PlainStep:
 
     @torch.no_grad()
     def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
-        """The optimizer has stepped: rules rewrite the update, the owner first, and then all observe it."""
+        """Lets rules rewrite the optimizer's update, its owner first, and then all observe it."""
         for rule in sorted(self.rules, key=lambda rule: not rule.owns_update):
             rule.rewrite(self._step(rule, optimizer))
         self.seen["update"] = [p - b for p, b in zip(self.parameters, self.seen["before"], strict=True)]

@@ -24,7 +24,7 @@ class Streaming:
         anchor_decay: float,
         damping: float,
     ) -> None:
-        """Start the averages at zero, which their bias correction makes up for.
+        """Start the averages at zero, for which bias correction compensates.
 
         m = 0, a = 0, t = 0.
         """
@@ -86,7 +86,7 @@ class Streaming:
         return omega
 
     def pull(self, parameters: Tensors, strength: float) -> Tensors:
-        """Return what is added to the gradient, zero before the first step.
+        """Return the pull, to be added to the gradient; zero before the first step.
 
         strength Omega_i (theta_i - theta*_i).
         """

@@ -1,4 +1,4 @@
-"""Slow measures of a stream of tasks, from lists of lists of scores, with the papers' counting of tasks.
+"""Slow metrics of a sequence of tasks, from lists of lists of scores; tasks are counted as in the papers.
 
 ``scores[k][i - 1]`` is the paper's R_{k,i}: the score on task i after k tasks, k = 0 being before any.
 """
@@ -11,13 +11,13 @@ Scores = list[list[float]]
 
 
 def mean(values: list[float]) -> float:
-    """Average what is there, NaN if there is nothing."""
+    """Average the values that are not NaN; NaN if there are none."""
     there = [value for value in values if not math.isnan(value)]
     return sum(there) / len(there) if there else math.nan
 
 
 def learned(scores: Scores) -> int:
-    """Find T, the last row in which anything was measured."""
+    """Return T, the index of the last row in which anything was measured."""
     last = 0
     for k in range(len(scores)):
         for score in scores[k]:
@@ -27,7 +27,7 @@ def learned(scores: Scores) -> int:
 
 
 def average_accuracy(scores: Scores) -> float:
-    """1/T sum_{i=1}^T R_{T,i}."""
+    """Average accuracy: 1/T sum_{i=1}^T R_{T,i}."""
     t = learned(scores)
     return mean([scores[t][i - 1] for i in range(1, t + 1)])
 
@@ -39,12 +39,12 @@ def last_tasks_accuracy(scores: Scores, last: int) -> float:
 
 
 def learning_accuracy(scores: Scores) -> float:
-    """1/T sum_{i=1}^T R_{i,i}."""
+    """Learning accuracy: 1/T sum_{i=1}^T R_{i,i}."""
     return mean([scores[i][i - 1] for i in range(1, learned(scores) + 1)])
 
 
 def forgetting_per_task(scores: Scores) -> list[float]:
-    """f_i = max_{i <= k <= T-1} R_{k,i} - R_{T,i}, for i < T."""
+    """Forgetting of each task: f_i = max_{i <= k <= T-1} R_{k,i} - R_{T,i}, for i < T."""
     t = learned(scores)
     values = []
     for i in range(1, len(scores)):
@@ -54,22 +54,22 @@ def forgetting_per_task(scores: Scores) -> list[float]:
 
 
 def forgetting(scores: Scores) -> float:
-    """1/(T-1) sum_{i=1}^{T-1} f_i."""
+    """Average forgetting: 1/(T-1) sum_{i=1}^{T-1} f_i."""
     return mean(forgetting_per_task(scores))
 
 
 def backward_transfer(scores: Scores) -> float:
-    """1/(T-1) sum_{i=1}^{T-1} R_{T,i} - R_{i,i}."""
+    """Backward transfer: 1/(T-1) sum_{i=1}^{T-1} R_{T,i} - R_{i,i}."""
     t = learned(scores)
     return mean([scores[t][i - 1] - scores[i][i - 1] for i in range(1, t)])
 
 
 def forward_transfer(scores: Scores) -> float:
-    """1/(T-1) sum_{i=2}^T R_{i-1,i} - b_i, b_i = R_{0,i}."""
+    """Forward transfer: 1/(T-1) sum_{i=2}^T R_{i-1,i} - b_i, b_i = R_{0,i}."""
     t = learned(scores)
     return mean([scores[i - 1][i - 1] - scores[0][i - 1] for i in range(2, t + 1)])
 
 
 def intransigence(scores: Scores, reference: list[float]) -> float:
-    """1/T sum_{i=1}^T a*_i - R_{i,i}."""
+    """Intransigence: 1/T sum_{i=1}^T a*_i - R_{i,i}."""
     return mean([reference[i - 1] - scores[i][i - 1] for i in range(1, learned(scores) + 1)])

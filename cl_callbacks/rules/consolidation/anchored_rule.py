@@ -1,4 +1,4 @@
-"""What the importance family shares: a quadratic pull of every synapse towards an anchor."""
+"""The base class of rules with a quadratic pull of every synapse towards an anchor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cl_callbacks.synapses.view import SynapseView
 
 
 class AnchoredRule(SynapticCallback):
-    r"""Base of the rules that pull each weight towards where it was important.
+    r"""Base of the rules that pull each weight towards its anchor by its importance.
 
     The penalty is :math:`\frac k2\sum_i\Omega_i(\theta_i-\theta^*_i)^2` with the rule's stiffness
     :math:`k`. Its gradient is added to the task's before clipping, in every optimizer step; or, with
@@ -35,9 +35,9 @@ class AnchoredRule(SynapticCallback):
         proximal: apply the penalty after each optimizer step as
             :math:`\theta\leftarrow(\theta+\eta k\Omega\theta^*)/(1+\eta k\Omega)` with the learning rate
             :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by Adam or
-            clipping, so that it wants another strength.
-        max_importance: the largest importance that a synapse may get, of the rules that measure at boundaries
-            by one task; ``None`` for no limit.
+            clipping, so that it needs another strength.
+        max_importance: upper bound of a synapse's importance, for rules that measure at boundaries that of
+            each task; ``None`` for no limit.
         options: of every rule: see :class:`~cl_callbacks.SynapticCallback`.
 
     Raises:
@@ -64,29 +64,29 @@ class AnchoredRule(SynapticCallback):
         if max_importance is not None and not max_importance > 0:
             raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
         self.strength, self.proximal, self.max_importance = strength, proximal, max_importance
-        self._offset = 0.0  # the part of the penalty that no weight can change
+        self._offset = 0.0  # the part of the penalty that does not depend on the weights
 
     @property
     def stiffness(self) -> float:
-        """:math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""
+        """Stiffness :math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""
         return self.strength
 
     @property
     def remembers(self) -> bool:
-        """Whether anything has been important yet."""
+        """Whether any importance has been measured yet."""
         return self.tasks > 0
 
     @property
     def anchored(self) -> bool:
-        """Whether there is anything to be pulled to."""
+        """Whether the penalty is active: there is an importance, and the stiffness is above 0."""
         return self.remembers and self.stiffness > 0
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
-        r""":math:`\Omega` as the pull uses it."""
+        r"""Importance :math:`\Omega` as the pull uses it."""
         return synapses["importance"]
 
     def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
-        r"""The stiffness of each synapse by itself, in units of :math:`k`: the diagonal of the curvature."""
+        r"""Importance of each synapse: the diagonal of the penalty's curvature, divided by :math:`k`."""
         return self.effective_importance(synapses)
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
@@ -112,14 +112,14 @@ class AnchoredRule(SynapticCallback):
             )
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
-        r""":math:`1/(1+\eta k\Omega)`: how much of a move the pull leaves standing."""
+        r"""Plasticity :math:`1/(1+\eta k\Omega)`: the share of a move that the pull leaves."""
         stiff = torch._foreach_mul(self.importance_of_each(synapses), self.stiffness)
         torch._foreach_mul_(stiff, rates)
         torch._foreach_add_(stiff, 1.0)
         return list(torch._foreach_reciprocal(stiff))
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """Plasticity; and importance and distance to the anchor, once there is any importance."""
+        """Plasticity, and once there is an importance also that and the distance to the anchor."""
         found = super().measures(synapses, rates)
         if self.remembers:
             found["importance"] = self.importance_of_each(synapses)
@@ -127,7 +127,7 @@ class AnchoredRule(SynapticCallback):
         return found
 
     def penalty(self, synapses: SynapseView) -> Tensor:
-        """The penalty, a scalar."""
+        """Current value of the penalty, a scalar."""
         with torch.no_grad():
             parts = [
                 quadratic_penalty(

@@ -1,4 +1,4 @@
-"""Rules that measure an importance at the end of each task and merge it with that of earlier tasks."""
+"""The base class of rules that measure an importance at the end of each task, and merge it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BoundaryRule(AnchoredRule):
             ``"each"`` to the weights after each task with that task's.
         decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
-        importance_file: by :meth:`save_importance`, to start from another run's memory.
+        importance_file: written by :meth:`save_importance`, to start from another run's importance.
         options: of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
 
@@ -37,7 +37,7 @@ class BoundaryRule(AnchoredRule):
     """
 
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
-    """Fields that outlive a task, and so are in an importance file."""
+    """Fields that persist over tasks, and are therefore in an importance file."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class BoundaryRule(AnchoredRule):
 
     @property
     def kind(self) -> dict[str, str]:
-        """What the importance is, in words; importances of different measures do not mix."""
+        """Description of the importance measure; importance files of another measure are refused."""
         return {"rule": type(self).__name__}
 
     @abstractmethod
@@ -97,7 +97,7 @@ class BoundaryRule(AnchoredRule):
         return True
 
     def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
-        """Takes the task's importance into the state, and anchors the weights."""
+        """Adds the task's importance to the state, and moves the anchors."""
         importance, anchor = synapses["importance"], synapses["anchor"]
         new = [value.to(old.dtype) for value, old in zip(measured, importance, strict=True)]
         kept = self.decay
@@ -111,23 +111,23 @@ class BoundaryRule(AnchoredRule):
             self._offset = kept * self._offset + synapses.total(growth).item()
 
     def state_dict(self) -> dict[str, Any]:
-        """Importance, anchor and counts."""
+        """The rule's state, with the offset of the penalty."""
         return super().state_dict() | {"offset": self._offset}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self._offset = state_dict["offset"]
 
     def save_importance(self, path: str | PathLike[str]) -> None:
         """Writes the state to a safetensors file, for ``importance_file=`` of another run.
 
-        Under FSDP2 every process has a part of it, and all have to call this.
+        Under FSDP2 the state is sharded, and all processes have to call this.
 
         Args:
-            path: of the file, which is written whole or not at all; per parameter one tensor
-                ``importance/NAME``, one ``anchor/NAME``, and for RWalk two more. It belongs with the weights
-                that it was measured on.
+            path: of the file, which is written atomically; per parameter one tensor ``importance/NAME``, one
+                ``anchor/NAME``, and for RWalk two more. It is valid only together with the weights on which
+                it was measured.
 
         Raises:
             ValueError: no task has been consolidated yet.

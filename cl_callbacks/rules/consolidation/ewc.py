@@ -17,16 +17,19 @@ from cl_callbacks.training.model_outputs import ReadsOutputs
 
 
 class EWC(ReadsOutputs, BoundaryRule):
-    r"""Elastic weight consolidation: weights that carried information resist change.
+    r"""Elastic weight consolidation: weights with high Fisher information resist change.
 
-    At the end of each task the diagonal Fisher information is measured, per sample, at the weights
-    reached, and from then on the loss of every further task is accompanied by
+    At the end of each task the diagonal Fisher information is measured, per sample, at the current
+    weights, and from then on a penalty is added to the loss of every further task:
 
     .. math:: \frac\lambda2 \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
               F_i = \mathrm E_x \sum_c p(c|x) \Bigl(\frac{\partial \log p(c|x)}{\partial\theta_i}\Bigr)^2 .
 
-    Memory is two tensors per parameter for any number of tasks. The pull is clipped together with the
-    task's gradient, and with Adam it enters the moments, as a penalty in the loss does.
+    Memory is two tensors per parameter for any number of tasks. The pull, the gradient of the penalty, is
+    clipped with the task's gradient and enters Adam's moments, as if the penalty were in the loss. It is
+    added in the hook ``on_before_optimizer_step`` of :class:`~cl_callbacks.SynapticCallback`, by way of
+    ``SynapticStep.about_to_step``, ``Plan.before_step``, ``AnchoredRule.pull`` and
+    ``functional.add_quadratic_pull_``.
 
     Sources: Kirkpatrick et al. 2017 (arXiv 1612.00796); Huszár 2018 (1712.03847); Schwarz et al. 2018
     (1805.06370); logits reversal: 2603.18596.
@@ -38,11 +41,11 @@ class EWC(ReadsOutputs, BoundaryRule):
             from the model; ``"empirical"`` takes the label of the data; ``"logits_reversal"`` is
             EWC-DR's, which does not vanish for confident models. Token sequences (logits of shape
             ``(N, T, V)``) are one sample each and need ``"sampled"`` or ``"empirical"``.
-        samples: of the task to measure on, over all processes; ``None`` for all.
+        samples: number of samples of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
-        likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
-            means of unit variance for regression.
+        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits, or
+            ``"gaussian"``, by means of unit variance, for regression.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
@@ -76,13 +79,13 @@ class EWC(ReadsOutputs, BoundaryRule):
 
     @property
     def kind(self) -> dict[str, str]:
-        """The kind of Fisher information."""
+        """Estimator and likelihood of the Fisher information."""
         return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood}
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor] | None:
-        """The task's diagonal Fisher information."""
+        """Diagonal Fisher information of the task, averaged over its samples."""
         return mean_of_gradients(
             trainer,
             pl_module,
@@ -95,7 +98,7 @@ class EWC(ReadsOutputs, BoundaryRule):
         )
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises what :func:`~cl_callbacks.functional.fisher.fisher_cotangents` raises."""
+        """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""
         next(self._cotangents(outputs, labels))
 
     def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:

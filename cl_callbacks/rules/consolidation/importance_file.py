@@ -1,4 +1,4 @@
-"""The importance of a network's weights as a file that people can share."""
+"""Saves the importance of a network's weights to a file that other runs can load."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ State = dict[str, dict[str, Tensor]]
 def save_importance(
     path: str | PathLike[str], state: State, kind: Mapping[str, str], tasks: int, offset: float
 ) -> None:
-    """Writes one tensor ``FIELD/NAME`` per field and parameter, and what they are.
+    """Writes one tensor ``FIELD/NAME`` per field and parameter, and kind, tasks and offset as metadata.
 
-    The file is there whole or not at all: if writing breaks off, an older one of that name is left as it was.
+    Writing is atomic: if it fails, an older file of that name is left as it was.
     """
     tensors = {
         f"{field}/{name}": t.contiguous().cpu() for field, named in state.items() for name, t in named.items()
     }
     path = Path(path)
-    # In the same folder, for only within a file system can it take another's place in one go.
+    # In the same folder, since os.replace is atomic only within a file system.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(tensors, part, {**kind, "tasks": str(tasks), "offset": repr(offset)})
@@ -37,10 +37,10 @@ def save_importance(
 def load_importance(
     path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str]
 ) -> tuple[State, int, float]:
-    """Reads what :func:`save_importance` wrote: state, number of tasks, offset.
+    """Reads a file of :func:`save_importance`: state, number of tasks, offset.
 
     Raises:
-        ValueError: no such file, a damaged one, or it holds another kind of importance.
+        ValueError: no such file, a damaged one, or one of another importance measure.
     """
     if not Path(path).is_file():
         raise ValueError(f"importance_file={str(path)!r} is not a file; write one with `save_importance`")

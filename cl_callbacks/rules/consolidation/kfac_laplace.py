@@ -26,18 +26,18 @@ from cl_callbacks.training.progress import say
 
 
 class KFACLaplace(ReadsOutputs, AnchoredRule):
-    r"""Kronecker-factored Laplace: combinations of weights that carried information resist change.
+    r"""Kronecker-factored Laplace: combinations of weights with high curvature resist change.
 
-    Where :class:`~cl_callbacks.rules.consolidation.ewc.EWC` knows how much each weight matters, this knows
-    how much each *combination* of the weights of a layer does. At the end of each task the curvature of every
-    ``nn.Linear`` and ``nn.Conv2d`` (its bias included) is measured as a Kronecker product, and from then
-    on the loss of every further task is accompanied by
+    Where :class:`~cl_callbacks.rules.consolidation.ewc.EWC` measures the importance of each weight, this
+    measures that of each *combination* of the weights of a layer. At the end of each task the curvature of
+    every ``nn.Linear`` and ``nn.Conv2d`` (its bias included) is measured as a Kronecker product, and from
+    then on a penalty is added to the loss of every further task:
 
     .. math:: \frac\lambda2 \sum_{\text{layers}} \mathrm{tr}(G\,\Delta W A\,\Delta W^\top), \qquad
               A = \mathrm E[aa^\top], \quad G = \mathrm E[\delta\delta^\top] .
 
     All other parameters (norms, embeddings, attention's packed projection, weights shared by modules) get
-    the diagonal Fisher information, as in EWC; the log says which. The anchor is the weights after the
+    the diagonal Fisher information, as in EWC; a message lists them. The anchor is the weights after the
     latest task. Memory is the two factors of each layer, inputs squared and outputs squared, and two
     tensors per parameter. The matrix products of each step cost about :math:`(I+O)/3B` of a plain step
     for a layer from :math:`I` to :math:`O` units and :math:`B` samples (or positions) in a batch.
@@ -48,13 +48,13 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
     Args:
         strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit.
         accumulate: ``"nearest"`` keeps one pair of factors, the nearest to the sum over tasks;
-            ``"list"`` keeps those of every task, with time and memory that grow.
+            ``"list"`` keeps those of every task, so that time and memory grow.
         estimator: of :math:`G`: ``"sampled"`` draws a label from the model, ``"exact"`` sums over all
             classes, ``"empirical"`` takes the label of the data, ``"logits_reversal"`` as in EWC.
-        samples: of the task to measure on, over all processes; ``None`` for all.
+        samples: number of samples of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' curvature that is kept at each boundary, 0 to 1.
-        likelihood: how outputs parametrise the labels: ``"categorical"`` logits, or ``"gaussian"``
-            means of unit variance for regression.
+        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits, or
+            ``"gaussian"``, by means of unit variance, for regression.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
 
@@ -116,20 +116,20 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             self.memory.relax(self.synapses.view, step.synapses.names, steps)
 
     def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
-        """The diagonal of what the factors say, and of the rest its own."""
+        """Diagonal of the curvature: from the factors, or else the diagonal Fisher information."""
         found = [importance.clone() for importance in synapses["importance"]]
         self.memory.add_diagonal(synapses.names, found)
         return found
 
     def penalty(self, synapses: SynapseView) -> Tensor:
-        """The penalty, a scalar."""
+        """Current value of the penalty, a scalar."""
         diagonal = super().penalty(synapses)
         return diagonal + self.memory.penalty(synapses, self.stiffness).to(diagonal)
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> bool:
-        """Measures the curvature and takes it into the memory."""
+        """Measures the curvature and merges it with that of the earlier tasks."""
         with torch.no_grad():
             factors = self._factors(trainer, pl_module, synapses, task)
             covered = {name for name in synapses.names if _weight(name) in factors}
@@ -168,7 +168,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         )
         if means is None:
             return {}
-        # All ranks agree on which layers their factors explain.
+        # All ranks must agree on the layers for which factors are valid.
         explained = torch.tensor(list(factors.explained.values()), dtype=torch.float, device=pl_module.device)
         explained = trainer.strategy.reduce(explained, reduce_op="mean")
         pairs = zip(layers, paired(means), explained.tolist(), strict=True)
@@ -182,7 +182,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         covered: set[str],
         task: int,
     ) -> list[Tensor] | None:
-        """Fisher information of what is not covered by factors, and zeros for what is."""
+        """Diagonal Fisher information of parameters without factors, and zeros for those with factors."""
         rest = [p for name, p in zip(synapses.names, synapses.parameters, strict=True) if name not in covered]
         if not rest:
             return None
@@ -205,18 +205,18 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         ]
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises what :func:`~cl_callbacks.functional.fisher.fisher_cotangents` raises."""
+        """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""
         next(self._cotangents(outputs, labels))
 
     def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         return fisher_cotangents(outputs, labels, estimator=self.estimator, likelihood=self.likelihood)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the factors."""
+        """The rule's state, with the Kronecker factors."""
         return super().state_dict() | {"factors": self.memory.state_dict()}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self.memory.load_state_dict(state_dict["factors"])
 
@@ -226,5 +226,5 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
 
 
 def _weight(name: str) -> str:
-    """The weight with which a parameter shares its factors: a bias its layer's, a weight itself."""
+    """Name of the weight whose factors a parameter uses: for a bias its layer's weight, else itself."""
     return name.removesuffix("bias") + "weight" if name.endswith("bias") else name

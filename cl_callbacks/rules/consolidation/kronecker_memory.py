@@ -1,4 +1,4 @@
-"""Kronecker-factored curvatures of a network's layers, remembered over tasks."""
+"""Kronecker-factored curvatures of a network's layers, accumulated over tasks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Accumulate = Literal["list", "nearest"]
 
 
 def factored_layers(module: nn.Module, synapses: SynapseView) -> dict[str, Factored]:
-    """The layers whose curvature can be factored, by the name of their weight.
+    """Layers whose curvature can be factored, by the name of their weight.
 
-    Their weight is among the synapses and belongs to no other module.
+    Their weight is among the synapses and is shared with no other module.
     """
     owners: dict[int, int] = {}
     for inner in module.modules():
@@ -43,13 +43,13 @@ def factored_layers(module: nn.Module, synapses: SynapseView) -> dict[str, Facto
 
 
 class KroneckerMemory:
-    """Factors of each layer, and the quadratic penalty that they make.
+    """Kronecker factors of each layer, and the quadratic penalty that they define.
 
-    A layer's weights and bias are one matrix, the bias its last column. One of them that is not among the
-    synapses counts as resting at its anchor.
+    A layer's weights and bias form one matrix, with the bias as last column. If one of them is not among the
+    synapses, its distance from the anchor is taken as 0.
 
     Args:
-        accumulate: keep the factors of every task, or one pair that is nearest to their sum.
+        accumulate: ``"list"`` keeps the factors of every task, ``"nearest"`` one pair nearest to their sum.
     """
 
     def __init__(self, accumulate: Accumulate) -> None:
@@ -58,13 +58,13 @@ class KroneckerMemory:
         self._eigen: dict[str, Eigen] = {}
 
     def place(self, synapses: SynapseView, known: Collection[str]) -> None:
-        """Lays the factors out beside the weights.
+        """Moves the factors to the storage devices of the weights' state, and adapts their sizes.
 
-        A layer that has grown, or got a bias, gets zeros for what is new. Layers that the model no longer
+        For a layer that has grown or got a bias they are padded with zeros. Layers that the model no longer
         has are dropped.
 
         Args:
-            synapses: those selected.
+            synapses: the selected synapses.
             known: names of all parameters that have state, selected or not.
         """
         weights = dict(zip(synapses.names, synapses.parameters, strict=True))
@@ -84,28 +84,28 @@ class KroneckerMemory:
                     self._eigen.pop(name, None)
 
     def merge(self, new: Mapping[str, Factors], decay: float) -> None:
-        """Takes a task's factors in; of the older tasks' the share ``decay`` is kept."""
+        """Adds a task's factors to those of the older tasks, multiplied by ``decay``."""
         merged = {}
         for name in {**self.factors, **new}:
             terms = [Factors(a, g * decay) for a, g in self.factors.get(name, [])]
             if name in new:
-                device = new[name].inputs.device  # factors that live elsewhere go back with the next `place`
+                device = new[name].inputs.device  # offloaded factors go back with the next `place`
                 terms = [Factors(a.to(device), g.to(device)) for a, g in terms] + [new[name]]
             nearest = self.accumulate == "nearest" and len(terms) > 1
             merged[name] = [nearest_sum(terms)] if nearest else terms
-        self.factors = merged  # all at once: an exception on the way leaves the old ones
+        self.factors = merged  # at the end, so that an exception leaves the old ones
         self._eigen.clear()
 
     def pull(
         self, synapses: SynapseView, names: list[str], gradients: list[Tensor], stiffness: float
     ) -> None:
-        """Adds the gradient of the penalty to those of the named parameters, in place."""
+        """Adds the gradient of the penalty to the gradients of the named parameters, in place."""
         target = dict(zip(names, gradients, strict=True))
         for name, change in self._changes(synapses, names).items():
             _add(target, name, stiffness * kronecker_pull(change, self._lent(synapses, name, change)))
 
     def relax(self, synapses: SynapseView, names: list[str], steps: list[float]) -> None:
-        """Takes the proximal step of the penalty, in place; for single pairs."""
+        """Takes the proximal step of the penalty, in place; needs one pair of factors per layer."""
         target = dict(zip(synapses.names, synapses.parameters, strict=True))
         step = dict(zip(names, steps, strict=True))
         for name, change in self._changes(synapses, names).items():
@@ -124,7 +124,7 @@ class KroneckerMemory:
             _add({n: target[n] for n in stepping}, name, relaxed - change)
 
     def penalty(self, synapses: SynapseView, stiffness: float) -> Tensor:
-        """The penalty, a scalar."""
+        """Current value of the penalty, a scalar."""
         changes = self._changes(synapses, synapses.names)
         parts = [
             (kronecker_pull(change, self._lent(synapses, name, change)) * change).sum()
@@ -133,7 +133,7 @@ class KroneckerMemory:
         return 0.5 * stiffness * torch.stack(parts).sum() if parts else torch.zeros(())
 
     def add_diagonal(self, names: list[str], importance: list[Tensor]) -> None:
-        """Adds the diagonal of the curvature to that of the named parameters, in place."""
+        """Adds the diagonal of the curvature to the importance of the named parameters, in place."""
         target = dict(zip(names, importance, strict=True))
         for name, terms in self.factors.items():
             if {name, bias_name(name)} & target.keys():
@@ -144,20 +144,20 @@ class KroneckerMemory:
         return {name: [factor for term in terms for factor in term] for name, terms in self.factors.items()}
 
     def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
-        """Takes copies of saved factors."""
+        """Copies saved factors."""
         self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
         self._eigen = {}
 
     def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
-        """A layer's factors beside its parameters: of those that live elsewhere, one layer's at a time."""
+        """Loads the factors of one layer to the device of its parameters."""
         return [Factors(*synapses.load_once(term, change)) for term in self.factors[name]]
 
     def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
-        """How far each layer that has one of the named parameters is from its anchor, as a matrix."""
+        """Weights minus anchor of each layer with a named parameter, as matrices of shape ``(O, I)``."""
         place, anchors = {name: i for i, name in enumerate(synapses.names)}, synapses["anchor"]
 
         def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
-            """Of a weight or a bias; what is not among the synapses rests."""
+            """Columns of a weight or a bias; zeros for one that is not among the synapses."""
             if name not in place:
                 return like.new_zeros(shape, device=synapses.parameters[0].device)
             i = place[name]
@@ -169,7 +169,7 @@ class KroneckerMemory:
                 continue
             inputs, outputs = terms[0]
             rows, columns = len(outputs), len(inputs)
-            # A weight that rests is here for its bias, the last column.
+            # A weight that is not among the synapses is needed for its bias, the last column.
             width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
             weight = part(name, (rows, width), inputs)
             bias = part(bias_name(name), (rows, columns - width), inputs)
@@ -178,7 +178,7 @@ class KroneckerMemory:
 
 
 def _add(target: Mapping[str, Tensor], name: str, change: Tensor) -> None:
-    """Adds a matrix to a layer's weight and bias, as far as these are there."""
+    """Adds a matrix ``(O, I)`` to a layer's weight and bias, if these are in ``target``."""
     if name in target:
         weight = target[name]
         weight += change[:, : weight[0].numel()].reshape(weight.shape)

@@ -17,24 +17,24 @@ from cl_callbacks.training.model_outputs import ReadsOutputs
 class MAS(ReadsOutputs, BoundaryRule):
     r"""Memory aware synapses: weights to which the output is sensitive resist change.
 
-    At the end of each task the sensitivity of the output's length is measured, per sample and without
-    labels, and from then on the loss of every further task is accompanied by
+    At the end of each task the sensitivity of the output's norm is measured, per sample and without
+    labels, and from then on a penalty is added to the loss of every further task:
 
     .. math:: \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
               \Omega_i = \mathrm E_x \Bigl| \frac{\partial \|f(x)\|^2}{\partial\theta_i} \Bigr| .
 
     Memory is two tensors per parameter for any number of tasks. The outputs are read as
-    :class:`~cl_callbacks.rules.consolidation.ewc.EWC` reads them. With ``norm="l2"``, ``decay="mean"`` and
-    :class:`~cl_callbacks.boundaries.plateau_boundaries.PlateauBoundaries`, whose hard samples it then
-    measures on, it is the task-free form.
+    :class:`~cl_callbacks.rules.consolidation.ewc.EWC` reads them. It is the task-free form with
+    ``norm="l2"``, ``decay="mean"`` and the hard samples that
+    :class:`~cl_callbacks.boundaries.plateau_boundaries.PlateauBoundaries` keeps.
 
     Sources: Aljundi et al. 2018 (arXiv 1711.09601); task-free: Aljundi et al. 2019 (1812.03596).
 
     Args:
-        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. There is no one
-            half in the penalty: the gradient is :math:`2\lambda\Omega(\theta-\theta^*)`.
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. The penalty has no
+            factor of one half: the gradient is :math:`2\lambda\Omega(\theta-\theta^*)`.
         norm: ``"squared"`` for :math:`\|f\|^2`, ``"l2"`` for :math:`\|f\|`.
-        samples: of the task to measure on, over all processes; ``None`` for all.
+        samples: number of samples of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
@@ -69,18 +69,18 @@ class MAS(ReadsOutputs, BoundaryRule):
 
     @property
     def stiffness(self) -> float:
-        """The penalty has no one half."""
+        """Stiffness: twice the strength, since the penalty has no factor of one half."""
         return 2.0 * self.strength
 
     @property
     def kind(self) -> dict[str, str]:
-        """The kind of sensitivity."""
+        """Norm of the sensitivity."""
         return {"rule": "MAS", "norm": self.norm}
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor] | None:
-        """The sensitivity on the task's data."""
+        """Sensitivity of the output's norm, averaged over the task's samples."""
         return mean_of_gradients(
             trainer,
             pl_module,

@@ -23,9 +23,8 @@ class RWalk(BoundaryRule):
     r"""Riemannian walk: an online Fisher information and a path score, on one scale.
 
     During training every synapse keeps a running Fisher information
-    :math:`F \leftarrow \gamma F + (1-\gamma) g^2` and a score: in each window of steps, how far it made the
-    loss fall for how far it moved the output distribution. From the second task on the loss is
-    accompanied by
+    :math:`F \leftarrow \gamma F + (1-\gamma) g^2` and a score: in each window of steps, the fall of the loss
+    per movement of the output distribution. From the second task on a penalty is added to the loss:
 
     .. math:: \lambda \sum_i (\hat F_i + \hat s_i) (\theta_i - \theta^*_i)^2, \qquad
               s \leftarrow s + \frac{\max(0, \omega)}{\frac12 F \, \Delta\theta^2 + \xi}, \qquad
@@ -33,8 +32,8 @@ class RWalk(BoundaryRule):
 
     where :math:`\hat F` and :math:`\hat s` are scaled to lie between 0 and 1 over the whole network, so that
     :math:`\lambda` does not depend on the loss. At each boundary the score is averaged with that of the
-    tasks before. No extra pass over the data; memory is six tensors per parameter. Its Fisher is that of
-    batch gradients, about as many times smaller than EWC's as a batch has samples, which the scaling undoes.
+    earlier tasks. It needs no extra pass over the data; memory is six tensors per parameter. Its Fisher is
+    that of batch gradients, smaller than EWC's by about the batch size, which the scaling cancels.
 
     Source: Chaudhry et al. 2018 (arXiv 1801.10112).
 
@@ -44,9 +43,9 @@ class RWalk(BoundaryRule):
             below 1.
         window_steps: length of a window; one also ends with each snapshot of
             :class:`~cl_callbacks.boundaries.drift_boundaries.DriftBoundaries`.
-        decay: share of the importance at earlier boundaries that is kept at each boundary, 0 to 1, beside
-            what Fisher and score remember themselves: 0 is the paper's; ``"mean"`` for the average over
-            tasks.
+        decay: share of the importance at earlier boundaries that is kept at each boundary, 0 to 1, in
+            addition to the averages of Fisher and score: 0 as in the paper; ``"mean"`` for the average
+            over tasks.
         damping: :math:`\xi`, above 0; a change of the output distribution far below it counts as none.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
@@ -97,21 +96,21 @@ class RWalk(BoundaryRule):
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0
-        """Optimizer steps so far; windows are closed for all synapses together."""
+        """Number of optimizer steps; windows end for all synapses together."""
 
     @property
     def stiffness(self) -> float:
-        """The penalty has no one half."""
+        """Stiffness: twice the strength, since the penalty has no factor of one half."""
         return 2.0 * self.strength
 
     def observe(self, step: Step) -> None:
-        """Follows Fisher and path by one step."""
+        """Adds one step to the running Fisher information and the path integral."""
         synapses = step.synapses
         average_square_(synapses["fisher"], step.gradients, [1.0 - self.fisher_decay] * len(synapses))
         add_path_(synapses["path"], step.gradients, step.updates)
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Closes the window after its last step."""
+        """Counts the step, and ends the window after its last one."""
         self.steps += 1
         if self.steps % self.window_steps == 0:
             self._close_window(self.synapses.view)
@@ -131,26 +130,26 @@ class RWalk(BoundaryRule):
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor]:
-        """Running Fisher and averaged score, each on a scale from 0 to 1."""
+        """Sum of running Fisher information and averaged score, each scaled to the range 0 to 1."""
         self.commit()  # the state is changed while it is read
         self._close_window(synapses)
         score, fisher = synapses["score"], synapses["fisher"]
-        if self.tasks:  # the first task's score has nothing to be averaged with
+        if self.tasks:  # the first task's score has no earlier one to average with
             torch._foreach_mul_(score, 0.5)
         scaled = [min_max(found, *synapses.extremes(found)) for found in (fisher, score)]
         return list(torch._foreach_add(*scaled))
 
     def snapshot(self) -> dict[str, Any]:
-        """Closes the window, so that no path leads across it."""
+        """Ends the window, so that none extends over the snapshot, and copies the gathered fields."""
         with torch.no_grad(), self.synapses.on_device():
             self._close_window(self.synapses.view)
         return super().snapshot()
 
     def state_dict(self) -> dict[str, Any]:
-        """With the place in the window."""
+        """The rule's state, with the number of steps."""
         return super().state_dict() | {"steps": self.steps}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self.steps = state_dict["steps"]

@@ -1,4 +1,4 @@
-"""Consolidation without task boundaries."""
+"""Consolidation with running averages, without task boundaries."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Measure = Literal["fisher", "sensitivity", "path"]
 
 
 class StreamingConsolidation(AnchoredRule):
-    r"""A running importance and a running anchor: consolidation that needs no task boundary.
+    r"""Consolidation with a running importance and a running anchor, which needs no task boundary.
 
-    In every step each weight is pulled towards the average of its own recent past,
+    In every step each weight is pulled towards the running average of itself,
 
     .. math:: g \leftarrow g + \kappa\,\Omega\,(\theta - \bar\theta),
 
-    as strongly as it mattered. Averages are exponential and corrected for their start:
+    in proportion to its importance. Averages are exponential and bias-corrected:
 
     =================  ================================================================  ===========
     ``measure``        :math:`\Omega`                                                    rule
@@ -36,17 +36,17 @@ class StreamingConsolidation(AnchoredRule):
                        :math:`\omega \leftarrow \beta\omega - g\,\delta\theta`
     =================  ================================================================  ===========
 
-    The gradients are those of batches, so the first two measure a quantity that falls with the batch's
-    size. An average reaches back about :math:`1/(1-\beta)` steps; with :math:`\beta=1` it is the mean (for
-    ``"path"`` the sum) of all steps, and nothing fades. Importance is best remembered for long and the
-    anchor for a part of a task. Memory is two tensors per parameter, and no data are read again.
+    The gradients are those of batches, so the first two measures fall with the batch size. An average
+    extends over about :math:`1/(1-\beta)` steps; with :math:`\beta=1` it is the mean (for ``"path"`` the sum)
+    of all steps, without decay. A long average is best for the importance, and for the anchor one over
+    a part of a task. Memory is two tensors per parameter, and no data are read again.
 
     Sources: Elsayed & Mahmood 2024, baselines (arXiv 2404.00781), whose released path forms differ from
     their equations: here it is synaptic intelligence, with a path that may fade.
 
     Args:
         strength: :math:`\kappa`, at least 0; 0 leaves training as it is, bit for bit.
-        measure: what is averaged, as above; on the permuted digits ``"path"`` is the best by far.
+        measure: the measure of importance, as above; on the permuted digits ``"path"`` is the best by far.
         importance_decay: :math:`\beta` of the importance, from 0 to 1.
         anchor_decay: :math:`\beta` of the anchor :math:`\bar\theta`, likewise.
         damping: :math:`\xi` of ``"path"``, in units of squared weights, above 0.
@@ -90,15 +90,15 @@ class StreamingConsolidation(AnchoredRule):
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
         self.needs: frozenset[Need] = frozenset({"gradient", "update"} if measure == "path" else {"gradient"})
         self.steps: dict[str, int] = {}
-        """How many optimizer steps each synapse has taken; averages are corrected for their start."""
+        """Number of optimizer steps of each parameter, by name, for the bias correction of averages."""
 
     @property
     def remembers(self) -> bool:
-        """From the second step on."""
+        """Whether a step has been taken: there is an importance from the second step on."""
         return bool(self.steps)
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
-        r""":math:`\Omega` as the pull uses it."""
+        r"""Importance :math:`\Omega` as the pull uses it."""
         found = synapses["importance"]
         if self.measure == "path":
             found = path_importance(found, synapses.parameters, synapses["anchor"], self.damping)
@@ -122,7 +122,7 @@ class StreamingConsolidation(AnchoredRule):
         )
 
     def observe(self, step: Step) -> None:
-        """Takes the step into the averages."""
+        """Adds the step to the running averages."""
         synapses, running = step.synapses, step.synapses["importance"]
         if self.measure == "fisher":
             average_square_(running, step.gradients, self._shares(synapses.names, self.importance_decay))
@@ -134,17 +134,17 @@ class StreamingConsolidation(AnchoredRule):
         average_(synapses["anchor"], synapses.parameters, self._shares(synapses.names, self.anchor_decay))
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Counts."""
+        """Counts the step of each parameter."""
         self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
 
     def _shares(self, names: list[str], decay: float) -> list[float]:
         return [newest_share(decay, self.steps.get(name, 0) + 1) for name in names]
 
     def state_dict(self) -> dict[str, Any]:
-        """With the numbers of steps."""
+        """The rule's state, with the numbers of steps."""
         return super().state_dict() | {"steps": dict(self.steps)}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self.steps = dict(state_dict["steps"])

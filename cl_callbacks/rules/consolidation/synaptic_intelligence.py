@@ -23,27 +23,27 @@ from cl_callbacks.synapses.view import SynapseView
 class SynapticIntelligence(BoundaryRule):
     r"""Synaptic intelligence: weights that made the loss fall resist change.
 
-    Every synapse follows online how much of the loss's fall is due to it, without an extra pass over the
-    data, and from the second task on the loss is accompanied by
+    Every synapse accumulates its contribution to the fall of the loss during training, without an extra pass
+    over the data, and from the second task on a penalty is added to the loss:
 
     .. math:: c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
               \Omega_i = \sum_{\text{tasks}} \frac{\max(0, \omega_i)}{(\Delta\theta_i)^2 + \xi}, \qquad
               \omega_i = -\sum_{\text{steps}} g_i \, \delta\theta_i .
 
-    Here :math:`g` is the gradient of the task's loss alone and :math:`\delta\theta` what the optimizer
-    has really done, so it holds under momentum, Adam, clipping, accumulation and mixed precision;
-    :math:`\Delta\theta` is the way from the task's start to its end. Memory is three tensors per
-    parameter and two snapshots that all rules of a Trainer share. Large batches weaken it: part of what
-    it measures is the noise of the gradient.
+    Here :math:`g` is the gradient of the task's loss alone and :math:`\delta\theta` the realised update, so
+    it is valid with momentum, Adam, clipping, accumulation and mixed precision; :math:`\Delta\theta` is the
+    change of the weights from the task's start to its end. Memory is three tensors per
+    parameter and two snapshots that all rules of a Trainer share. Large batches weaken it, since part of
+    the path integral comes from the noise of the gradient.
 
     Source: Zenke et al. 2017 (arXiv 1703.04200).
 
     Args:
-        strength: :math:`c`, at least 0; 0 leaves training as it is, bit for bit. There is no one half in
-            the penalty: the gradient is :math:`2c\,\Omega(\theta-\theta^*)`.
+        strength: :math:`c`, at least 0; 0 leaves training as it is, bit for bit. The penalty has no factor
+            of one half: the gradient is :math:`2c\,\Omega(\theta-\theta^*)`.
         damping: :math:`\xi`, in units of squared weights, above 0.
-        exclude_weight_decay: leave the decoupled weight decay of AdamW and its kind out of the path; it
-            moves weights whatever the loss.
+        exclude_weight_decay: leave decoupled weight decay, such as AdamW's, out of the path, since it moves
+            weights whatever the loss.
         decay: share of the older tasks' importance that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
@@ -89,18 +89,18 @@ class SynapticIntelligence(BoundaryRule):
 
     @property
     def stiffness(self) -> float:
-        """The penalty has no one half."""
+        """Stiffness: twice the strength, since the penalty has no factor of one half."""
         return 2.0 * self.strength
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to leave out a weight decay that cannot be told from the rest of the update."""
+        """Raises an error if a weight decay is to be excluded that is not decoupled from the gradient."""
         super().on_train_start(trainer, pl_module)
         if self.exclude_weight_decay:
             for optimizer in trainer.optimizers:
                 _refuse_coupled_decay(optimizer)
 
     def observe(self, step: Step) -> None:
-        """Follows the path by one step."""
+        """Adds one step to the path integral."""
         updates = step.updates
         if self.exclude_weight_decay:
             decays = step.option("weight_decay", default=0.0)
@@ -111,7 +111,7 @@ class SynapticIntelligence(BoundaryRule):
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor]:
-        """The importance of the path of this task, which then starts anew."""
+        """Importance from the path integral of this task, which is then reset to 0."""
         self.commit()  # the state is changed while it is read
         path = synapses["path"]
         found = path_importance(path, synapses.parameters, synapses["anchor"], self.damping)

@@ -1,4 +1,4 @@
-"""Rules that rewrite the update: how plastic a synapse is depends on what it has been through."""
+"""Rules that rewrite the update: the plasticity of a synapse depends on its history."""
 
 from cl_callbacks.rules.metaplasticity.benna_fusi import BennaFusi
 from cl_callbacks.rules.metaplasticity.bgd import BGD

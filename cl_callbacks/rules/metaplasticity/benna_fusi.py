@@ -1,4 +1,4 @@
-"""Benna and Fusi's chain of beakers."""
+"""Consolidation by Benna and Fusi's chain of beakers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from cl_callbacks.training.log import log
 
 
 class BennaFusi(SynapticCallback):
-    r"""Every weight is the first of a row of beakers, through which what it learns flows and comes back.
+    r"""Every weight is the first of a chain of beakers, through which its changes flow, and back.
 
-    After each step of the optimizer, whichever it is, the levels of all beakers move by
+    After each step of the optimizer, of any type, the levels of all beakers change by
 
     .. math:: C_k\,\Delta u_k = g_{k-1}(u_{k-1}-u_k) - g_k(u_k-u_{k+1}), \qquad
               C_k = r^{k-1}, \quad g_k = g_1 r^{-(k-1)},
 
-    with the weight :math:`u_1`. Beaker :math:`k` follows within :math:`r^{2(k-1)}/g_1` steps; the log shows
-    these times. A single change fades as :math:`t^{-1/2}` up to the last of them. No task boundary is
+    with the weight :math:`u_1`. Beaker :math:`k` follows the weight within :math:`r^{2(k-1)}/g_1` steps,
+    which are logged. A single change fades as :math:`t^{-1/2}` up to the last of them. No task boundary is
     needed and no importance measured: each weight is drawn to its own past, on many timescales at once.
     Memory is one tensor of double precision per parameter and beaker beyond the first. All beakers start
     at the weight.
@@ -49,17 +49,17 @@ class BennaFusi(SynapticCallback):
     Kaplanis et al. 2018 (arXiv 1802.07239).
 
     Args:
-        beakers: :math:`m`, at least 1; with 1 only the leak is left, a decay of the weights.
+        beakers: :math:`m`, at least 1; with 1 the rule is only a leak, a decay of the weights.
         coupling: :math:`g_1`, the share of a weight's distance to the second beaker that flows in a step,
             from 0, which leaves training as it is, bit for bit, to ``largest_coupling(timescale_ratio)``,
             0.5 for a ratio of 2, beyond which the flow would overshoot. Default: 0.01.
-        horizon_steps: the timescale of the last beaker in optimizer steps, a more telling way to set the
-            coupling: about the length of training, or deep beakers never move.
+        horizon_steps: the timescale of the last beaker in optimizer steps, another way to set the coupling:
+            about the length of training, or deep beakers never move.
         timescale_ratio: :math:`r`, at least 1: from beaker to beaker the timescale grows by its square.
-        leak: whether the last beaker drains; without, nothing that was ever learned is lost altogether.
-        gated_by: name of another rule of this Trainer that says how plastic each synapse is: its flows
-            are slowed down by that much. Of the rules with a penalty it is :math:`1/(1+\eta\lambda\Omega)`,
-            of :class:`MESU` :math:`\sigma^2/\sigma_p^2`.
+        leak: whether the last beaker drains; without, the flow conserves :math:`\sum_k C_ku_k`.
+        gated_by: name of another rule of this Trainer, whose plasticity of each synapse multiplies the flows:
+            :math:`1/(1+\eta\lambda\Omega)` for rules with a penalty, :math:`\sigma^2/\sigma_p^2` for
+            :class:`MESU`.
         options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. ``state_dtype`` is by default
             ``"float64"``: in single precision the flow into the fifth and deeper beakers is lost to rounding.
             With few beakers ``"float32"`` saves half of the memory.
@@ -105,13 +105,13 @@ class BennaFusi(SynapticCallback):
 
     @property
     def timescales(self) -> list[float]:
-        """Steps within which each beaker follows."""
+        """Timescale of each beaker, in steps."""
         if not self.coupling:
             return [float("inf")] * self.beakers
         return timescales(self.beakers, self.coupling, self.timescale_ratio)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what the timescales are, and finds the rule that slows the flows."""
+        """Logs the timescales, and finds the rule of ``gated_by``."""
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
         steps = self.timescales
@@ -136,13 +136,13 @@ class BennaFusi(SynapticCallback):
         return found[0]
 
     def rewrite(self, step: Step) -> None:
-        """Lets the beakers flow, the weight among them."""
+        """Takes one step of the flow between all beakers, including the weight."""
         if self.coupling > 0:
             levels = [step.synapses.parameters, *(step.synapses[level] for level in self.levels)]
             flow_(levels, self._capacities, self._conductances, self._gates(step))
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """How far the level of each beaker is from that of the next; the first is the weight."""
+        """Distances between the levels of neighbouring beakers, the first of which is the weight."""
         levels = [synapses.parameters, *(synapses[level] for level in self.levels)]
         pairs = enumerate(level_differences(levels), 1)
         return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}

@@ -16,17 +16,17 @@ from cl_callbacks.synapses.view import SynapseView
 
 
 class BGD(UncertainRule):
-    r"""Bayesian gradient descent: each observation makes the synapses that it needs surer, and stiffer.
+    r"""Bayesian gradient descent: observations make the weights they determine more certain, and stiffer.
 
-    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with the network seen at
-    :math:`\mu+\sigma\epsilon` and the gradient :math:`g` of the loss summed over the observations,
+    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with :math:`g` the gradient at
+    sampled weights :math:`\mu+\sigma\epsilon` of the loss summed over the observations,
 
     .. math:: \mu \leftarrow \mu - \eta\sigma^2\,\mathbb E[g], \qquad
               \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad
               a = \tfrac12\sigma\,\mathbb E[g\epsilon] .
 
-    This replaces the optimizer's update. No task boundary is needed. Nothing is forgotten on purpose, so
-    that in the end no synapse is plastic any more: over many tasks :class:`MESU` goes on learning.
+    This replaces the optimizer's update. No task boundary is needed. There is no forgetting, so that in the
+    end no synapse is plastic any more; :class:`MESU` continues to learn over many tasks.
 
     Source: Zeno et al. 2018, "Task agnostic continual learning using online variational Bayes"
     (arXiv 1803.10123).
@@ -62,7 +62,7 @@ class BGD(UncertainRule):
         self.lr_scale = positive("lr_scale", lr_scale)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
-        """The equations above."""
+        """Takes one step of the equations of :class:`BGD`."""
         bgd_(
             step.synapses.parameters,
             step.synapses["std"],
@@ -74,5 +74,5 @@ class BGD(UncertainRule):
         )
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
-        r""":math:`\sigma^2` in units of where it began, at most 1."""
+        r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""
         return relative_variance(synapses["std"], self.initial_std)

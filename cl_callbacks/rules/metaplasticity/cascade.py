@@ -1,4 +1,4 @@
-"""Binary synapses with hidden levels."""
+"""Binary synapses with a cascade of hidden levels."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from cl_callbacks.tensors.random_numbers import Draws
 
 
 class Cascade(SynapticCallback):
-    r"""Weights of two values, each with hidden levels: what was often confirmed is hard to switch.
+    r"""Binary weights with hidden levels: a weight that was often confirmed is hard to switch.
 
     A weight is :math:`\pm a`, with :math:`a` the mean size of its tensor's weights when training begins. The
     optimizer's update :math:`\Delta` becomes a candidate event: towards the sign of :math:`\Delta`, with
     probability :math:`\min(1, |\Delta|/2a)`. An event against the weight switches its sign with probability
-    :math:`q_k` and takes it to the first level, one that confirms it takes it from level :math:`k` to
+    :math:`q_k` and sets it to the first level; one that confirms it moves it from level :math:`k` to
     :math:`k+1` with probability :math:`p_k`:
 
     .. math:: q_k = x^{k-1},\quad q_n = \frac{x^{n-1}}{1-x}, \qquad p_k = \frac{x^k}{1-x},\quad p_n = 0 .
 
     With one level a weight follows the optimizer on average. No task boundary is needed. The rule replaces
     the update; it suits networks that compute with the signs of weights, and others whose layers are
-    followed by a normalisation. Parameters of one dimension (biases, normalisation) stay with the
+    followed by a normalisation. One-dimensional parameters (biases, normalisation) stay with the
     optimizer, unless ``parameters`` names them. Memory is one tensor per parameter, and one for the random
     numbers of a step.
 
@@ -78,12 +78,12 @@ class Cascade(SynapticCallback):
             raise ValueError(f"ratio must be above 0 and at most 0.5; got {ratio}")
         self.levels, self.seed, self.ratio = levels, seed, ratio
         self.steps = 0
-        """How many optimizer steps there were, from which the random numbers follow."""
+        """Number of optimizer steps, which determines the random numbers."""
         self._uniform = Draws(Tensor.uniform_)
         self._drawn: int | None = None
 
     def rewrite(self, step: Step) -> None:
-        """Turns the update into events, and the events into switches."""
+        """Replaces the update by random switches of the weights, and updates their levels."""
         synapses = step.synapses
         if self._drawn != self.steps:
             self._uniform.draw(self.seed, self.steps)
@@ -92,16 +92,16 @@ class Cascade(SynapticCallback):
         switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.ratio)
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Goes on to other random numbers."""
+        """Counts the step, so that the next one uses other random numbers."""
         self.steps += 1
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
-        """The probability that an event against a weight switches it."""
+        """Probability that an event against a weight switches it."""
         q = switch_probabilities(self.levels, self.ratio)
         return [q.to(level)[level.abs().long().clamp(min=1) - 1] for level in synapses["level"]]
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """With the level, from 1."""
+        """Plasticity, and the level of each synapse, from 1."""
         return super().measures(synapses, rates) | {"level": list(torch._foreach_abs(synapses["level"]))}
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
@@ -115,22 +115,22 @@ class Cascade(SynapticCallback):
                 _make_binary(name, weight, level)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the number of steps."""
+        """The rule's state, with the number of steps."""
         return super().state_dict() | {"steps": self.steps}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self.steps = state_dict["steps"]
 
 
 @torch.no_grad()
 def _make_binary(name: str, weight: Tensor, level: Tensor) -> None:
-    """Gives its two values to a tensor that has others, and new weights their first level."""
+    """Sets a tensor to its two values where it has others, and new weights to the first level."""
     new = level == 0
     size = weight.abs().mean() if new.all() else weight[~new].abs().mean()
     if not size.isfinite():
-        return  # who has the weights next may find them whole again
+        return  # left as they are: finite weights may be restored later
     if size == 0:
         raise ValueError(
             f"Cascade: all weights of {name} are 0, so they have no two values: initialise them at random, "

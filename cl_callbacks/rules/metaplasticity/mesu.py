@@ -25,23 +25,23 @@ Prior = Literal["zero", "chain"]
 
 
 class MESU(UncertainRule):
-    r"""Metaplasticity from synaptic uncertainty: as sure as the last :math:`N` steps can make it.
+    r"""Metaplasticity from synaptic uncertainty: Bayesian learning with a memory of :math:`N` steps.
 
-    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with the network seen at
-    :math:`\mu+\sigma\epsilon` and the gradient :math:`g` of the loss summed over the observations,
+    A weight is a Gaussian :math:`\mathcal N(\mu,\sigma^2)`; in each step, with :math:`g` the gradient at
+    sampled weights :math:`\mu+\sigma\epsilon` of the loss summed over the observations,
 
     .. math::
         \Delta\mu &= -\sigma^2\,\mathbb E[g] + \frac{\sigma^2}{N\sigma_p^2}(0-\mu), \\
         \Delta\sigma &= -\tfrac12\sigma^2\,\mathbb E[g\epsilon]
                         + \frac{\sigma(\sigma_p^2-\sigma^2)}{2N\sigma_p^2} .
 
-    This replaces the optimizer's update: a synapse that the data have made sure takes small steps, one that
-    they do not need stays plastic, and what is older than the window of :math:`N` steps makes room for what
-    is new. No task boundary is needed. Memory is one tensor per parameter, and noise and snapshots while
+    This replaces the optimizer's update: a synapse that the data have made certain takes small steps, one
+    that they leave uncertain stays plastic, and what is older than the window of :math:`N` steps is
+    forgotten. No task boundary is needed. Memory is one tensor per parameter, and noise and snapshots while
     training.
 
     With ``prior="chain"`` the mean does not relax to 0 but towards a slow copy of its own past, the second
-    of a row of beakers as in :class:`BennaFusi`: :math:`g_1\min(1,\sigma^2/\sigma_p^2)(u_2-\mu)` instead of
+    of a chain of beakers as in :class:`BennaFusi`: :math:`g_1\min(1,\sigma^2/\sigma_p^2)(u_2-\mu)` instead of
     the last term of :math:`\Delta\mu`; the beakers :math:`u_2\dots u_m` follow the mean.
 
     Source: Bonnet et al. 2025, "Bayesian continual learning and forgetting in neural networks" (Nature
@@ -50,13 +50,13 @@ class MESU(UncertainRule):
     Args:
         memory_steps: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
             learn the latest task best and long ones remember more tasks.
-        prior_std: :math:`\sigma_p`, the plasticity of a synapse that no data need.
+        prior_std: :math:`\sigma_p`, to which :math:`\sigma` of a synapse returns without data.
         initial_std: :math:`\sigma` at the start; default: ``prior_std``.
-        lr_scale: factor on the data's part of :math:`\Delta\mu`; 1 is Bayes' rule.
-        std_lr_scale: factor on the data's part of :math:`\Delta\sigma`; 1 is Bayes' rule.
-        prior: what the mean relaxes to: ``"zero"``, or with ``"chain"`` its own past.
+        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`; 1 is Bayes' rule.
+        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`; 1 is Bayes' rule.
+        prior: value to which the mean relaxes: ``"zero"``, or with ``"chain"`` its own past.
         beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy. More than
-            4 want ``state_dtype="float64"``, or rounding takes what flows into the deep ones.
+            4 need ``state_dtype="float64"``, or the flow into the deep ones is lost to rounding.
         coupling: :math:`g_1` of the chain; its last beaker follows within ``4**(beakers - 1) / coupling``
             steps.
         options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
@@ -105,7 +105,7 @@ class MESU(UncertainRule):
         self._conductances = conductances(beakers, coupling, leak=False)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
-        """The equations above."""
+        """Takes one step of the equations of :class:`MESU`."""
         synapses = step.synapses
         past = [synapses[level] for level in self.slow]
         mesu_(
@@ -126,11 +126,11 @@ class MESU(UncertainRule):
             flow_([step.before, *past], self._capacities, self._conductances, hold_first=True)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
-        r""":math:`\sigma^2` in units of the prior's, at most 1."""
+        r"""Plasticity: :math:`\sigma^2` divided by that of the prior, at most 1."""
         return relative_variance(synapses["std"], self.prior_std)
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """With the distances between neighbouring beakers of the chain, the first of which is the mean."""
+        """Plasticity, standard deviation, and distances between neighbouring beakers of the chain."""
         levels = [synapses.parameters, *(synapses[level] for level in self.slow)]
         pairs = enumerate(level_differences(levels), 1)
         return super().measures(synapses, rates) | {f"beaker_distance_{k}": found for k, found in pairs}

@@ -1,4 +1,4 @@
-"""Metaplasticity of large weights."""
+"""Metaplasticity by the size of weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cl_callbacks.synapses.view import SynapseView
 
 
 class MetaplasticGate(SynapticCallback):
-    r"""The larger a weight has grown, the less it lets itself be shrunk.
+    r"""Damps updates that shrink a weight: the larger the weight, the more.
 
-    Of the update :math:`\Delta` that the optimizer has made to a weight :math:`w`,
+    With the update :math:`\Delta` that the optimizer has made to a weight :math:`w`,
 
     .. math:: w \leftarrow w + \Delta\cdot\begin{cases}
                   1 - \tanh^2(m|w|) & \text{if } w\Delta < 0 \\ 1 & \text{else.}\end{cases}
 
     It was made for binary networks, which compute with the signs of hidden weights: there the size of a
-    hidden weight is how often its sign has proved right, and free for a memory. It needs neither task
-    boundaries nor memory of its own. As in the paper, parameters of one dimension (biases, normalisation)
-    are exempt, unless ``parameters`` names them.
+    hidden weight tells how often its sign was confirmed, and can serve as memory. The rule needs neither
+    task boundaries nor state. As in the paper, one-dimensional parameters (biases, normalisation) are
+    exempt, unless ``parameters`` names them.
 
     Source: Laborieux et al. 2021 (arXiv 2003.03533).
 
@@ -61,10 +61,10 @@ class MetaplasticGate(SynapticCallback):
         self.steepness = steepness
 
     def rewrite(self, step: Step) -> None:
-        """Takes back a part of what has shrunk weights."""
+        """Undoes a part of the updates that have shrunk weights."""
         with torch.no_grad():
             resist_shrinking_(step.synapses.parameters, step.before, self.steepness)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
-        """Of updates that shrink the weight."""
+        """Share that each weight takes of updates that shrink it."""
         return metaplastic_gate(synapses.parameters, self.steepness)

@@ -1,4 +1,4 @@
-"""What the rules share whose synapses know how sure they are."""
+"""The base class of rules with a Gaussian distribution for each weight."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     r"""Base of the rules that keep a mean and a standard deviation for each weight.
 
     The weights of the model are the means. During the forward and backward of a training step they are
-    drawn from their distributions; the rule then replaces the optimizer's update by its own, computed from
+    sampled from their distributions; the rule then replaces the optimizer's update by its own, computed from
     the gradient of the loss summed over the observations of the step. Gradient clipping and the learning
-    rate have no part in it; the optimizer goes on training parameters that are not selected.
+    rate have no influence on it; the optimizer still trains parameters that are not selected.
 
     Args:
         initial_std: :math:`\sigma` at the start, above 0.
-        draws: of the weights per step, each of which costs a forward and a backward.
-        antithetic: let every second draw mirror the one before it, also from step to step; it takes the
-            mean gradient, most of the noise, out of :math:`\mathbb E[g\epsilon]`.
+        draws: number of samples of the weights per step, each of which costs a forward and a backward.
+        antithetic: let every second draw mirror the one before it, also from step to step; this removes
+            the mean gradient, most of the noise, from :math:`\mathbb E[g\epsilon]`.
         trust_region: largest change of :math:`\mu` and of :math:`\sigma` in one step, in units of
             :math:`\sigma`, above 0 and below 1; ``None`` for no limit, which diverges early in training
             where :math:`\sigma` is large.
         reduction: of the loss over a batch, ``"mean"`` or ``"sum"``.
-        seed: of the draws.
-        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. What is excluded, the optimizer
-            trains as ever.
+        seed: of the samples.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. The
+            optimizer trains excluded parameters.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
@@ -92,28 +92,28 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._window_ended = False
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
-        """The rule's equation, in place on the state and on the weights, which are the means before.
+        """Applies the rule's equation, in place, to the state and to the weights, which are the means before.
 
         Args:
-            step: that was taken.
+            step: the completed step.
             scale: factor from its gradients, mean over the draws, to those of the summed loss.
         """
         raise NotImplementedError
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
-        """With the standard deviation."""
+        """Plasticity, and the standard deviation of each weight."""
         return super().measures(synapses, rates) | {"std": synapses["std"]}
 
     def observations(self, batch: Any) -> int:
-        """Over how many observations the loss of a batch is averaged: its samples.
+        """Number of observations over which the loss of a batch is averaged: by default its samples.
 
-        Override it where these are others, such as the tokens of a language model, or all those of a step
-        that accumulates over batches by hand.
+        Override it for other units, such as the tokens of a language model, or for manual accumulation, to
+        return the number in all batches of the step.
         """
         return count_samples(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the training steps meet drawn weights."""
+        """Wraps the module so that training steps run at sampled weights."""
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
             raise MisconfigurationException(
                 f"{type(self).__name__} has to see each batch, and a training_step that takes "
@@ -128,7 +128,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the observations that go into the next step, over micro-batches and processes."""
+        """Counts the observations of the next step, over micro-batches and processes."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._window_ended:
             self._counts, self._window_ended = [], False
@@ -157,14 +157,14 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         return trainer.strategy.reduce(count, reduce_op="sum")
 
     def _scale(self) -> float | Tensor:
-        """From the gradient that Lightning has averaged to that of the loss summed over all observations."""
-        if self._micro_batches is None:  # manual optimization: who accumulates says so in `observations`
+        """Factor from the gradient that Lightning averages to that of the loss summed over observations."""
+        if self._micro_batches is None:  # manual optimization: `observations` counts the whole step
             return self._counts[-1]
-        # By so many micro-batches it divides, also in a last window with fewer.
+        # Lightning divides by this number of micro-batches, also in a last window with fewer.
         return sum(self._counts) * (self._micro_batches / len(self._counts))
 
     def rewrite(self, step: Step) -> None:
-        """Puts the rule's update in the place of the optimizer's."""
+        """Replaces the optimizer's update by the rule's."""
         copy_each_(step.synapses.parameters, step.before)
         self.replace_update(step, self._scale())
 
@@ -174,7 +174,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self.noise.place(view.parameters, view.fields["std"], view.load)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the module with its means."""
+        """Restores the means, and the module's own methods."""
         if self._training is not None:
             self._training.detach()
             self._training = None
@@ -182,19 +182,19 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     @torch.no_grad()
     def predict_samples(self, pl_module: LightningModule, batch: Any, draws: int = 10) -> Tensor:
-        """Outputs of the network at several draws of the weights, in evaluation mode.
+        """Outputs of the network at several samples of the weights, in evaluation mode.
 
-        The mean of their softmax is the predictive distribution; where they disagree the network does not
-        know. The weights are the means again afterwards. Which outputs a batch has is for
-        :meth:`outputs` to say.
+        The mean of their softmax is the predictive distribution; their disagreement is the uncertainty of
+        the network. The weights are the means again afterwards. The outputs of a batch are those of
+        :meth:`outputs`.
 
         Args:
             pl_module: the module that the rule has trained.
             batch: of inputs, with or without labels, on the module's device.
-            draws: how many.
+            draws: number of samples of the weights.
 
         Returns:
-            Shape ``(draws, *outputs.shape)``; the same for the same seed.
+            Tensor of shape ``(draws, *outputs.shape)``; the same for the same seed.
 
         Raises:
             ValueError: the rule has not been trained, nor restored from a checkpoint.
@@ -211,7 +211,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(pl_module))
-            self.noise.pause()  # should this be called from within a training step
+            self.noise.pause()  # in case this is called from within a training step
             stack.callback(self.noise.resume)
             stack.callback(noise.end)
             found = []
@@ -223,10 +223,10 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         return torch.stack(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the number of draws, from which the noise goes on."""
+        """Adds the number of draws, from which the noise continues."""
         return super().state_dict() | {"draws": self.noise.next_draw}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Sets the state from a saved one."""
         super().restore(state_dict)
         self.noise.go_on(state_dict["draws"])
