@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_arrows_point_one_way(file: Path) -> None:
 def test_what_a_step_does_needs_no_lightning(file: Path) -> None:
     found = {name for name in imports(file) if name.split(".")[0] == "lightning"}
     assert found <= {"lightning.pytorch.utilities.exceptions"}
+
+
+def test_no_two_files_need_each_other() -> None:
+    """Not even for annotations: a circle of files can be read from no end."""
+    names = {".".join(("cl_callbacks", *f.relative_to(PACKAGE).with_suffix("").parts)): f for f in FILES}
+    graph = {name: {n for n in imports(file) if n in names} for name, file in names.items()}
+    TopologicalSorter(graph).prepare()
 
 
 def test_the_root_holds_nothing_but_the_names_and_the_command_line() -> None:

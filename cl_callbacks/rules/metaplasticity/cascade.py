@@ -38,6 +38,9 @@ class Cascade(SynapticCallback):
     optimizer, unless ``parameters`` names them. Memory is one tensor per parameter, and one for the random
     numbers of a step.
 
+    It is a model of synapses to study, not a remedy: on permuted digits networks of binary weights forget
+    more with it than without, for 2 to 20 levels and ratios from 0.05 to 0.5.
+
     Source: Fusi, Drew & Abbott 2005, "Cascade models of synaptically stored memories".
 
     Args:
