@@ -174,7 +174,7 @@ class DriftBoundaries(MonitoredBoundaries):
         if not self._unread:  # all values have been seen
             if self._batches - self._snapshots.latest >= self.snapshot_every_n_batches:
                 self._snapshots.take(trainer, pl_module, self._batches)
-            self._look_back()
+            self._prune()
         if is_due(trainer):
             log(trainer, {log_keys.DRIFT_SCORE: self.rise.score})
 
@@ -204,14 +204,14 @@ class DriftBoundaries(MonitoredBoundaries):
         onset, delay = self.found[-1].onset, self.found[-1].delay
         return f"data changed near batch {onset}, found {delay} later"
 
-    def _look_back(self) -> None:
+    def _prune(self) -> None:
         """Keeps the samples and snapshots that are needed if the task ends at the estimated onset."""
         self._recent.divide(self._onset)
         self._snapshots.prune(self._onset)
 
     @contextmanager
     def _as_of_onset(self, trainer: Trainer) -> Iterator[None]:
-        self._look_back()
+        self._prune()
         with self._snapshots.rewound(trainer, trainer.lightning_module):
             yield
         self._recent.forget_before(self._onset)

@@ -26,7 +26,7 @@ class Rewindable(Protocol):
         """Copies of what the callback has accumulated."""
 
     def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
-        """Context in which the callback has the snapshot's state; on exit the present state returns."""
+        """Context in which the callback has the snapshot's state; on exit, what came since is added to it."""
 
 
 class Snapshots:

@@ -34,8 +34,8 @@ def _arguments(kinds: Sequence[type]) -> dict[str, inspect.Parameter]:
 def declare_arguments(kind: type) -> None:
     """Shows the arguments behind ``**options: Unpack[…]`` in the signature of a class.
 
-    Notebooks, the command line and loggers read them there. The annotation is for type checkers; without it
-    ``jsonargparse`` follows the options to where they are declared, with their defaults and descriptions.
+    Notebooks, the command line and loggers read them there. The annotation is for type checkers and is
+    removed at run time: ``jsonargparse`` would stop at it, and not read defaults in the base classes.
     """
     annotations = vars(kind)["__init__"].__annotations__ if "__init__" in vars(kind) else {}
     if "options" in annotations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import LBFGS
 
-from cl_callbacks.synapses.step import Rule
+from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.tensors.shards import misfits
 
 
@@ -53,6 +54,15 @@ def refuse_shards(rule: Rule, trainer: Trainer | None, parameters: Mapping[str, 
             f"{type(rule).__name__} works on parameters that FSDP2's `fully_shard` has sharded over one "
             f"dimension of processes and keeps beside them, and these are not: {few(wrong)}. Wrap the whole "
             f"network with `fully_shard`, without offloading, or leave parameters out with exclude."
+        )
+
+
+def refuse_unknown_needs(rule: Rule) -> None:
+    """Raises if a rule asks for a quantity that no step has."""
+    unknown = rule.needs - set(get_args(Need))
+    if unknown:
+        raise MisconfigurationException(
+            f"{type(rule).__name__}.needs has {sorted(unknown)}, and a step gives {list(get_args(Need))}"
         )
 
 

@@ -34,6 +34,7 @@ class AnchoredOptions(RuleOptions, total=False):
 class BoundaryOptions(AnchoredOptions, total=False):
     """Keyword arguments of rules that measure at boundaries: see :class:`~.boundary_rule.BoundaryRule`."""
 
+    # `decay` is not here: each rule declares it, with a default of its own.
     anchors: Anchors
     importance_file: str | PathLike[str] | None
 

@@ -25,6 +25,7 @@ from cl_callbacks.rules.compatibility import (
     refuse_optimizers,
     refuse_shards,
     refuse_strategy,
+    refuse_unknown_needs,
 )
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of
@@ -78,8 +79,8 @@ class SynapticCallback(Callback):
 
     fields: Mapping[str, Fill] = {}
     needs: frozenset[Need] = frozenset()
-    gathered: ClassVar[tuple[str, ...]] = ()
-    """Fields accumulated during a task and read at its end; rewound if a task change is detected late."""
+    accumulated: ClassVar[tuple[str, ...]] = ()
+    """Fields that grow within a task, such as SI's path; rewound if the end of a task is detected late."""
     running: tuple[str, ...] = ()
     """Fields that change by small amounts in every step, which half precision would round away."""
     owns_update: ClassVar[bool] = False
@@ -88,7 +89,8 @@ class SynapticCallback(Callback):
     """Whether the rule can work on shards of parameters."""
     local: ClassVar[bool] = False
     """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one block of synapses after
-    another, so that each stays in the cache: true of equations that are local to each weight."""
+    another, so that each stays in the cache: true of equations that are local to each weight. Beside a
+    rule that is not, all rules of the Trainer are called for all synapses at once, which is slower."""
     matrices_only: ClassVar[bool] = False
     """Whether one-dimensional parameters (biases, normalisation) are left out if ``parameters`` is empty."""
     default_state_dtype: ClassVar[str | None] = None
@@ -138,7 +140,11 @@ class SynapticCallback(Callback):
     # -- what a rule overrides ---------------------------------------------------------------------
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
-        """Adds the rule's gradient to those of the synapses about to step, in place; only reads the state."""
+        """Adds the rule's gradient to those of the synapses about to step, in place; only reads the state.
+
+        ``gradients`` include the pulls of the rules before it in the list, and may be NaN or infinite: the
+        task's own gradient, finite, is ``step.gradients`` in :meth:`observe`.
+        """
 
     def rewrite(self, step: Step) -> None:
         """Changes the realised update, by changing the weights in place.
@@ -202,6 +208,7 @@ class SynapticCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Places the state beside the parameters; the first rule attaches all rules to the optimizers."""
         refuse_missing_device(self)
+        refuse_unknown_needs(self)
         self._place(pl_module)
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
@@ -314,11 +321,11 @@ class SynapticCallback(Callback):
     # -- boundaries that are found late ------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """Copies of the ``gathered`` fields: ``{field: {name: tensor}}``."""
-        return self.synapses.copies(self.gathered)
+        """Copies of the ``accumulated`` fields: ``{field: {name: tensor}}``."""
+        return self.synapses.copies(self.accumulated)
 
     def rewound(self, snapshot: dict[str, Any]) -> AbstractContextManager[None]:
-        """Within, the gathered fields are as in the snapshot; later changes count for the next task."""
+        """Within, the accumulated fields are as in the snapshot; later changes count for the next task."""
         return self.synapses.rewound(snapshot)
 
     # -- parameters --------------------------------------------------------------------------------
@@ -326,13 +333,13 @@ class SynapticCallback(Callback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         """Selects parameters and places the state beside them.
 
-        Within a task the selection only grows: while other optimizers are toggled off, their parameters
-        look frozen.
+        With ``growing``, within a task, parameters that were selected before stay selected even if they do
+        not require a gradient now: ``toggle_optimizer`` turns that off for a moment.
         """
         reshard(pl_module)
         model = {plain_name(name): p for name, p in pl_module.named_parameters()}
-        held = set(self.synapses.view.names) if growing else set()
-        trainable = [name for name, p in model.items() if p.requires_grad or name in held]
+        before = set(self.synapses.view.names) if growing else set()
+        trainable = [name for name, p in model.items() if p.requires_grad or name in before]
         trainer = attached_trainer(pl_module)
         if self.owns_update and trainer is not None:
             # Parameters that no optimizer steps have no update that such a rule could replace.

@@ -11,6 +11,7 @@ is taken; accumulated, manual and alternating steps are correct for the same rea
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,40 +22,62 @@ from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 
-Need = Literal["gradient", "noise", "pulled", "before", "update"]
-"""A quantity of a step that a rule may ask for: see the attributes of :class:`Step`."""
+Need = Literal["gradients", "noise_gradients", "pulled", "before", "updates"]
+"""A quantity of a step that a rule may ask for: see the properties of :class:`Step`."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimizer step of the synapses of one rule, or of a part of them if the rule is local.
 
-    The lists are aligned with ``synapses.parameters`` and shared by all rules: read them, or copy them.
-    Gradients and updates are always finite: NaN and infinity are replaced by 0. The weights themselves may
-    be NaN or infinite.
+    It has what the rule asks for by ``needs``; anything else raises a LookupError. The lists are aligned with
+    ``synapses.parameters`` and shared by all rules: read them, or copy them. Gradients and updates are always
+    finite: NaN and infinity are replaced by 0. The weights themselves may be NaN or infinite.
 
     Attributes:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
-        gradients: the task's gradient at the weights before, without any pull or clipping (given to
-            rules that need ``"gradient"``, else empty).
-        noise_gradients: the task's gradient times the noise of the weights that it was taken at, mean
-            over the draws (``"noise"``; zero without noise).
-        pulled: the gradient with the pulls of all rules, not clipped (``"pulled"``).
-        before: weights before the step (``"before"``; there while rules rewrite, not while they observe).
-        updates: weights after minus weights before: the realised update, whatever the optimizer
-            (``"update"``; there while rules observe, not while they rewrite).
+        snapshots: the quantities, by need.
         optimizer: the optimizer that stepped.
         groups: index of the optimizer's parameter group of each synapse.
     """
 
     synapses: SynapseView
-    gradients: list[Tensor]
-    noise_gradients: list[Tensor]
-    pulled: list[Tensor]
-    before: list[Tensor]
-    updates: list[Tensor]
+    snapshots: Mapping[Need, list[Tensor]]
     optimizer: Optimizer
     groups: list[int]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The task's gradient at the weights before, without any pull or clipping."""
+        return self._snapshot("gradients")
+
+    @property
+    def noise_gradients(self) -> list[Tensor]:
+        """The task's gradient times the noise of the weights that it was taken at, mean over the draws."""
+        return self._snapshot("noise_gradients")
+
+    @property
+    def pulled(self) -> list[Tensor]:
+        """The gradient with the pulls of all rules, not clipped."""
+        return self._snapshot("pulled")
+
+    @property
+    def before(self) -> list[Tensor]:
+        """Weights before the step; in ``rewrite`` only."""
+        return self._snapshot("before")
+
+    @property
+    def updates(self) -> list[Tensor]:
+        """Weights after minus weights before: the update, after all rewrites; in ``observe`` only."""
+        return self._snapshot("updates")
+
+    def _snapshot(self, need: Need) -> list[Tensor]:
+        if need not in self.snapshots:
+            raise LookupError(
+                f"this step has no {need!r}: the rule has to declare it, needs = frozenset({{{need!r}}}); "
+                f"'before' is there in rewrite only, and 'updates' in observe only"
+            )
+        return self.snapshots[need]
 
     def option(self, name: str, default: float = math.nan) -> list[float]:
         """Values of an optimizer option, such as ``"lr"``, one per tensor: those of its parameter group."""

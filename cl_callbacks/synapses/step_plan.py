@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -52,9 +53,9 @@ class Plan:
         local = all(rule.local for rule, _ in self._met)
         elements = ELEMENTS_IF_COMPILED if compiled else None
         parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         met = [rule for rule, _ in self._met]
-        self.blocks = [_Block(met, optimizer, group_of, part, buffers) for part in parts]
+        self.blocks = [_Block(met, optimizer, group_index, part, buffers) for part in parts]
 
     def before_step(self) -> None:
         """Takes the snapshots, then lets every rule add its pull to the gradients."""
@@ -83,67 +84,56 @@ class _Block:
         self,
         rules: Sequence[Rule],
         optimizer: Optimizer,
-        group_of: Mapping[Tensor, int],
+        group_index: Mapping[Tensor, int],
         part: dict[Tensor, Rows],
         buffers: Mapping[Need, Buffers],
     ) -> None:
         self._part = part
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
-        self.members: list[tuple[Rule, Step]] = []
+        members: list[tuple[Rule, Step]] = []
         for rule in rules:
             view = rule.synapses.view.restrict_to(part)
             if not len(view):
                 continue
-            lists: dict[Need, list[Tensor]] = {kind: [] for kind in get_args(Need)}
-            for kind in rule.needs:
-                # One buffer holds the weights before while rules rewrite, and then becomes the update.
-                lists[kind] = buffers["before" if kind == "update" else kind].beside(view)
-                self._snapshots[kind].update(zip(view.sources, lists[kind], strict=True))
-            step = Step(
-                synapses=view,
-                gradients=lists["gradient"],
-                noise_gradients=lists["noise"],
-                pulled=lists["pulled"],
-                before=lists["before"],
-                updates=lists["update"],
-                optimizer=optimizer,
-                groups=[group_of[p] for p in view.sources],
-            )
-            self.members.append((rule, step))
+            # One buffer holds the weights before while rules rewrite, and then becomes the update.
+            kept = {n: buffers["before" if n == "updates" else n].beside(view) for n in rule.needs}
+            for need, tensors in kept.items():
+                self._snapshots[need].update(zip(view.sources, tensors, strict=True))
+            members.append((rule, Step(view, kept, optimizer, [group_index[p] for p in view.sources])))
         self._spans = {kind: spans(found.values()) for kind, found in self._snapshots.items()}
-        self._weights = self._snapshots["before"] | self._snapshots["update"]
-        owners_first = sorted(self.members, key=lambda member: not member[0].owns_update)
-        self._pulls = [(_on_device(rule, rule.pull, changing=False), step) for rule, step in self.members]
-        self._rewrites = [(_on_device(rule, rule.rewrite), step) for rule, step in owners_first]
-        self._observes = [(_on_device(rule, rule.observe), step) for rule, step in self.members]
+        self._weights = self._snapshots["before"] | self._snapshots["updates"]
+        owners_first = sorted(members, key=lambda member: not member[0].owns_update)
+        self._pulls = [(_on_device(rule, rule.pull, changing=False), step.synapses) for rule, step in members]
+        self._rewrites = [(_on_device(r, r.rewrite), _without("updates", step)) for r, step in owners_first]
+        self._observes = [(_on_device(r, r.observe), _without("before", step)) for r, step in members]
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of this block's parameters, by parameter."""
         return {p: rows_of(held(p.grad), rows) for p, rows in self._part.items() if p.grad is not None}
 
     def capture(self, gradients: Mapping[Tensor, Tensor], noise: WeightNoise | None) -> None:
-        noisy = self._snapshots["noise"]
-        self._keep("gradient", gradients)
+        noisy = self._snapshots["noise_gradients"]
+        self._keep("gradients", gradients)
         if self._weights:
             copy_each_(list(self._weights.values()), self._held(self._weights))
         if noisy and noise is not None:
             noise.take({p: self._part[p] for p in noisy}, list(noisy.values()))
 
     def pull(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        for pull, step in self._pulls:
-            pull(step.synapses, [gradients[p] for p in step.synapses.sources])
+        for pull, synapses in self._pulls:
+            pull(synapses, [gradients[p] for p in synapses.sources])
         self._keep("pulled", gradients)
 
     def finish(self) -> None:
         for rewrite, step in self._rewrites:
             rewrite(step)
-        updates = self._snapshots["update"]
+        updates = self._snapshots["updates"]
         if updates and is_compiling():
             turn_into_update_(list(updates.values()), self._held(updates))
         elif updates:  # the same in fewer calls
             torch._foreach_sub_(list(updates.values()), self._held(updates))
-            torch._foreach_neg_(self._spans["update"])
-            zero_nonfinite_(self._spans["update"])
+            torch._foreach_neg_(self._spans["updates"])
+            zero_nonfinite_(self._spans["updates"])
         for observe, step in self._observes:
             observe(step)
 
@@ -158,6 +148,10 @@ class _Block:
 
     def _held(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         return [rows_of(held(p), self._part[p]) for p in parameters]
+
+
+def _without(need: Need, step: Step) -> Step:
+    return replace(step, snapshots={n: kept for n, kept in step.snapshots.items() if n != need})
 
 
 def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> Callable[..., None]:

@@ -17,11 +17,10 @@ from cl_callbacks.tensors.shards import extremes, group_of, held, total
 class SynapseView:
     """Some synapses as aligned lists: their names, live parameters and fields.
 
-    A rule reads a field, and changes it in place, as ``view["importance"]``, on the parameters' device;
-    ``view.fields`` is the stored state, which ``state_device`` may have put on another device. The tensors
-    belong to :class:`Synapses`. For a parameter that is sharded over processes, ``parameters`` and ``fields``
-    hold this process's shard, and ``sources`` the parameter of module and optimizer; for any other,
-    ``parameters`` and ``sources`` are the same. A part of a view may have only some ``rows`` of a parameter.
+    ``parameters`` are the tensors to compute with, and ``view["importance"]`` a field beside them, to be
+    read and changed in place; ``view.fields`` is where it is stored, which ``state_device`` may have put on
+    another device. ``sources`` are the parameters of module and optimizer, to be used as keys. They differ
+    from ``parameters`` where a process holds a shard, or the view only some ``rows``.
     """
 
     names: list[str]

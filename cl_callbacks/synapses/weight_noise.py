@@ -112,7 +112,7 @@ class WeightNoise:
         self.draws, self._taken, self._drawn = draw, False, None
 
     def restart(self) -> None:
-        """Discards a step that was begun and never taken, together with its gathered sums."""
+        """Marks the current draw as used, so that the next step begins with another and empty sums."""
         self._taken = self._taken or self._drawn is not None
 
     @torch.no_grad()

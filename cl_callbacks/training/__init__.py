@@ -1,4 +1,5 @@
 """Work inside a running Trainer that leaves the training itself unchanged.
 
-Here live extra passes, quiet validation, weight noise, progress bars and loggers, but no rule's equation.
+Here live extra passes, quiet validation, training at drawn weights, progress bars, loggers and log
+keys, and the one file that touches Lightning's private attributes. No rule's equation.
 """

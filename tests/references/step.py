@@ -42,7 +42,7 @@ class PlainStep:
             rule.pull(view, [p.grad for p in view.sources])
         pulled = [p.grad.clone() for p in parameters]
         self.seen: dict[Need, list[Tensor]] = {
-            "gradient": gradients, "noise": noise, "pulled": pulled, "before": before,
+            "gradients": gradients, "noise_gradients": noise, "pulled": pulled, "before": before,
         }  # fmt: skip
         self.parameters = parameters
 
@@ -51,7 +51,8 @@ class PlainStep:
         """Lets rules rewrite the optimizer's update, its owner first, and then all observe it."""
         for rule in sorted(self.rules, key=lambda rule: not rule.owns_update):
             rule.rewrite(self._step(rule, optimizer))
-        self.seen["update"] = [p - b for p, b in zip(self.parameters, self.seen["before"], strict=True)]
+        before = self.seen.pop("before")
+        self.seen["updates"] = [p - b for p, b in zip(self.parameters, before, strict=True)]
         for rule in self.rules:
             rule.observe(self._step(rule, optimizer))
         for rule in self.rules:
@@ -62,13 +63,4 @@ class PlainStep:
         places = {p: i for i, p in enumerate(self.parameters)}
         group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         seen = {need: [values[places[p]] for p in view.sources] for need, values in self.seen.items()}
-        return Step(
-            synapses=view,
-            gradients=seen["gradient"],
-            noise_gradients=seen["noise"],
-            pulled=seen["pulled"],
-            before=seen["before"],
-            updates=seen.get("update", []),
-            optimizer=optimizer,
-            groups=[group_of[p] for p in view.sources],
-        )
+        return Step(view, seen, optimizer, [group_of[p] for p in view.sources])

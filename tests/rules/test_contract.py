@@ -242,7 +242,7 @@ class Told(DriftBoundaries):
         if self.late and batch == onset + self.late:
             self.end(trainer, as_of=self._as_of_onset(trainer))
         elif not self.late and batch == onset - 1:
-            self._look_back()
+            self._prune()
             self.end(trainer)
 
 

@@ -25,7 +25,7 @@ from tests.small import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer,
 class Recorder(SynapticCallback):
     """Writes down every step; pulls every weight by a constant."""
 
-    needs = frozenset({"gradient", "update"})
+    needs = frozenset({"gradients", "updates"})
 
     def __init__(self, amount: float = 0.0, **selection: Any) -> None:
         super().__init__(**selection)

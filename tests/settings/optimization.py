@@ -172,7 +172,7 @@ SETTINGS = [
         lambda rule: train(module(optimizer=two_groups), make(rule)),
         exceptions={
             "mesu draws": OWN_PASSES,
-            "rwalk": Differs("`every_n_steps` counts the steps of both optimizers"),
+            "rwalk": Differs("`window_steps` counts the steps of both optimizers"),
             "cascade": Differs("each step of each optimizer has random transitions of its own"),
         },
     ),

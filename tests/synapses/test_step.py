@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from cl_callbacks.synapses.state import Synapses
-from cl_callbacks.synapses.step import Step
+from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
 from cl_callbacks.synapses.view import SynapseView
 
@@ -44,8 +45,8 @@ class Recorder:
         self.seen.append(
             {
                 "names": step.synapses.names,
-                "gradients": [g.clone() for g in step.gradients],
-                "update": [u.clone() for u in step.updates],
+                "gradients": [g.clone() for g in step.snapshots.get("gradients", [])],
+                "updates": [u.clone() for u in step.snapshots.get("updates", [])],
             }
         )
 
@@ -68,7 +69,10 @@ def backward(model: nn.Module, seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("first", ["pulls", "observes"])
 def test_observes_the_task_gradient_and_the_realised_update(make: Callable, first: str) -> None:
     model = nn.Linear(3, 2)
-    observer, puller = Recorder(model, {"gradient", "update"}), Recorder(model, set(), pull=0.5, rewrite=0.25)
+    observer, puller = (
+        Recorder(model, {"gradients", "updates"}),
+        Recorder(model, set(), pull=0.5, rewrite=0.25),
+    )
     rules = [puller, observer] if first == "pulls" else [observer, puller]
     optimizer, step = make(model.parameters()), SynapticStep(rules)
     step.attach([optimizer])
@@ -82,25 +86,53 @@ def test_observes_the_task_gradient_and_the_realised_update(make: Callable, firs
         assert all(map(torch.equal, seen["gradients"], gradients))
         # The whole of it: what the optimizer did, and what the other rule made of that.
         updates = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
-        assert all(map(torch.equal, seen["update"], updates))
-    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["update"]
+        assert all(map(torch.equal, seen["updates"], updates))
+    assert puller.seen[0]["gradients"] == [] == puller.seen[0]["updates"]
 
 
 def test_snapshots_are_shared_and_taken_only_when_needed() -> None:
     model = nn.Linear(3, 2)
-    a, b = Recorder(model, {"gradient"}), Recorder(model, {"gradient"})
+    a, b = Recorder(model, {"gradients"}), Recorder(model, {"gradients"})
     idle = SynapticStep([Recorder(model, set())])
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([a, b])
     backward(model)
     idle.about_to_step(optimizer)
     assert not any(idle._buffers.values())
     step.about_to_step(optimizer)
-    assert len(step._buffers["gradient"]) == 2
+    assert len(step._buffers["gradients"]) == 2
     assert not step._buffers["before"]
     (plan,) = step._plans.values()
     (block,) = plan.blocks
-    (_, first), (_, second) = block.members
+    (_, first), (_, second) = block._observes
     assert all(x is y for x, y in zip(first.gradients, second.gradients, strict=True))
+
+
+def test_what_a_rule_did_not_ask_for_is_not_there() -> None:
+    """Nor what is there at another time, whatever other rules ask for."""
+    model = nn.Linear(3, 2)
+    found: dict[str, list[str]] = {"rewrite": [], "observe": []}
+
+    class Asking(Recorder):
+        def rewrite(self, step: Step) -> None:
+            found["rewrite"] += [need for need in get_args(Need) if self.has(step, need)]
+
+        def observe(self, step: Step) -> None:
+            found["observe"] += [need for need in get_args(Need) if self.has(step, need)]
+
+        def has(self, step: Step, need: str) -> bool:
+            try:
+                return bool(getattr(step, need))
+            except LookupError as error:
+                assert f"this step has no {need!r}" in str(error)
+                return False
+
+    rules = [Asking(model, {"before", "updates"}), Recorder(model, {"gradients", "updates"})]
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep(rules)
+    step.attach([optimizer])
+    backward(model)
+    step.about_to_step(optimizer)
+    optimizer.step()
+    assert found == {"rewrite": ["before"], "observe": ["updates"]}
 
 
 def test_options_are_those_of_each_group_at_the_step() -> None:
@@ -143,7 +175,7 @@ def test_two_optimizers_of_the_same_parameters_keep_their_options_apart() -> Non
 def test_a_skipped_step_leaves_no_trace() -> None:
     """As a GradScaler does after an overflow: the optimizer is never called."""
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"gradient", "update"})
+    rule = Recorder(model, {"gradients", "updates"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     for p in model.parameters():
@@ -158,7 +190,7 @@ def test_a_skipped_step_leaves_no_trace() -> None:
 
 def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"update"})
+    rule = Recorder(model, {"updates"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     backward(model)
@@ -178,7 +210,7 @@ def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
 
 def test_two_optimizers_show_each_its_own_synapses() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    rule = Recorder(model, {"update"})
+    rule = Recorder(model, {"updates"})
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
     step = SynapticStep([rule])
     step.attach(optimizers)
@@ -191,7 +223,7 @@ def test_two_optimizers_show_each_its_own_synapses() -> None:
 
 def test_parameters_without_a_gradient_do_not_step() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"gradient"}, pull=1.0)
+    rule = Recorder(model, {"gradients"}, pull=1.0)
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
     for absent in ("bias", "weight", None, "bias"):
@@ -201,12 +233,12 @@ def test_parameters_without_a_gradient_do_not_step() -> None:
         step.about_to_step(optimizer)
         optimizer.step()
     assert [seen["names"] for seen in rule.seen] == [["weight"], ["bias"], ["weight", "bias"], ["weight"]]
-    assert len(step._buffers["gradient"]) == 2
+    assert len(step._buffers["gradients"]) == 2
 
 
 def test_plans_stay_bounded_when_heads_come_and_go() -> None:
     model = nn.ModuleList(nn.Linear(1, 1) for _ in range(100))
-    rule = Recorder(model, {"gradient"})
+    rule = Recorder(model, {"gradients"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     for head in model:
         model.zero_grad()
@@ -228,7 +260,7 @@ class Decaying(torch.optim.SGD):
 def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is_done() -> None:
     model = nn.Linear(3, 2)
     torch.optim.SGD(model.parameters(), lr=0.1)
-    rule, owner = Recorder(model, {"update"}), Rewriter(model, owns=True)
+    rule, owner = Recorder(model, {"updates"}), Rewriter(model, owns=True)
     optimizer, step = Decaying(model.parameters(), lr=0.1), SynapticStep([rule, owner])
     step.attach([optimizer])
     for announced in (False, True):  # before the step, or by its closure
@@ -237,7 +269,7 @@ def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is
         if not announced:
             step.about_to_step(optimizer)
         optimizer.step(partial(step.about_to_step, optimizer) if announced else None)
-        for p, b, u in zip(model.parameters(), before, rule.seen[-1]["update"], strict=True):
+        for p, b, u in zip(model.parameters(), before, rule.seen[-1]["updates"], strict=True):
             torch.testing.assert_close(p.detach(), b + 0.5)
             assert torch.equal(u, p.detach() - b)
     assert len(rule.seen) == 2
@@ -245,7 +277,7 @@ def test_the_step_of_a_subclass_is_over_when_its_parents_is_over_and_the_rest_is
 
 def test_a_step_that_broke_off_does_not_hide_those_of_later_batches() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"update"})
+    rule = Recorder(model, {"updates"})
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
 
@@ -269,7 +301,7 @@ def test_an_optimizer_that_evaluates_its_closure_again_within_a_step_is_refused(
             super().step()
 
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"gradient"})
+    rule = Recorder(model, {"gradients"})
     optimizer, step = Searching(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
 
@@ -326,7 +358,7 @@ class Rewriter(Recorder):
 )
 def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -> None:
     model, free = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
-    observer = Recorder(model, {"update"})
+    observer = Recorder(model, {"updates"})
     step = SynapticStep([Rewriter(model), observer, Rewriter(model, amount=0.25)])
     optimizer, plain = make(model.parameters()), make(free.parameters())
     step.attach([optimizer])
@@ -339,7 +371,7 @@ def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -
         step.about_to_step(optimizer)
         optimizer.step()
         plain.step()
-        updates = observer.seen[-1]["update"]
+        updates = observer.seen[-1]["updates"]
         for p, q, b, u in zip(model.parameters(), free.parameters(), before, updates, strict=True):
             torch.testing.assert_close(p - b, 0.5 * 0.75 * (q - b), rtol=1e-9, atol=1e-12)
             assert torch.equal(u, p - b)
@@ -348,7 +380,7 @@ def test_rules_rewrite_the_realised_update_one_after_the_other(make: Callable) -
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_owner_of_the_update_comes_first(order: int) -> None:
     model = nn.Linear(3, 2)
-    rules = [Rewriter(model, owns=True, amount=0.5), Rewriter(model), Recorder(model, {"update"})]
+    rules = [Rewriter(model, owns=True, amount=0.5), Rewriter(model), Recorder(model, {"updates"})]
     step, optimizer = SynapticStep(rules[::order]), torch.optim.Adam(model.parameters(), lr=7.0)
     step.attach([optimizer])
     before = [p.detach().clone() for p in model.parameters()]
@@ -357,12 +389,12 @@ def test_the_owner_of_the_update_comes_first(order: int) -> None:
     optimizer.step()
     for p, b in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), b + 0.25)
-    assert all(torch.allclose(u, torch.tensor(0.25), atol=1e-6) for u in rules[2].seen[0]["update"])
+    assert all(torch.allclose(u, torch.tensor(0.25), atol=1e-6) for u in rules[2].seen[0]["updates"])
 
 
 def test_the_pulled_gradient_has_all_pulls_and_no_clipping() -> None:
     model = nn.Linear(3, 2)
-    first, last = Rewriter(model), Recorder(model, {"gradient"}, pull=0.5)
+    first, last = Rewriter(model), Recorder(model, {"gradients"}, pull=0.5)
     step, optimizer = SynapticStep([first, last]), torch.optim.SGD(model.parameters(), lr=0.1)
     step.attach([optimizer])
     gradients = backward(model)

@@ -20,7 +20,7 @@ class EWC(ReadsOutputs, BoundaryRule):
     r"""Elastic weight consolidation: weights with high Fisher information resist change.
 
     At the end of each task the diagonal Fisher information is measured, per sample, at the current
-    weights, and from then on a penalty is added to the loss of every further task:
+    weights, and from then on every step adds the gradient of a penalty to that of the loss:
 
     .. math:: \frac\lambda2 \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
               F_i = \mathrm E_x \sum_c p(c|x) \Bigl(\frac{\partial \log p(c|x)}{\partial\theta_i}\Bigr)^2 .

@@ -31,7 +31,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
     Where :class:`~cl_callbacks.rules.consolidation.ewc.EWC` measures the importance of each weight, this
     measures that of each *combination* of the weights of a layer. At the end of each task the curvature of
     every ``nn.Linear`` and ``nn.Conv2d`` (its bias included) is measured as a Kronecker product, and from
-    then on a penalty is added to the loss of every further task:
+    then on every step adds the gradient of a penalty to that of the loss:
 
     .. math:: \frac\lambda2 \sum_{\text{layers}} \mathrm{tr}(G\,\Delta W A\,\Delta W^\top), \qquad
               A = \mathrm E[aa^\top], \quad G = \mathrm E[\delta\delta^\top] .

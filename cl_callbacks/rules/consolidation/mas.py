@@ -18,7 +18,7 @@ class MAS(ReadsOutputs, BoundaryRule):
     r"""Memory aware synapses: weights to which the output is sensitive resist change.
 
     At the end of each task the sensitivity of the output's norm is measured, per sample and without
-    labels, and from then on a penalty is added to the loss of every further task:
+    labels, and from then on every step adds the gradient of a penalty to that of the loss:
 
     .. math:: \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
               \Omega_i = \mathrm E_x \Bigl| \frac{\partial \|f(x)\|^2}{\partial\theta_i} \Bigr| .

@@ -24,7 +24,8 @@ class RWalk(BoundaryRule):
 
     During training every synapse keeps a running Fisher information
     :math:`F \leftarrow \gamma F + (1-\gamma) g^2` and a score: in each window of steps, the fall of the loss
-    per movement of the output distribution. From the second task on a penalty is added to the loss:
+    per movement of the output distribution. From the second task on every step adds
+    the gradient of a penalty to that of the loss:
 
     .. math:: \lambda \sum_i (\hat F_i + \hat s_i) (\theta_i - \theta^*_i)^2, \qquad
               s \leftarrow s + \frac{\max(0, \omega)}{\frac12 F \, \Delta\theta^2 + \xi}, \qquad
@@ -65,10 +66,10 @@ class RWalk(BoundaryRule):
         "score": "zeros",
         "start": "parameter",
     }
-    gathered: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
+    accumulated: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
     running = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
-    needs: frozenset[Need] = frozenset({"gradient", "update"})
+    needs: frozenset[Need] = frozenset({"gradients", "updates"})
     local: ClassVar[bool] = True
 
     def __init__(
@@ -140,7 +141,7 @@ class RWalk(BoundaryRule):
         return list(torch._foreach_add(*scaled))
 
     def snapshot(self) -> dict[str, Any]:
-        """Ends the window, so that none extends over the snapshot, and copies the gathered fields."""
+        """Ends the window, so that none extends over the snapshot, and copies the accumulated fields."""
         with torch.no_grad(), self.synapses.on_device():
             self._close_window(self.synapses.view)
         return super().snapshot()

@@ -88,7 +88,9 @@ class StreamingConsolidation(AnchoredRule):
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.measure, self.damping = measure, damping
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
-        self.needs: frozenset[Need] = frozenset({"gradient", "update"} if measure == "path" else {"gradient"})
+        self.needs: frozenset[Need] = frozenset(
+            {"gradients", "updates"} if measure == "path" else {"gradients"}
+        )
         self.steps: dict[str, int] = {}
         """Number of optimizer steps of each parameter, by name, for the bias correction of averages."""
 

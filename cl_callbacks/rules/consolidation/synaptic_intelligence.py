@@ -24,7 +24,8 @@ class SynapticIntelligence(BoundaryRule):
     r"""Synaptic intelligence: weights that made the loss fall resist change.
 
     Every synapse accumulates its contribution to the fall of the loss during training, without an extra pass
-    over the data, and from the second task on a penalty is added to the loss:
+    over the data, and from the second task on every step adds the gradient of a penalty to that
+    of the loss:
 
     .. math:: c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
               \Omega_i = \sum_{\text{tasks}} \frac{\max(0, \omega_i)}{(\Delta\theta_i)^2 + \xi}, \qquad
@@ -59,9 +60,9 @@ class SynapticIntelligence(BoundaryRule):
     """
 
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
-    gathered: ClassVar[tuple[str, ...]] = ("path",)
+    accumulated: ClassVar[tuple[str, ...]] = ("path",)
     running = ("path",)
-    needs: frozenset[Need] = frozenset({"gradient", "update"})
+    needs: frozenset[Need] = frozenset({"gradients", "updates"})
     local: ClassVar[bool] = True
 
     def __init__(

@@ -55,7 +55,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         ValueError: an argument that cannot work, at construction.
     """
 
-    needs: frozenset[Need] = frozenset({"before", "pulled", "noise"})
+    needs: frozenset[Need] = frozenset({"before", "pulled", "noise_gradients"})
     owns_update: ClassVar[bool] = True
     local: ClassVar[bool] = True
 

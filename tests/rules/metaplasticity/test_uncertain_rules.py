@@ -340,7 +340,7 @@ def test_no_rule_changes_what_the_step_began_with(prior: Any) -> None:
 
 def test_other_rules_see_the_step_as_it_was() -> None:
     class Looking(SynapticCallback):
-        needs = frozenset({"gradient", "pulled", "noise"})
+        needs = frozenset({"gradients", "pulled", "noise_gradients"})
 
         def observe(self, step: Any) -> None:
             self.seen = step
