@@ -211,8 +211,7 @@ def ensure_boundaries(trainer: Trainer) -> None:
     if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
         return
     first_checkpoint = next(
-        (i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)),
-        len(callbacks),
+        (i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), len(callbacks)
     )
     # A new list: Lightning is iterating over the old one.
     trainer.callbacks = [  # type: ignore[attr-defined]

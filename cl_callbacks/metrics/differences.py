@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.task_matrix import (
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    intransigence,
-)
+from cl_callbacks.functional.task_matrix import backward_transfer, forgetting, forward_transfer, intransigence
 from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 

@@ -205,10 +205,7 @@ class WeightNoise:
         met = [p for p in self.parameters if p.grad is not None]
         if met:
             torch._foreach_addcmul_(
-                [self._gathered[p] for p in met],
-                _gradients(met),
-                [self._noise[p] for p in met],
-                value=sign,
+                [self._gathered[p] for p in met], _gradients(met), [self._noise[p] for p in met], value=sign
             )
 
     def _draw(self) -> None:

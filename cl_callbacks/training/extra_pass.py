@@ -130,12 +130,5 @@ def mean_of_gradients(
         return per_sample.sums(batch, cotangents, of_batch)
 
     return mean_over_task(
-        trainer,
-        pl_module,
-        measure,
-        per_sample.zeros(),
-        samples=samples,
-        what=what,
-        seed=seed,
-        shards=shards,
+        trainer, pl_module, measure, per_sample.zeros(), samples=samples, what=what, seed=seed, shards=shards
     )

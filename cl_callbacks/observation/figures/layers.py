@@ -29,11 +29,7 @@ ROW = 0.24
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4, "color": PAPER, "markeredgecolor": INK}
 
 
-def importance_by_layer(
-    quantiles: Mapping[str, Sequence[float]],
-    *,
-    title: str | None = None,
-) -> Figure:
+def importance_by_layer(quantiles: Mapping[str, Sequence[float]], *, title: str | None = None) -> Figure:
     """Draws the importance of the weights of each layer: median, middle half and middle nine tenths.
 
     The axis is logarithmic. A range that reaches down to 0 runs into the left edge; a layer of weights with

@@ -56,9 +56,7 @@ class AnchoredRule(SynapticCallback):
         max_importance: float | None = None,
         **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
         if max_importance is not None and not max_importance > 0:

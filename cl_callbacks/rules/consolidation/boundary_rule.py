@@ -48,10 +48,7 @@ class BoundaryRule(AnchoredRule):
         importance_file: str | PathLike[str] | None = None,
         **options: Unpack[AnchoredOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            **options,
-        )
+        super().__init__(strength, **options)
         if anchors not in get_args(Anchors):
             raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
         if decay != "mean" and (isinstance(decay, str) or not 0 <= decay <= 1):

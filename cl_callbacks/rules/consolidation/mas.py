@@ -59,11 +59,7 @@ class MAS(ReadsOutputs, BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         self.norm, self.samples = norm, checked_samples(samples)
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is not one of {NORMS}")
 

@@ -81,11 +81,7 @@ class RWalk(BoundaryRule):
         damping: float = 1e-3,
         **options: Unpack[BoundaryOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if not 0 <= fisher_decay < 1:
             raise ValueError(
                 f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"

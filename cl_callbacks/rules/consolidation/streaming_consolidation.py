@@ -75,10 +75,7 @@ class StreamingConsolidation(AnchoredRule):
         damping: float = 1e-3,
         **options: Unpack[AnchoredOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            **options,
-        )
+        super().__init__(strength, **options)
         if measure not in get_args(Measure):
             raise ValueError(f"measure={measure!r} is not one of {get_args(Measure)}")
         for decay in (importance_decay, anchor_decay):

@@ -74,11 +74,7 @@ class SynapticIntelligence(BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         self.damping, self.exclude_weight_decay = damping, exclude_weight_decay
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if self.anchors == "each":
             raise ValueError(
                 f"{type(self).__name__} measures the way of each task from its anchor, which has to be "

@@ -91,9 +91,7 @@ class BennaFusi(SynapticCallback):
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
         self.running = tuple(self.levels)
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         if not positive("timescale_ratio", timescale_ratio) >= 1:
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)

@@ -49,16 +49,9 @@ class BGD(UncertainRule):
     local: ClassVar[bool] = True
 
     def __init__(
-        self,
-        initial_std: float = 0.1,
-        *,
-        lr_scale: float = 1.0,
-        **options: Unpack[UncertainOptions],
+        self, initial_std: float = 0.1, *, lr_scale: float = 1.0, **options: Unpack[UncertainOptions]
     ) -> None:
-        super().__init__(
-            initial_std=initial_std,
-            **options,
-        )
+        super().__init__(initial_std=initial_std, **options)
         self.lr_scale = positive("lr_scale", lr_scale)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:

@@ -64,12 +64,7 @@ class Cascade(SynapticCallback):
     local: ClassVar[bool] = True
 
     def __init__(
-        self,
-        levels: int = 5,
-        seed: int = 0,
-        *,
-        ratio: float = 0.5,
-        **options: Unpack[RuleOptions],
+        self, levels: int = 5, seed: int = 0, *, ratio: float = 0.5, **options: Unpack[RuleOptions]
     ) -> None:
         super().__init__(**options)
         integer("levels", levels, least=1)

@@ -72,9 +72,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     ) -> None:
         self.fields: Mapping[str, Fill] = {"std": initial_std, **self.fields}
         self.running = tuple(self.fields)
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         positive("initial_std", initial_std)
         integer("draws", draws, least=1)
         integer("seed", seed)
