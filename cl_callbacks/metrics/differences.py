@@ -80,12 +80,8 @@ class ForwardTransfer(TaskMatrixMetric):
 class Intransigence(TaskMatrixMetric):
     """Mean gap of a task's score, when just learned, to a network that does not have to remember.
 
-    See :func:`~cl_callbacks.functional.intransigence`.
-
-    Args:
-        reference: score ``(T,)`` of that network on each task.
-        higher_is_better: whether a higher score is a better one.
-        kwargs: options of :class:`torchmetrics.Metric`.
+    The ``reference`` is the score ``(T,)`` of that network on each task; for the other arguments see
+    :class:`TaskMatrixMetric`, for the equation :func:`~cl_callbacks.functional.intransigence`.
 
     Example:
         >>> from torch import tensor
