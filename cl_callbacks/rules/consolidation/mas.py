@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
@@ -49,6 +51,8 @@ class MAS(ReadsOutputs, BoundaryRule):
         >>> trainer = Trainer(callbacks=[MAS(strength=1.0)], logger=False, enable_checkpointing=False)
     """
 
+    stiffness_of_one: ClassVar[float] = 2.0
+
     def __init__(
         self,
         strength: float,
@@ -62,11 +66,6 @@ class MAS(ReadsOutputs, BoundaryRule):
         super().__init__(strength, decay=decay, **options)
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is not one of {NORMS}")
-
-    @property
-    def stiffness(self) -> float:
-        """Stiffness: twice the strength, since the penalty has no factor of one half."""
-        return 2.0 * self.strength
 
     @property
     def kind(self) -> dict[str, str]:

@@ -63,6 +63,7 @@ class SynapticIntelligence(BoundaryRule):
     running = ("path",)
     needs: frozenset[Need] = frozenset({"gradient", "update"})
     local: ClassVar[bool] = True
+    stiffness_of_one: ClassVar[float] = 2.0
 
     def __init__(
         self,
@@ -82,11 +83,6 @@ class SynapticIntelligence(BoundaryRule):
             )
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-
-    @property
-    def stiffness(self) -> float:
-        """Stiffness: twice the strength, since the penalty has no factor of one half."""
-        return 2.0 * self.strength
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises an error if a weight decay is to be excluded that is not decoupled from the gradient."""

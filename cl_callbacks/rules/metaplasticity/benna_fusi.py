@@ -112,12 +112,9 @@ class BennaFusi(SynapticCallback):
         """Logs the timescales, and finds the rule of ``gated_by``."""
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
-        steps = self.timescales
-        rank_zero_info(
-            f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
-        )
-        times = {log_keys.timescale(self.name, k): t for k, t in enumerate(steps, 1)}
-        log(trainer, times)
+        rounded = [float(f"{t:.3g}") for t in self.timescales]
+        rank_zero_info(f"{self.name}: timescales of the beakers in steps: {rounded}")
+        log(trainer, {log_keys.timescale(self.name, k): t for k, t in enumerate(self.timescales, 1)})
         if self.gated_by is not None:
             self._gating = self._find(trainer, self.gated_by)
 

@@ -56,15 +56,8 @@ class BGD(UncertainRule):
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Takes one step of the equations of :class:`BGD`."""
-        bgd_(
-            step.synapses.parameters,
-            step.synapses["std"],
-            step.pulled,
-            step.noise_gradients,
-            self.lr_scale,
-            self.trust_region,
-            scale,
-        )
+        means, stds = step.synapses.parameters, step.synapses["std"]
+        bgd_(means, stds, step.pulled, step.noise_gradients, self.lr_scale, self.trust_region, scale)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""
