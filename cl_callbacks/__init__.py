@@ -1,35 +1,21 @@
 """PyTorch Lightning callbacks for continual learning."""
 
+# fmt: off
+# isort: off
 from cl_callbacks.boundaries import (
-    BatchBoundaries,
-    DriftBoundaries,
-    EpochBoundaries,
-    FitBoundaries,
-    PlateauBoundaries,
-    TaskBoundaries,
+    BatchBoundaries, DriftBoundaries, EpochBoundaries, FitBoundaries, PlateauBoundaries, TaskBoundaries,
 )
 from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks, VisionTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.gradients import fisher_information
 from cl_callbacks.metrics import (
-    AverageAccuracy,
-    BackwardTransfer,
-    Forgetting,
-    ForwardTransfer,
-    Intransigence,
-    LastTasksAccuracy,
-    LearningAccuracy,
-    TaskMatrixMetric,
+    AverageAccuracy, BackwardTransfer, Forgetting, ForwardTransfer, Intransigence, LastTasksAccuracy,
+    LearningAccuracy, TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
-    EWC,
-    MAS,
-    KFACLaplace,
-    RWalk,
-    StreamingConsolidation,
-    SynapticIntelligence,
+    EWC, MAS, KFACLaplace, RWalk, StreamingConsolidation, SynapticIntelligence,
 )
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -40,43 +26,11 @@ from cl_callbacks.training.seed_epochs import SeedEpochs
 __version__ = "0.1.0"
 
 __all__ = [
-    "BGD",
-    "EWC",
-    "MAS",
-    "MESU",
-    "AverageAccuracy",
-    "BackwardTransfer",
-    "BatchBoundaries",
-    "BennaFusi",
-    "Cascade",
-    "CompileRules",
-    "DriftBoundaries",
-    "EpochBoundaries",
-    "FitBoundaries",
-    "Forgetting",
-    "ForwardTransfer",
-    "ImageTasks",
-    "Intransigence",
-    "KFACLaplace",
-    "LastTasksAccuracy",
-    "LearningAccuracy",
-    "MetaplasticGate",
-    "Need",
-    "PlateauBoundaries",
-    "RWalk",
-    "SeedEpochs",
-    "SequentialFineTuner",
-    "Step",
-    "StreamingConsolidation",
-    "SynapseStatistics",
-    "SynapseView",
-    "SynapticCallback",
-    "SynapticIntelligence",
-    "TaskBoundaries",
-    "TaskEvaluation",
-    "TaskMatrixMetric",
-    "TaskSequence",
-    "TextTasks",
-    "VisionTasks",
+    "BGD", "EWC", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries", "BennaFusi",
+    "Cascade", "CompileRules", "DriftBoundaries", "EpochBoundaries", "FitBoundaries", "Forgetting",
+    "ForwardTransfer", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy", "LearningAccuracy",
+    "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SeedEpochs", "SequentialFineTuner", "Step",
+    "StreamingConsolidation", "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence",
+    "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",
     "fisher_information",
 ]

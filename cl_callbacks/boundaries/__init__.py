@@ -7,10 +7,6 @@ from cl_callbacks.boundaries.plateau_boundaries import PlateauBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries
 
 __all__ = [
-    "BatchBoundaries",
-    "DriftBoundaries",
-    "EpochBoundaries",
-    "FitBoundaries",
-    "PlateauBoundaries",
+    "BatchBoundaries", "DriftBoundaries", "EpochBoundaries", "FitBoundaries", "PlateauBoundaries",
     "TaskBoundaries",
-]
+]  # fmt: skip

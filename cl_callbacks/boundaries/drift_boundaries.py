@@ -220,15 +220,8 @@ class DriftBoundaries(MonitoredBoundaries):
         self._onset = self._batches
 
     def _log(self, trainer: Trainer, boundary: Boundary, score: float) -> None:
-        log(
-            trainer,
-            {
-                log_keys.BOUNDARY: boundary.task,
-                log_keys.BOUNDARY_ONSET: boundary.onset,
-                log_keys.BOUNDARY_DELAY: boundary.delay,
-                log_keys.DRIFT_SCORE: score,
-            },
-        )
+        where = {log_keys.BOUNDARY_ONSET: boundary.onset, log_keys.BOUNDARY_DELAY: boundary.delay}
+        log(trainer, {log_keys.BOUNDARY: boundary.task, log_keys.DRIFT_SCORE: score} | where)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds what is needed to find a change that began before the checkpoint."""

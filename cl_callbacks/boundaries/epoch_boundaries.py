@@ -60,9 +60,7 @@ class EpochBoundaries(TaskBoundaries):
         if not self.task_is_open:
             self.begin(trainer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Begins a task in mid-epoch, if training resumes there from a checkpoint without an open task."""
         if not self.task_is_open:
             self.on_train_epoch_start(trainer, pl_module)

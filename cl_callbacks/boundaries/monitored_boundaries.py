@@ -42,12 +42,9 @@ class MonitoredBoundaries(TaskBoundaries):
         self._unseen: deque[tuple[int, float]] = deque()
 
     def see(self, trainer: Trainer, batch: int, value: float) -> None:
-        """Processes the next finite value, and ends the task if the value shows its end.
+        """Processes the next finite value, averaged over processes, and ends the task if it shows its end.
 
-        Args:
-            trainer: the current Trainer.
-            batch: index of the batch that the value belongs to, counted over the whole training.
-            value: value of the signal, averaged over processes.
+        The batch that it belongs to is counted over the whole training.
         """
         raise NotImplementedError
 

@@ -13,10 +13,8 @@ from cl_callbacks.tensors.batches import map_tensors
 def of_all_processes(mine: Any) -> list[Any]:
     """Gathers the states of all processes on rank 0, which writes checkpoints.
 
-    A collective: all processes must call it. On other ranks the list has only their own entry.
-
-    Args:
-        mine: the state of this process, in plain containers.
+    A collective: all processes must call it, with their own state in plain containers. On other ranks the
+    list has only their own entry.
 
     Example:
         >>> of_all_processes({"seen": 3})

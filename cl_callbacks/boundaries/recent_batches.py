@@ -66,9 +66,7 @@ class RecentBatches:
     def append(self, batch: Any, number: int | None = None) -> None:
         """Adds a copy of a batch (training may modify it in place), and drops what is too old.
 
-        Args:
-            batch: the batch; if its samples cannot be counted, it counts as one sample.
-            number: index of the batch in the stream; default: ``seen``.
+        If its samples cannot be counted, it counts as one. Its number in the stream is by default ``seen``.
         """
         samples, size = max(1, count_samples(batch)), _bytes(batch)
         if size > self.max_bytes / 2:

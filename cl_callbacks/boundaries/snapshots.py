@@ -45,13 +45,7 @@ class Snapshots:
         return self._kept[-1]["batches"] if self._kept else -1
 
     def take(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
-        """Takes a snapshot.
-
-        Args:
-            trainer: the current Trainer.
-            pl_module: its module.
-            batches: number of batches that the module has been trained on.
-        """
+        """Takes a snapshot of the module, which has been trained on that many batches."""
         reshard(pl_module)
         trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
         changing = trainable | dict(pl_module.named_buffers())

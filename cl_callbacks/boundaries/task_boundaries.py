@@ -64,9 +64,7 @@ class TaskBoundaries(Callback):
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
         """Ends the task: sends ``on_task_end``, and rewrites checkpoints that this step has saved already.
 
-        Args:
-            trainer: the current Trainer.
-            as_of: context that rewinds everything to the step at which the task ended; default: the present.
+        ``as_of`` is a context that rewinds everything to the step at which the task ended.
         """
         self.looking_back = as_of is not _NOW
         with as_of:
@@ -181,9 +179,7 @@ class FitBoundaries(TaskBoundaries):
         if not self.task_is_open:
             self.begin(trainer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Begins the task in mid-epoch, if training resumes there from a checkpoint without an open task."""
         if not self.task_is_open:
             self.begin(trainer)
@@ -210,16 +206,9 @@ def ensure_boundaries(trainer: Trainer) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
         return
-    first_checkpoint = next(
-        (i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)),
-        len(callbacks),
-    )
-    # A new list: Lightning is iterating over the old one.
-    trainer.callbacks = [  # type: ignore[attr-defined]
-        *callbacks[:first_checkpoint],
-        FitBoundaries(),
-        *callbacks[first_checkpoint:],
-    ]
+    first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+    # Before the first checkpoint callback, and in a new list: Lightning is iterating over the old one.
+    trainer.callbacks = [*callbacks[:first], FitBoundaries(), *callbacks[first:]]  # type: ignore[attr-defined]
 
 
 def _summary(trainer: Trainer, task: int) -> str:

@@ -125,11 +125,7 @@ class _Route:
 class _Strand:
     """All operations on one set of connected tensors, in order.
 
-    Args:
-        items: the operations.
-        calls: to which the items refer.
-        places: indices of the tensors in each list of each call.
-        tensors: of all calls.
+    The items are these operations, in the calls, places and tensors of a :class:`_Route`.
 
     Attributes:
         steps: for each operation its call, and the slots of the tensors in its lists.

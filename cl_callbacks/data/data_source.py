@@ -13,10 +13,7 @@ _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a 
 
 
 def load_splits(
-    source: Any,
-    config: str | None = None,
-    splits: Mapping[str, str] | None = None,
-    seed: int = 0,
+    source: Any, config: str | None = None, splits: Mapping[str, str] | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Loads the splits ``"train"``, ``"validation"`` and ``"test"`` of a data set, as far as they exist.
 

@@ -76,8 +76,4 @@ class ImageTasks(TaskSequence):
         else:
             groups = label_groups or []
             sequence = TaskSequence.split_by_label(images, groups=groups, relabel=relabel, pad=pad)
-        super().__init__(
-            sequence.tasks,
-            collate_fn=as_is,
-            **options,
-        )
+        super().__init__(sequence.tasks, collate_fn=as_is, **options)

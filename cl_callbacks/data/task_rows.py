@@ -52,11 +52,7 @@ class TaskRows(Dataset[dict[str, Any]]):
 
 
 def with_task(rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
-    """Collates rows into a batch, and adds the ``task_id`` of the rows if they have one.
-
-    Args:
-        rows: rows of :class:`TaskRows`.
-        collate: makes a batch of rows without ``task_id``.
+    """Collates rows of :class:`TaskRows` without ``task_id``, and adds it to the batch if they have one.
 
     Raises:
         ValueError: rows of several tasks.

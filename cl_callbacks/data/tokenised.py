@@ -30,13 +30,8 @@ def tokenised(
     In token classification a word's label is that of its first token; other tokens have none. A causal
     language model's labels are its tokens.
 
-    Args:
-        data: a Hugging Face ``Dataset``; the result is cached, as by any ``Dataset.map``.
-        tokeniser: the model's tokeniser.
-        kind: kind of the task.
-        text_column: name of the column with texts; in token classification, with lists of words.
-        label_column: name of the column with labels; in token classification, with a list of one per word.
-        max_length: maximum length in tokens; ``None`` for the model's limit.
+    The result is cached, as by any ``Dataset.map`` of Hugging Face. For the arguments see
+    :class:`~cl_callbacks.TextTasks`; in token classification, a label is a list with one per word.
 
     Raises:
         ValueError: a missing column.
@@ -87,11 +82,7 @@ def _of_first_tokens(words: Sequence[int | None], labels: Sequence[Any]) -> list
 class Collate:
     """Collates rows into a batch of padded tensors, with ``task_id`` if rows have one.
 
-    Args:
-        tokeniser: the model's tokeniser.
-        kind: kind of the task.
-        padding: ``"longest"`` to pad to the longest text of the batch, or ``"max_length"``.
-        max_length: maximum length in tokens.
+    For the arguments see :class:`~cl_callbacks.TextTasks`.
     """
 
     def __init__(

@@ -37,12 +37,7 @@ class Ramp:
         self.width, self.since, self.until = width, since, until
 
     def __call__(self, batch: int, batches: int) -> tuple[float, float]:
-        """Returns the shares of the previous and of the next task in a batch.
-
-        Args:
-            batch: index of the batch in the epoch.
-            batches: number of batches in an epoch.
-        """
+        """Returns the shares of the previous and of the next task in a batch, of ``batches`` in an epoch."""
         before = after = 0.0
         if self.since is not None:
             before = 0.5 - (self.since * batches + batch + 0.5) / self.width
@@ -145,15 +140,10 @@ def blended(
     limit: int | float,
     seed: int | None = None,
 ) -> DataLoader:
-    """Returns a task's loader with samples of its neighbours mixed in.
+    """Returns a task's plain loader with samples of its neighbours mixed in.
 
-    Args:
-        plain: the task's loader.
-        neighbours: data sets of the previous and of the next task; ``None`` where there is none.
-        ramp: shares of the neighbouring tasks.
-        epochs: number of epochs of a task.
-        limit: limit of batches per epoch, a number or a share.
-        seed: seed of the choice in this epoch; ``None`` for torch's global random numbers.
+    These are the data sets of the previous and of the next task; ``None`` where there is none. The other
+    arguments are those of :class:`BlendedBatches`.
     """
     sampler: Any = plain.sampler
     size = len(plain.dataset)  # type: ignore[arg-type]

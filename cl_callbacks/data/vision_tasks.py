@@ -46,12 +46,7 @@ class VisionTasks(DividedTasks):
     """
 
     def __init__(
-        self,
-        data: Any,
-        *,
-        processor: str,
-        image_column: str = "image",
-        **options: Unpack[DividedOptions],
+        self, data: Any, *, processor: str, image_column: str = "image", **options: Unpack[DividedOptions]
     ) -> None:
         self.processor, self.image_column = processor, image_column
         super().__init__(

@@ -63,12 +63,7 @@ class NormalScores:
         return _NORMAL.inv_cdf((below + equal / 2 + 0.5) / (len(values) + 1))
 
     def add(self, x: float, hold: bool = False) -> None:
-        """Adds a value to the recent ones.
-
-        Args:
-            x: the value.
-            hold: whether to hold the value back. Held values are added with the next one that is not.
-        """
+        """Adds a value to the recent ones; with ``hold``, only along with the next one that is not held."""
         self.seen += 1
         self.held.append(x)
         if not hold:

@@ -44,13 +44,9 @@ def pretrained(
 ) -> nn.Module:
     """Loads a pretrained network and returns it in training mode.
 
-    Args:
-        model: a name on the hub, or a folder.
-        kind: kind of the task.
-        num_labels: number of outputs of each head; empty for a language model.
-        pooling: pooling of an encoder for :class:`TaskHeads`, which are also used if there are several heads.
-        low_rank: adapters to train in place of the network's own weights.
-        gradient_checkpointing: whether to recompute activations in the backward pass instead of keeping them.
+    For the arguments see :class:`~cl_callbacks.SequentialFineTuner`. ``num_labels`` has the number of outputs
+    of each head, and is empty for a language model. :class:`TaskHeads` are used with a pooling, and for
+    several heads.
     """
     transformers = optional("transformers", "transformers")
     name, task_type = _CLASSES[kind]

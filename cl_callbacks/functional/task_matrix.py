@@ -10,8 +10,9 @@ NaN marks scores that were not measured, and is left out of means. In all equati
 of tasks learned so far: the index of the last row in which anything was measured. A metric for which no
 score is left, such as the forgetting of a single task, is NaN and no error.
 
-Scores keep their units. ``higher_is_better=False`` is for losses and perplexities: a forgetting is positive
-where they rose, and a transfer where they fell.
+Each function takes :math:`R` as ``matrix``, and returns a scalar in the units of the scores unless it says
+otherwise. ``higher_is_better=False`` is for losses and perplexities, whose best is the lowest: a forgetting
+is positive where they rose, and a transfer where they fell.
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ from torch import Tensor
 
 def tasks_learned(matrix: Tensor) -> int:
     """Number of tasks learned: the index of the last row of the matrix in which anything was measured.
-
-    Args:
-        matrix: task matrix, of shape (T + 1, T).
 
     Raises:
         ValueError: a matrix of another shape, such as one without the row from before training.
@@ -44,15 +42,9 @@ def tasks_learned(matrix: Tensor) -> int:
 
 
 def average_accuracy(matrix: Tensor) -> Tensor:
-    r"""Mean current score on all tasks learned so far.
+    r"""Mean current score on all tasks learned so far; NaN before the first.
 
     .. math:: \frac1T \sum_{j<T} R_{T,j}
-
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-
-    Returns:
-        A scalar in the units of the scores; NaN before the first task.
 
     Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), ACC; Chaudhry et al. 2018 (arXiv 1801.10112).
 
@@ -65,16 +57,9 @@ def average_accuracy(matrix: Tensor) -> Tensor:
 
 
 def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
-    r"""Mean current score on the tasks learned most recently.
+    r"""Mean current score on the ``last`` (at least 1) tasks learned; NaN before the first.
 
     .. math:: \frac1m \sum_{T-m \le j<T} R_{T,j}, \qquad m = \min(\text{last}, T)
-
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        last: how many tasks to look back, at least 1.
-
-    Returns:
-        A scalar in the units of the scores; NaN before the first task.
 
     Raises:
         ValueError: ``last`` below 1.
@@ -94,12 +79,7 @@ def learning_accuracy(matrix: Tensor) -> Tensor:
 
     .. math:: \frac1T \sum_{j<T} R_{j+1,j}
 
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-
-    Returns:
-        A scalar in the units of the scores; NaN before the first task.
-
+    NaN before the first task.
     Source: Riemer et al. 2019 (arXiv 1810.11910), LA.
 
     Example:
@@ -119,13 +99,9 @@ def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True) -> Tensor
     before a task was learned is no memory of it, and does not count here; this matters only for a task that
     was better before it was learned than ever after. Negative where the current score is the best.
 
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        higher_is_better: False for losses, whose best is the lowest.
-
     Returns:
-        One value per task, of shape (T,), in the units of the scores; NaN for the task learned last, for
-        those that are still to be learned, and where either score is missing.
+        One value per task, of shape (T,); NaN for the task learned last, for those that are still to be
+        learned, and where either score is missing.
 
     Source: Chaudhry et al. 2018 (arXiv 1801.10112), forgetting of a task.
 
@@ -147,13 +123,7 @@ def forgetting(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
     .. math:: \frac1{T-1} \sum_{j<T-1} f_j
 
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        higher_is_better: False for losses.
-
-    Returns:
-        A scalar in the units of the scores, positive where tasks became worse; NaN before the second task.
-
+    Positive where tasks became worse; NaN before the second task.
     Source: Chaudhry et al. 2018 (arXiv 1801.10112), average forgetting.
 
     Example:
@@ -168,13 +138,7 @@ def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
     .. math:: \frac1{T-1} \sum_{j<T-1} (R_{T,j} - R_{j+1,j})
 
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        higher_is_better: False for losses.
-
-    Returns:
-        A scalar in the units of the scores, positive where tasks became better; NaN before the second task.
-
+    Positive where tasks became better; NaN before the second task.
     Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), BWT.
 
     Example:
@@ -191,16 +155,8 @@ def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
 
     .. math:: \frac1{T-1} \sum_{0<j<T} (R_{j,j} - R_{0,j})
 
-    The baseline is the same network before any training, row 0.
-
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        higher_is_better: False for losses.
-
-    Returns:
-        A scalar in the units of the scores, positive where tasks became better; NaN before the second task,
-        and where row 0 was not measured.
-
+    The baseline is the same network before any training, row 0. Positive where tasks became better; NaN
+    before the second task, and where row 0 was not measured.
     Source: Lopez-Paz & Ranzato 2017 (arXiv 1706.08840), FWT.
 
     Example:
@@ -219,15 +175,8 @@ def intransigence(matrix: Tensor, reference: Tensor, higher_is_better: bool = Tr
 
     Chaudhry et al. take for :math:`R^*_j` a network trained on the data of all tasks up to :math:`j`
     together; one trained on task :math:`j` alone is common too. They define each term; this is the mean.
-
-    Args:
-        matrix: :math:`R`, of shape (T + 1, T).
-        reference: :math:`R^*`, one score per task; there may be more of them than tasks.
-        higher_is_better: False for losses.
-
-    Returns:
-        A scalar in the units of the scores, positive where tasks were learned worse than by the reference;
-        NaN before the first task.
+    Positive where tasks were learned worse than by the ``reference`` :math:`R^*`, which holds one score per
+    task, and may hold more; NaN before the first task.
 
     Raises:
         ValueError: fewer references than tasks learned.

@@ -47,10 +47,7 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Gradients:
         patches = patches.unfold(3 + along, reach, stride[along])[..., :: dilation[along]]
     patches = patches.permute(0, 1, 2, 5, 6, 3, 4)  # (N, G, C, kernel, positions)
     by_group = delta.reshape(n, groups, -1, patches.shape[-2] * patches.shape[-1]).mT
-    return {
-        "weight": Outer(by_group, patches, layer.weight.shape),
-        "bias": Dense(delta.flatten(2).sum(2)),
-    }
+    return {"weight": Outer(by_group, patches, layer.weight.shape), "bias": Dense(delta.flatten(2).sum(2))}
 
 
 def _embedding(layer: nn.Embedding, index: Tensor, delta: Tensor) -> Gradients:
@@ -64,18 +61,12 @@ def _embedding(layer: nn.Embedding, index: Tensor, delta: Tensor) -> Gradients:
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> Gradients:
     unit = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     shape = (x.shape[0], -1, *layer.normalized_shape)
-    return {
-        "weight": Dense((delta * unit).reshape(shape).sum(1)),
-        "bias": Dense(delta.reshape(shape).sum(1)),
-    }
+    return {"weight": Dense((delta * unit).reshape(shape).sum(1)), "bias": Dense(delta.reshape(shape).sum(1))}
 
 
 def _channel_affine(delta: Tensor, unit: Tensor) -> Gradients:
     shape = (delta.shape[0], delta.shape[1], -1)
-    return {
-        "weight": Dense((delta * unit).reshape(shape).sum(2)),
-        "bias": Dense(delta.reshape(shape).sum(2)),
-    }
+    return {"weight": Dense((delta * unit).reshape(shape).sum(2)), "bias": Dense(delta.reshape(shape).sum(2))}
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> Gradients:

@@ -61,9 +61,7 @@ class Pass(NamedTuple):
 
 
 def finite_pass(
-    modules: Collection[nn.Module],
-    forward: Callable[[Any], tuple[Tensor, Tensor | None]],
-    batch: Any,
+    modules: Collection[nn.Module], forward: Callable[[Any], tuple[Tensor, Tensor | None]], batch: Any
 ) -> Pass:
     """Runs a batch without the samples whose outputs are not finite, possibly all of them.
 

@@ -23,11 +23,8 @@ class ShardedGradients:
     same single sample, the average is that sample's own gradient: this takes one forward and backward per
     sample and cotangent, by all processes together, and no more memory than training.
 
-    Args:
-        module: the network, in evaluation mode.
-        parameters: the parameters to differentiate, all of them sharded.
-        forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
-        magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
+    The arguments are those of :class:`~cl_callbacks.gradients.per_sample.PerSampleGradients`; all parameters
+    are sharded.
     """
 
     def __init__(
@@ -52,15 +49,8 @@ class ShardedGradients:
     ) -> tuple[list[Tensor], int]:
         """Sums over samples and cotangents, and the number of samples; all processes pass the same batch.
 
-        Samples whose outputs are not finite are left out.
-
-        Args:
-            batch: a batch, on the module's device.
-            cotangents: function from outputs and labels of one sample to tensors of the shape of the outputs.
-            totals: sums over earlier batches, to which this batch's are added, in place.
-
-        Returns:
-            One tensor per parameter, of the shape of this process's shard and at least float32; the number.
+        Otherwise like :meth:`~cl_callbacks.gradients.per_sample.PerSampleGradients.sums`, with tensors of the
+        shapes of this process's shards, and cotangents of one sample at a time.
         """
         totals, used = self.zeros() if totals is None else totals, 0
         with _gradients_apart(self.module):

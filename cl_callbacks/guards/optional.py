@@ -7,11 +7,7 @@ from typing import Any
 
 
 def optional(package: str, extra: str) -> Any:
-    """Imports a package that only some features need.
-
-    Args:
-        package: name of the package.
-        extra: name of this project's extra that installs it.
+    """Imports a package that only some features need, and that an extra of this project installs.
 
     Raises:
         ImportError: the package is not installed; the message names the extra.

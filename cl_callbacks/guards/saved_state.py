@@ -19,11 +19,7 @@ class Keeper(Protocol):
 
 
 def restore_atomically(keeper: Keeper, state: Any) -> None:
-    """Restores a state, or keeps the present one and raises if it does not fit.
-
-    Args:
-        keeper: the object whose state is to be replaced.
-        state: a state that ``state_dict`` of such an object returned.
+    """Restores a state that ``state_dict`` returned, or keeps the present one and raises if it does not fit.
 
     Raises:
         ValueError: a state that does not fit; the message says why.

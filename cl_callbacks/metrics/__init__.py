@@ -5,12 +5,6 @@ from cl_callbacks.metrics.differences import BackwardTransfer, Forgetting, Forwa
 from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 __all__ = [
-    "AverageAccuracy",
-    "BackwardTransfer",
-    "Forgetting",
-    "ForwardTransfer",
-    "Intransigence",
-    "LastTasksAccuracy",
-    "LearningAccuracy",
-    "TaskMatrixMetric",
-]
+    "AverageAccuracy", "BackwardTransfer", "Forgetting", "ForwardTransfer", "Intransigence",
+    "LastTasksAccuracy", "LearningAccuracy", "TaskMatrixMetric",
+]  # fmt: skip

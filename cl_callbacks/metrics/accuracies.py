@@ -58,12 +58,8 @@ class LearningAccuracy(_MeanScore):
 class LastTasksAccuracy(_MeanScore):
     """Mean score on the ``last`` tasks learned: for a long stream, of which only a part can be kept.
 
-    See :func:`~cl_callbacks.functional.last_tasks_accuracy`.
-
-    Args:
-        last: number of the latest tasks to average over.
-        higher_is_better: whether a higher score is a better one.
-        kwargs: options of :class:`torchmetrics.Metric`.
+    See :func:`~cl_callbacks.functional.last_tasks_accuracy` and, for the other arguments,
+    :class:`TaskMatrixMetric`.
 
     Example:
         >>> from torch import tensor

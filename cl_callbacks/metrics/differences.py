@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional.task_matrix import (
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    intransigence,
-)
+from cl_callbacks.functional.task_matrix import backward_transfer, forgetting, forward_transfer, intransigence
 from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 
@@ -85,12 +80,8 @@ class ForwardTransfer(TaskMatrixMetric):
 class Intransigence(TaskMatrixMetric):
     """Mean gap of a task's score, when just learned, to a network that does not have to remember.
 
-    See :func:`~cl_callbacks.functional.intransigence`.
-
-    Args:
-        reference: score ``(T,)`` of that network on each task.
-        higher_is_better: whether a higher score is a better one.
-        kwargs: options of :class:`torchmetrics.Metric`.
+    The ``reference`` is the score ``(T,)`` of that network on each task; for the other arguments see
+    :class:`TaskMatrixMetric`, for the equation :func:`~cl_callbacks.functional.intransigence`.
 
     Example:
         >>> from torch import tensor

@@ -19,12 +19,8 @@ _DPI = 150
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
     """Writes a figure as ``figures/KEY.png`` into the log folder, and logs it to W&B and TensorBoard.
 
-    Does nothing on ranks other than 0, or without a logger that has a folder.
-
-    Args:
-        trainer: the current Trainer.
-        key: log key, such as ``"cl_task/matrix"``; slashes become dashes in the file name.
-        figure: the matplotlib figure.
+    Slashes of the key become dashes in the file name. Does nothing on ranks other than 0, or without a logger
+    that has a folder.
     """
     folder = log_folder(trainer) if trainer.is_global_zero else None
     if folder is None:

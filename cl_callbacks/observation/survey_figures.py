@@ -14,21 +14,16 @@ if TYPE_CHECKING:
 def _importance(measures: Statistics) -> Figure | None:
     if "importance" not in measures:
         return None
-    layers = _layers_of(measures["importance"])
-    return importance_by_layer(
-        {layer: [found[name] for name in QUANTILES] for layer, found in layers.items()}
-    )
+    layers = _layers_of(measures["importance"]).items()
+    return importance_by_layer({layer: [found[name] for name in QUANTILES] for layer, found in layers})
 
 
 def _plasticity(measures: Statistics) -> Figure | None:
     if "plasticity" not in measures:
         return None
-    layers = _layers_of(measures["plasticity"])
-    frozen, mean = (
-        {layer: found[statistic] for layer, found in layers.items()}
-        for statistic in ("frozen_fraction", "mean")
-    )
-    return plasticity_by_layer(frozen, mean)
+    layers = _layers_of(measures["plasticity"]).items()
+    frozen = {layer: found["frozen_fraction"] for layer, found in layers}
+    return plasticity_by_layer(frozen, {layer: found["mean"] for layer, found in layers})
 
 
 FIGURES = {"importance_by_layer": _importance, "plasticity_by_layer": _plasticity}

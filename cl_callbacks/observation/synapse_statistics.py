@@ -106,9 +106,7 @@ class SynapseStatistics(Callback):
                     f"{type(rule).__name__}, is shown as {key!r}: give each a name of its own, with name=."
                 )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Stores the number of optimizer steps before the batch."""
         self._steps = trainer.global_step
 

@@ -117,12 +117,9 @@ class TaskRecord:
         return task, lost[task].item()
 
     def write(self, folder: Path, about: dict[str, Any], names: Sequence[str]) -> list[Path]:
-        """Writes ``task_matrix.json`` and ``task_matrix.csv``.
+        """Writes ``task_matrix.json``, with further entries ``about``, and ``task_matrix.csv``.
 
-        Args:
-            folder: target folder, which is created if needed.
-            about: further entries of the JSON file.
-            names: names of the columns.
+        The folder is created if needed; ``names`` are those of the columns.
         """
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.table()

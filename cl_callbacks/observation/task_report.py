@@ -58,12 +58,9 @@ class TaskReport:
             offer(trainer, define_task_axis)
 
     def log_task(self, trainer: Trainer, index: int, **more: float) -> None:
-        """Logs all metrics and writes the files at the end of a task, and draws if that is due.
+        """Logs all metrics, and ``more``, and writes the files at a task's end; draws if that is due.
 
-        Args:
-            trainer: the current Trainer.
-            index: number of tasks that ended before.
-            more: further metrics to log by task.
+        The ``index`` of the task is the number of tasks that ended before.
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
         values = {"index": index, **results, **self.record.of_tasks(self.names), **more}

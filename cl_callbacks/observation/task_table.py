@@ -19,12 +19,8 @@ _ROOM, _NAME = 8, 12
 def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
     """A table of scores on each task (column) after learning each (row), thinned out if there are many.
 
-    Columns are headed by the tasks' numbers, rows by their numbers and names.
-
-    Args:
-        matrix: task matrix ``(T + 1, T)``.
-        names: names of the T tasks.
-        title: title of the table.
+    Made from the task matrix ``(T + 1, T)``. Columns are headed by the tasks' numbers, rows by their numbers
+    and names.
 
     Example:
         >>> import torch
@@ -39,12 +35,10 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
     from rich.table import Table
 
     tasks, learned = len(names), tasks_learned(matrix)
-    interval = every(tasks, room=_ROOM)
-    shown = sorted({*range(0, tasks, interval), tasks - 1})
+    shown = sorted({*range(0, tasks, every(tasks, room=_ROOM)), tasks - 1})
     numbers = [str(task) for task in range(tasks)]
-    named = [
-        n if n == name else f"{n} {escape(cut(name, _NAME))}" for n, name in zip(numbers, names, strict=True)
-    ]
+    pairs = zip(numbers, names, strict=True)
+    named = [n if n == name else f"{n} {escape(cut(name, _NAME))}" for n, name in pairs]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", no_wrap=True)
     for task in shown:
@@ -52,9 +46,7 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
     for row in range(learned + 1):
         if matrix[row].isnan().all() or not (row == 0 or row == learned or row - 1 in shown):
             continue
-        cells = [
-            _cell(matrix[row, task].item(), learned=task < row, latest=task == row - 1) for task in shown
-        ]
+        cells = (_cell(matrix[row, task].item(), task < row, latest=task == row - 1) for task in shown)
         table.add_row("—" if row == 0 else named[row - 1], *cells)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Mapping
@@ -97,6 +98,8 @@ class SynapticCallback(Callback):
     """Name of the default ``state_dtype``; ``None`` for float32, or the parameter's dtype if wider."""
     noise: WeightNoise | None = None
     """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass that overrides a per-weight method must set ``local`` itself."""
@@ -176,22 +179,15 @@ class SynapticCallback(Callback):
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor] | None:
         """Share of an update that the rule lets each synapse take, from 0 to 1; ``None`` for all of it.
 
-        Args:
-            synapses: of this rule.
-            rates: learning rate of each tensor.
+        The ``rates`` are the learning rate of each tensor.
         """
         return None
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
         """Non-negative quantities of each synapse for logs and plots: by default its plasticity.
 
-        Args:
-            synapses: any part of this rule's, such as those of one layer.
-            rates: learning rate of each tensor.
-
-        Returns:
-            For each measure a list aligned with ``synapses.parameters``; read only, since it may be the live
-            state.
+        The synapses may be any part of this rule's, such as those of one layer. For each measure the result
+        has a list aligned with ``synapses.parameters``; read only, since it may be the live state.
         """
         plasticity = self.plasticity(synapses, rates)
         return {} if plasticity is None else {"plasticity": plasticity}
@@ -299,7 +295,8 @@ class SynapticCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, of tensors and numbers only, so that it loads with ``weights_only=True``."""
-        return {"synapses": self.synapses.state_dict(), "tasks": self.tasks}
+        numbers = {name: copy.copy(getattr(self, name)) for name in ("tasks", *self.saved)}
+        return {"synapses": self.synapses.state_dict()} | numbers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a saved state, which ``on_train_start`` then places beside the model's parameters.
@@ -314,9 +311,10 @@ class SynapticCallback(Callback):
             restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
-        """Sets the fields and the number of tasks from a saved state; extended by rules with more state."""
+        """Sets the fields and the numbers from a saved state; extended by rules with more state."""
         self.synapses.load_state_dict(state_dict["synapses"])
-        self.tasks = state_dict["tasks"]
+        for name in ("tasks", *self.saved):
+            setattr(self, name, copy.copy(state_dict[name]))
 
     # -- boundaries that are found late ------------------------------------------------------------
 

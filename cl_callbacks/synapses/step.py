@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -86,22 +86,13 @@ class Step:
 
 
 class Rule(Protocol):
-    """Protocol of a rule: the attributes and methods that a step uses."""
+    """Protocol of a rule: what a step uses of :class:`~cl_callbacks.SynapticCallback`, which describes it."""
 
     needs: frozenset[Need]
     synapses: Synapses
-
-    @property
-    def owns_update(self) -> bool:
-        """Whether the rule replaces the optimizer's update by its own."""
-
-    @property
-    def shardable(self) -> bool:
-        """Whether the rule can work on shards of parameters."""
-
-    @property
-    def local(self) -> bool:
-        """Whether ``pull``, ``rewrite`` and ``observe`` may be called block by block."""
+    owns_update: ClassVar[bool]
+    shardable: ClassVar[bool]
+    local: ClassVar[bool]
 
     @property
     def noise(self) -> WeightNoise | None:

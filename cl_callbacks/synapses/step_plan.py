@@ -26,13 +26,8 @@ class Plan:
     If all rules are local, the parameters are processed in blocks, one after the other, before the step and
     again after it; else all of them at once.
 
-    Args:
-        rules: in the order in which they pull, rewrite and observe.
-        optimizer: that steps.
-        parameters: those of the optimizer that have a gradient.
-        buffers: memory for each kind of snapshot.
-        compiled: whether to compile the operations; see
-            :class:`~cl_callbacks.rules.compile_rules.CompileRules`.
+    The parameters are those of the optimizer that have a gradient; the buffers are memory for each kind of
+    snapshot; rules and ``compiled`` are as in :class:`~cl_callbacks.synapses.synaptic_step.SynapticStep`.
     """
 
     def __init__(

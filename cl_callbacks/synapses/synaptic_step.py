@@ -23,7 +23,8 @@ class SynapticStep:
             first).
         place: matches the rules' state to the parameters; called when parameters step together for the first
             time, as after heads have grown or layers were unfrozen.
-        compiled: whether to compile the rules' operations.
+        compiled: whether to compile the rules' operations; see
+            :class:`~cl_callbacks.rules.compile_rules.CompileRules`.
 
     Example:
         >>> from types import SimpleNamespace

@@ -93,8 +93,7 @@ class WeightNoise:
     def begin(self, anew: bool = False) -> None:
         """Replaces the weights by the current draw, or by the next one if a step has used it.
 
-        Args:
-            anew: whether to use another draw also within a step.
+        With ``anew`` it is another draw also within a step.
         """
         self._wanted = True
         if anew and not self._taken and self._drawn is not None:
@@ -187,9 +186,7 @@ class WeightNoise:
     def take(self, part: Mapping[Tensor, Rows], kept: Sequence[Tensor]) -> None:
         """Writes gradient times noise, summed over the draws of a step, for weights that are about to step.
 
-        Args:
-            part: rows by weight.
-            kept: tensors aligned with ``part``; overwritten, except for weights that are not drawn.
+        ``kept`` is aligned with ``part``, the rows by weight; it is overwritten, except where none is drawn.
         """
         drawn = {p: (rows, t) for (p, rows), t in zip(part.items(), kept, strict=True) if p in self._noise}
         if not drawn:
@@ -205,10 +202,7 @@ class WeightNoise:
         met = [p for p in self.parameters if p.grad is not None]
         if met:
             torch._foreach_addcmul_(
-                [self._gathered[p] for p in met],
-                _gradients(met),
-                [self._noise[p] for p in met],
-                value=sign,
+                [self._gathered[p] for p in met], _gradients(met), [self._noise[p] for p in met], value=sign
             )
 
     def _draw(self) -> None:

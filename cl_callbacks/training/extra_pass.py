@@ -104,16 +104,9 @@ def mean_of_gradients(
 ) -> list[Tensor] | None:
     r"""Mean size of per-sample gradients over the current task, :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
 
-    Args:
-        trainer: a trainer that is fitting.
-        pl_module: its module, not wrapped.
-        parameters: of ``pl_module``; if they are sharded, the means are on this process's shards.
-        forward: ``batch -> (outputs, labels)``.
-        cotangents: ``(outputs, labels) -> vectors``, each of the shape of the outputs.
-        magnitude: ``torch.Tensor.square_`` or ``torch.Tensor.abs_``.
-        samples: number of samples of the task to use; ``None`` for all.
-        what: description of what is measured, for the progress bar.
-        seed: of the choice of samples and of random labels.
+    For parameters of ``pl_module``; if they are sharded, the means are on this process's shards. Trainer,
+    samples and seed are as in :func:`mean_over_task`, and what to differentiate, ``forward``, ``cotangents``
+    and ``magnitude``, as in :class:`~cl_callbacks.gradients.per_sample.PerSampleGradients`.
 
     Returns:
         One tensor for each parameter; ``None`` if no sample is finite.
@@ -130,12 +123,5 @@ def mean_of_gradients(
         return per_sample.sums(batch, cotangents, of_batch)
 
     return mean_over_task(
-        trainer,
-        pl_module,
-        measure,
-        per_sample.zeros(),
-        samples=samples,
-        what=what,
-        seed=seed,
-        shards=shards,
+        trainer, pl_module, measure, per_sample.zeros(), samples=samples, what=what, seed=seed, shards=shards
     )

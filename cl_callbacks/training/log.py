@@ -42,12 +42,7 @@ class _Failed(DummyLogger):
 
 
 def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
-    """Calls a function with each logger; one that raises is replaced, and training continues.
-
-    Args:
-        trainer: whose loggers are used.
-        say: the function, such as one that logs metrics.
-    """
+    """Calls a function with each logger; one that raises is replaced, and training continues."""
     for index, logger in enumerate(trainer.loggers):
         try:
             say(logger)

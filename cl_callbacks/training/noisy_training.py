@@ -26,9 +26,6 @@ class NoisyTraining:
     optimizer has just stepped are the means until they are next used.
 
     Args:
-        trainer: that is about to train.
-        pl_module: its module.
-        noise: that samples the weights.
         draws: number of samples of the weights for each micro-batch. The extra passes run ``training_step``
             again without logging, changes of buffers (such as BatchNorm's statistics) or metrics, or hooks;
             the gradient is the mean over the passes.

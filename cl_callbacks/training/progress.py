@@ -58,10 +58,6 @@ def progress(trainer: Trainer, what: str, total: int | None = None) -> Iterator[
 def say(trainer: Trainer, text: str) -> None:
     """Prints one line on rank zero: above the progress bar where there is one, else in Lightning's log.
 
-    Args:
-        trainer: whose progress bar is used.
-        text: the line.
-
     Example:
         >>> say(Trainer(logger=False, enable_progress_bar=False), "task 3 has ended")
     """
@@ -83,11 +79,7 @@ def say(trainer: Trainer, text: str) -> None:
 def show_in_progress_bar(trainer: Trainer, values: Mapping[str, str]) -> None:
     """Adds strings to the metrics of the progress bar, until the fit ends.
 
-    A number that the user logs under the same key replaces them.
-
-    Args:
-        trainer: that is fitting.
-        values: strings by the key that the bar shows; numbers would get decimal places.
+    A number that the user logs under the same key replaces them; here numbers would get decimal places.
     """
     shown = progress_bar_metrics(trainer)
     for key, value in values.items():

@@ -58,7 +58,6 @@ class _Counting(Callback):
         self.advance = advance
 
     def on_validation_batch_end(self, *args: Any) -> None:
-        """Advances the progress bar."""
         self.advance(1)
 
 
@@ -71,7 +70,6 @@ class _Silent(DummyLogger):
 
     @property
     def log_dir(self) -> Any:
-        """Folder of the logger's run."""
         return getattr(self._logger, "log_dir", None)
 
     @property
@@ -82,12 +80,10 @@ class _Silent(DummyLogger):
 
     @property
     def name(self) -> Any:
-        """Name of the logger."""
         return self._logger.name
 
     @property
     def version(self) -> Any:
-        """Version of the logger."""
         return self._logger.version
 
 

@@ -22,10 +22,7 @@ def share_buffers(module: nn.Module) -> None:
 def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator[Any]:
     """Yields the batches of all processes on every process, each with the same random seed.
 
-    Args:
-        batches: of this process; other processes may have fewer, or none.
-        trainer: that is fitting.
-        seed: of the random numbers.
+    Some processes may have fewer batches of their own, or none.
     """
     own, numbers = iter(batches), count()
     while True:

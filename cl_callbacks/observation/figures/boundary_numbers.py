@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 def number_boundaries(axes: Axes, boundaries: Sequence[float]) -> None:
     """Writes the number of the ended task above each boundary, from 0, where there is room.
 
-    Args:
-        axes: axes on which everything has been drawn; their x limits are fixed from now on.
-        boundaries: x positions at which tasks ended, in order.
+    Everything must have been drawn on the axes: their x limits are fixed from now on. Boundaries are the x
+    positions at which tasks ended, in order.
     """
     if len(boundaries) == 0:
         return

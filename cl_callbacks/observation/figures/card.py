@@ -38,12 +38,7 @@ def card(width: float, height: float) -> Figure:
 def dress(axes: Axes, *, x: str = "", y: str = "", title: str | None = None, grid: str | None = None) -> None:
     """Sets colours, labels and title of axes, overriding the user's matplotlib style.
 
-    Args:
-        axes: the axes to style.
-        x: label of the x axis.
-        y: label of the y axis.
-        title: title above the axes.
-        grid: ``"x"`` or ``"y"`` for lines across that axis; default: none.
+    A ``grid`` is ``"x"`` or ``"y"``, for lines across that axis.
     """
     axes.set_facecolor(PAPER)
     for spine in axes.spines.values():

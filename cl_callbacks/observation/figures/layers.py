@@ -29,11 +29,7 @@ ROW = 0.24
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4, "color": PAPER, "markeredgecolor": INK}
 
 
-def importance_by_layer(
-    quantiles: Mapping[str, Sequence[float]],
-    *,
-    title: str | None = None,
-) -> Figure:
+def importance_by_layer(quantiles: Mapping[str, Sequence[float]], *, title: str | None = None) -> Figure:
     """Draws the importance of the weights of each layer: median, middle half and middle nine tenths.
 
     The axis is logarithmic. A range that reaches down to 0 runs into the left edge; a layer of weights with
@@ -42,9 +38,6 @@ def importance_by_layer(
     Args:
         quantiles: quantiles of each layer at 5, 25, 50, 75 and 95 %; NaN for a layer that was not measured.
         title: title above the figure.
-
-    Returns:
-        The figure, to be saved or logged.
 
     Raises:
         ValueError: no layers, or numbers that are not five rising quantiles of an importance.
@@ -88,9 +81,6 @@ def plasticity_by_layer(frozen_fraction: Mapping[str, float], mean_plasticity: M
         frozen_fraction: for each layer, the share of its weights that hardly change any more, 0 to 1.
         mean_plasticity: for the same layers, the mean share of an update that is applied, 0 to 1. In
             both, NaN where nothing was measured.
-
-    Returns:
-        The figure, to be saved or logged.
 
     Raises:
         ValueError: no layers, not the same layers in both, or a value outside 0 to 1.
@@ -149,9 +139,8 @@ def _rows(layers: list[str], what: str, title: str | None, thickness: float = 1.
 
 def _note(axes: Axes, row: float, text: str) -> None:
     """Writes a text at the left edge, in place of a bar."""
-    axes.text(
-        0.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT - 1, color=FAINT
-    )
+    across = axes.get_yaxis_transform()
+    axes.text(0.01, row, text, transform=across, va="center", fontsize=TEXT - 1, color=FAINT)
 
 
 def _ranges() -> list[object]:

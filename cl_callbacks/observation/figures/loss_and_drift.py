@@ -15,6 +15,8 @@ from cl_callbacks.observation.figures.card import BLUE, FAINT, INK, VERMILLION, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Array = np.ndarray[Any, Any]
+
 
 def loss_and_drift(
     steps: ArrayLike,
@@ -33,9 +35,6 @@ def loss_and_drift(
         boundaries: the steps at which a change was found, in order; numbered from 0 at the top.
         onsets: estimated step at which each change began; ``None`` or NaN if unknown.
         threshold: the score above which a change is declared.
-
-    Returns:
-        The figure, to be saved or logged.
 
     Raises:
         ValueError: different lengths, or nothing to draw.
@@ -76,9 +75,7 @@ def loss_and_drift(
     return figure
 
 
-def _checked(
-    steps: ArrayLike, curves: dict[str, ArrayLike]
-) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+def _checked(steps: ArrayLike, curves: dict[str, ArrayLike]) -> tuple[Array, dict[str, Array]]:
     x = np.asarray(steps, dtype=float)
     if x.size == 0:
         raise ValueError("steps is empty: there is no loss to draw")
@@ -95,12 +92,10 @@ def _entries(found: bool, estimated: bool, limited: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries: list[Any] = []
-    if estimated:
-        entries.append(Line2D([], [], color=VERMILLION, linewidth=1, linestyle="--", label="onset"))
-        entries.append(Patch(facecolor=VERMILLION, alpha=0.25, linewidth=0, label="delay"))
-    if found:
-        entries.append(Line2D([], [], color=VERMILLION, linewidth=1, linestyle="-", label="alarm"))
-    if limited:
-        entries.append(Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="threshold"))
-    return entries
+    entries = [
+        (estimated, Line2D([], [], color=VERMILLION, linewidth=1, linestyle="--", label="onset")),
+        (estimated, Patch(facecolor=VERMILLION, alpha=0.25, linewidth=0, label="delay")),
+        (found, Line2D([], [], color=VERMILLION, linewidth=1, linestyle="-", label="alarm")),
+        (limited, Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="threshold")),
+    ]
+    return [entry for shown, entry in entries if shown]

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Array = np.ndarray[Any, Any]
 MOST_LABELS = 10
 MOST_MARKERS = 40
+_LEADER = {"arrowstyle": "-", "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
 
 
 def task_curves(
@@ -39,9 +41,6 @@ def task_curves(
         boundaries: the steps at which tasks ended, in order; numbered from 0 at the top.
         names: names of the tasks; default: their numbers, from 0.
         monitor: name of the score.
-
-    Returns:
-        The figure, to be saved or logged.
 
     Raises:
         ValueError: incompatible shapes, or nothing measured.
@@ -74,16 +73,14 @@ def task_curves(
         axes.axvline(boundary, color=EDGE, linewidth=0.8 if len(boundaries) <= 15 else 0.5, zorder=0.9)
     axes.margins(x=0.02)
     number_boundaries(axes, boundaries)
-    if tasks <= MOST_LABELS:
+    if few:
         _name_ends(axes, x, y, colours, names)
     else:
         _add_scale(figure, axes, tasks, names)
     return figure
 
 
-def _checked(
-    steps: ArrayLike, scores: ArrayLike, names: Sequence[str] | None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _checked(steps: ArrayLike, scores: ArrayLike, names: Sequence[str] | None) -> tuple[Array, Array]:
     x, y = np.asarray(steps, dtype=float), np.asarray(scores, dtype=float)
     if x.size == 0:
         raise ValueError("steps is empty: there is no score to draw")
@@ -120,21 +117,12 @@ def _pale(colour: Any) -> Any:
     return 0.25 * np.asarray(to_rgb(colour)) + 0.75 * np.asarray(to_rgb(PAPER))
 
 
-def _name_ends(
-    axes: Axes,
-    x: np.ndarray[Any, Any],
-    y: np.ndarray[Any, Any],
-    colours: list[Any],
-    names: Sequence[str] | None,
-) -> None:
+def _name_ends(axes: Axes, x: Array, y: Array, colours: list[Any], names: Sequence[str] | None) -> None:
     """Writes each task's name to the right of its curve, moved up or down to where there is room."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    ends = {
-        task: np.flatnonzero(np.isfinite(y[:, task]))[-1]
-        for task in range(y.shape[1])
-        if np.isfinite(y[:, task]).any()
-    }
+    measured = {task: np.flatnonzero(np.isfinite(y[:, task])) for task in range(y.shape[1])}
+    ends = {task: at[-1] for task, at in measured.items() if len(at)}
     heights = spread_apart([(y[end, task] - low) / (high - low) for task, end in ends.items()], gap=0.08)
     short = [f"task {task}" for task in range(y.shape[1])] if names is None else shortened(names, size=20)
     for (task, end), height in zip(ends.items(), heights, strict=True):
@@ -147,14 +135,7 @@ def _name_ends(
             fontsize=TEXT,
             color=colours[task],
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colours[task],
-                "lw": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 2,
-            },
+            arrowprops={**_LEADER, "color": colours[task]},
         )
 
 

@@ -48,9 +48,6 @@ def accuracy_matrix(
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
         title: title above the matrix.
 
-    Returns:
-        The figure, to be saved or logged.
-
     Raises:
         ValueError: invalid arguments, or nothing measured.
 
@@ -136,8 +133,7 @@ def _mark(axes: Axes, values: np.ndarray[Any, Any]) -> list[Any]:
 
 
 def _label_tasks(axes: Axes, tasks: int, names: Sequence[str] | None) -> None:
-    interval = every(tasks, room=13)
-    shown = range(0, tasks, interval)
+    shown = range(0, tasks, every(tasks, room=13))
     axes.set_yticks(range(0, tasks + 1, every(tasks + 1, room=14)))
     if names is None:
         axes.set_xticks(shown, labels=[str(task) for task in shown])
@@ -153,15 +149,8 @@ def _write_numbers(axes: Axes, image: AxesImage, values: np.ndarray[Any, Any]) -
     form = ".2f" if largest < 100 else ".0f" if largest < 10_000 else ".0e"
     for (row, task), value in np.ndenumerate(values):
         if not np.isnan(value):
-            axes.text(
-                task,
-                row,
-                format(value, form),
-                ha="center",
-                va="center",
-                fontsize=TEXT - 0.5,
-                color=_readable_on(image.cmap(image.norm(value))),
-            )
+            colour, text = _readable_on(image.cmap(image.norm(value))), format(value, form)
+            axes.text(task, row, text, ha="center", va="center", fontsize=TEXT - 0.5, color=colour)
 
 
 def _readable_on(colour: ArrayLike) -> str:

@@ -47,6 +47,8 @@ class AnchoredRule(SynapticCallback):
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
+    stiffness_of_one: ClassVar[float] = 1.0
+    """Stiffness at a strength of 1: 2 for a penalty that has no factor of one half."""
 
     def __init__(
         self,
@@ -56,20 +58,19 @@ class AnchoredRule(SynapticCallback):
         max_importance: float | None = None,
         **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
         if max_importance is not None and not max_importance > 0:
             raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
         self.strength, self.proximal, self.max_importance = strength, proximal, max_importance
-        self._offset = 0.0  # the part of the penalty that does not depend on the weights
+        self.offset = 0.0
+        """The part of the penalty that does not depend on the weights."""
 
     @property
     def stiffness(self) -> float:
         """Stiffness :math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""
-        return self.strength
+        return self.stiffness_of_one * self.strength
 
     @property
     def remembers(self) -> bool:
@@ -92,24 +93,15 @@ class AnchoredRule(SynapticCallback):
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient of the penalty."""
         if self.anchored and not self.proximal:
-            add_quadratic_pull_(
-                gradients,
-                synapses.parameters,
-                self.effective_importance(synapses),
-                synapses["anchor"],
-                self.stiffness,
-            )
+            importance, anchor = self.effective_importance(synapses), synapses["anchor"]
+            add_quadratic_pull_(gradients, synapses.parameters, importance, anchor, self.stiffness)
 
     def rewrite(self, step: Step) -> None:
         """Takes the proximal step of the penalty."""
         if self.anchored and self.proximal:
-            synapses = step.synapses
-            relax_to_anchor_(
-                synapses.parameters,
-                self.effective_importance(synapses),
-                synapses["anchor"],
-                [self.stiffness * rate for rate in step.option("lr")],
-            )
+            importance, anchor = self.effective_importance(step.synapses), step.synapses["anchor"]
+            steps = [self.stiffness * rate for rate in step.option("lr")]
+            relax_to_anchor_(step.synapses.parameters, importance, anchor, steps)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity :math:`1/(1+\eta k\Omega)`: the share of a move that the pull leaves."""
@@ -135,4 +127,4 @@ class AnchoredRule(SynapticCallback):
                 )
                 for block in (synapses.blocks() if self.local else [synapses])
             ]
-            return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self._offset
+            return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self.offset

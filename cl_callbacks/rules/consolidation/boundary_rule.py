@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from os import PathLike
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -38,6 +38,7 @@ class BoundaryRule(AnchoredRule):
 
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
     """Fields that persist over tasks, and are therefore in an importance file."""
+    saved: ClassVar[tuple[str, ...]] = ("offset",)
 
     def __init__(
         self,
@@ -48,10 +49,7 @@ class BoundaryRule(AnchoredRule):
         importance_file: str | PathLike[str] | None = None,
         **options: Unpack[AnchoredOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            **options,
-        )
+        super().__init__(strength, **options)
         if anchors not in get_args(Anchors):
             raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
         if decay != "mean" and (isinstance(decay, str) or not 0 <= decay <= 1):
@@ -60,7 +58,7 @@ class BoundaryRule(AnchoredRule):
             )
         self.anchors, self.decay, self.importance_file = anchors, decay, importance_file
         if importance_file is not None:
-            state, self.tasks, self._offset = load_importance(importance_file, self.shared, self.kind)
+            state, self.tasks, self.offset = load_importance(importance_file, self.shared, self.kind)
             self.synapses.load_state_dict(state)
 
     @property
@@ -72,11 +70,7 @@ class BoundaryRule(AnchoredRule):
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> list[Tensor] | None:
-        """Importance of each synapse for the task that ends.
-
-        Returns:
-            Tensors aligned with ``synapses.parameters``; ``None`` if nothing could be measured.
-        """
+        """Importance of each synapse for the task that ends; ``None`` if nothing could be measured."""
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
@@ -108,26 +102,14 @@ class BoundaryRule(AnchoredRule):
             merge_latest_(importance, anchor, new, synapses.parameters, kept)
         else:
             growth = merge_each_(importance, anchor, new, synapses.parameters, kept)
-            self._offset = kept * self._offset + synapses.total(growth).item()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rule's state, with the offset of the penalty."""
-        return super().state_dict() | {"offset": self._offset}
-
-    def restore(self, state_dict: dict[str, Any]) -> None:
-        """Sets the state from a saved one."""
-        super().restore(state_dict)
-        self._offset = state_dict["offset"]
+            self.offset = kept * self.offset + synapses.total(growth).item()
 
     def save_importance(self, path: str | PathLike[str]) -> None:
         """Writes the state to a safetensors file, for ``importance_file=`` of another run.
 
-        Under FSDP2 the state is sharded, and all processes have to call this.
-
-        Args:
-            path: of the file, which is written atomically; per parameter one tensor ``importance/NAME``, one
-                ``anchor/NAME``, and for RWalk two more. It is valid only together with the weights on which
-                it was measured.
+        The file is written atomically; per parameter it has one tensor ``importance/NAME``, one
+        ``anchor/NAME``, and for RWalk two more. It is valid only together with the weights on which it was
+        measured. Under FSDP2 the state is sharded, and all processes have to call this.
 
         Raises:
             ValueError: no task has been consolidated yet.
@@ -136,4 +118,4 @@ class BoundaryRule(AnchoredRule):
             raise ValueError("there is no importance to save before the first task has ended")
         state = self.synapses.state_dict()
         kept = {field: state[field] for field in self.shared}
-        save_importance(path, kept, self.kind, self.tasks, self._offset)
+        save_importance(path, kept, self.kind, self.tasks, self.offset)

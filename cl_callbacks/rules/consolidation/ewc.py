@@ -70,11 +70,7 @@ class EWC(ReadsOutputs, BoundaryRule):
     ) -> None:
         self.estimator, self.likelihood = estimator, likelihood
         self.samples = checked_samples(samples)
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         check_fisher(estimator, likelihood)
 
     @property

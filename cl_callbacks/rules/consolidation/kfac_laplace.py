@@ -82,10 +82,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         likelihood: Likelihood = "categorical",
         **options: Unpack[AnchoredOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            **options,
-        )
+        super().__init__(strength, **options)
         if accumulate not in get_args(Accumulate):
             raise ValueError(f"accumulate={accumulate!r} is not one of {get_args(Accumulate)}")
         if self.proximal and accumulate == "list":

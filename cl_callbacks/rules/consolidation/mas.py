@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
@@ -49,6 +51,8 @@ class MAS(ReadsOutputs, BoundaryRule):
         >>> trainer = Trainer(callbacks=[MAS(strength=1.0)], logger=False, enable_checkpointing=False)
     """
 
+    stiffness_of_one: ClassVar[float] = 2.0
+
     def __init__(
         self,
         strength: float,
@@ -59,18 +63,9 @@ class MAS(ReadsOutputs, BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         self.norm, self.samples = norm, checked_samples(samples)
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is not one of {NORMS}")
-
-    @property
-    def stiffness(self) -> float:
-        """Stiffness: twice the strength, since the penalty has no factor of one half."""
-        return 2.0 * self.strength
 
     @property
     def kind(self) -> dict[str, str]:

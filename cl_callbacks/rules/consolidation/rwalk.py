@@ -71,6 +71,8 @@ class RWalk(BoundaryRule):
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradients", "updates"})
     local: ClassVar[bool] = True
+    saved: ClassVar[tuple[str, ...]] = ("offset", "steps")
+    stiffness_of_one: ClassVar[float] = 2.0
 
     def __init__(
         self,
@@ -82,11 +84,7 @@ class RWalk(BoundaryRule):
         damping: float = 1e-3,
         **options: Unpack[BoundaryOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if not 0 <= fisher_decay < 1:
             raise ValueError(
                 f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
@@ -98,11 +96,6 @@ class RWalk(BoundaryRule):
         self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0
         """Number of optimizer steps; windows end for all synapses together."""
-
-    @property
-    def stiffness(self) -> float:
-        """Stiffness: twice the strength, since the penalty has no factor of one half."""
-        return 2.0 * self.strength
 
     def observe(self, step: Step) -> None:
         """Adds one step to the running Fisher information and the path integral."""
@@ -119,14 +112,8 @@ class RWalk(BoundaryRule):
     def _close_window(self, synapses: SynapseView) -> None:
         for block in synapses.blocks():
             with self.synapses.on_device():
-                add_score_(
-                    block["score"],
-                    block["path"],
-                    block["fisher"],
-                    block["start"],
-                    block.parameters,
-                    self.damping,
-                )
+                fields = (block[name] for name in ("score", "path", "fisher", "start"))
+                add_score_(*fields, block.parameters, self.damping)
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
@@ -145,12 +132,3 @@ class RWalk(BoundaryRule):
         with torch.no_grad(), self.synapses.on_device():
             self._close_window(self.synapses.view)
         return super().snapshot()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rule's state, with the number of steps."""
-        return super().state_dict() | {"steps": self.steps}
-
-    def restore(self, state_dict: dict[str, Any]) -> None:
-        """Sets the state from a saved one."""
-        super().restore(state_dict)
-        self.steps = state_dict["steps"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class StreamingConsolidation(AnchoredRule):
 
     running = ("importance", "anchor")
     local: ClassVar[bool] = True
+    saved: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __init__(
         self,
@@ -75,10 +76,7 @@ class StreamingConsolidation(AnchoredRule):
         damping: float = 1e-3,
         **options: Unpack[AnchoredOptions],
     ) -> None:
-        super().__init__(
-            strength,
-            **options,
-        )
+        super().__init__(strength, **options)
         if measure not in get_args(Measure):
             raise ValueError(f"measure={measure!r} is not one of {get_args(Measure)}")
         for decay in (importance_decay, anchor_decay):
@@ -113,15 +111,8 @@ class StreamingConsolidation(AnchoredRule):
         if self.measure != "path" or self.proximal or not self.anchored:
             super().pull(synapses, gradients)
             return
-        add_path_pull_(
-            gradients,
-            synapses.parameters,
-            synapses["importance"],
-            synapses["anchor"],
-            self.stiffness,
-            self.damping,
-            self.max_importance,
-        )
+        path, anchor, limit = synapses["importance"], synapses["anchor"], self.max_importance
+        add_path_pull_(gradients, synapses.parameters, path, anchor, self.stiffness, self.damping, limit)
 
     def observe(self, step: Step) -> None:
         """Adds the step to the running averages."""
@@ -141,12 +132,3 @@ class StreamingConsolidation(AnchoredRule):
 
     def _shares(self, names: list[str], decay: float) -> list[float]:
         return [newest_share(decay, self.steps.get(name, 0) + 1) for name in names]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rule's state, with the numbers of steps."""
-        return super().state_dict() | {"steps": dict(self.steps)}
-
-    def restore(self, state_dict: dict[str, Any]) -> None:
-        """Sets the state from a saved one."""
-        super().restore(state_dict)
-        self.steps = dict(state_dict["steps"])

@@ -64,6 +64,7 @@ class SynapticIntelligence(BoundaryRule):
     running = ("path",)
     needs: frozenset[Need] = frozenset({"gradients", "updates"})
     local: ClassVar[bool] = True
+    stiffness_of_one: ClassVar[float] = 2.0
 
     def __init__(
         self,
@@ -75,11 +76,7 @@ class SynapticIntelligence(BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         self.damping, self.exclude_weight_decay = damping, exclude_weight_decay
-        super().__init__(
-            strength,
-            decay=decay,
-            **options,
-        )
+        super().__init__(strength, decay=decay, **options)
         if self.anchors == "each":
             raise ValueError(
                 f"{type(self).__name__} measures the way of each task from its anchor, which has to be "
@@ -87,11 +84,6 @@ class SynapticIntelligence(BoundaryRule):
             )
         if not damping > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
-
-    @property
-    def stiffness(self) -> float:
-        """Stiffness: twice the strength, since the penalty has no factor of one half."""
-        return 2.0 * self.strength
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises an error if a weight decay is to be excluded that is not decoupled from the gradient."""

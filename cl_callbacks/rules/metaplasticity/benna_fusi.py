@@ -91,9 +91,7 @@ class BennaFusi(SynapticCallback):
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
         self.running = tuple(self.levels)
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         if not positive("timescale_ratio", timescale_ratio) >= 1:
             raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
@@ -114,12 +112,9 @@ class BennaFusi(SynapticCallback):
         """Logs the timescales, and finds the rule of ``gated_by``."""
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
-        steps = self.timescales
-        rank_zero_info(
-            f"{self.name}: timescales of the beakers in steps: {[float(f'{t:.3g}') for t in steps]}"
-        )
-        times = {log_keys.timescale(self.name, k): t for k, t in enumerate(steps, 1)}
-        log(trainer, times)
+        rounded = [float(f"{t:.3g}") for t in self.timescales]
+        rank_zero_info(f"{self.name}: timescales of the beakers in steps: {rounded}")
+        log(trainer, {log_keys.timescale(self.name, k): t for k, t in enumerate(self.timescales, 1)})
         if self.gated_by is not None:
             self._gating = self._find(trainer, self.gated_by)
 

@@ -49,29 +49,15 @@ class BGD(UncertainRule):
     local: ClassVar[bool] = True
 
     def __init__(
-        self,
-        initial_std: float = 0.1,
-        *,
-        lr_scale: float = 1.0,
-        **options: Unpack[UncertainOptions],
+        self, initial_std: float = 0.1, *, lr_scale: float = 1.0, **options: Unpack[UncertainOptions]
     ) -> None:
-        super().__init__(
-            initial_std=initial_std,
-            **options,
-        )
+        super().__init__(initial_std=initial_std, **options)
         self.lr_scale = positive("lr_scale", lr_scale)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Takes one step of the equations of :class:`BGD`."""
-        bgd_(
-            step.synapses.parameters,
-            step.synapses["std"],
-            step.pulled,
-            step.noise_gradients,
-            self.lr_scale,
-            self.trust_region,
-            scale,
-        )
+        means, stds = step.synapses.parameters, step.synapses["std"]
+        bgd_(means, stds, step.pulled, step.noise_gradients, self.lr_scale, self.trust_region, scale)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""

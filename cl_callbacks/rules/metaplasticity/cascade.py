@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -65,14 +65,10 @@ class Cascade(SynapticCallback):
     owns_update: ClassVar[bool] = True
     matrices_only: ClassVar[bool] = True
     local: ClassVar[bool] = True
+    saved: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __init__(
-        self,
-        levels: int = 5,
-        seed: int = 0,
-        *,
-        ratio: float = 0.5,
-        **options: Unpack[RuleOptions],
+        self, levels: int = 5, seed: int = 0, *, ratio: float = 0.5, **options: Unpack[RuleOptions]
     ) -> None:
         super().__init__(**options)
         integer("levels", levels, least=1)
@@ -116,15 +112,6 @@ class Cascade(SynapticCallback):
         with self.synapses.on_device():
             for name, weight, level in zip(view.names, view.parameters, view["level"], strict=True):
                 _make_binary(name, weight, level)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rule's state, with the number of steps."""
-        return super().state_dict() | {"steps": self.steps}
-
-    def restore(self, state_dict: dict[str, Any]) -> None:
-        """Sets the state from a saved one."""
-        super().restore(state_dict)
-        self.steps = state_dict["steps"]
 
 
 @torch.no_grad()

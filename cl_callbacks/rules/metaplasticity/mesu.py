@@ -91,10 +91,7 @@ class MESU(UncertainRule):
         integer("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
-        super().__init__(
-            initial_std=prior_std if initial_std is None else initial_std,
-            **options,
-        )
+        super().__init__(initial_std=prior_std if initial_std is None else initial_std, **options)
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
         self.memory_steps, self.prior_std = positive("memory_steps", memory_steps, endless=True), prior_std

@@ -50,11 +50,7 @@ class MetaplasticGate(SynapticCallback):
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        steepness: float = 20.0,
-        **options: Unpack[RuleOptions],
-    ) -> None:
+    def __init__(self, steepness: float = 20.0, **options: Unpack[RuleOptions]) -> None:
         super().__init__(**options)
         if not (math.isfinite(steepness) and steepness >= 0):
             raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")

@@ -72,9 +72,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     ) -> None:
         self.fields: Mapping[str, Fill] = {"std": initial_std, **self.fields}
         self.running = tuple(self.fields)
-        super().__init__(
-            **options,
-        )
+        super().__init__(**options)
         positive("initial_std", initial_std)
         integer("draws", draws, least=1)
         integer("seed", seed)
@@ -94,9 +92,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Applies the rule's equation, in place, to the state and to the weights, which are the means before.
 
-        Args:
-            step: the completed step.
-            scale: factor from its gradients, mean over the draws, to those of the summed loss.
+        ``scale`` is the factor from the step's gradients, mean over the draws, to those of the summed loss.
         """
         raise NotImplementedError
 
