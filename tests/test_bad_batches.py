@@ -11,6 +11,7 @@ from cl_callbacks.functional.beakers import capacities, conductances, flow_
 from cl_callbacks.functional.path_integral import add_score_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("way", WAYS)
 def test_training_goes_on_and_the_state_is_as_if_a_bad_batch_had_not_come(way: str, rule: str) -> None:

@@ -65,6 +65,7 @@ def write(path: Path, content: Any) -> Path:
 DEV = ["--trainer.fast_dev_run=1", "--data.init_args.permutations=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=lambda path: path.stem)
 def test_each_rule_runs_on_the_digits(rule: Path, tmp_path: Path) -> None:
     cli = fit(CONFIGS / "digits.yaml", rule, folder=tmp_path, more=DEV)

@@ -212,6 +212,7 @@ class Found(Callback):
         torch.save(found, self.folder / f"found-{trainer.global_rank}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["loss", "feature_shift"])
 def test_every_process_finds_the_same_boundaries_at_the_same_steps(monitor: str, tmp_path: Path) -> None:
     """Each sees a rise of its own; they agree on that of their mean."""

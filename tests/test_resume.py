@@ -191,6 +191,7 @@ def test_with_dropout_a_training_resumes_whose_random_numbers_are_kept(rule: str
 
 
 # What several draws have gathered goes with the gradients, which `DropGradients` cannot know.
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mesu draws"])
 @pytest.mark.parametrize("batch", [9, pytest.param(10, marks=pytest.mark.sweep)])
 def test_a_window_of_accumulated_gradients_that_is_open_is_lost_and_nothing_else(
@@ -240,6 +241,7 @@ def test_tasks_that_batches_name_go_on_in_their_middle(rule: Any, tmp_path: Path
     assert_resumes(case, tmp_path, 9, 11, 15)
 
 
+@pytest.mark.slow
 @every_rule
 def test_a_rule_and_a_network_that_have_gone_further_can_be_taken_back(rule: str, tmp_path: Path) -> None:
     """What they hold is replaced whole: nothing of the later state is left."""

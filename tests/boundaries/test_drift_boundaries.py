@@ -265,6 +265,7 @@ def test_present_weights_come_back_after_an_exception() -> None:
     assert not torch.equal(Looking.network(model), failing.ends[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heights",
     [

@@ -89,6 +89,7 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
 # -- with every rule -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
     [("vit", rule) for rule in RULES] + [("resnet", "none"), ("resnet", "ewc"), ("resnet", "si")],
@@ -195,6 +196,7 @@ def test_pooling_that_cannot_work_is_said(
 # -- low-rank adapters -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "targets"), [("vit", ["q_proj", "v_proj"]), ("vit", "all-linear"), ("resnet", ["convolution"])]
 )

@@ -410,6 +410,7 @@ def _together(rank: int, folder: Path) -> None:
         torch.save(evaluation.matrix, folder / f"{kind}{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_matrix(tmp_path: Path) -> None:
     train_together(2, _together, tmp_path)
     for kind in ("ddp", "fsdp2"):

@@ -34,6 +34,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, rules: list[Any], *others: CompileR
 QUICK = {"si", "mesu"}  # one whose gradients are rewritten, and one whose weights are drawn
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "rule",

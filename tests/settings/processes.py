@@ -145,6 +145,7 @@ SETTINGS = [
         partial(together_run, kind="DDP"),
         alone,
         SUMS,
+        slow=True,
     ),
     Setting(
         "FSDP2 (`ModelParallelStrategy`), two processes",
@@ -153,5 +154,6 @@ SETTINGS = [
         alone,
         SUMS,
         {rule: WHOLE for rule in RULES if rule not in SHARDABLE},
+        slow=True,
     ),
 ]

@@ -104,6 +104,7 @@ def test_training_with_the_state_elsewhere_is_bit_identical(
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @keeping_rule
 @pytest.mark.parametrize("before", [None, "cpu"])
 def test_a_checkpoint_does_not_know_where_the_state_lived(
@@ -129,6 +130,7 @@ def test_a_checkpoint_does_not_know_where_the_state_lived(
     assert_same(state(memory), state(resumed))
 
 
+@pytest.mark.slow
 @keeping_rule
 def test_a_change_that_is_found_late_with_the_state_elsewhere(rule: str, elsewhere: None) -> None:
     found = []

@@ -278,6 +278,7 @@ def test_a_task_that_only_the_end_of_the_fit_ends_has_its_line(
     assert any(line.startswith("First: task 0") and "/500" in line for line in terminal.lines)
 
 
+@pytest.mark.slow
 @both
 def test_a_quiet_validation_has_a_bar_of_its_own(kind: Any, terminal: Terminal) -> None:
     class Slow(Net):
