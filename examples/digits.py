@@ -227,7 +227,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     setting = SETTINGS[args.data]
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
-    strength = strength_of(method, args)
+    rules = callbacks(method, strength_of(method, args), args.defaults)
+    strength = float(getattr(rules[0], METHODS[method][1])) if rules else 0.0
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
@@ -242,7 +243,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks(method, strength, args.defaults), boundaries, evaluation, SynapseStatistics()],
+        callbacks=[*rules, boundaries, evaluation, SynapseStatistics()],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
