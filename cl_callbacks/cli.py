@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -34,6 +34,8 @@ def run(args: list[str] | None = None) -> LightningCLI:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     class Parser(LightningArgumentParser):
+        """Names the nearest argument where one is not known."""
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             super().error(_with_nearest_names(str(message)), ex)
 
@@ -53,9 +55,7 @@ def _with_nearest_names(message: str) -> str:
     """Adds to an error about an option the nearest one that the class has."""
 
     def named(found: re.Match[str]) -> str:
-        module, _, name = found["path"].rpartition(".")
-        kind = getattr(importlib.import_module(module), name)
-        nearest = nearest_argument(kind, found["option"])
+        nearest = nearest_argument(pkgutil.resolve_name(found["path"]), found["option"])
         return found[0] + (f"; the nearest is {nearest!r}" if nearest else "")
 
     problem = r"class_path '(?P<path>[\w.]+)':\s+Option '(?P<option>\w+)' is not accepted"

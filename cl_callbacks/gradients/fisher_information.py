@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
 from cl_callbacks.gradients.model_outputs import model_outputs
+from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.tensors.batches import map_tensors
 
@@ -50,6 +51,8 @@ def fisher_information(
         ValueError: outputs or labels that the estimator cannot read; no sample with finite outputs.
         TypeError: a batch of another type.
 
+    Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the estimators as in :class:`~cl_callbacks.EWC`.
+
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
         >>> x = torch.tensor([[1.0], [2.0]])
@@ -60,7 +63,6 @@ def fisher_information(
     if parameters is None:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
-    modes = {part: part.training for part in module.modules()}
 
     def forward(batch: Any) -> tuple[Tensor, Tensor | None]:
         return outputs(module, batch) if outputs else model_outputs(module, batch, _REMEDY)
@@ -70,15 +72,11 @@ def fisher_information(
 
     per_sample, samples = PerSampleGradients(module, parameters, forward), 0
     totals = per_sample.zeros()
-    module.eval()
-    try:
+    with evaluation_mode(module):
         for batch in batches:
             batch = map_tensors(lambda t: t.to(device), batch)
             totals, count = per_sample.sums(batch, cotangents, totals)
             samples += count
-    finally:
-        for part, training in modes.items():
-            part.training = training
     if not samples:
         raise ValueError("no sample has finite outputs, so there is no Fisher information to be measured")
     return {name: total / samples for name, total in zip(parameters, totals, strict=True)}

@@ -26,8 +26,11 @@ def _arguments(kinds: Sequence[type]) -> dict[str, inspect.Parameter]:
     found = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if others and any(p.kind is p.VAR_KEYWORD for p in parameters):
         inherited = _arguments(others)
-        names = vars(own).get("_options", inherited)
-        found |= {name: inherited[name] for name in names if name in inherited.keys() - found.keys()}
+        as_given = any(p.kind is p.VAR_POSITIONAL for p in parameters) and not found
+        for name in vars(own).get("_options", inherited):
+            if name in inherited.keys() - found.keys():  # `**options` takes it by keyword only
+                p = inherited[name]
+                found[name] = p if as_given else p.replace(kind=p.KEYWORD_ONLY)
     return found
 
 
@@ -37,12 +40,15 @@ def declare_arguments(kind: type) -> None:
     Notebooks, the command line and loggers read them there. The annotation is for type checkers and is
     removed at run time: ``jsonargparse`` would stop at it, and not read defaults in the base classes.
     """
-    annotations = vars(kind)["__init__"].__annotations__ if "__init__" in vars(kind) else {}
-    if "options" in annotations:
-        hint = get_type_hints(vars(kind)["__init__"])["options"]
-        for options in get_args(hint):  # a TypedDict
-            kind._options = tuple(get_type_hints(options))  # type: ignore[attr-defined]
-        del annotations["options"]
+    init = vars(kind).get("__init__")
+    hint = getattr(init, "__annotations__", {}).pop("options", None)
+    if isinstance(hint, str):
+        try:
+            hint = eval(hint, init.__globals__)  # type: ignore[union-attr]
+        except NameError:  # imported for type checkers alone: all that the parents take
+            hint = None
+    for options in get_args(hint):  # a TypedDict
+        kind._options = tuple(get_type_hints(options))  # type: ignore[attr-defined]
     kind.__signature__ = inspect.Signature(list(arguments_of(kind).values()))  # type: ignore[attr-defined]
 
 

@@ -127,6 +127,8 @@ class SynapticCallback(Callback):
         refuse_unknown(type(self), unknown)
         self.parameters, self.exclude = patterns_of(parameters), patterns_of(exclude)
         self.name = _snake_case(type(self).__name__) if name is None else name
+        # The default as version 0.1 wrote it, so that its checkpoints are found.
+        self._name_in_key = type(self).__name__.lower() if name is None else name
         self.state_dtype = self.default_state_dtype if state_dtype is None else state_dtype
         self.state_device, self.strict = state_device, strict
         self.synapses = Synapses(
@@ -288,10 +290,9 @@ class SynapticCallback(Callback):
     @property
     def state_key(self) -> str:
         """Key of this instance's state in a checkpoint, from its name and parameter patterns."""
-        # The default as version 0.1 wrote it, so that its checkpoints are found.
-        default = self.name == _snake_case(type(self).__name__)
-        name = type(self).__name__.lower() if default else self.name
-        return self._generate_state_key(name=name, parameters=self.parameters, exclude=self.exclude)
+        return self._generate_state_key(
+            name=self._name_in_key, parameters=self.parameters, exclude=self.exclude
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, of tensors and numbers only, so that it loads with ``weights_only=True``."""

@@ -42,7 +42,7 @@ def timescale(rule: str, beaker: int) -> str:
 
 
 def task(name: str) -> str:
-    """Key of a metric by task: ``average``, ``forgetting``, ``score/0``, ``seconds`` and others."""
+    """Key of a metric by task: ``average``, ``forgetting``, ``score/0``, and others."""
     return f"cl_task/{name}"
 
 

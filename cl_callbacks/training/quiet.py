@@ -14,6 +14,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torchmetrics import Metric
 
+from cl_callbacks.gradients.modes import evaluation_mode
+
 
 @contextmanager
 def unlogged(pl_module: LightningModule) -> Iterator[None]:
@@ -79,25 +81,6 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(evaluation_mode(pl_module))
         torch.manual_seed(seed + trainer.global_rank)
         yield
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode; restores every submodule's own mode afterwards."""
-    with modes_kept(module):
-        module.eval()
-        yield
-
-
-@contextmanager
-def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Restores every submodule's training or evaluation mode afterwards."""
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    try:
-        yield
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
 
 
 @contextmanager

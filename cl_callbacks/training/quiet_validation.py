@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Generator, Tensor
 
+from cl_callbacks.gradients.modes import modes_kept
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training.lightning_private import metrics_kept, validation_loop_kept
 from cl_callbacks.training.progress import Advance, progress
-from cl_callbacks.training.quiet import isolated_rng, modes_kept, unremembered
+from cl_callbacks.training.quiet import isolated_rng, unremembered
 
 
 def quiet_validation(

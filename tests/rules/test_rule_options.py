@@ -92,6 +92,8 @@ def test_checkpoints_of_version_0_1_are_found_under_their_keys() -> None:
     ):
         assert rule.state_key == type(rule).__name__ + key.replace("NAME", name)
     assert EWC(1.0, name="mine").state_key == "EWC" + key.replace("NAME", "mine")
+    # Also a name that was given then and is the default now.
+    assert BennaFusi(name="benna_fusi").state_key == "BennaFusi" + key.replace("NAME", "benna_fusi")
 
 
 def test_a_repr_has_the_arguments_and_the_tasks() -> None:
@@ -122,6 +124,28 @@ def test_a_rule_of_a_user_shows_all_arguments_too() -> None:
     assert names[:2] == ["strength", "factor"]
     assert {"estimator", "decay", "proximal", "exclude"} <= set(names)
     assert repr(Scaled(1.0, factor=2.0)) == "Scaled(strength=1.0, factor=2.0, tasks=0)"
+
+
+def test_rules_of_users_are_made_whatever_their_signatures() -> None:
+    class Optional(EWC):
+        def __init__(self, factor: float = 1.0, **options: Any) -> None:
+            super().__init__(**options)
+
+    class Annotated(EWC):
+        def __init__(self, strength: float, thing: Nowhere = None, **options: Unpack[Nothing]) -> None:  # noqa: F821
+            super().__init__(strength, **options)
+
+    class Passing(EWC):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    parameters = inspect.signature(Optional).parameters
+    assert list(parameters)[:2] == ["factor", "strength"]
+    assert parameters["strength"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert {"thing", "anchors", "exclude"} <= inspect.signature(Annotated).parameters.keys()
+    assert list(inspect.signature(Passing).parameters) == list(inspect.signature(EWC).parameters)
+    for rule in (Optional(strength=2.0), Annotated(2.0), Passing(2.0)):
+        assert rule.strength == 2.0
 
 
 def _needed(kind: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
@@ -27,7 +28,6 @@ from cl_callbacks.tensors.batches import count_samples
 from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
-from cl_callbacks.training.quiet import evaluation_mode
 
 
 class UncertainRule(OutputsOfBatch, SynapticCallback):
