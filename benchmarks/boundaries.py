@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import METHODS, SETTINGS, STRENGTHS, Classifier, average_accuracy, callbacks, task_sequence
+from digits import METHODS, SETTINGS, Classifier, average_accuracy, callbacks, task_sequence
 
 from cl_callbacks import DriftBoundaries, EpochBoundaries, FitBoundaries, PlateauBoundaries
 from cl_callbacks.drift import CUSUM, score_boundaries
@@ -99,7 +99,7 @@ def run(case: Case) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     seed_everything(case.seed, verbose=False)
-    rules = callbacks(case.rule, STRENGTHS["digits"].get(case.rule, 0.0))
+    rules = callbacks(case.rule)
     ends = Ends()
     trainer = Trainer(
         max_epochs=SETTING.epochs * case.tasks,

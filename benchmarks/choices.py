@@ -8,7 +8,8 @@
     python benchmarks/choices.py strengths --data mnist --data-dir DIR --seeds 10
 
 Prints the average accuracy over all tasks after the last, mean and standard deviation over seeds. The
-default seeds are not those that the README quotes.
+default seeds are not those that the README quotes. Strengths are in the papers' units (``normalize=None``);
+benchmarks/strengths.py measures those in units of the mean.
 """
 
 from __future__ import annotations
@@ -105,25 +106,30 @@ def strengths(case: Case) -> Iterator[tuple[str, float]]:
     # The strength of a metaplastic rule is another quantity for each: see METHODS.
     for method, grid in GRIDS[case.data].items():
         for strength in grid if method in case.methods else ():
-            yield f"{method:10} strength={strength:6g}", train_at_once(callbacks(method, strength), case)
+            # In the papers' units; the strengths in units of the mean are those of benchmarks/strengths.py.
+            raw = {"normalize": None} if METHODS[method][1] == "strength" else {}
+            yield (
+                f"{method:10} strength={strength:6g}",
+                train_at_once(callbacks(method, strength, **raw), case),
+            )
 
 
 def anchors(case: Case) -> Iterator[tuple[str, float]]:
     for kind in ("latest", "each"):
         for strength in STRENGTHS:
-            rules = [EWC(strength, anchors=kind)]
+            rules = [EWC(strength, anchors=kind, normalize=None)]
             yield f"anchors={kind:7} strength={strength:6g}", train_at_once(rules, case)
 
 
 def estimators(case: Case) -> Iterator[tuple[str, float]]:
     for kind in ESTIMATORS:
         for strength in STRENGTHS:
-            rules = [EWC(strength, estimator=kind)]
+            rules = [EWC(strength, estimator=kind, normalize=None)]
             yield f"{kind:15} strength={strength:6g}", train_at_once(rules, case)
 
 
 def optimizer(case: Case) -> Iterator[tuple[str, float]]:
-    for name, make in {"none": list, "ewc": lambda: [EWC(70.0)]}.items():
+    for name, make in {"none": list, "ewc": lambda: [EWC()]}.items():
         for carry in (False, True):
             yield (
                 f"{name:5} one fit per task, carry_optimizer={carry}",
@@ -143,6 +149,7 @@ def streaming(case: Case) -> Iterator[tuple[str, float]]:
                         measure=importance,
                         importance_decay=importance_decay,
                         anchor_decay=anchor_decay,
+                        normalize=None,
                     )
                     settings = f"decays={importance_decay:g}, {anchor_decay:g} strength={strength:g}"
                     yield f"{importance:11} {settings}", train_at_once([rule], case)

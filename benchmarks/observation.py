@@ -30,7 +30,7 @@ from rich.table import Table
 from cl_callbacks import EpochBoundaries, SynapseStatistics, TaskEvaluation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import METHODS, SETTINGS, STRENGTHS, Classifier, callbacks, task_sequence
+from digits import METHODS, SETTINGS, Classifier, callbacks, task_sequence
 
 SETTING = SETTINGS["digits"]
 WATCHING = ("TaskEvaluation", "SynapseStatistics")
@@ -67,7 +67,7 @@ def run(method: str, tasks: int, seed: int, folder: str) -> dict[str, Any]:
         check_val_every_n_epoch=SETTING.epochs,
         num_sanity_val_steps=0,
         callbacks=[
-            *callbacks(method, STRENGTHS["digits"].get(method, 0.0)),
+            *callbacks(method),
             EpochBoundaries(SETTING.epochs),
             *watching.values(),
         ],

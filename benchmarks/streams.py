@@ -44,7 +44,7 @@ RULES: dict[str, Callable[[], list[Callback]]] = {
     # What remembers most (mean of both streams, boundaries found) at a loss of at most 3 points online, of a
     # small grid on seed 10: EWC 30 to 10,000, SI 1 to 30, MESU 1,000 to 100,000.
     "ewc": lambda: [OnTriples(100.0)],
-    "si": lambda: [SynapticIntelligence(10.0)],
+    "si": lambda: [SynapticIntelligence(10.0, normalize=None)],
     "mesu": lambda: [MESU(memory_steps=100_000)],
 }
 BOUNDARIES: dict[str, Callable[[], Callback]] = {

@@ -6,8 +6,7 @@
     python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
     python examples/digits.py --methods ewc si --boundaries drift --transition 200  # gradual changes
-    python examples/digits.py --methods ewc --strength 30 --tasks 5 --seed 1
-    python examples/digits.py --methods none mesu bgd benna_fusi --defaults  # arguments that nobody chose
+    python examples/digits.py --methods ewc --strength 0.1 --tasks 5 --seed 1
     python examples/digits.py --data mnist --data-dir DIR  # DIR/train.parquet, DIR/test.parquet
 
 The data are scikit-learn's digits, padded to 16 by 16 pixels, or MNIST, from a folder or from the hub
@@ -21,7 +20,6 @@ method, offline unless you are logged in.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import logging
 import os
@@ -81,7 +79,7 @@ SETTINGS = {
     "mnist": Setting(epochs=1, batch_size=256, pad=0, pixels=28 * 28, hidden=400),
 }
 
-# The callback of each method, and the argument that `--strength` sets.
+# The callback of each method, built with its defaults, and the argument that `--strength` sets.
 METHODS: dict[str, tuple[type[Callback], str] | None] = {
     "none": None,
     "ewc": (EWC, "strength"),
@@ -95,38 +93,6 @@ METHODS: dict[str, tuple[type[Callback], str] | None] = {
     "metaplastic": (MetaplasticGate, "steepness"),
     "benna_fusi": (BennaFusi, "coupling"),
     "cascade": (Cascade, "levels"),
-}
-
-# The best of a grid on seeds 10 to 12 (of equals the steadier), which are not those that are reported:
-# docs/measurements.md.
-STRENGTHS = {
-    "digits": {
-        "ewc": 70.0,
-        "si": 2.0,
-        "mas": 0.005,
-        "rwalk": 1.0,
-        "kfac": 30.0,
-        "streaming": 0.05,
-        "mesu": 3e5,
-        "bgd": 0.2,
-        "metaplastic": 20.0,
-        "benna_fusi": 0.01,
-        "cascade": 5,
-    },
-    "mnist": {
-        "ewc": 50.0,
-        "si": 10.0,
-        "mas": 0.01,
-        "rwalk": 0.3,
-        "kfac": 10.0,
-        "streaming": 0.1,
-        "mesu": 1e4,
-        "bgd": 0.1,
-        "metaplastic": 40.0,
-        "benna_fusi": 0.03,
-        "cascade": 5,
-    },
-    "binary": {"metaplastic": 20.0, "cascade": 10},
 }
 
 
@@ -206,20 +172,14 @@ def average_accuracy(trainer: Trainer) -> float:
     return sum(found) / len(found)
 
 
-def strength_of(method: str, args: argparse.Namespace) -> float:
-    known = STRENGTHS["binary" if args.network == "binary" else args.data]
-    return known.get(method, 0.0) if args.strength is None else args.strength
-
-
-def callbacks(method: str, strength: float, defaults: bool = False) -> list[Callback]:
-    """The method's callback; with its defaults, as far as it has one for the argument."""
+def callbacks(method: str, strength: float | None = None, **options: Any) -> list[Callback]:
+    """The method's callback, with its default strength unless one is given."""
     known = METHODS[method]
     if known is None:
         return []
     kind, argument = known
-    if defaults and inspect.signature(kind).parameters[argument].default is not inspect.Parameter.empty:
-        return [kind()]
-    return [kind(**{argument: int(strength) if argument == "levels" else strength})]
+    given = {} if strength is None else {argument: int(strength) if argument == "levels" else strength}
+    return [kind(**given, **options)]
 
 
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -227,7 +187,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     setting = SETTINGS[args.data]
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
-    rules = callbacks(method, strength_of(method, args), args.defaults)
+    rules = callbacks(method, args.strength)
     strength = float(getattr(rules[0], METHODS[method][1])) if rules else 0.0
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
@@ -339,8 +299,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--tasks", type=int, default=10, help="how many permutations (at least 2)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="of the methods; default: the table above")
-    parser.add_argument("--defaults", action="store_true", help="a strength only where a method asks for one")
+    parser.add_argument("--strength", type=float, help="of the methods; default: that of each rule")
     parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs and picture")
     parser.add_argument("--accelerator", default="cpu", help="a network this small is fastest there")

@@ -69,7 +69,7 @@ def main(remember: bool) -> float:
     trainer = Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[EWC(strength=300.0)] if remember else [],  # added
+        callbacks=[EWC()] if remember else [],  # added
     )  # fmt: skip
     for train, _ in tasks:
         trainer.fit(model, train)

@@ -1,9 +1,9 @@
 """A small language model that reads one kind of text after the other, with and without a memory.
 
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch  # without a callback, then with EWC
-    python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2 --strength 1
+    python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch --domains yelp5 dbpedia14 ag_news
-    python examples/finetune_causal_lm.py --model gpt2 --strength 1 --domains dair-ai/emotion fancyzhx/ag_news
+    python examples/finetune_causal_lm.py --model gpt2 --domains dair-ai/emotion fancyzhx/ag_news
 
 Each domain is a data set with a column ``text``: a folder of DIR with train.parquet and test.parquet, or,
 without DIR, the name of a set on the hub. The default domains are two of the five of Zhang et al. 2015 (arXiv
@@ -53,17 +53,14 @@ from cl_callbacks import (
 from cl_callbacks.data.data_source import load_splits
 
 # What each method adds to the Trainer.
-METHODS: dict[str, Callable[[float], list[Callback]]] = {
-    "none": lambda strength: [],
+METHODS: dict[str, Callable[..., list[Callback]]] = {
+    "none": lambda **given: [],
     # A text is one sample: its exact Fisher information would sum over all texts that could be.
-    "ewc": lambda strength: [EWC(strength, estimator="sampled", samples=100)],
-    "si": lambda strength: [SynapticIntelligence(strength)],
-    "mas": lambda strength: [MAS(strength, samples=100)],
-    "rwalk": lambda strength: [RWalk(strength)],
+    "ewc": lambda **given: [EWC(estimator="sampled", samples=100, **given)],
+    "si": lambda **given: [SynapticIntelligence(**given)],
+    "mas": lambda **given: [MAS(samples=100, **given)],
+    "rwalk": lambda **given: [RWalk(**given)],
 }
-
-# For the model from scratch, the best of a log grid on seed 10 and held-out texts: docs/measurements.md.
-STRENGTHS = {"none": 0.0, "ewc": 1.0}
 
 
 def sources_of(args: argparse.Namespace) -> list[str]:
@@ -112,10 +109,6 @@ def from_scratch(args: argparse.Namespace) -> str:
     return str(folder)
 
 
-def strength_of(method: str, args: argparse.Namespace) -> float:
-    return STRENGTHS[method] if args.strength is None or method == "none" else args.strength
-
-
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     name = from_scratch(args) if args.model == "scratch" else args.model
@@ -131,7 +124,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     model = SequentialFineTuner(name, kind="causal_lm", lr=args.lr, warmup_steps=args.warmup)
-    strength = strength_of(method, args)
+    rules: list[Any] = METHODS[method](**{} if args.strength is None else {"strength": args.strength})
+    strength = rules[0].strength if rules else 0.0
     evaluation = TaskEvaluation("val_perplexity", mode="min", names=args.domains, untrained=False)
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -146,7 +140,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         limit_train_batches=args.steps,
         limit_val_batches=args.eval_batches,
         num_sanity_val_steps=0,
-        callbacks=[*METHODS[method](strength), EpochBoundaries(1), evaluation],
+        callbacks=[*rules, EpochBoundaries(1), evaluation],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
@@ -215,7 +209,7 @@ def parse() -> argparse.Namespace:
         help="that is evaluated; for validation a fifth of the training texts is held out",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="of the methods; default: the table above")
+    parser.add_argument("--strength", type=float, help="of the methods; default: that of each rule")
     parser.add_argument("--json", type=Path, help="write perplexities to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs and models")
     parser.add_argument("--accelerator", default="auto")
@@ -225,10 +219,6 @@ def parse() -> argparse.Namespace:
         parser.error("a sequence to forget in has at least 2 domains")
     if args.split == "validation" and args.data_dir is None:
         parser.error("--split validation holds out texts of DIR/DOMAIN/train.parquet: give --data-dir DIR")
-    known = STRENGTHS if args.model == "scratch" else {"none"}
-    unknown = [method for method in args.methods if method not in known]
-    if unknown and args.strength is None:
-        parser.error(f"no good strength is known of {', '.join(unknown)} here: give one with --strength")
     return args
 
 

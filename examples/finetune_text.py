@@ -3,7 +3,7 @@
     python examples/finetune_text.py --data-dir DIR                    # without a callback, then with EWC
     python examples/finetune_text.py --data-dir DIR --methods none ewc si --json results.json
     python examples/finetune_text.py --data-dir DIR --lora 8 --methods none ewc
-    python examples/finetune_text.py --data-dir DIR --methods rwalk --strength 1 --seed 1
+    python examples/finetune_text.py --data-dir DIR --methods ewc --strength 0.1 --seed 1
     python examples/finetune_text.py --domains domains.json            # the data set on the hub
     python examples/finetune_text.py --data-dir DIR --model bert-base-uncased
 
@@ -42,14 +42,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_callbacks import (
-    BGD,
     EWC,
     MAS,
-    MESU,
-    BennaFusi,
     EpochBoundaries,
     KFACLaplace,
-    MetaplasticGate,
     RWalk,
     SeedEpochs,
     SequentialFineTuner,
@@ -59,25 +55,17 @@ from cl_callbacks import (
     TextTasks,
 )
 
-# What each method adds to the Trainer.
-METHODS: dict[str, Callable[[float], list[Callback]]] = {
-    "none": lambda strength: [],
+# What each method adds to the Trainer, given arguments or none.
+METHODS: dict[str, Callable[..., list[Callback]]] = {
+    "none": lambda **given: [],
     # The Fisher information of labels drawn from the model: the exact one takes a backward for each of them.
-    "ewc": lambda strength: [EWC(strength, estimator="sampled", samples=200)],
-    "si": lambda strength: [SynapticIntelligence(strength)],
-    "mas": lambda strength: [MAS(strength, samples=200)],
-    "rwalk": lambda strength: [RWalk(strength)],
-    "kfac": lambda strength: [KFACLaplace(strength, estimator="sampled", samples=200)],
-    "streaming": lambda strength: [StreamingConsolidation(strength)],
-    "mesu": lambda memory: [MESU(memory)],
-    "bgd": lambda std: [BGD(std)],
-    "metaplastic": lambda steepness: [MetaplasticGate(steepness)],
-    "benna_fusi": lambda coupling: [BennaFusi(2, coupling, leak=False)],
+    "ewc": lambda **given: [EWC(estimator="sampled", samples=200, **given)],
+    "si": lambda **given: [SynapticIntelligence(**given)],
+    "mas": lambda **given: [MAS(samples=200, **given)],
+    "rwalk": lambda **given: [RWalk(**given)],
+    "kfac": lambda **given: [KFACLaplace(samples=200, **given)],
+    "streaming": lambda **given: [StreamingConsolidation(**given)],
 }
-
-# The best of a coarse grid, on four domains, seed 10 and the validation split: docs/measurements.md.
-STRENGTHS = {"none": 0.0, "ewc": 10_000.0, "si": 1000.0}
-LORA_STRENGTHS = {"none": 0.0, "ewc": 10_000.0}
 
 
 def tasks_of(args: argparse.Namespace) -> TextTasks:
@@ -103,11 +91,6 @@ def tasks_of(args: argparse.Namespace) -> TextTasks:
     )
 
 
-def strength_of(method: str, args: argparse.Namespace) -> float:
-    known = LORA_STRENGTHS if args.lora else STRENGTHS
-    return known[method] if args.strength is None else args.strength
-
-
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     data = tasks_of(args)
@@ -117,7 +100,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         freeze=["embeddings"],
         lora_rank=args.lora,
     )
-    strength = strength_of(method, args)
+    rules: list[Any] = METHODS[method](**{} if args.strength is None else {"strength": args.strength})
+    strength = rules[0].strength if rules else 0.0
     # With --final-only nothing is validated but at the end.
     evaluation = [] if args.final_only else [TaskEvaluation("val_acc", names=data.task_names)]
     logger = WandbLogger(
@@ -133,7 +117,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         check_val_every_n_epoch=args.epochs * (len(data) if args.final_only else 1),
         num_sanity_val_steps=0,
         callbacks=[
-            *METHODS[method](strength),
+            *rules,
             EpochBoundaries(args.epochs),
             SeedEpochs(args.seed),  # nothing depends on how often is validated
             *evaluation,
@@ -208,7 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=10, help="how many domains")
     parser.add_argument("--final-only", action="store_true", help="evaluate after the last domain only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="of the methods; default: the tables above")
+    parser.add_argument("--strength", type=float, help="of the methods; default: that of each rule")
     parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs")
     parser.add_argument("--accelerator", default="auto")
@@ -221,10 +205,6 @@ def parse() -> argparse.Namespace:
             "the hub, which has none, --domains FILE.json with a list of intents for each domain, such as "
             "data/domains.json of github.com/clinc/oos-eval"
         )
-    known = LORA_STRENGTHS if args.lora else STRENGTHS
-    unknown = [method for method in args.methods if method not in known]
-    if unknown and args.strength is None:
-        parser.error(f"no good strength is known of {', '.join(unknown)} here: give one with --strength")
     return args
 
 

@@ -28,17 +28,17 @@ EACH = {"anchors": "each", "decay": 0.9, "estimator": "sampled"}
 
 # Rules that pull: with a strength that shows, and one that forbids any movement.
 PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
-    "ewc": (EWC, 20.0, 1e5),
-    "ewc each": (lambda s, **o: EWC(s, **EACH | o), 20.0, 1e5),
-    "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 5.0, 1e5),
+    "ewc": (EWC, 1.0, 1e5),
+    "ewc each": (lambda s, **o: EWC(s, **EACH | o), 1.0, 1e5),
+    "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 1.0, 1e5),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
     "rwalk": (lambda s, **o: RWalk(s, window_steps=3, **o), 1.0, 1e6),
-    "kfac": (KFACLaplace, 20.0, 1e5),
-    "kfac list": (lambda s, **o: KFACLaplace(s, accumulate="list", **o), 20.0, 1e5),
-    "streaming fisher": (lambda s, **o: StreamingConsolidation(s, measure="fisher", **o), 100.0, 1e8),
-    "streaming |g|": (lambda s, **o: StreamingConsolidation(s, measure="sensitivity", **o), 10, 1e7),
-    "streaming path": (lambda s, **o: StreamingConsolidation(s, measure="path", **o), 10.0, 1e8),
+    "kfac": (KFACLaplace, 1.0, 1e5),
+    "kfac list": (lambda s, **o: KFACLaplace(s, accumulate="list", **o), 1.0, 1e5),
+    "streaming fisher": (lambda s, **o: StreamingConsolidation(s, measure="fisher", **o), 1.0, 1e6),
+    "streaming |g|": (lambda s, **o: StreamingConsolidation(s, measure="sensitivity", **o), 1.0, 1e6),
+    "streaming path": (lambda s, **o: StreamingConsolidation(s, measure="path", **o), 1.0, 1e6),
 }  # fmt: skip
 
 # Rules that change the optimizer's update: with a strength that shows.

@@ -45,7 +45,7 @@ class FusedCall:
     ) -> None:
         self.operation = operation
         self.lists: list[Sequence[Any]] = []
-        given = {name: arguments[name] for name in numbers if name in arguments}
+        given = {name: arguments[name] for name in numbers if arguments.get(name) is not None}
         self.layout = {n: _taken_out(v, self.lists) for n, v in arguments.items() if n not in given}
         self.length, self.device = len(self.lists[0]), self.lists[0][0].device
         for name, value in given.items():

@@ -8,6 +8,7 @@ the parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,13 +55,31 @@ def distances(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> list[Te
     return list(found)
 
 
-@fusable
+def largest_importance(stiffness: float, lr: float) -> float:
+    r"""Importance :math:`\frac{1}{\eta k}` with which one gradient step of the pull ends at the anchor.
+
+    With more, plain gradient descent would overshoot, and diverge beyond twice as much. It is infinite
+    without a pull.
+
+    Args:
+        stiffness: :math:`k`.
+        lr: learning rate :math:`\eta`.
+
+    Example:
+        >>> largest_importance(10.0, lr=0.1), largest_importance(10.0, lr=0.0)
+        (1.0, inf)
+    """
+    return 1.0 / (stiffness * lr) if stiffness * lr > 0 else math.inf
+
+
+@fusable(numbers=["stiffness", "max_importance"])
 def add_quadratic_pull_(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
     importance: Sequence[Tensor],
     anchor: Sequence[Tensor],
-    stiffness: float,
+    stiffness: float | Sequence[float],
+    max_importance: float | Sequence[float] | None = None,
 ) -> None:
     r"""Adds the gradient of :func:`quadratic_penalty`, :math:`k\,\Omega(\theta - \theta^*)`, in place.
 
@@ -69,7 +88,8 @@ def add_quadratic_pull_(
         parameters: current weights :math:`\theta`.
         importance: :math:`\Omega`.
         anchor: :math:`\theta^*`.
-        stiffness: :math:`k`.
+        stiffness: :math:`k`, or one for each tensor.
+        max_importance: the largest :math:`\Omega`, or one for each tensor; ``None`` for no limit.
 
     Example:
         >>> g = [torch.zeros(1)]
@@ -78,7 +98,13 @@ def add_quadratic_pull_(
         [tensor([40.])]
     """
     distance = torch._foreach_sub(list(parameters), list(anchor))
-    torch._foreach_addcmul_(list(gradients), list(importance), distance, value=stiffness)
+    importance = list(importance)
+    if max_importance is not None:
+        importance = list(torch._foreach_clamp_max(importance, max_importance))
+    if not isinstance(stiffness, float | int):
+        torch._foreach_mul_(distance, stiffness)
+        stiffness = 1.0
+    torch._foreach_addcmul_(list(gradients), importance, distance, value=stiffness)
 
 
 @fusable(numbers=["steps"])

@@ -66,6 +66,16 @@ def kronecker_diagonal(factors: Sequence[Factors]) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
+def kronecker_trace(factors: Factors) -> Tensor:
+    r"""Trace of :math:`G\otimes A`, the sum of the curvature over all weights of a layer.
+
+    Example:
+        >>> kronecker_trace(Factors(torch.diag(torch.tensor([1.0, 3.0])), torch.diag(torch.ones(2))))
+        tensor(8.)
+    """
+    return factors.outputs.trace() * factors.inputs.trace()
+
+
 class Eigen(NamedTuple):
     """Eigenvalues and eigenvectors of both factors of a layer."""
 

@@ -91,15 +91,15 @@ def path_importance(
     return list(found)
 
 
-@fusable
+@fusable(numbers=["stiffness", "max_importance"])
 def add_path_pull_(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
     path: Sequence[Tensor],
     anchor: Sequence[Tensor],
-    stiffness: float,
+    stiffness: float | Sequence[float],
     damping: float,
-    max_importance: float | None = None,
+    max_importance: float | Sequence[float] | None = None,
 ) -> None:
     r"""Adds the pull :math:`k\,\Omega(\theta-\theta^*)` of a path integral's importance, in place.
 
@@ -110,9 +110,9 @@ def add_path_pull_(
         parameters: :math:`\theta`.
         path: :math:`\omega`.
         anchor: :math:`\theta^*`.
-        stiffness: :math:`k`.
+        stiffness: :math:`k`, or one for each tensor.
         damping: :math:`\xi`.
-        max_importance: the largest :math:`\Omega`; ``None`` for no limit.
+        max_importance: the largest :math:`\Omega`, or one for each tensor; ``None`` for no limit.
 
     Example:
         >>> g, theta, path = [torch.zeros(1)], [torch.tensor([2.0])], [torch.tensor([10.0])]
@@ -121,9 +121,7 @@ def add_path_pull_(
         [tensor([12.])]
     """
     importance = path_importance(path, parameters, anchor, damping)
-    if max_importance is not None:
-        torch._foreach_clamp_max_(importance, max_importance)
-    add_quadratic_pull_(gradients, parameters, importance, anchor, stiffness)
+    add_quadratic_pull_(gradients, parameters, importance, anchor, stiffness, max_importance)
 
 
 @fusable

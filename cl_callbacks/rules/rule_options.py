@@ -11,6 +11,7 @@ import torch
 Patterns = str | Sequence[str] | None
 Anchors = Literal["latest", "each"]
 Decay = float | Literal["mean"]
+Normalize = Literal["mean"] | None
 
 
 class RuleOptions(TypedDict, total=False):
@@ -27,6 +28,7 @@ class RuleOptions(TypedDict, total=False):
 class AnchoredOptions(RuleOptions, total=False):
     """Keyword arguments of the rules that pull: see :class:`~.anchored_rule.AnchoredRule`."""
 
+    normalize: Normalize
     proximal: bool
     max_importance: float | None
 

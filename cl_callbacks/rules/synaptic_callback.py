@@ -100,6 +100,8 @@ class SynapticCallback(Callback):
     """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
+    unsaved_before: ClassVar[Mapping[str, Any]] = {}
+    """Values of what older checkpoints do not contain."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass that overrides a per-weight method must set ``local`` itself."""
@@ -204,12 +206,15 @@ class SynapticCallback(Callback):
             ensure_boundaries(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Places the state beside the parameters; the first rule attaches all rules to the optimizers."""
-        refuse_missing_device(self)
-        refuse_unknown_needs(self)
-        self._place(pl_module)
+        """Places the state beside the parameters, and attaches to the optimizers: the first rule does all."""
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         if rules[0] is self:
+            for rule in rules:
+                refuse_missing_device(rule)
+                refuse_unknown_needs(rule)
+            # An owner first: it may change the weights that others take as anchors, as Cascade does.
+            for rule in sorted(rules, key=lambda rule: not rule.owns_update):
+                rule._place(pl_module)
             refuse_optimizers(trainer)
             _refuse_two_owners(rules)
 
@@ -308,6 +313,8 @@ class SynapticCallback(Callback):
         Raises:
             ValueError: a state that is not of this rule, which is then left unchanged.
         """
+        if isinstance(state_dict, Mapping):
+            state_dict = {**self.unsaved_before, **state_dict}
         if not (self._evaluating and self.synapses.known):
             restore_atomically(self, state_dict)
 

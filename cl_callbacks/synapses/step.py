@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
@@ -37,14 +36,10 @@ class Step:
     Attributes:
         synapses: the synapses that stepped; ``synapses.parameters`` are the weights after the step.
         snapshots: the quantities, by need.
-        optimizer: the optimizer that stepped.
-        groups: index of the optimizer's parameter group of each synapse.
     """
 
     synapses: SynapseView
     snapshots: Mapping[Need, list[Tensor]]
-    optimizer: Optimizer
-    groups: list[int]
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -81,8 +76,7 @@ class Step:
 
     def option(self, name: str, default: float = math.nan) -> list[float]:
         """Values of an optimizer option, such as ``"lr"``, one per tensor: those of its parameter group."""
-        values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
-        return [values[group] for group in self.groups]
+        return self.synapses.option(name, default)
 
 
 class Rule(Protocol):

@@ -94,7 +94,7 @@ class _Block:
             kept = {n: buffers["before" if n == "updates" else n].beside(view) for n in rule.needs}
             for need, tensors in kept.items():
                 self._snapshots[need].update(zip(view.sources, tensors, strict=True))
-            members.append((rule, Step(view, kept, optimizer, [group_index[p] for p in view.sources])))
+            members.append((rule, Step(view.stepped_by(optimizer, group_index), kept)))
         self._spans = {kind: spans(found.values()) for kind, found in self._snapshots.items()}
         self._weights = self._snapshots["before"] | self._snapshots["updates"]
         owners_first = sorted(members, key=lambda member: not member[0].owns_update)

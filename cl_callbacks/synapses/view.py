@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.tensors.blocks import ALL, Rows, in_blocks, rows_of
@@ -20,7 +22,8 @@ class SynapseView:
     ``parameters`` are the tensors to compute with, and ``view["importance"]`` a field beside them, to be
     read and changed in place; ``view.fields`` is where it is stored, which ``state_device`` may have put on
     another device. ``sources`` are the parameters of module and optimizer, to be used as keys. They differ
-    from ``parameters`` where a process holds a shard, or the view only some ``rows``.
+    from ``parameters`` where a process holds a shard, or the view only some ``rows``. In a step the view also
+    knows the ``optimizer``, and the index of the optimizer's parameter group of each synapse.
     """
 
     names: list[str]
@@ -28,6 +31,8 @@ class SynapseView:
     sources: list[Tensor]
     rows: list[Rows]
     offload: Offload | None = None
+    optimizer: Optimizer | None = None
+    groups: list[int] = field(default_factory=list)
 
     def __getitem__(self, field: str) -> list[Tensor]:
         return self.load(self.fields[field], self.parameters)
@@ -61,7 +66,24 @@ class SynapseView:
             [self.sources[i] for i in keep],
             rows,
             self.offload,
+            self.optimizer,
+            [self.groups[i] for i in keep] if self.groups else [],
         )
+
+    def stepped_by(self, optimizer: Optimizer, group_of: Mapping[Tensor, int]) -> SynapseView:
+        """The same view in a step of an optimizer, given the index of each source's parameter group."""
+        return replace(self, optimizer=optimizer, groups=[group_of[p] for p in self.sources])
+
+    def option(self, name: str, default: float = math.nan) -> list[float]:
+        """Values of an optimizer option, such as ``"lr"``, one per tensor: those of its parameter group.
+
+        Raises:
+            LookupError: outside a step.
+        """
+        if self.optimizer is None:
+            raise LookupError(f"no optimizer steps these synapses now, so they have no {name!r}")
+        values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
+        return [values[group] for group in self.groups]
 
     def blocks(self) -> Iterator[SynapseView]:
         """The view in parts, one after the other, each small enough for the cache."""

@@ -294,7 +294,7 @@ def test_lists_may_change_after_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tensor_is_no_constant() -> None:
     ones = [torch.ones(kernels.SMALLEST)]
     with compiling(), pytest.raises(TypeError, match="numbers"):
-        add_quadratic_pull_(ones, ones, ones, ones, torch.tensor(3.0))  # type: ignore[arg-type]
+        add_path_(ones, ones, ones, torch.tensor(0.5))  # type: ignore[arg-type]
 
 
 def test_other_types_find_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks import Need, Step
+from cl_callbacks import Need, Step, SynapseView
 from cl_callbacks.tensors.blocks import ALL
 
 
@@ -38,7 +38,7 @@ class PlainStep:
                 rule.noise.reduce_gathered()
                 rule.noise.take(dict.fromkeys(parameters, ALL), noise)
         for rule in self.rules:
-            view = rule.synapses.view.restrict_to(parameters)
+            view = self._view(rule, optimizer, parameters)
             rule.pull(view, [p.grad for p in view.sources])
         pulled = [p.grad.clone() for p in parameters]
         self.seen: dict[Need, list[Tensor]] = {
@@ -59,8 +59,11 @@ class PlainStep:
             rule.end_step(rule.synapses.view.restrict_to(self.parameters))
 
     def _step(self, rule: Any, optimizer: Optimizer) -> Step:
-        view = rule.synapses.view.restrict_to(self.parameters)
+        view = self._view(rule, optimizer, self.parameters)
         places = {p: i for i, p in enumerate(self.parameters)}
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         seen = {need: [values[places[p]] for p in view.sources] for need, values in self.seen.items()}
-        return Step(view, seen, optimizer, [group_of[p] for p in view.sources])
+        return Step(view, seen)
+
+    def _view(self, rule: Any, optimizer: Optimizer, parameters: list[Tensor]) -> SynapseView:
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        return rule.synapses.view.restrict_to(parameters).stepped_by(optimizer, group_of)

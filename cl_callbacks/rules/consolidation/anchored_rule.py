@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import (
     add_quadratic_pull_,
     distances,
+    largest_importance,
     quadratic_penalty,
     relax_to_anchor_,
 )
-from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.rule_options import Normalize, RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
@@ -32,12 +34,15 @@ class AnchoredRule(SynapticCallback):
 
     Args:
         strength: factor of the penalty, at least 0; 0 leaves training as it is, bit for bit.
+        normalize: unit of the importance: ``"mean"``, in which it is 1 on average over the selected weights
+            for each task, so that one strength serves many networks and data; or ``None``, the papers' own
+            units, in which good strengths differ by orders of magnitude.
         proximal: apply the penalty after each optimizer step as
             :math:`\theta\leftarrow(\theta+\eta k\Omega\theta^*)/(1+\eta k\Omega)` with the learning rate
             :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by Adam or
             clipping, so that it needs another strength.
-        max_importance: upper bound of a synapse's importance, for rules that measure at boundaries that of
-            each task; ``None`` for no limit.
+        max_importance: upper bound of a synapse's importance, in the unit of ``normalize``; for rules that
+            measure at boundaries, of that for each task. ``None`` for no limit.
         options: of every rule: see :class:`~cl_callbacks.SynapticCallback`.
 
     Raises:
@@ -47,6 +52,7 @@ class AnchoredRule(SynapticCallback):
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
+    unsaved_before: ClassVar[Mapping[str, Any]] = {"normalized": False}
     stiffness_of_one: ClassVar[float] = 1.0
     """Stiffness at a strength of 1: 2 for a penalty that has no factor of one half."""
 
@@ -54,6 +60,7 @@ class AnchoredRule(SynapticCallback):
         self,
         strength: float,
         *,
+        normalize: Normalize = "mean",
         proximal: bool = False,
         max_importance: float | None = None,
         **options: Unpack[RuleOptions],
@@ -63,7 +70,10 @@ class AnchoredRule(SynapticCallback):
             raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
         if max_importance is not None and not max_importance > 0:
             raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
-        self.strength, self.proximal, self.max_importance = strength, proximal, max_importance
+        if normalize not in ("mean", None):
+            raise ValueError(f"normalize={normalize!r} is neither 'mean' nor None, the papers' units")
+        self.strength, self.normalize = strength, normalize
+        self.proximal, self.max_importance = proximal, max_importance
         self.offset = 0.0
         """The part of the penalty that does not depend on the weights."""
 
@@ -79,8 +89,28 @@ class AnchoredRule(SynapticCallback):
 
     @property
     def anchored(self) -> bool:
-        """Whether the penalty is active: there is an importance, and the stiffness is above 0."""
-        return self.remembers and self.stiffness > 0
+        """Whether the penalty is active: there is an importance, and the strength is above 0."""
+        return self.remembers and self.strength > 0
+
+    def unit(self, synapses: SynapseView, importance: Tensor, what: str) -> float | None:
+        """Importance that counts as 1, with a warning and ``None`` if no synapse has any.
+
+        Args:
+            synapses: all synapses of the rule.
+            importance: ``[sum, number]`` over this process's synapses, of
+                :func:`~cl_callbacks.functional.normalization.sum_and_number`.
+            what: description of what was measured, for the warning.
+        """
+        total, number = synapses.total(importance).tolist()
+        if math.isfinite(total) and total > 0:
+            return total / number if self.normalize else 1.0
+        found = "no weight has any importance" if total == 0 else f"the importance sums to {total}"
+        rank_zero_warn(
+            f"{type(self).__name__}: {found} for {what}, as in a network that is frozen, untrained, or so "
+            f"certain that its softmax is exactly 0 or 1. It was not consolidated and the earlier state is "
+            f"kept. Train longer, or for a certain network use EWC(estimator='logits_reversal') or MAS."
+        )
+        return None
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r"""Importance :math:`\Omega` as the pull uses it."""
@@ -94,7 +124,17 @@ class AnchoredRule(SynapticCallback):
         """Adds the gradient of the penalty."""
         if self.anchored and not self.proximal:
             importance, anchor = self.effective_importance(synapses), synapses["anchor"]
-            add_quadratic_pull_(gradients, synapses.parameters, importance, anchor, self.stiffness)
+            limit = self.largest_importance(synapses)
+            add_quadratic_pull_(gradients, synapses.parameters, importance, anchor, self.stiffness, limit)
+
+    def largest_importance(self, synapses: SynapseView) -> float | None:
+        """Importance beyond which a step of plain gradient descent would carry a weight past its anchor.
+
+        There is none in the papers' units, where training may diverge as theirs does, nor outside a step.
+        """
+        if self.normalize is None or synapses.optimizer is None:
+            return None
+        return largest_importance(self.stiffness, max(synapses.option("lr")))
 
     def rewrite(self, step: Step) -> None:
         """Takes the proximal step of the penalty."""
@@ -128,3 +168,23 @@ class AnchoredRule(SynapticCallback):
                 for block in (synapses.blocks() if self.local else [synapses])
             ]
             return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self.offset
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's state, with whether its importance is in units of the mean."""
+        return super().state_dict() | {"normalized": self.normalize is not None}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Sets the state from a saved one.
+
+        Raises:
+            ValueError: an importance in another unit.
+        """
+        unit = "mean" if state_dict["normalized"] else None
+        importance = state_dict["synapses"]["importance"].values()
+        if unit != self.normalize and (state_dict["tasks"] or any(t.any() for t in importance)):
+            raise ValueError(
+                f"the importance of {type(self).__name__} in this checkpoint has the unit of "
+                f"normalize={unit!r}, and this rule that of normalize={self.normalize!r}: a strength means "
+                f"another pull in each. Build the rule with normalize={unit!r} and the strength of that run."
+            )
+        super().restore(state_dict)

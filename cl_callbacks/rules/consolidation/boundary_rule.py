@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
+from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
 from cl_callbacks.rules.rule_options import AnchoredOptions, Anchors, Decay
@@ -58,13 +59,18 @@ class BoundaryRule(AnchoredRule):
             )
         self.anchors, self.decay, self.importance_file = anchors, decay, importance_file
         if importance_file is not None:
-            state, self.tasks, self.offset = load_importance(importance_file, self.shared, self.kind)
+            state, self.tasks, self.offset = load_importance(importance_file, self.shared, self._kind_in_file)
             self.synapses.load_state_dict(state)
 
     @property
     def kind(self) -> dict[str, str]:
         """Description of the importance measure; importance files of another measure are refused."""
         return {"rule": type(self).__name__}
+
+    @property
+    def _kind_in_file(self) -> dict[str, str]:
+        # Files of 0.1, which do not say the unit, have that of normalize=None.
+        return self.kind | {"normalize": self.normalize or "none"}
 
     @abstractmethod
     def estimate(
@@ -84,6 +90,10 @@ class BoundaryRule(AnchoredRule):
                     f"task was not consolidated and the earlier state is kept."
                 )
                 return False
+            unit = self.unit(synapses, sum_and_number(measured), f"task {task}")
+            if unit is None:
+                return False
+            torch._foreach_div_(measured, unit)
             if self.max_importance is not None:
                 torch._foreach_clamp_max_(measured, self.max_importance)
             self.commit()
@@ -118,4 +128,4 @@ class BoundaryRule(AnchoredRule):
             raise ValueError("there is no importance to save before the first task has ended")
         state = self.synapses.state_dict()
         kept = {field: state[field] for field in self.shared}
-        save_importance(path, kept, self.kind, self.tasks, self.offset)
+        save_importance(path, kept, self._kind_in_file, self.tasks, self.offset)

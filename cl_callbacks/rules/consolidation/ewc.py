@@ -35,8 +35,9 @@ class EWC(ReadsOutputs, BoundaryRule):
     (1805.06370); logits reversal: 2603.18596.
 
     Args:
-        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. A good value
-            depends on the estimator by orders of magnitude: search a log grid from 1 to 1e6.
+        strength: :math:`\lambda`, at least 0; 0 leaves training as it is, bit for bit. The default is for a
+            Fisher in units of its mean (``normalize="mean"``); in the papers' units good values differ by
+            orders of magnitude between data, estimators and tasks.
         estimator: ``"exact"`` sums over all classes (one backward each); ``"sampled"`` draws a label
             from the model; ``"empirical"`` takes the label of the data; ``"logits_reversal"`` is
             EWC-DR's, which does not vanish for confident models. Token sequences (logits of shape
@@ -55,12 +56,12 @@ class EWC(ReadsOutputs, BoundaryRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[EWC(strength=70.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[EWC()], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.05,
         *,
         estimator: Estimator = "exact",
         samples: int | None = 500,

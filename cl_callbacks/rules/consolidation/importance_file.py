@@ -63,7 +63,8 @@ def _read(
         if found != kind:
             raise ValueError(
                 f"{path} holds the importance {found}, and this rule measures {dict(kind)}: their "
-                f"sizes differ by orders of magnitude, so they do not add up"
+                f"sizes differ by orders of magnitude, so they do not add up. Build the rule with the "
+                f"arguments of the run that wrote the file (normalize=None for 'none')"
             )
         for key in file.keys():  # noqa: SIM118  (not a dict)
             field, _, name = key.partition("/")

@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
-from cl_callbacks.functional.kronecker import Factors, paired
+from cl_callbacks.functional.kronecker import Factors, kronecker_trace, paired
+from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
@@ -64,8 +65,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(
-        ...     callbacks=[KFACLaplace(strength=30.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[KFACLaplace()], logger=False, enable_checkpointing=False)
     """
 
     shardable: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.01,
         *,
         accumulate: Accumulate = "nearest",
         estimator: Estimator = "sampled",
@@ -137,9 +137,15 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
                     f"was not consolidated and the earlier state is kept."
                 )
                 return False
+            new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
+            importance = sum_and_number(new)
+            importance[0] += sum(kronecker_trace(pair).item() for pair in factors.values())
+            unit = self.unit(synapses, importance, f"task {task}")
+            if unit is None:
+                return False
+            torch._foreach_div_([*new, *(pair.outputs for pair in factors.values())], unit)
             self.commit()
             self.memory.merge(factors, self.decay)
-            new = diagonal or [torch.zeros_like(t) for t in synapses["importance"]]
             merge_latest_(synapses["importance"], synapses["anchor"], new, synapses.parameters, self.decay)
         rest = [name for name in synapses.names if name not in covered]
         name = type(self).__name__

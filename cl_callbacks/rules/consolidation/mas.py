@@ -48,14 +48,14 @@ class MAS(ReadsOutputs, BoundaryRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[MAS(strength=1.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[MAS()], logger=False, enable_checkpointing=False)
     """
 
     stiffness_of_one: ClassVar[float] = 2.0
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.01,
         *,
         norm: Norm = "squared",
         samples: int | None = 500,

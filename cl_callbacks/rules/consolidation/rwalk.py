@@ -56,7 +56,7 @@ class RWalk(BoundaryRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[RWalk(strength=10.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[RWalk()], logger=False, enable_checkpointing=False)
     """
 
     fields: Mapping[str, Fill] = {
@@ -76,7 +76,7 @@ class RWalk(BoundaryRule):
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.02,
         *,
         fisher_decay: float = 0.99,
         window_steps: int = 10,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
+from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.rule_options import AnchoredOptions
@@ -58,17 +62,21 @@ class StreamingConsolidation(AnchoredRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(
-        ...     callbacks=[StreamingConsolidation(strength=1.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[StreamingConsolidation()], logger=False, enable_checkpointing=False)
     """
 
     running = ("importance", "anchor")
     local: ClassVar[bool] = True
-    saved: ClassVar[tuple[str, ...]] = ("steps",)
+    saved: ClassVar[tuple[str, ...]] = ("steps", "unit_of_importance", "unit_step")
+    unsaved_before: ClassVar[Mapping[str, Any]] = {
+        **AnchoredRule.unsaved_before,
+        "unit_of_importance": 1.0,
+        "unit_step": 0,
+    }
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.03,
         *,
         measure: Measure = "path",
         importance_decay: float = 1.0,
@@ -91,19 +99,28 @@ class StreamingConsolidation(AnchoredRule):
         )
         self.steps: dict[str, int] = {}
         """Number of optimizer steps of each parameter, by name, for the bias correction of averages."""
+        self.unit_of_importance = 0.0 if self.normalize else 1.0
+        """Running importance that counts as 1: with ``normalize`` its mean over all synapses, else 1. It is 0
+        until the first step."""
+        self.unit_step = 0
+        """Step at which that was measured last."""
 
     @property
     def remembers(self) -> bool:
-        """Whether a step has been taken: there is an importance from the second step on."""
-        return bool(self.steps)
+        """Whether there is an importance: from the second step on."""
+        return bool(self.steps) and self.unit_of_importance > 0
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r"""Importance :math:`\Omega` as the pull uses it."""
+        found = torch._foreach_div(self._importance(synapses), self.unit_of_importance)
+        if self.max_importance is not None:
+            torch._foreach_clamp_max_(found, self.max_importance)
+        return list(found)
+
+    def _importance(self, synapses: SynapseView) -> list[Tensor]:
         found = synapses["importance"]
         if self.measure == "path":
             found = path_importance(found, synapses.parameters, synapses["anchor"], self.damping)
-        if self.max_importance is not None:
-            found = list(torch._foreach_clamp_max(found, self.max_importance))
         return found
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
@@ -111,8 +128,11 @@ class StreamingConsolidation(AnchoredRule):
         if self.measure != "path" or self.proximal or not self.anchored:
             super().pull(synapses, gradients)
             return
-        path, anchor, limit = synapses["importance"], synapses["anchor"], self.max_importance
-        add_path_pull_(gradients, synapses.parameters, path, anchor, self.stiffness, self.damping, limit)
+        path, anchor, unit = synapses["importance"], synapses["anchor"], self.unit_of_importance
+        limits = self.max_importance, self.largest_importance(synapses)
+        limit = min((limit * unit for limit in limits if limit is not None), default=None)
+        stiffness = self.stiffness / unit
+        add_path_pull_(gradients, synapses.parameters, path, anchor, stiffness, self.damping, limit)
 
     def observe(self, step: Step) -> None:
         """Adds the step to the running averages."""
@@ -129,6 +149,23 @@ class StreamingConsolidation(AnchoredRule):
     def end_step(self, synapses: SynapseView) -> None:
         """Counts the step of each parameter."""
         self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Measures the unit of importance, ever more rarely, after all optimizers have stepped."""
+        steps = max(self.steps.values(), default=0)
+        if self.normalize and steps >= self.unit_step + min(1 + self.unit_step // 10, 1000):
+            # A mean over all steps changes by a tenth in so many, and reading it waits for the device.
+            mean, self.unit_step = self._mean_importance(), steps
+            if math.isfinite(mean):  # as it is unless weights are not
+                self.unit_of_importance = mean
+        super().on_train_batch_end(trainer, *args)
+
+    def _mean_importance(self) -> float:
+        view = self.synapses.view
+        with self.synapses.on_device(changing=False):
+            parts = [sum_and_number(self._importance(block)) for block in view.blocks()]
+        total, number = view.total(torch.stack(parts).sum(0)).tolist()
+        return total / number
 
     def _shares(self, names: list[str], decay: float) -> list[float]:
         return [newest_share(decay, self.steps.get(name, 0) + 1) for name in names]

@@ -55,8 +55,7 @@ class SynapticIntelligence(BoundaryRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(
-        ...     callbacks=[SynapticIntelligence(strength=1.0)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[SynapticIntelligence()], logger=False, enable_checkpointing=False)
     """
 
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
@@ -68,7 +67,7 @@ class SynapticIntelligence(BoundaryRule):
 
     def __init__(
         self,
-        strength: float,
+        strength: float = 0.01,
         *,
         damping: float = 0.1,
         exclude_weight_decay: bool = False,

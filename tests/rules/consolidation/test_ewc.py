@@ -24,7 +24,7 @@ def test_equals_a_plain_loop_with_the_penalty_in_the_loss(anchors: str, optimize
     model = Net(plain_net(), lambda p: optimizer(p, lr=0.05)).double()
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(4))]
-    ewc = EWC(strength=3.0, anchors=anchors, decay=0.9, samples=None)
+    ewc = EWC(strength=3.0, anchors=anchors, decay=0.9, samples=None, normalize=None)
     trainer = make_trainer(ewc, max_epochs=2)
     for index, (x, y) in enumerate(tasks):
         trainer.fit_loop.max_epochs = 2 * (index + 1)
@@ -60,7 +60,7 @@ def test_each_anchor_equals_two_hundred_stored_tasks() -> None:
             stored.append(([f.double() for f in measured], [p.clone() for p in live]))
             return measured
 
-    ewc = Keeping(strength=2.0, anchors="each", samples=8)
+    ewc = Keeping(strength=2.0, anchors="each", samples=8, normalize=None)
     trainer = make_trainer(ewc, EpochBoundaries(1), max_epochs=200)
     trainer.fit(model, loader(*task(0, samples=16)))
     assert len(stored) == ewc.tasks == 200
@@ -89,7 +89,7 @@ def test_keeps_what_it_learned() -> None:
     for strength in (0.0, 1000.0):
         torch.manual_seed(0)
         model = Net(plain_net())
-        fit_tasks(model, EWC(strength), max_epochs=30)
+        fit_tasks(model, EWC(strength, normalize=None), max_epochs=30)
         x, y = task(0)
         losses[strength] = F.cross_entropy(model(x), y).item()
     assert losses[1000.0] < 0.5 * losses[0.0]
@@ -103,7 +103,7 @@ def test_regression() -> None:
     torch.manual_seed(0)
     model = Regression(nn.Linear(FEATURES, 2))
     x = torch.randn(20, FEATURES)
-    ewc = EWC(1.0, likelihood="gaussian", samples=None)
+    ewc = EWC(1.0, likelihood="gaussian", samples=None, normalize=None)
     make_trainer(ewc).fit(model, loader(x, torch.randn(20, 2)))
     expected = gaussian_fisher(model.net, x)["weight"]
     torch.testing.assert_close(ewc.synapses.view["importance"][0], expected)
@@ -119,7 +119,10 @@ def test_regression_with_one_number_per_sample() -> None:
 
     x = torch.randn(20, FEATURES)
     for estimator in ("exact", "sampled", "empirical"):
-        model, ewc = Regression(nn.Linear(FEATURES, 1)), EWC(1.0, estimator=estimator, likelihood="gaussian")
+        model, ewc = (
+            Regression(nn.Linear(FEATURES, 1)),
+            EWC(1.0, estimator=estimator, likelihood="gaussian", normalize=None),
+        )
         make_trainer(ewc).fit(model, loader(x, torch.randn(20)))
         if estimator == "exact":
             found = ewc.synapses.view["importance"][0]
@@ -144,14 +147,14 @@ def test_a_sample_of_the_task_is_drawn_without_replacement() -> None:
 
 def test_importance_travels_as_a_file(tmp_path: Path) -> None:
     model = Net()
-    source = EWC(10.0, anchors="each")
+    source = EWC(10.0, anchors="each", normalize=None)
     fit_tasks(model, source)
     source.save_importance(tmp_path / "fisher.safetensors")
-    target = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors")
+    target = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors", normalize=None)
     assert target.tasks == 2
     make_trainer(target, max_steps=1).fit(model, loader(*task(5)))
     # One task more by now: with its Fisher taken off, the file's content is left.
-    fresh = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors")
+    fresh = EWC(10.0, anchors="each", importance_file=tmp_path / "fisher.safetensors", normalize=None)
     fresh._place(model)
     for old, new in zip(source.synapses.view["anchor"], fresh.synapses.view["anchor"], strict=True):
         assert torch.equal(old, new)
@@ -160,23 +163,24 @@ def test_importance_travels_as_a_file(tmp_path: Path) -> None:
 
 def test_importance_file_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="before the first task"):
-        EWC(1.0).save_importance(tmp_path / "x")
+        EWC(1.0, normalize=None).save_importance(tmp_path / "x")
     with pytest.raises(ValueError, match="not a file"):
-        EWC(1.0, importance_file=tmp_path / "none")
+        EWC(1.0, importance_file=tmp_path / "none", normalize=None)
     from safetensors.torch import save_file
 
     save_file({"importance/w": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(ValueError, match=r"holds the importance {.rule.: .none."):
-        EWC(1.0, importance_file=tmp_path / "foreign")
-    source = EWC(1.0)
+        EWC(1.0, importance_file=tmp_path / "foreign", normalize=None)
+    source = EWC(1.0, normalize=None)
     make_trainer(source).fit(Net(), loader(*task(0)))
     source.save_importance(tmp_path / "exact")
     with pytest.raises(ValueError, match=r"'estimator': 'exact'.* this rule measures .*'empirical'"):
-        EWC(1.0, estimator="empirical", importance_file=tmp_path / "exact")
-    assert type("MyEWC", (EWC,), {})(1.0, importance_file=tmp_path / "exact").tasks == 1
-    save_file({"w": torch.zeros(1)}, tmp_path / "other", EWC(1.0).kind)
+        EWC(1.0, estimator="empirical", importance_file=tmp_path / "exact", normalize=None)
+    mine = type("MyEWC", (EWC,), {})
+    assert mine(1.0, importance_file=tmp_path / "exact", normalize=None).tasks == 1
+    save_file({"w": torch.zeros(1)}, tmp_path / "other", EWC(1.0, normalize=None).kind)
     with pytest.raises(ValueError, match="holds 'w'"):
-        EWC(1.0, importance_file=tmp_path / "other")
+        EWC(1.0, importance_file=tmp_path / "other", normalize=None)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_importance_file_errors(tmp_path: Path) -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        EWC(**({"strength": 1.0} | arguments))
+        EWC(**({"strength": 1.0} | arguments), normalize=None)
 
 
 def test_batches_without_labels_are_refused_before_the_first_step() -> None:
@@ -206,7 +210,7 @@ def test_batches_without_labels_are_refused_before_the_first_step() -> None:
             list(zip(*batch, strict=True)) if isinstance(batch, tuple) else x, batch_size=4
         )
         with pytest.raises((ValueError, TypeError), match=said):
-            make_trainer(EWC(1.0, estimator="empirical")).fit(Unlabelled(), data)
+            make_trainer(EWC(1.0, estimator="empirical", normalize=None)).fit(Unlabelled(), data)
 
 
 def test_outputs_without_a_gradient_are_refused() -> None:
@@ -215,7 +219,7 @@ def test_outputs_without_a_gradient_are_refused() -> None:
             return self.net(x).detach()
 
     with pytest.raises(ValueError, match="outputs of Detached carry no gradient"):
-        make_trainer(EWC(1.0)).fit(Detached(), loader(*task(0)))
+        make_trainer(EWC(1.0, normalize=None)).fit(Detached(), loader(*task(0)))
 
 
 def test_a_task_that_ends_with_broken_weights_is_not_remembered() -> None:
@@ -224,7 +228,7 @@ def test_a_task_that_ends_with_broken_weights_is_not_remembered() -> None:
             if self.current_epoch == 1:
                 self.net[0].weight.data.fill_(torch.nan)
 
-    ewc = EWC(1.0)
+    ewc = EWC(1.0, normalize=None)
     model = Exploding()
     with pytest.warns(UserWarning, match="not finite at the end of task 1"):
         make_trainer(ewc, EpochBoundaries(1), max_epochs=2).fit(model, loader(*task(0)))
@@ -241,11 +245,11 @@ def test_samples_that_are_not_finite_never_enter_the_state() -> None:
             keep = batch[0].isfinite().all(1)
             return super().training_step((batch[0][keep], batch[1][keep]), batch_idx)
 
-    ewc = EWC(1.0, samples=None)
+    ewc = EWC(1.0, samples=None, normalize=None)
     with pytest.warns(UserWarning, match="1 of 24 samples"):
         make_trainer(ewc).fit(Careful(plain_net()), loader(x, y))
     assert all(t.isfinite().all() for t in ewc.synapses.view["importance"])
-    broken = EWC(1.0, samples=None)
+    broken = EWC(1.0, samples=None, normalize=None)
     with pytest.warns(UserWarning, match="no sample of task 0"):
         make_trainer(broken).fit(
             type("Skipping", (Net,), {"training_step": lambda self, b, i: None})(plain_net()),
@@ -273,7 +277,7 @@ def test_a_batch_with_gradients_that_are_not_finite_never_enters_the_state() -> 
             keep = batch[0].ne(0).all(1)
             return super().training_step((batch[0][keep], batch[1][keep]), batch_idx)
 
-    ewc = EWC(1.0, samples=None)
+    ewc = EWC(1.0, samples=None, normalize=None)
     with pytest.warns(UserWarning, match="8 of 24 samples"):
         make_trainer(ewc).fit(Careful(Root()), loader(x, y))
     assert ewc.tasks == 1
@@ -290,7 +294,7 @@ def test_a_lstm_in_a_trainer() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.rnn(x.unsqueeze(2))[0][:, -1])
 
-    ewc = EWC(1.0)
+    ewc = EWC(1.0, normalize=None)
     fit_tasks(Net(Sequence()), ewc)
     assert ewc.tasks == 2
     assert all(t.sum() > 0 for t in ewc.synapses.view["importance"])

@@ -26,7 +26,7 @@ def test_equals_a_plain_loop_with_the_penalty_in_the_loss(accumulate: Any, optim
     model = Net(plain_net(), optimizer).double()
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(3))]
-    rule = KFACLaplace(5.0, accumulate=accumulate, estimator="exact", samples=None, decay=0.8)
+    rule = KFACLaplace(5.0, accumulate=accumulate, estimator="exact", samples=None, decay=0.8, normalize=None)
     trainer = make_trainer(rule, max_epochs=2)
     for index, data in enumerate(tasks):
         trainer.fit_loop.max_epochs = 2 * (index + 1)
@@ -75,7 +75,7 @@ def test_what_has_no_factors_gets_the_diagonal(caplog: pytest.LogCaptureFixture)
     torch.manual_seed(0)
     net, x = TransformerBlock(), torch.randn(8, 3, 8)
     model = Block(net, partial(torch.optim.SGD, lr=0.0))
-    rule = KFACLaplace(1.0, estimator="exact", samples=None)
+    rule = KFACLaplace(1.0, estimator="exact", samples=None, normalize=None)
     with caplog.at_level("INFO"):
         make_trainer(rule).fit(model, loader(x, torch.randint(4, (8,))))
     # The packed projections in front of attention are no Linear.
@@ -96,7 +96,7 @@ def test_a_convolution_and_norms() -> None:
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Flatten(), nn.Linear(48, CLASSES),
     )  # fmt: skip
-    model, rule = Net(net), KFACLaplace(10.0)
+    model, rule = Net(net), KFACLaplace(10.0, normalize=None)
     fit_tasks(model, rule, tasks=3)
     assert set(rule.memory.factors) == {"net.1.weight", "net.5.weight"}
     assert rule.memory.factors["net.1.weight"][0].inputs.shape == (5, 5)
@@ -106,7 +106,7 @@ def test_a_convolution_and_norms() -> None:
 
 def test_a_bias_that_is_left_out_rests() -> None:
     """Its column takes part in the curvature, and nothing pulls the bias itself."""
-    model, rule = Net(plain_net()), KFACLaplace(100.0, exclude="bias")
+    model, rule = Net(plain_net()), KFACLaplace(100.0, exclude="bias", normalize=None)
     fit_tasks(model, rule, tasks=1, max_epochs=5)
     view = rule.synapses.view
     assert view.names == ["net.0.weight", "net.2.weight"]
@@ -117,7 +117,7 @@ def test_a_bias_that_is_left_out_rests() -> None:
 
 
 def test_one_bias_alone_is_a_diagonal() -> None:
-    model, rule = Net(plain_net()), KFACLaplace(1.0, parameters="bias")
+    model, rule = Net(plain_net()), KFACLaplace(1.0, parameters="bias", normalize=None)
     fit_tasks(model, rule, tasks=2)
     assert not rule.memory.factors
     assert all(t.sum() > 0 for t in rule.synapses.view["importance"])
@@ -133,7 +133,7 @@ def test_weights_of_two_modules_are_a_diagonal() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
-    rule = KFACLaplace(1.0)
+    rule = KFACLaplace(1.0, normalize=None)
     fit_tasks(Net(Tied()), rule)
     assert set(rule.memory.factors) == {"net.head.weight"}
 
@@ -155,7 +155,7 @@ def test_weight_and_bias_in_two_optimizers() -> None:
             for optimizer in self.optimizers():
                 optimizer.step()
 
-    model, rule = Split(plain_net()), KFACLaplace(5.0)
+    model, rule = Split(plain_net()), KFACLaplace(5.0, normalize=None)
     fit_tasks(model, rule, tasks=1)
     view = rule.synapses.view
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_weight_and_bias_in_two_optimizers() -> None:
 
 
 def test_a_bias_is_held_also_when_its_weight_is_frozen() -> None:
-    model, rule = Net(plain_net()), KFACLaplace(5.0)
+    model, rule = Net(plain_net()), KFACLaplace(5.0, normalize=None)
     fit_tasks(model, rule, tasks=1)
     view = rule.synapses.view
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_layers_that_a_task_does_not_use_decay_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.a(x) if self.through else F.linear(x, self.a.weight, self.a.bias))
 
-    model, rule = Net(Skipping()), KFACLaplace(1.0, decay=0.5)
+    model, rule = Net(Skipping()), KFACLaplace(1.0, decay=0.5, normalize=None)
     fit_tasks(model, rule, tasks=1)
     before = rule.memory.factors["net.a.weight"][0]
     model.net.through = False
@@ -223,7 +223,7 @@ def test_layers_that_are_gone_are_forgotten_and_new_biases_start_free() -> None:
                 x = layer(x)
             return x
 
-    rule = KFACLaplace(10.0, strict=False)
+    rule = KFACLaplace(10.0, strict=False, normalize=None)
     first = nn.Linear(FEATURES, 8, bias=False)
     fit_tasks(Net(Two(first=first, head=nn.Linear(8, CLASSES))), rule, tasks=1)
     assert rule.memory.factors["net.first.weight"][0].inputs.shape == (6, 6)
@@ -236,7 +236,7 @@ def test_layers_that_are_gone_are_forgotten_and_new_biases_start_free() -> None:
 
 def test_the_proximal_step_is_that_of_the_present_curvature() -> None:
     """After several tasks, and instead of a pull."""
-    model, rule = Net(plain_net()), KFACLaplace(5.0, proximal=True)
+    model, rule = Net(plain_net()), KFACLaplace(5.0, proximal=True, normalize=None)
     fit_tasks(model, rule, tasks=3)
     view = rule.synapses.view
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_the_diagonal_decays_too() -> None:
     found = []
     for decay in (0.0, 1.0):
         torch.manual_seed(0)
-        rule = KFACLaplace(0.0, parameters="bias", decay=decay)
+        rule = KFACLaplace(0.0, parameters="bias", decay=decay, normalize=None)
         fit_tasks(Net(plain_net()), rule, tasks=2)
         found.append(rule.synapses.view["importance"][0])
     assert (found[1] > found[0]).all()
@@ -271,12 +271,12 @@ def test_a_proximal_step_needs_one_rate_for_a_layer() -> None:
         return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest}], lr=0.2)
 
     with pytest.raises(ValueError, match="one learning rate"):
-        fit_tasks(Net(plain_net(), optimizer), KFACLaplace(1.0, proximal=True))
+        fit_tasks(Net(plain_net(), optimizer), KFACLaplace(1.0, proximal=True, normalize=None))
 
 
 def test_the_list_grows_and_the_nearest_does_not() -> None:
     for accumulate, length in (("list", 4), ("nearest", 1)):
-        rule = KFACLaplace(1.0, accumulate=accumulate)
+        rule = KFACLaplace(1.0, accumulate=accumulate, normalize=None)
         fit_tasks(Net(plain_net()), rule, tasks=4)
         assert {len(terms) for terms in rule.memory.factors.values()} == {length}
 
@@ -294,4 +294,4 @@ def test_the_list_grows_and_the_nearest_does_not() -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        KFACLaplace(1.0, **arguments)
+        KFACLaplace(1.0, **arguments, normalize=None)

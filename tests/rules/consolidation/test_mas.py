@@ -16,7 +16,10 @@ from tests.small import FEATURES, Net, fit_tasks, loader, make_trainer, plain_ne
 
 def test_a_linear_model() -> None:
     """f = Wx: Omega_ij = mean |2 (Wx)_i x_j|."""
-    model, rule = Net(nn.Linear(FEATURES, 3, bias=False), lambda p: torch.optim.SGD(p, lr=0.0)), MAS(1.0)
+    model, rule = (
+        Net(nn.Linear(FEATURES, 3, bias=False), lambda p: torch.optim.SGD(p, lr=0.0)),
+        MAS(1.0, normalize=None),
+    )
     x, y = task(0)
     make_trainer(rule).fit(model, loader(x, y))
     outputs = (x @ model.net.weight.T).detach()
@@ -38,7 +41,7 @@ def test_equals_a_loop_over_samples(name: str, norm: str) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return self(batch).square().mean()
 
-    rule = MAS(1.0, norm=norm, samples=None, state_dtype=torch.float64)
+    rule = MAS(1.0, norm=norm, samples=None, state_dtype=torch.float64, normalize=None)
     model = Unlabelled(net, lambda p: torch.optim.SGD(p, lr=0.0))
     data = torch.utils.data.DataLoader(x, batch_size=4)
     make_trainer(rule, precision="64-true").fit(model, data)
@@ -49,7 +52,7 @@ def test_equals_a_loop_over_samples(name: str, norm: str) -> None:
 
 def test_the_penalty_has_no_one_half() -> None:
     """One weight moved by delta: the penalty is strength times importance times delta squared."""
-    model, rule = Net(plain_net()), MAS(3.0)
+    model, rule = Net(plain_net()), MAS(3.0, normalize=None)
     fit_tasks(model, rule, tasks=1)
     view = rule.synapses.view
     with torch.no_grad():
@@ -70,14 +73,14 @@ def test_the_average_over_tasks() -> None:
             kept.append([t.clone() for t in found])
             return found
 
-    rule = Keep(1.0, decay="mean")
+    rule = Keep(1.0, decay="mean", normalize=None)
     make_trainer(rule, EpochBoundaries(1), max_epochs=4).fit(Net(plain_net()), loader(*task(0)))
     for i, found in enumerate(rule.synapses.view["importance"]):
         torch.testing.assert_close(found, torch.stack([task[i] for task in kept]).mean(0))
 
 
 def test_no_task_gives_a_synapse_more_than_allowed() -> None:
-    free, capped = MAS(1.0), MAS(1.0, max_importance=0.01)
+    free, capped = MAS(1.0, normalize=None), MAS(1.0, max_importance=0.01, normalize=None)
     for rule in (free, capped):
         torch.manual_seed(0)
         fit_tasks(Net(plain_net()), rule, tasks=2)
@@ -87,6 +90,6 @@ def test_no_task_gives_a_synapse_more_than_allowed() -> None:
 
 def test_arguments_that_cannot_work() -> None:
     with pytest.raises(ValueError, match="norm='l1' is not one of"):
-        MAS(1.0, norm="l1")  # type: ignore[arg-type]
+        MAS(1.0, norm="l1", normalize=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
-        MAS(1.0, samples=0)
+        MAS(1.0, samples=0, normalize=None)

@@ -26,7 +26,7 @@ def test_equals_a_plain_loop(optimizer: Any, window_steps: int, proximal: bool) 
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(4))]
     settings = {"window_steps": window_steps, "damping": 1e-4}
-    rule = RWalk(0.3, proximal=proximal, fisher_decay=0.9, **settings)
+    rule = RWalk(0.3, proximal=proximal, fisher_decay=0.9, **settings, normalize=None)
     trainer = make_trainer(rule, max_epochs=3)
     for index, data in enumerate(tasks):
         trainer.fit_loop.max_epochs = 3 * (index + 1)
@@ -75,7 +75,7 @@ def test_the_score_is_averaged_and_both_parts_share_a_scale() -> None:
 @pytest.mark.parametrize("decay", ["mean", 0.5])
 def test_importance_of_earlier_boundaries_is_kept_as_asked(decay: Any) -> None:
     """Rules of strength 0 see the same training; one forgets what it measured at earlier boundaries."""
-    latest, keeping = RWalk(0.0), RWalk(0.0, decay=decay, name="keeping")
+    latest, keeping = RWalk(0.0, normalize=None), RWalk(0.0, decay=decay, name="keeping", normalize=None)
     measured: list[torch.Tensor] = []
 
     class Keep(Callback):
@@ -104,7 +104,7 @@ def test_every_optimizer_steps_and_windows_close_for_all() -> None:
             self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
             optimizer.step()
 
-    model, rule = Alternating(plain_net()), RWalk(1.0, window_steps=4)
+    model, rule = Alternating(plain_net()), RWalk(1.0, window_steps=4, normalize=None)
     x, y = task(0)
     make_trainer(rule, EpochBoundaries(99), max_steps=4, max_epochs=9).fit(model, loader(x, y))
     assert rule.tasks == 0  # no boundary has closed them
@@ -128,7 +128,7 @@ def test_an_infinite_gradient_costs_one_step() -> None:
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             self.net[0].weight.grad.nan_to_num_(0.0)
 
-    model, rule = Cleaning(plain_net()), RWalk(1.0, window_steps=2)
+    model, rule = Cleaning(plain_net()), RWalk(1.0, window_steps=2, normalize=None)
     model.broken = False
     fit_tasks(model, rule, tasks=1)
     before, fisher = (rule.synapses.view[field][0].clone() for field in ("score", "fisher"))
@@ -151,4 +151,4 @@ def test_an_infinite_gradient_costs_one_step() -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        RWalk(1.0, **arguments)
+        RWalk(1.0, **arguments, normalize=None)

@@ -27,7 +27,9 @@ def test_equals_a_plain_loop(importance: Any, optimizer: Any, proximal: bool) ->
     x, y = task(0)
     x = x.double()
     decays = {"importance_decay": 0.8, "anchor_decay": 0.9}
-    rule = StreamingConsolidation(2.0, measure=importance, damping=0.01, proximal=proximal, **decays)
+    rule = StreamingConsolidation(
+        2.0, measure=importance, damping=0.01, proximal=proximal, **decays, normalize=None
+    )
     make_trainer(rule, max_epochs=5).fit(model, loader(x, y))
 
     parameters = trainable(slow)
@@ -66,7 +68,7 @@ def test_needs_no_boundary_and_no_data() -> None:
         def __iter__(self) -> Any:
             return iter([task(0)])
 
-    model, rule = Net(plain_net()), StreamingConsolidation(1.0)
+    model, rule = Net(plain_net()), StreamingConsolidation(1.0, normalize=None)
     make_trainer(rule).fit(model, Once())
     assert set(rule.steps.values()) == {1}
     assert rule.tasks == 0
@@ -84,7 +86,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(importance: Any) -> None:
             super().backward(loss)
             self.net[0].weight.grad[0, 0] = torch.nan
 
-    model, rule = Cleaning(plain_net()), StreamingConsolidation(10.0, measure=importance)
+    model, rule = Cleaning(plain_net()), StreamingConsolidation(10.0, measure=importance, normalize=None)
     make_trainer(rule, max_epochs=3).fit(model, loader(*task(0)))
     assert weights(model).isfinite().all()
     assert all(t.isfinite().all() for t in rule.synapses.view["importance"])
@@ -116,7 +118,7 @@ def test_each_synapse_has_an_age_of_its_own() -> None:
 @pytest.mark.parametrize("importance", ["fisher", "sensitivity", "path"])
 def test_a_limit_holds_in_the_pull(importance: Any) -> None:
     limit = 1e-3
-    rule = StreamingConsolidation(2.0, measure=importance, max_importance=limit)
+    rule = StreamingConsolidation(2.0, measure=importance, max_importance=limit, normalize=None)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
     view = rule.synapses.view
     pulled = [torch.zeros_like(p) for p in view.parameters]
@@ -129,7 +131,7 @@ def test_a_limit_holds_in_the_pull(importance: Any) -> None:
 
 
 def test_a_limit() -> None:
-    rule = StreamingConsolidation(1.0, measure="sensitivity", max_importance=1e-3)
+    rule = StreamingConsolidation(1.0, measure="sensitivity", max_importance=1e-3, normalize=None)
     make_trainer(rule, max_epochs=3).fit(Net(plain_net()), loader(*task(0)))
     used = rule.effective_importance(rule.synapses.view)
     assert max(t.max() for t in used) == pytest.approx(1e-3)
@@ -147,4 +149,4 @@ def test_a_limit() -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        StreamingConsolidation(1.0, **arguments)
+        StreamingConsolidation(1.0, **arguments, normalize=None)

@@ -118,7 +118,7 @@ def test_importance_tends_to_half_the_curvature() -> None:
     """Small steps to the minimum of a diagonal quadratic: strength 1 is then EWC's."""
     diagonal = torch.tensor([0.5, 1.0, 2.0, 4.0, 3.0], dtype=torch.float64)
     model = Quadratic(torch.diag(diagonal), partial(SGD, lr=5e-3))
-    rule = SynapticIntelligence(1.0, damping=1e-12)
+    rule = SynapticIntelligence(1.0, damping=1e-12, normalize=None)
     make_trainer(rule, max_epochs=3000).fit(model, loader(centres().mean(0, keepdim=True)))
     torch.testing.assert_close(rule.synapses.view["importance"][0], diagonal / 2, rtol=0.02, atol=0)
 
@@ -131,7 +131,7 @@ def test_equals_a_plain_loop(optimizer: Any, accumulate: int, proximal: bool) ->
     model = Net(plain_net(), optimizer).double()
     slow = copy.deepcopy(model.net)
     tasks = [(x.double(), y) for x, y in map(task, range(3))]
-    rule = SynapticIntelligence(2.0, damping=0.05, decay=0.9, proximal=proximal)
+    rule = SynapticIntelligence(2.0, damping=0.05, decay=0.9, proximal=proximal, normalize=None)
     trainer = make_trainer(rule, max_epochs=4, accumulate_grad_batches=accumulate)
     for index, data in enumerate(tasks):
         trainer.fit_loop.max_epochs = 4 * (index + 1)
@@ -209,9 +209,13 @@ def test_weight_decay_can_be_left_out() -> None:
     assert decay.abs().min() > 1e-4
     with pytest.raises(MisconfigurationException, match="not known to be decoupled"):
         model = Quadratic(curvature(), partial(Adam, lr=0.1, weight_decay=0.1))
-        make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True)).fit(model, loader(centres()))
+        make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True, normalize=None)).fit(
+            model, loader(centres())
+        )
     plain = Quadratic(curvature(), partial(Adam, lr=0.1))
-    make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True)).fit(plain, loader(centres()))
+    make_trainer(SynapticIntelligence(1.0, exclude_weight_decay=True, normalize=None)).fit(
+        plain, loader(centres())
+    )
 
 
 def test_an_infinite_gradient_costs_one_step() -> None:
@@ -226,7 +230,7 @@ def test_an_infinite_gradient_costs_one_step() -> None:
             if getattr(self, "steps", 0) == 1:
                 self.net[0].weight.grad[0, 0] = torch.inf
 
-    model, rule = Bursting(plain_net()), SynapticIntelligence(1.0)
+    model, rule = Bursting(plain_net()), SynapticIntelligence(1.0, normalize=None)
     trainer = make_trainer(rule, gradient_clip_val=0.1, gradient_clip_algorithm="value")
     trainer.fit(model, loader(*task(0)))
     importance = rule.synapses.view["importance"]
@@ -249,7 +253,7 @@ def test_a_step_costs_a_few_calls_whatever_the_number_of_parameters() -> None:
 
     Two more, each in one call for all parameters, leave out what is not finite.
     """
-    model, rule = Net(plain_net()), SynapticIntelligence(1.0)
+    model, rule = Net(plain_net()), SynapticIntelligence(1.0, normalize=None)
     rule._place(model)
     optimizer = SGD(model.parameters(), lr=0.1)
     step = SynapticStep([rule])
@@ -285,7 +289,7 @@ def test_no_second_forward_or_backward() -> None:
             super().backward(loss)
 
     model = Counted(plain_net())
-    fit_tasks(model, SynapticIntelligence(1.0), tasks=2, max_epochs=2)
+    fit_tasks(model, SynapticIntelligence(1.0, normalize=None), tasks=2, max_epochs=2)
     assert model.forwards == model.backwards == 2 * 2 * 3
 
 
@@ -300,15 +304,15 @@ def test_no_second_forward_or_backward() -> None:
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        SynapticIntelligence(1.0, **arguments)
+        SynapticIntelligence(1.0, **arguments, normalize=None)
 
 
 def test_an_importance_file_leaves_the_open_path_behind(tmp_path: Path) -> None:
-    model, rule = Net(plain_net()), SynapticIntelligence(1.0)
+    model, rule = Net(plain_net()), SynapticIntelligence(1.0, normalize=None)
     fit_tasks(model, rule, EpochBoundaries(2), tasks=1, max_epochs=3)
     assert any(w.abs().sum() > 0 for w in rule.synapses.view["path"])
     rule.save_importance(tmp_path / "importance")
-    loaded = SynapticIntelligence(1.0, importance_file=tmp_path / "importance")
+    loaded = SynapticIntelligence(1.0, importance_file=tmp_path / "importance", normalize=None)
     loaded._place(model)
     for field in ("importance", "anchor"):
         assert all(map(torch.equal, loaded.synapses.view[field], rule.synapses.view[field]))
@@ -317,14 +321,14 @@ def test_an_importance_file_leaves_the_open_path_behind(tmp_path: Path) -> None:
 
 def test_works_beside_a_rule_that_pulls() -> None:
     """The pull is in the realised update, and not in the gradient of the path."""
-    model, rule = Net(plain_net()), SynapticIntelligence(0.0)
-    fit_tasks(model, EWC(1e4), rule, EpochBoundaries(1), tasks=1, max_epochs=3)
+    model, rule = Net(plain_net()), SynapticIntelligence(0.0, normalize=None)
+    fit_tasks(model, EWC(1e4, normalize=None), rule, EpochBoundaries(1), tasks=1, max_epochs=3)
     assert rule.tasks == 3
     assert all(t.isfinite().all() for t in rule.synapses.view["importance"])
 
 
 def test_plasticity_is_what_the_pull_leaves_of_a_move() -> None:
-    rule = SynapticIntelligence(3.0)
+    rule = SynapticIntelligence(3.0, normalize=None)
     weights_of = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.zeros(1, dtype=torch.float64)}
     view = rule.synapses.place(weights_of, ["a", "b"])
     view["importance"][0].copy_(torch.tensor([0.5, 2.0]))
