@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from cl_callbacks.guards.signatures import snake_case
 from cl_callbacks.synapses.pull_scale import Change, ratio
 from cl_callbacks.synapses.step import Rule
 
@@ -86,7 +87,7 @@ class RuleScale:
             return None
         return self._once(
             "inert",
-            f"{rule.name} hardly does anything: in task {task} {effect(rule, reached)} at most, so nothing "
+            f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most, so nothing "
             f"is protected; {rule.advice(min(LARGEST_FACTOR, AIM / reached))}.",
         )
 
@@ -114,7 +115,7 @@ class RuleScale:
         how = "" if owns else f", and {effect(rule, self.reached or 0.0)}"
         return self._once(
             "paralysed",
-            f"{rule.name} may keep the network from learning: the loss of task {task} does not fall "
+            f"{_called(rule)} may keep the network from learning: the loss of task {task} does not fall "
             f"({first:.3g} at its beginning, {latest:.3g} now{before}){how}; {rule.advice(0.1)}.",
         )
 
@@ -130,7 +131,7 @@ class RuleScale:
 
     def summary(self, rule: ScaledRule) -> str | None:
         """A few words for the line at the end of a task."""
-        return f"{effect(rule, self.reached, rule.name)}" if self.reached else None
+        return effect(rule, self.reached, rule.name) if self.reached else None
 
     def _acts(self, rule: ScaledRule) -> bool:
         """Whether the rule has a past to protect, and is not switched off by a strength of 0."""
@@ -148,6 +149,11 @@ def effect(rule: ScaledRule, reached: float, who: str = "it") -> str:
     if rule.acts_on == "update":
         return f"{who} changed the update by up to {reached:.2g} of it"
     return f"{who} pulled with up to {reached:.2g} of the gradient"
+
+
+def _called(rule: ScaledRule) -> str:
+    kind = type(rule).__name__
+    return kind if rule.name == snake_case(kind) else f"{kind} {rule.name!r}"
 
 
 def measure_of(rule: ScaledRule) -> str:
