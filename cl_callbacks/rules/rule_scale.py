@@ -22,6 +22,8 @@ AIM = 0.3
 """Ratio that the advice to an inert rule aims at."""
 HOLDING = 0.3
 """Least ratio at which a rule can be what keeps a task from being learned."""
+OVERPOWERING = 1.0
+"""The same where no task before was learned, so that it is not known whether there is anything to learn."""
 LARGEST_FACTOR = 100.0
 """Largest change of a strength that is advised at once."""
 FALL = 0.1
@@ -80,15 +82,26 @@ class RuleScale:
         self.ratio = ratio(changes, rule.synapses.view)
         self.peak = self.ratio if self.peak is None else torch.maximum(self.peak, self.ratio)
 
+    @property
+    def has_level(self) -> bool:
+        """Whether it is known at which loss tasks that were learned have begun and ended."""
+        return self._learned > 0
+
+    def read(self) -> float | None:
+        """The largest ratio in the current task so far; waits for the device."""
+        self.reached = None if self.peak is None else self.peak.item()
+        return self.reached
+
     def inert(self, rule: ScaledRule, task: int) -> str | None:
         """A sentence, once, if the rule has done next to nothing in a task, and has a past to protect."""
         reached = self.reached or 0.0  # at exactly 0 there was nothing that a strength could multiply
-        if not (self._acts(rule) and 0 < reached < INERT):
+        with_a_past = rule.tasks > 0 or self.ended > 0
+        if not (with_a_past and rule.strength_now != 0 and 0 < reached < INERT):
             return None
         return self._once(
             "inert",
-            f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most, so nothing "
-            f"is protected; {rule.advice(min(LARGEST_FACTOR, AIM / reached))}.",
+            f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most, so "
+            f"nothing is protected; {rule.advice(min(LARGEST_FACTOR, AIM / reached))}.",
         )
 
     def paralysed(self, rule: ScaledRule, task: int, first: float, latest: float) -> str | None:
@@ -100,19 +113,18 @@ class RuleScale:
             first: mean loss at the beginning of the task.
             latest: mean loss of the latest tenth of its batches.
         """
-        owns = rule.owns_update
-        if not (owns or (self._acts(rule) and (self.reached or 0.0) >= HOLDING)):
+        owns, reached = rule.owns_update, self.reached or 0.0
+        known = self.has_level  # else it may hold from the beginning, as rules without a boundary do
+        acts = owns or reached >= (HOLDING if known else OVERPOWERING)
+        if not acts or not (known or (self.fresh and not self.ended)):
             return None
         learned = latest <= (1 - FALL) * first
-        before = ""
-        if self._learned:  # a task that is well known from the beginning has nothing to fall
+        if known:  # a task that is well known from the beginning has nothing to fall
             learned = learned or latest <= 2 * self._left or latest <= FALL * self._began
-            before = f", where tasks before it ended at {self._left:.2g}"
-        elif not (owns and self.fresh):
-            return None
         if learned or not math.isfinite(first + latest):
             return None
-        how = "" if owns else f", and {effect(rule, self.reached or 0.0)}"
+        before = f", where tasks before it ended at {self._left:.2g}" if known else ""
+        how = "" if owns else f", and {effect(rule, reached)}"
         return self._once(
             "paralysed",
             f"{_called(rule)} may keep the network from learning: the loss of task {task} does not fall "
@@ -132,10 +144,6 @@ class RuleScale:
     def summary(self, rule: ScaledRule) -> str | None:
         """A few words for the line at the end of a task."""
         return effect(rule, self.reached, rule.name) if self.reached else None
-
-    def _acts(self, rule: ScaledRule) -> bool:
-        """Whether the rule has a past to protect, and is not switched off by a strength of 0."""
-        return rule.acts_on is not None and rule.strength_now != 0 and (rule.tasks > 0 or self.ended > 0)
 
     def _once(self, what: str, sentence: str) -> str | None:
         if what in self._said:

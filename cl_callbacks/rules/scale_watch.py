@@ -21,7 +21,7 @@ LEAST_STEPS = 50
 LEAST_STEPS_OF_EFFECT = 10
 """Steps of the shortest task in which a rule is expected to do something."""
 FIRST_LOOK_STEPS = 500
-"""Steps of a task after which rules that own the update are judged, before it ends: a stream may not end."""
+"""Steps after which rules are judged in a first task, before it ends: a stream may not end."""
 
 
 class ScaleWatch:
@@ -61,7 +61,7 @@ class ScaleWatch:
             self._keep(trainer, self._scale)
             self._scale = None
         if self._whole and self._batches == FIRST_LOOK_STEPS * trainer.accumulate_grad_batches:
-            self._look_at_owners(trainer)
+            self._look(trainer)
 
     def start_task(self, rule: ScaledRule) -> None:
         """Begins the task for a rule."""
@@ -76,10 +76,10 @@ class ScaleWatch:
         if not self._whole:
             scale.reached = None
             return
-        if scale.peak is not None:
-            scale.reached = scale.peak.item()
-            key = f"{measure_of(rule)}/{rule.name}"
-            log(trainer, {log_keys.TASK_INDEX: task, log_keys.task(key): scale.reached})
+        reached = scale.read()
+        if reached is not None:
+            key = log_keys.task(f"{measure_of(rule)}/{rule.name}")
+            log(trainer, {log_keys.TASK_INDEX: task, key: reached})
         losses = None if boundaries_of(trainer).looking_back else self._task_losses(trainer)
         if self._steps(trainer) >= LEAST_STEPS_OF_EFFECT:
             _warn(scale.inert(rule, task))
@@ -109,12 +109,12 @@ class ScaleWatch:
             self._losses = self._loss.means(trainer)
         return self._losses
 
-    def _look_at_owners(self, trainer: Trainer) -> None:
-        owners = [rule for rule in self.rules if rule.owns_update]
-        if owners:
-            losses = self._loss.means(trainer)
-            for rule in owners:
-                _warn(rule.scale.paralysed(rule, boundaries_of(trainer).task, *losses))
+    def _look(self, trainer: Trainer) -> None:
+        rules = [rule for rule in self.rules if not rule.scale.has_level]
+        losses = self._loss.means(trainer) if rules else ()
+        for rule in rules:
+            rule.scale.read()
+            _warn(rule.scale.paralysed(rule, boundaries_of(trainer).task, *losses))
 
 
 def _warn(sentence: str | None) -> None:
