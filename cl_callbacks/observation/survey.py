@@ -97,7 +97,7 @@ class Survey:
 
     def _see_ratios(self, layers: Mapping[str, SynapseView]) -> None:
         """Adds the latest measured ratio of the rule's effect, of each layer and of all."""
-        scale, view, measure = self._rule.scale, self._rule.synapses.view, measure_of(self._rule)
+        scale, view, measure = self._rule.rule_scale, self._rule.synapses.view, measure_of(self._rule)
         if scale.latest:
             layer_of = {name: layer for layer, part in layers.items() for name in part.names}
             squares = by_layer(scale.latest, layer_of)

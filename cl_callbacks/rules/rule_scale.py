@@ -35,7 +35,7 @@ class ScaledRule(Rule, Protocol):
 
     name: str
     tasks: int
-    scale: RuleScale
+    rule_scale: RuleScale
 
     @property
     def acts_on(self) -> ActsOn | None:
@@ -73,7 +73,7 @@ class RuleScale:
         self.reached: float | None = None
         self.ended = 0
         self._learned = 0
-        self._began = self._left = math.nan  # mean loss with which tasks that were learned began and ended
+        self._began = self._left = 0.0  # mean loss with which tasks that were learned began and ended
         self._said: set[str] = set()
 
     def keep(self, changes: Sequence[Change], rule: ScaledRule) -> None:
@@ -136,8 +136,6 @@ class RuleScale:
         self.ended += 1
         if losses is not None and all(map(math.isfinite, losses)) and "paralysed" not in self._said:
             self._learned += 1
-            if self._learned == 1:
-                self._began, self._left = losses
             self._began += (losses[0] - self._began) / self._learned
             self._left += (losses[1] - self._left) / self._learned
 

@@ -65,14 +65,14 @@ class ScaleWatch:
 
     def start_task(self, rule: ScaledRule) -> None:
         """Begins the task for a rule."""
-        rule.scale.peak = rule.scale.reached = None
+        rule.rule_scale.peak = rule.rule_scale.reached = None
         if rule is self.rules[0]:
             self._batches, self._loss, self._losses = 0, TaskLoss(), None
             self._whole, self._scale = True, None
 
     def end_task(self, trainer: Trainer, rule: ScaledRule, task: int) -> None:
         """Ends the task for a rule, before it consolidates: logs its largest ratio, and judges it."""
-        scale = rule.scale
+        scale = rule.rule_scale
         if not self._whole:
             scale.reached = None
             return
@@ -98,8 +98,8 @@ class ScaleWatch:
         for rule in self.rules:
             changes = measured.changes_of(rule)
             if changes:
-                rule.scale.keep(changes, rule)
-                found[log_keys.ratio(measure_of(rule), rule.name)] = rule.scale.ratio
+                rule.rule_scale.keep(changes, rule)
+                found[log_keys.ratio(measure_of(rule), rule.name)] = rule.rule_scale.ratio
         if found and is_due(trainer):
             log(trainer, {key: ratio.item() for key, ratio in found.items() if ratio is not None})
 
@@ -110,11 +110,11 @@ class ScaleWatch:
         return self._losses
 
     def _look(self, trainer: Trainer) -> None:
-        rules = [rule for rule in self.rules if not rule.scale.has_level]
+        rules = [rule for rule in self.rules if not rule.rule_scale.has_level]
         losses = self._loss.means(trainer) if rules else ()
         for rule in rules:
-            rule.scale.read()
-            _warn(rule.scale.paralysed(rule, boundaries_of(trainer).task, *losses))
+            rule.rule_scale.read()
+            _warn(rule.rule_scale.paralysed(rule, boundaries_of(trainer).task, *losses))
 
 
 def _warn(sentence: str | None) -> None:

@@ -146,7 +146,7 @@ class SynapticCallback(Callback):
         """Number of tasks that the rule has consolidated."""
         self.seconds = 0.0
         """Duration of the last task's consolidation, in seconds; 0.0 if there was none."""
-        self.scale = RuleScale()
+        self.rule_scale = RuleScale()
         """How strong the rule is beside the task's gradient, or beside the optimizer's update."""
         self._step: SynapticStep | None = None
         self._watch: ScaleWatch | None = None
@@ -228,7 +228,7 @@ class SynapticCallback(Callback):
 
     def task_summary(self, task: int) -> str | None:
         """How strong the rule was in the task, for the line at its end."""
-        return self.scale.summary(self)
+        return self.rule_scale.summary(self)
 
     # -- hooks -------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class SynapticCallback(Callback):
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the fields and the numbers from a saved state; extended by rules with more state."""
-        self.scale = RuleScale(fresh=False)
+        self.rule_scale = RuleScale(fresh=False)
         self.synapses.load_state_dict(state_dict["synapses"])
         for name in ("tasks", *self.saved):
             setattr(self, name, copy.copy(state_dict[name]))

@@ -20,8 +20,9 @@ def task_loss(trainer: Trainer, outputs: Any) -> Tensor | None:
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if not isinstance(loss, Tensor):
         return None
+    loss = loss.detach().float()
     # Lightning passes the loss on divided by the number of batches that it accumulates.
-    return loss.detach().float().mean() * trainer.accumulate_grad_batches
+    return (loss.mean() if loss.ndim else loss) * trainer.accumulate_grad_batches
 
 
 class TaskLoss:
@@ -45,7 +46,7 @@ class TaskLoss:
     def __init__(self) -> None:
         self.batches = 0
         """Number of batches that had a loss."""
-        self._means = torch.full((2,), torch.nan)
+        self._first = self._latest = torch.tensor(torch.nan)
 
     def add(self, loss: Tensor | None) -> None:
         """Adds the loss of the next batch, a scalar of single precision; ``None`` if it has none."""
@@ -53,13 +54,13 @@ class TaskLoss:
             return
         self.batches += 1
         if self.batches == 1:
-            self._means = loss.repeat(2)
+            self._first, self._latest = loss.clone(), loss.clone()
         if self.batches <= WINDOW:
-            self._means[0].lerp_(loss, 1 / self.batches)
-        self._means[1].lerp_(loss, WINDOW / (self.batches + WINDOW - 1))
+            self._first.lerp_(loss, 1 / self.batches)
+        self._latest.lerp_(loss, WINDOW / (self.batches + WINDOW - 1))
 
     def means(self, trainer: Trainer) -> tuple[float, float]:
         """Both means, averaged over processes, all of which have to call this; NaN without a loss."""
-        means = self._means.to(trainer.strategy.root_device, copy=True)
+        means = torch.stack([self._first, self._latest]).to(trainer.strategy.root_device)
         first, latest = trainer.strategy.reduce(means, reduce_op="mean").tolist()
         return first, latest

@@ -50,9 +50,9 @@ def train(rules: list[Any], own: int = 0, kind: type[Net] = Net, **options: Any)
     )
     trainer.fit(model, TwoTasks(own))
     return {
-        "reached": [rule.scale.reached for rule in rules],
-        "levels": [(rule.scale._began, rule.scale._left) for rule in rules],
-        "said": [sorted(rule.scale._said) for rule in rules],
+        "reached": [rule.rule_scale.reached for rule in rules],
+        "levels": [(rule.rule_scale._began, rule.rule_scale._left) for rule in rules],
+        "said": [sorted(rule.rule_scale._said) for rule in rules],
         "layers": [m.get("pull_ratio", m.get("update_ratio")) for m in statistics.latest.values()],
     }
 

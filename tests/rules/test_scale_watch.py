@@ -6,6 +6,7 @@ import csv
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     EpochBoundaries,
+    FitBoundaries,
     MetaplasticGate,
     SynapseStatistics,
     SynapticCallback,
@@ -75,7 +77,7 @@ def test_what_is_advised_is_no_longer_inert() -> None:
         if not texts:
             break
         rule = EWC(float(texts[0].split("strength=")[1].split()[0]))
-    assert not texts and rule.scale.reached is not None and 0.01 < rule.scale.reached < 3
+    assert not texts and rule.rule_scale.reached is not None and 0.01 < rule.rule_scale.reached < 3
 
 
 @pytest.mark.parametrize("strength", [0.0, 30.0])
@@ -153,6 +155,17 @@ def test_a_task_that_is_not_learned_for_another_reason_is_not_the_rules() -> Non
 
 def test_a_task_too_short_to_tell_says_nothing() -> None:
     assert said(EWC(1e6), max_epochs=4) == []
+
+
+def test_a_boundary_found_late_tells_nothing_of_the_loss() -> None:
+    """The latest batches are of the next task already."""
+
+    class Late(FitBoundaries):
+        def end(self, trainer: Any, as_of: Any = None) -> None:
+            super().end(trainer, nullcontext())
+
+    assert said(EWC(1e6), Late()) == []
+    assert len(said(EWC(1e-3), Late())) == 1
 
 
 @pytest.mark.parametrize(("prior", "count"), [(1e-4, 1), (0.2, 0)])

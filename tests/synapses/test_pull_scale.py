@@ -192,6 +192,6 @@ def test_training_is_the_same_bit_for_bit_with_every_step_measured(
             monkeypatch.setattr(ScaleWatch, "before_step", lambda *_: None)
         fit_tasks(model, memory, max_epochs=2, log_every_n_steps=1, gradient_clip_val=1.0)
         found[measures] = weights(model), state(memory)
-        assert bool(memory.scale.latest) == (measures and memory.acts_on is not None)
+        assert bool(memory.rule_scale.latest) == (measures and memory.acts_on is not None)
     assert torch.equal(found[True][0], found[False][0])
     assert_same(found[True][1], found[False][1])
