@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from cl_callbacks.drift.feature_shift import FeatureShift
+from cl_callbacks.training.task_loss import task_loss
 
 _PATIENCE = 100  # batches within which a key has to be logged, or a layer to run
 
@@ -50,10 +51,9 @@ class LossSignal:
 
     def read(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> Tensor | None:
         """The loss of a batch, before the update that it made."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning passes the loss on divided by the number of batches that it accumulates.
-            return loss.detach().float().mean() * trainer.accumulate_grad_batches
+        loss = task_loss(trainer, outputs)
+        if loss is not None:
+            return loss
         if not pl_module.automatic_optimization:  # under automatic optimization, None skips the batch
             raise MisconfigurationException(
                 f"There is no loss to watch: training_step of {type(pl_module).__name__} returns none. "

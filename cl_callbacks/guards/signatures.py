@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import get_args, get_type_hints
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
 
 
 def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
@@ -72,3 +73,30 @@ def refuse_unknown(kind: type, unknown: Iterable[str]) -> None:
         raise TypeError(
             f"{kind.__name__} has no argument {name!r}: {hint} of {', '.join(arguments_of(kind))}."
         )
+
+
+def snake_case(name: str) -> str:
+    """A class name in small letters and underscores.
+
+    Example:
+        >>> snake_case("BennaFusi"), snake_case("RWalk"), snake_case("KFACLaplace")
+        ('benna_fusi', 'rwalk', 'kfac_laplace')
+    """
+    # A single capital belongs to what follows.
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
+
+
+def call_text(made: Any, more: Mapping[str, Any]) -> str:
+    """The call that makes an object, with the arguments that are not defaults; then ``more`` of it.
+
+    A ``name`` that is that of the class is left out.
+    """
+    given = {
+        name: getattr(made, name)
+        for name, argument in arguments_of(type(made)).items()
+        if getattr(made, name, argument.default) not in (argument.default, ())
+    }
+    if given.get("name") == snake_case(type(made).__name__):
+        del given["name"]
+    arguments = ", ".join(f"{name}={value!r}" for name, value in {**given, **more}.items())
+    return f"{type(made).__name__}({arguments})"

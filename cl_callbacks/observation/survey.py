@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cl_callbacks.rules.rule_scale import measure_of
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.synapses.pull_scale import by_layer, ratio, ratios
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.shards import group_of
 from cl_callbacks.tensors.subsample import every_nth, quantiles_of, stride_for
@@ -19,6 +21,7 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 SAMPLES = 16_384
 """Maximum number of synapses that quantiles are estimated from, per layer and for the whole network."""
 ALL = "all"
+RATIO = "ratio"
 RESERVED = {ALL, "mean", *QUANTILES}
 
 Statistics = dict[str, dict[str, dict[str, float]]]
@@ -26,7 +29,7 @@ Statistics = dict[str, dict[str, dict[str, float]]]
 
 
 class Entry(NamedTuple):
-    """Place of a number in the statistics; ``synapses`` is the count behind a sum, and 1 for a quantile."""
+    """Place of a number in the statistics; ``synapses`` is the count behind a sum, and 1 for others."""
 
     measure: str
     layer: str
@@ -58,19 +61,20 @@ class Survey:
         self._rule, self._rates, self._frozen_below, self._by_layer = rule, rates, frozen_below, by_layer
         self._group = group_of(view.sources)
         self._sums: list[tuple[Entry, Tensor]] = []
-        self._quantiles: list[tuple[Entry, Tensor]] = []
+        self._found: list[tuple[Entry, Tensor]] = []  # quantiles and ratios, over all processes already
         taken: dict[str, list[Tensor]] = {}
         layers = _layers(view)
         stride, first = stride_for(sum(map(_size, layers.values())), SAMPLES), 0
         for layer, part in layers.items():
             first = self._see(layer, part, taken, stride, first)
         self.samples = {m: self._quantiles_of(_joined(parts), m, ALL) for m, parts in taken.items()}
-        self.entries = [entry for entry, _ in (*self._sums, *self._quantiles)]
+        self._see_ratios(layers)
+        self.entries = [entry for entry, _ in (*self._sums, *self._found)]
         self._totals = [view.total(_stacked([value for _, value in self._sums]))] if self._sums else []
 
     def numbers(self) -> list[Tensor]:
         """Tensors whose concatenated elements belong to ``entries``, in order."""
-        return [*self._totals, *(value for _, value in self._quantiles)]
+        return [*self._totals, *(value for _, value in self._found)]
 
     def _see(
         self, layer: str, part: SynapseView, taken: dict[str, list[Tensor]], stride: int, first: int
@@ -91,12 +95,22 @@ class Survey:
                 self._quantiles_of(_joined(every_nth(values, own)[0]), measure, layer)
         return following
 
+    def _see_ratios(self, layers: Mapping[str, SynapseView]) -> None:
+        """Adds the latest measured ratio of the rule's effect, of each layer and of all."""
+        scale, view, measure = self._rule.rule_scale, self._rule.synapses.view, measure_of(self._rule)
+        if scale.latest:
+            layer_of = {name: layer for layer, part in layers.items() for name in part.names}
+            squares = by_layer(scale.latest, layer_of)
+            found = ratios(list(squares.values()), view)
+            self._found.append((Entry(measure, ALL, RATIO), ratio(scale.latest, view)))
+            self._found += [(Entry(measure, layer, RATIO), found[i]) for i, layer in enumerate(squares)]
+
     def _quantiles_of(self, samples: Tensor, measure: str, layer: str) -> Tensor:
         """Adds the quantiles over the samples of all processes, and returns these samples."""
         if self._group is not None:
             samples = _gathered(samples, self._group)
         found = quantiles_of(samples, QUANTILES.values())
-        self._quantiles += [(Entry(measure, layer, q), found[i]) for i, q in enumerate(QUANTILES)]
+        self._found += [(Entry(measure, layer, q), found[i]) for i, q in enumerate(QUANTILES)]
         return samples
 
 
@@ -113,7 +127,7 @@ def statistics(entries: Sequence[Entry], numbers: Sequence[float]) -> Statistics
     for (measure, layer, statistic, synapses), number in zip(entries, numbers, strict=True):
         layers = found.setdefault(measure, {ALL: {}})
         layers.setdefault(layer, {})[statistic] = number / synapses
-        if statistic not in QUANTILES:
+        if statistic not in QUANTILES and statistic != RATIO:
             totals.setdefault((measure, statistic), []).append((number, synapses))
     for (measure, statistic), parts in totals.items():
         sums, sizes = zip(*parts, strict=True)

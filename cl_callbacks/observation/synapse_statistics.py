@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.observation.histograms import log_histograms
 from cl_callbacks.observation.pictures import log_figure
-from cl_callbacks.observation.survey import ALL, Statistics, Survey, read
+from cl_callbacks.observation.survey import ALL, RATIO, Statistics, Survey, read
 from cl_callbacks.observation.survey_figures import FIGURES
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
@@ -33,6 +33,9 @@ class SynapseStatistics(Callback):
       ``cl_synapses/RULE/frozen_fraction/all``, over all synapses;
     - ``cl_synapses/RULE/MEASURE/LAYER`` and ``cl_synapses/RULE/frozen_fraction/LAYER``, where a layer that is
       itself called ``mean``, ``all`` or ``q05`` … is written with a dot behind it;
+    - ``cl_synapses/RULE/pull_ratio/all`` and ``…/LAYER``, how strong the rule's pull is beside the task's
+      gradient, as a ratio of norms, in the latest step that was measured: one that Lightning logs, or step 1,
+      2, 4, 8, … of a task; ``update_ratio`` beside the update for a rule that changes that;
     - at the end of each task, histograms for W&B and TensorBoard: ``cl_synapses/RULE/MEASURE/histogram``; for
       importance, ``…/log10_histogram`` of the decimal logarithm where it is above 0;
     - at the end of training, figures of importance and plasticity by layer as of the end of the latest task:
@@ -88,8 +91,8 @@ class SynapseStatistics(Callback):
     def latest(self) -> dict[str, Statistics]:
         """The latest statistics: ``{rule: {measure: {layer or "all": {statistic: number}}}}``.
 
-        Statistics are ``"mean"``, for plasticity ``"frozen_fraction"``, and ``"q05"`` … ``"q95"``, for layers
-        at the ends of tasks only. Empty before the first measurement.
+        Statistics are ``"mean"``, for plasticity ``"frozen_fraction"``, of ratios only ``"ratio"``, and
+        ``"q05"`` … ``"q95"``, for layers at the ends of tasks only. Empty before the first measurement.
         """
         return self._latest
 
@@ -194,6 +197,8 @@ def _log_entries(found: dict[str, Statistics]) -> Iterator[tuple[str, float]]:
                 for statistic, value in values.items():
                     if statistic == "frozen_fraction":
                         yield log_keys.synapses(key, "frozen_fraction", layer), value
+                    elif statistic == RATIO:
+                        yield log_keys.synapses(key, measure, layer), value
                     elif layer == ALL:
                         yield log_keys.synapses(key, measure, statistic), value
                     elif statistic == "mean":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import LBFGS
 
+from cl_callbacks.rules.rule_options import state_dtype_of
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.tensors.shards import misfits
 
@@ -96,6 +97,32 @@ def refuse_optimizers(trainer: Trainer) -> None:
         raise MisconfigurationException(
             "A fused optimizer under 16-bit mixed precision unscales the gradients inside its step, after "
             "the rules have seen them: build it with fused=False, or use precision='bf16-mixed'."
+        )
+
+
+def refuse_rounded_state(rule: Any, given: torch.dtype | str | None) -> None:
+    """Raises for a ``state_dtype`` of half precision if all state of a rule changes by small amounts."""
+    dtype = state_dtype_of(given)
+    if dtype is not None and dtype.itemsize < 4 and rule.fields and set(rule.running) >= set(rule.fields):
+        raise ValueError(
+            f"state_dtype={given!r}: all state of {type(rule).__name__} changes in every step by less than "
+            f"half precision can tell apart, and would stand still: use 'float32' or wider."
+        )
+
+
+def refuse_two_owners(rules: Sequence[Rule], pulling: Sequence[Rule]) -> None:
+    """Raises for two rules that own the update, and warns of ``pulling`` ones beside one that does."""
+    owners = [type(rule).__name__ for rule in rules if rule.owns_update]
+    if len(owners) > 1:
+        raise MisconfigurationException(
+            f"{' and '.join(owners)} each replace the optimizer's update by their own, so only one of them "
+            f"can be in the callback list."
+        )
+    if owners and pulling:
+        rank_zero_warn(
+            f"{owners[0]} already remembers through its own update, and "
+            f"{', '.join(type(rule).__name__ for rule in pulling)} pulls on the gradient that goes into it: "
+            f"what was learned counts twice. One of them is enough."
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cl_callbacks.rules.compatibility import few
 from cl_callbacks.rules.rule_options import Patterns
@@ -31,6 +32,14 @@ def patterns_of(given: Patterns) -> tuple[str, ...]:
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     return patterns
+
+
+def stepped_by(
+    optimizers: Iterable[Optimizer], model: Mapping[str, Tensor], names: Iterable[str]
+) -> list[str]:
+    """Names of parameters that an optimizer steps: others have no update that a rule could replace."""
+    stepping = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    return [name for name in names if id(model[name]) in stepping]
 
 
 class ParameterSelection(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -13,24 +12,27 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
 from cl_callbacks.guards.saved_state import restore_atomically
-from cl_callbacks.guards.signatures import arguments_of, declare_arguments, refuse_unknown
+from cl_callbacks.guards.signatures import call_text, declare_arguments, refuse_unknown, snake_case
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.rules.compatibility import (
     refuse_missing_device,
     refuse_optimizers,
+    refuse_rounded_state,
     refuse_shards,
     refuse_strategy,
+    refuse_two_owners,
     refuse_unknown_needs,
 )
 from cl_callbacks.rules.compile_rules import compiles
-from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of
+from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of, stepped_by
 from cl_callbacks.rules.rule_options import Patterns, state_device_of, state_dtype_of
+from cl_callbacks.rules.rule_scale import ActsOn, RuleScale, scaled
+from cl_callbacks.rules.scale_watch import ScaleWatch
 from cl_callbacks.synapses.state import Fill, Synapses, plain_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
@@ -102,6 +104,11 @@ class SynapticCallback(Callback):
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
     unsaved_before: ClassVar[Mapping[str, Any]] = {}
     """Values of what older checkpoints do not contain."""
+    dial: ClassVar[str] = "strength"
+    """The argument that sets how strong the rule is, which advice names; of a rule that owns the update, the
+    standard deviation that sets how far it lets weights move."""
+    proximal: bool = False
+    """Whether a rule with both a :meth:`pull` and a :meth:`rewrite` acts by the second."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass that overrides a per-weight method must set ``local`` itself."""
@@ -128,19 +135,23 @@ class SynapticCallback(Callback):
         super().__init__()
         refuse_unknown(type(self), unknown)
         self.parameters, self.exclude = patterns_of(parameters), patterns_of(exclude)
-        self.name = _snake_case(type(self).__name__) if name is None else name
+        self.name = snake_case(type(self).__name__) if name is None else name
         # The default as version 0.1 wrote it, so that its checkpoints are found.
         self._name_in_key = type(self).__name__.lower() if name is None else name
         self.state_dtype = self.default_state_dtype if state_dtype is None else state_dtype
         self.state_device, self.strict = state_device, strict
+        refuse_rounded_state(self, self.state_dtype)
         self.synapses = Synapses(
-            self.fields, self._state_dtype(), strict, state_device_of(state_device), self.running
+            self.fields, state_dtype_of(self.state_dtype), strict, state_device_of(state_device), self.running
         )
         self.tasks = 0
         """Number of tasks that the rule has consolidated."""
         self.seconds = 0.0
         """Duration of the last task's consolidation, in seconds; 0.0 if there was none."""
+        self.rule_scale = RuleScale()
+        """How strong the rule is beside the task's gradient, or beside the optimizer's update."""
         self._step: SynapticStep | None = None
+        self._watch: ScaleWatch | None = None
         self._committing: ExitStack | None = None
         self._evaluating = False
 
@@ -196,6 +207,31 @@ class SynapticCallback(Callback):
         plasticity = self.plasticity(synapses, rates)
         return {} if plasticity is None else {"plasticity": plasticity}
 
+    @property
+    def acts_on(self) -> ActsOn | None:
+        """What the rule changes by a part: ``None`` if it owns the update, or neither pulls nor rewrites."""
+        kind = type(self)
+        if not self.proximal and kind.pull is not SynapticCallback.pull:
+            return None if self.owns_update else "gradient"
+        return None if self.owns_update or kind.rewrite is SynapticCallback.rewrite else "update"
+
+    @property
+    def strength_now(self) -> float | None:
+        """Value of the argument that :attr:`dial` names; ``None`` without."""
+        return getattr(self, self.dial, None)
+
+    def advice(self, factor: float) -> str:
+        """What to try for ``factor`` times the effect, as the end of a sentence."""
+        # An update by its own equation is in proportion to the variance, and held by a small one.
+        value = scaled(self.strength_now, factor**-0.5 if self.owns_update else factor)
+        if value is None:
+            return "try other arguments"
+        return f"try {self.dial}={value} instead of {self.strength_now:g}"
+
+    def task_summary(self, task: int) -> str | None:
+        """How strong the rule was in the task, for the line at its end."""
+        return self.rule_scale.summary(self)
+
     # -- hooks -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -216,16 +252,16 @@ class SynapticCallback(Callback):
             for rule in sorted(rules, key=lambda rule: not rule.owns_update):
                 rule._place(pl_module)
             refuse_optimizers(trainer)
-            _refuse_two_owners(rules)
+            refuse_two_owners(rules, [r for r in rules if type(r).pull is not SynapticCallback.pull])
 
             def place() -> None:
                 for rule in rules:
                     rule._place(pl_module, growing=True)
 
-            step = SynapticStep(rules, place, compiles(trainer))
+            step, watch = SynapticStep(rules, place, compiles(trainer)), ScaleWatch(rules)
             step.attach(trainer.optimizers)
             for rule in rules:
-                rule._step = step
+                rule._step, rule._watch = step, watch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -240,11 +276,16 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Takes snapshots and lets all rules pull, before a step of an optimizer; done by the first rule."""
-        if self._step is not None and self._step.rules[0] is self:
+        if self._step is not None and self._watch is not None and self._step.rules[0] is self:
+            self._step.scale = self._watch.before_step(trainer)
             self._step.about_to_step(optimizer)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Logs the penalty, on steps that Lightning logs."""
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the penalty and how strong the rules are, on steps that Lightning logs."""
+        if self._watch is not None and self._watch.rules[0] is self:
+            self._watch.end_batch(trainer, outputs)
         if is_due(trainer):
             with self.synapses.on_device(changing=False):
                 penalty = self.penalty(self.synapses.view)
@@ -258,10 +299,14 @@ class SynapticCallback(Callback):
         """
         if self._step is not None:
             self._step.refresh()
+        if self._watch is not None:
+            self._watch.start_task(self)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Consolidates the task, unless weights are not finite."""
+        """Judges how strong the rule was, and consolidates the task, unless weights are not finite."""
         self._place(pl_module)
+        if self._watch is not None:
+            self._watch.end_task(trainer, self, task)
         view, self.seconds = self.synapses.view, 0.0
         lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
         if view.total(lost):  # the same on every process, or they would deadlock
@@ -283,7 +328,7 @@ class SynapticCallback(Callback):
         """Detaches the rules from the optimizers."""
         if self._step is not None:
             self._step.detach()
-        self._step, self._evaluating = None, False
+        self._step, self._watch, self._evaluating = None, None, False
         self.synapses.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -320,6 +365,7 @@ class SynapticCallback(Callback):
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the fields and the numbers from a saved state; extended by rules with more state."""
+        self.rule_scale = RuleScale(fresh=False)
         self.synapses.load_state_dict(state_dict["synapses"])
         for name in ("tasks", *self.saved):
             setattr(self, name, copy.copy(state_dict[name]))
@@ -348,9 +394,7 @@ class SynapticCallback(Callback):
         trainable = [name for name, p in model.items() if p.requires_grad or name in before]
         trainer = attached_trainer(pl_module)
         if self.owns_update and trainer is not None:
-            # Parameters that no optimizer steps have no update that such a rule could replace.
-            stepping = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
-            trainable = [name for name in trainable if id(model[name]) in stepping]
+            trainable = stepped_by(trainer.optimizers, model, trainable)
         selection = ParameterSelection(
             type(self).__name__, self.parameters, self.exclude, self.matrices_only, self.owns_update
         )
@@ -367,45 +411,8 @@ class SynapticCallback(Callback):
             >>> EWC(70.0, exclude="bias")
             EWC(strength=70.0, exclude=('bias',), tasks=0)
         """
-        given = {
-            name: getattr(self, name)
-            for name, argument in arguments_of(type(self)).items()
-            if getattr(self, name, argument.default) not in (argument.default, ())
-        }
-        if given.get("name") == _snake_case(type(self).__name__):
-            del given["name"]
-        if type(self).consolidate is not SynapticCallback.consolidate:
-            given["tasks"] = self.tasks
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    def _state_dtype(self) -> torch.dtype | None:
-        dtype = state_dtype_of(self.state_dtype)
-        if dtype is not None and dtype.itemsize < 4 and self.fields and set(self.running) >= set(self.fields):
-            raise ValueError(
-                f"state_dtype={self.state_dtype!r}: all state of {type(self).__name__} changes in every step "
-                f"by less than half precision can tell apart, and would stand still: use 'float32' or wider."
-            )
-        return dtype
+        consolidates = type(self).consolidate is not SynapticCallback.consolidate
+        return call_text(self, {"tasks": self.tasks} if consolidates else {})
 
 
 declare_arguments(SynapticCallback)
-
-
-def _snake_case(name: str) -> str:
-    # A single capital belongs to what follows: RWalk is rwalk, KFACLaplace is kfac_laplace.
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _refuse_two_owners(rules: list[SynapticCallback]) -> None:
-    owners = [type(rule).__name__ for rule in rules if rule.owns_update]
-    if len(owners) > 1:
-        raise MisconfigurationException(
-            f"{' and '.join(owners)} each replace the optimizer's update by their own, so only one of them "
-            f"can be in the callback list."
-        )
-    pulling = [type(rule).__name__ for rule in rules if type(rule).pull is not SynapticCallback.pull]
-    if owners and pulling:
-        rank_zero_warn(
-            f"{owners[0]} already remembers through its own update, and {', '.join(pulling)} pulls on the "
-            f"gradient that goes into it: what was learned counts twice. One of them is enough."
-        )

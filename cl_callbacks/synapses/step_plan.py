@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.compiled.fused import compiling, is_compiling
+from cl_callbacks.synapses.pull_scale import PullScale
 from cl_callbacks.synapses.step import Need, Rule, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
@@ -52,21 +53,23 @@ class Plan:
         met = [rule for rule, _ in self._met]
         self.blocks = [_Block(met, optimizer, group_index, part, buffers) for part in parts]
 
-    def before_step(self) -> None:
-        """Takes the snapshots, then lets every rule add its pull to the gradients."""
+    def before_step(self, scale: PullScale | None = None) -> None:
+        """Takes the snapshots, then lets every rule add its pull to the gradients; ``scale`` measures it."""
         if self._noise is not None:
             self._noise.reduce_gathered()
         for block in self.blocks:
             gradients = block.gradients()
+            if scale is not None:
+                scale.before_pulls(block.part, gradients)
             with compiling(self.compiled):
                 block.capture(gradients, self._noise)
-                block.pull(gradients)
+                block.pull(gradients, scale)
 
-    def after_step(self) -> None:
-        """Lets every rule rewrite the update, observe the step and end it."""
+    def after_step(self, scale: PullScale | None = None) -> None:
+        """Lets every rule rewrite the update, which ``scale`` measures, observe the step and end it."""
         for block in self.blocks:
             with compiling(self.compiled):
-                block.finish()
+                block.finish(scale)
         for rule, view in self._met:
             with rule.synapses.on_device(), compiling(self.compiled):
                 rule.end_step(view)
@@ -83,7 +86,7 @@ class _Block:
         part: dict[Tensor, Rows],
         buffers: Mapping[Need, Buffers],
     ) -> None:
-        self._part = part
+        self.part = part
         self._snapshots: dict[Need, dict[Tensor, Tensor]] = {kind: {} for kind in get_args(Need)}
         members: list[tuple[Rule, Step]] = []
         for rule in rules:
@@ -97,14 +100,14 @@ class _Block:
             members.append((rule, Step(view.stepped_by(optimizer, group_index), kept)))
         self._spans = {kind: spans(found.values()) for kind, found in self._snapshots.items()}
         self._weights = self._snapshots["before"] | self._snapshots["updates"]
-        owners_first = sorted(members, key=lambda member: not member[0].owns_update)
-        self._pulls = [(_on_device(rule, rule.pull, changing=False), step.synapses) for rule, step in members]
-        self._rewrites = [(_on_device(r, r.rewrite), _without("updates", step)) for r, step in owners_first]
+        in_order = sorted(members, key=lambda member: not member[0].owns_update)  # the owner first
+        self._pulls = [(r, _on_device(r, r.pull, changing=False), step.synapses) for r, step in members]
+        self._rewrites = [(r, _on_device(r, r.rewrite), _without("updates", step)) for r, step in in_order]
         self._observes = [(_on_device(r, r.observe), _without("before", step)) for r, step in members]
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of this block's parameters, by parameter."""
-        return {p: rows_of(held(p.grad), rows) for p, rows in self._part.items() if p.grad is not None}
+        return {p: rows_of(held(p.grad), rows) for p, rows in self.part.items() if p.grad is not None}
 
     def capture(self, gradients: Mapping[Tensor, Tensor], noise: WeightNoise | None) -> None:
         noisy = self._snapshots["noise_gradients"]
@@ -112,16 +115,23 @@ class _Block:
         if self._weights:
             copy_each_(list(self._weights.values()), self._held(self._weights))
         if noisy and noise is not None:
-            noise.take({p: self._part[p] for p in noisy}, list(noisy.values()))
+            noise.take({p: self.part[p] for p in noisy}, list(noisy.values()))
 
-    def pull(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        for pull, synapses in self._pulls:
-            pull(synapses, [gradients[p] for p in synapses.sources])
+    def pull(self, gradients: Mapping[Tensor, Tensor], scale: PullScale | None) -> None:
+        for rule, pull, synapses in self._pulls:
+            own = [gradients[p] for p in synapses.sources]
+            pull(synapses, own)
+            if scale is not None:
+                scale.pulled(rule, synapses, own)
         self._keep("pulled", gradients)
 
-    def finish(self) -> None:
-        for rewrite, step in self._rewrites:
+    def finish(self, scale: PullScale | None) -> None:
+        for rule, rewrite, step in self._rewrites:
+            if scale is not None and not rule.owns_update:
+                scale.before_rewrites(self.part)
             rewrite(step)
+            if scale is not None:
+                scale.rewritten(rule, step.synapses)
         updates = self._snapshots["updates"]
         if updates and is_compiling():
             turn_into_update_(list(updates.values()), self._held(updates))
@@ -142,7 +152,7 @@ class _Block:
             zero_nonfinite_(self._spans[kind])
 
     def _held(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        return [rows_of(held(p), self._part[p]) for p in parameters]
+        return [rows_of(held(p), self.part[p]) for p in parameters]
 
 
 def _without(need: Need, step: Step) -> Step:

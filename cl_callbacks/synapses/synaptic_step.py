@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cl_callbacks.synapses.pull_scale import PullScale
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.synapses.step_plan import Buffers, Plan
 from cl_callbacks.tensors.shards import held
@@ -45,6 +46,8 @@ class SynapticStep:
         self, rules: Sequence[Rule], place: Callable[[], None] = lambda: None, compiled: bool = False
     ) -> None:
         self.rules, self._place, self._compiled = rules, place, compiled
+        self.scale: PullScale | None = None
+        """Measures the steps to come; ``None`` for steps that are not measured."""
         self._handles: list[Any] = []
         self._pending: dict[Optimizer, Plan] = {}
         # For optimizers within a step: nested calls of `step` (a subclass calls its parent's), closure calls.
@@ -100,7 +103,7 @@ class SynapticStep:
                 self._plans.clear()
             plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers, self._compiled)
         with torch.no_grad():
-            plan.before_step()
+            plan.before_step(self.scale)
         self._pending[optimizer] = plan
 
     def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -115,7 +118,7 @@ class SynapticStep:
         plan = self._pending.pop(optimizer, None)
         if plan is not None:
             with torch.no_grad():
-                plan.after_step()
+                plan.after_step(self.scale)
 
 
 def _refuse_sparse(parameters: list[Tensor]) -> None:

@@ -36,6 +36,11 @@ def penalty(rule: str) -> str:
     return f"cl/penalty/{rule}"
 
 
+def ratio(what: str, rule: str) -> str:
+    """Key of a rule's effect, by name: ``pull_ratio`` to the gradient, or ``update_ratio`` to the update."""
+    return f"cl/{what}/{rule}"
+
+
 def timescale(rule: str, beaker: int) -> str:
     """Key of the timescale in steps of a beaker, counted from 1."""
     return f"cl/timescale_steps/{rule}/beaker_{beaker}"

@@ -74,6 +74,7 @@ class BennaFusi(SynapticCallback):
 
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
+    dial: ClassVar[str] = "coupling"
     default_state_dtype: ClassVar[str | None] = "float64"
 
     def __init__(

@@ -47,6 +47,7 @@ class BGD(UncertainRule):
     """
 
     local: ClassVar[bool] = True
+    dial: ClassVar[str] = "initial_std"
 
     def __init__(
         self, initial_std: float = 0.1, *, lr_scale: float = 1.0, **options: Unpack[UncertainOptions]

@@ -71,6 +71,7 @@ class MESU(UncertainRule):
     """
 
     local: ClassVar[bool] = True
+    dial: ClassVar[str] = "prior_std"
 
     def __init__(
         self,
