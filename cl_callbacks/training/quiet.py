@@ -97,7 +97,7 @@ def isolated_rng(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
-    """Restores the random generators of loaders, which the training's loaders may share."""
+    """Restores random generators, and those of loaders, which the training's loaders may share."""
     drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
     try:
         yield
@@ -108,7 +108,7 @@ def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
 
 def _generators(loader: Any) -> list[Generator]:
     owners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    found = (getattr(owner, "generator", None) for owner in owners)
+    found = (loader, *(getattr(owner, "generator", None) for owner in owners))
     return [generator for generator in found if isinstance(generator, Generator)]
 
 
