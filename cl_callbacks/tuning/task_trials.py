@@ -97,7 +97,7 @@ class TaskTrials:
             boundaries.share = self.share  # type: ignore[attr-defined]
             self._restore_optimizers()
             for callback in learners:
-                callback.setup(trainer, self._module, "fit")
+                callback.setup(trainer, self._module, stage="fit")
             return self._run()
 
     def _begin(self, loop: Any, callbacks: list[Callback]) -> list[Callback]:
@@ -132,7 +132,7 @@ class TaskTrials:
             return self.scores(quiet_validation(trainer))
         finally:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                callback.teardown(trainer, self._module, "fit")
+                callback.teardown(trainer, self._module, stage="fit")
             trainer.fit_loop.teardown()
 
     def _raise_limits(self, loop: Any, tasks: int) -> None:
