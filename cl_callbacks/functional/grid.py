@@ -12,24 +12,24 @@ _EQUAL = 1e-6
 def smoothed_on_grid(scores: Tensor) -> Tensor:
     r"""Averages each score with those of its neighbours, so that one lucky run does not win.
 
-    :math:`\bar s_i=(s_{i-1}+2s_i+s_{i+1})/4`, and at the ends :math:`(2s_i+s_{i\pm1})/3`.
+    :math:`\bar s_i=(s_{i-1}+2s_i+s_{i+1})/4`, and at the ends :math:`\min(s_i,(3s_i+s_{i\pm1})/4)`: there a
+    neighbour can only lower, since an end must not gain from a peak that is beside it.
 
     Args:
-        scores: ``(n,)``, in the order of the grid.
+        scores: ``(n,)`` with at least two, in the order of the grid; higher ones are better.
 
     Returns:
         Smoothed scores ``(n,)``, in float64.
 
     Example:
         >>> smoothed_on_grid(torch.tensor([0.0, 1.0, 0.0, 0.0]))
-        tensor([0.3333, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+        tensor([0.0000, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     scores = scores.double()
-    total, weight = 2.0 * scores, torch.full_like(scores, 2.0)
-    for here, beside in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-        total[here] += scores[beside]
-        weight[here] += 1.0
-    return total / weight
+    beyond = torch.cat([scores[:1], scores, scores[-1:]])
+    smooth = (beyond[:-2] + 2.0 * scores + beyond[2:]) / 4.0
+    smooth[[0, -1]] = torch.minimum(smooth[[0, -1]], scores[[0, -1]])
+    return smooth
 
 
 def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
@@ -49,7 +49,7 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
         >>> best_on_grid(torch.tensor([0.5, 0.9, 0.5, 0.8, 0.8, 0.8]))
         4
         >>> best_on_grid(torch.tensor([2.0, 1.0, float("nan")]), higher_is_better=False)
-        0
+        1
     """
     usable = scores.isfinite()
     if not usable.any():
