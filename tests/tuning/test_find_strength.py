@@ -21,7 +21,6 @@ from tests.processes import Forked
 from tests.small import loader, make_trainer, task
 from tests.tuning.noticing import Noticing, loaders, random_numbers, sequence
 
-
 FACTORS = 0.1, 1.0
 
 

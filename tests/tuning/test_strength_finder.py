@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from cl_callbacks import (
@@ -25,8 +27,9 @@ from cl_callbacks import (
     StreamingConsolidation,
     StrengthFinder,
     SynapticIntelligence,
-    TaskEvaluation,
 )
+from cl_callbacks.tensors.shards import full_tensor
+from tests.every_rule import same
 from tests.processes import train_together
 from tests.small import Net, loader, make_trainer, task
 from tests.tuning.noticing import (
@@ -36,7 +39,6 @@ from tests.tuning.noticing import (
     Outcome,
     assert_alike,
     fit,
-    random_numbers,
     sequence,
 )
 
@@ -198,7 +200,9 @@ def test_no_callback_no_logger_and_no_file(tmp_path: Path) -> None:
     assert table == expected
 
 
-def test_one_line_before_and_one_after(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_before_and_one_after(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     def train(*callbacks: Callback) -> str:
         fit(EWC(1.0, samples=8), EpochBoundaries(EPOCHS), *callbacks, TQDMProgressBar(),
             enable_progress_bar=True)  # fmt: skip
@@ -209,6 +213,7 @@ def test_one_line_before_and_one_after(capsys: pytest.CaptureFixture[str]) -> No
     assert text.count("StrengthFinder: strength of ewc ") == 1
     assert text.count("task 0 ended at step 6") == text.count("task 1 ended at step 12") == 1
     assert "StrengthFinder: tasks learned" in text
+    assert caplog.text.count("`Trainer.fit` stopped") == 1
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------
@@ -254,19 +259,9 @@ def test_everything_is_as_it_was_after_an_error_in_a_trial(error: type[BaseExcep
         signal.signal(signal.SIGINT, handler)
     found, before = watching.found, watching.before
     for name in ("module", "progress", "stop", "random", "callbacks", "loggers"):
-        assert_same(found[name], before[name], name)
+        assert same(found[name], before[name]), name
     assert found["data"]["current_task"] == 0
     assert rule.strength == 2.0 and rule.tasks == 0 and not rule.synapses.known
-
-
-def assert_same(a: Any, b: Any, name: str) -> None:
-    from tests.every_rule import same
-
-    assert same(a, b), name
-
-
-class Unscored(Noticing):
-    validation_step = None  # type: ignore[assignment]
 
 
 class OneTask(LightningDataModule):
@@ -314,7 +309,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(name: str) -> None:
 
 def test_loaders_without_a_data_module_are_refused() -> None:
     trainer = make_trainer(EWC(1.0), StrengthFinder())
-    with pytest.raises(MisconfigurationException, match="and there is none. Use one, or find_strength"):
+    with pytest.raises(MisconfigurationException, match=r"there is none\. Use one, or find_strength"):
         trainer.fit(Noticing(), loader(*task(0)), [loader(*task(0)), loader(*task(1))])
 
 
@@ -392,21 +387,6 @@ def test_fast_dev_run_does_not_search() -> None:
 # -- several processes ---------------------------------------------------------------------------------------
 
 
-def in_two_processes(rank: int, folder: Path) -> None:
-    torch.manual_seed(0)
-    rules = [EWC(3.0, samples=8), StreamingConsolidation(5.0)]
-    finder, evaluation = StrengthFinder(factors=FACTORS), TaskEvaluation(table=False)
-    trainer = make_trainer(
-        *rules, EpochBoundaries(EPOCHS), finder, evaluation, max_epochs=TASKS * EPOCHS, strategy="ddp", devices=2,
-        reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=True,
-    )  # fmt: skip
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    module = Uneven(net)
-    trainer.fit(module, sequence())
-    torch.save([finder.state_dict(), [r.strength for r in rules], module.state_dict(), random_numbers()],
-               folder / f"{rank}.pt")  # fmt: skip
-
-
 class Uneven(Net):
     """Logs a score that differs between the processes, and does not ask for it to be reduced."""
 
@@ -415,9 +395,33 @@ class Uneven(Net):
         self.log("val_acc", right + 0.1 * self.global_rank * torch.rand(()), sync_dist=False)
 
 
-def test_two_processes_find_the_same(tmp_path: Path) -> None:
-    train_together(2, in_two_processes, tmp_path)
+class Sharded(Uneven):
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def train_together_on(sharded: bool, strengths: list[float], *more: Callback) -> Any:
+    torch.manual_seed(0)
+    rules = [EWC(strengths[0], samples=8), StreamingConsolidation(strengths[1])]
+    options: dict[str, Any] = {"max_epochs": TASKS * EPOCHS, "reload_dataloaders_every_n_epochs": 1}
+    options |= {"devices": 2, "use_distributed_sampler": True, "num_sanity_val_steps": 0}
+    options |= {"strategy": ModelParallelStrategy() if sharded else "ddp"}
+    module = (Sharded if sharded else Uneven)(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
+    make_trainer(*rules, EpochBoundaries(EPOCHS), *more, **options).fit(module, sequence())
+    return [rule.strength for rule in rules], [full_tensor(p.detach()) for p in module.parameters()]
+
+
+def in_two_processes(rank: int, folder: Path, sharded: bool) -> None:
+    finder = StrengthFinder(factors=FACTORS)
+    strengths, found = train_together_on(sharded, [3.0, 5.0], finder)
+    _, plain = train_together_on(sharded, strengths)
+    torch.save([finder.state_dict(), strengths, found, plain], folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_find_the_same(sharded: bool, tmp_path: Path) -> None:
+    train_together(2, in_two_processes, tmp_path, sharded)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert_same(first[0], second[0], "result")
-    assert first[0]["result"] is not None and first[1] == second[1] != [3.0, 5.0]
-    assert_same(dict(first[2]), dict(second[2]), "weights")
+    assert first[0]["result"] is not None
+    assert same(first, second)
+    assert same(first[2], first[3])
