@@ -22,15 +22,17 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.seed_epochs import SeedEpochs
+from cl_callbacks.tuning import FoundStrength, StrengthFinder, find_strength
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BGD", "EWC", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries", "BennaFusi",
     "Cascade", "CompileRules", "DriftBoundaries", "EpochBoundaries", "FitBoundaries", "Forgetting",
-    "ForwardTransfer", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy", "LearningAccuracy",
-    "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SeedEpochs", "SequentialFineTuner", "Step",
-    "StreamingConsolidation", "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence",
-    "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",
-    "fisher_information",
+    "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy",
+    "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SeedEpochs",
+    "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder", "SynapseStatistics",
+    "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation",
+    "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",
+    "find_strength", "fisher_information",
 ]

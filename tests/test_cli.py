@@ -31,6 +31,7 @@ from cl_callbacks import (
     KFACLaplace,
     PlateauBoundaries,
     SeedEpochs,
+    StrengthFinder,
     SynapticCallback,
     SynapticIntelligence,
     TaskBoundaries,
@@ -145,7 +146,7 @@ OTHERS: dict[str, Any] = {
     "strict": False, "name": "mine", "decay": 0.5, "samples": 7, "proximal": True, "seed": 3,
     "max_importance": 1.5, "monitor": "score", "mode": "max", "names": ["a", "b"], "estimator": "sampled",
     "anchors": "each", "norm": "l2", "prior": "chain", "carry_optimizer": True, "recent_samples": 9,
-    "draws": 2, "importance_file": None,
+    "draws": 2, "importance_file": None, "factors": [0.5, 2.0], "share": 0.25,
 }  # fmt: skip
 REFUSED = {SynapticIntelligence: {"anchors"}, KFACLaplace: {"max_importance"}}
 
@@ -170,6 +171,29 @@ def test_every_callback_is_built_from_yaml(kind: type[Callback], short: bool) ->
     for name, value in others.items():
         kept = getattr(made, name, value)
         assert kept in (value, (value,), tuple(value) if isinstance(value, list) else value), name
+
+
+def test_the_strength_is_found_from_a_file(tmp_path: Path) -> None:
+    finder = {"monitor": "val_acc", "factors": [0.001, 1000.0], "share": 0.5}
+    content = {
+        "data": {"init_args": {"permutations": 2}},
+        "trainer": {
+            "max_epochs": 2,
+            "limit_train_batches": 4,
+            "callbacks": [
+                {"class_path": "EpochBoundaries", "init_args": {"every_n_epochs": 1}},
+                {"class_path": "EWC", "init_args": {"strength": 2.0, "samples": 16}},
+                {"class_path": "StrengthFinder", "init_args": finder},
+            ],
+        },
+    }
+    files = CONFIGS / "digits.yaml", write(tmp_path / "finder.yaml", content)
+    cli = fit(*files, folder=tmp_path, more=[])
+    (rule,) = [c for c in cli.trainer.callbacks if isinstance(c, EWC)]
+    (found,) = [c for c in cli.trainer.callbacks if isinstance(c, StrengthFinder)]
+    assert found.result is not None and found.factors == [0.001, 1000.0]
+    assert rule.strength == found.result.strengths[0] in (0.002, 2000.0)
+    assert cli.trainer.global_step == 8
 
 
 @pytest.mark.parametrize("given", ["float64", "float32", "bfloat16"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,11 +17,11 @@ from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
-from cl_callbacks.rules.compatibility import few
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log
 from cl_callbacks.training.quiet_validation import quiet_validation
+from cl_callbacks.training.task_scores import task_scores
 
 _WHAT = "TaskEvaluation: all tasks"
 
@@ -185,28 +183,7 @@ class TaskEvaluation(Callback):
         return scores
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
-        found = [metrics[name] for name in self._keys(metrics)]
-        values = torch.stack([value.detach().float().to(trainer.strategy.root_device) for value in found])
-        return trainer.strategy.reduce(values, reduce_op="mean").tolist()
-
-    def _keys(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Names of the tasks' scores among the logged metrics, in the order of the loaders."""
-        monitor = self.monitor
-        if "{task}" not in monitor:
-            if monitor in metrics:  # with a single loader
-                return [monitor]
-            monitor += "/dataloader_idx_{task}"
-        before, after = map(re.escape, monitor.split("{task}", 1))
-        matches = [re.fullmatch(f"{before}([0-9]+){after}", name) for name in metrics]
-        numbers = sorted(int(match[1]) for match in matches if match)
-        if not numbers or numbers != list(range(len(numbers))):
-            wanted = next(task for task in range(len(numbers) + 1) if task not in numbers)
-            raise MisconfigurationException(
-                f"TaskEvaluation: validation logs no {monitor.replace('{task}', str(wanted))!r}; it logs "
-                f"{few(sorted(metrics)) if metrics else 'nothing'}. Let `validation_step` of the module log "
-                f"the score of each task, from 0 on, or give TaskEvaluation another monitor."
-            )
-        return [monitor.replace("{task}", str(task)) for task in numbers]
+        return task_scores(trainer, metrics, self.monitor, "TaskEvaluation")
 
     # -- reporting ---------------------------------------------------------------------------------
 

@@ -13,14 +13,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import LBFGS
 
+from cl_callbacks.guards.few import few
 from cl_callbacks.rules.rule_options import state_dtype_of
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.tensors.shards import misfits
-
-
-def few(names: list[str]) -> str:
-    """Lists the first eight of some names, and the number of all, for messages."""
-    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def refuse_strategy(rule: Callback, trainer: Trainer) -> None:

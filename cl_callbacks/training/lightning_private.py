@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 
 def attached_trainer(pl_module: LightningModule) -> Trainer | None:
@@ -117,3 +119,38 @@ def validation_loop_kept(loop: Any) -> Iterator[list[Any]]:
         yield [] if loop._combined_loader is None else loop._combined_loader.flattened
     finally:
         vars(loop).update(kept)
+
+
+def new_fit_loop(trainer: Trainer) -> Any:
+    """A fit loop that has not run yet, with the limits and the data of the Trainer's own."""
+    own = trainer.fit_loop
+    loop = type(own)(trainer, max_epochs=own.max_epochs)
+    loop.epoch_loop = type(own.epoch_loop)(trainer, max_steps=own.max_steps)
+    loop._data_source = copy.copy(own._data_source)
+    loop.epoch_loop.val_loop._data_source = copy.copy(own.epoch_loop.val_loop._data_source)
+    return loop
+
+
+def continued_fit_loop(trainer: Trainer, progress: dict[str, Any]) -> Any:
+    """A new fit loop that goes on from the progress of another one, as a further fit does."""
+    loop = new_fit_loop(trainer)
+    loop.load_state_dict(copy.deepcopy(progress))
+    epoch = loop.epoch_loop
+    for part in (loop, epoch, epoch.val_loop, epoch.automatic_optimization, epoch.manual_optimization):
+        part.on_iteration_done()  # or it would do what follows a checkpoint
+    return loop
+
+
+def set_training_data(loop: Any, loaders: Any) -> None:
+    """Sets the loader that a fit loop will iterate."""
+    loop._data_source.instance = loaders
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Whether each ``fit`` runs in processes of its own, whose objects do not come back."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def leave_fit() -> NoReturn:
+    """Ends a fit before its training, within ``on_fit_start``, as Lightning's tuner does."""
+    raise _TunerExitException

@@ -18,6 +18,8 @@ DRIFT_SCORE = "cl/drift/score"
 """The evidence for a change of the data."""
 DRIFT_FIGURE = "cl/drift"
 """A figure: the loss above, the drift score below."""
+STRENGTH_FIGURE = "cl/strength"
+"""A figure: the scores on an old and a new task over factors of the strength."""
 
 TASK_AXIS = "cl_task/*"
 """Pattern of all keys logged by task, for W&B's definition of their x axis."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import nn
+from torch import Generator, nn
 from torchmetrics import Metric
 
 from cl_callbacks.gradients.modes import evaluation_mode
@@ -93,6 +93,23 @@ def isolated_rng(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(from_numpy)
+
+
+@contextmanager
+def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
+    """Restores random generators, and those of loaders, which the training's loaders may share."""
+    drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
+    try:
+        yield
+    finally:
+        for generator, state in drawn.items():
+            generator.set_state(state)
+
+
+def _generators(loader: Any) -> list[Generator]:
+    owners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    found = (loader, *(getattr(owner, "generator", None) for owner in owners))
+    return [generator for generator in found if isinstance(generator, Generator)]
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

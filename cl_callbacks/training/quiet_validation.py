@@ -9,15 +9,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Generator, Tensor
+from torch import Tensor
 
 from cl_callbacks.gradients.modes import modes_kept
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training.lightning_private import metrics_kept, validation_loop_kept
 from cl_callbacks.training.progress import Advance, progress
-from cl_callbacks.training.quiet import isolated_rng, unremembered
+from cl_callbacks.training.quiet import generators_kept, isolated_rng, unremembered
+from cl_callbacks.training.silent_logger import SilentLogger
 
 
 def quiet_validation(
@@ -62,37 +61,11 @@ class _Counting(Callback):
         self.advance(1)
 
 
-class _Silent(DummyLogger):
-    """Replaces a logger: has its folders and names, and ignores what is logged."""
-
-    def __init__(self, logger: Logger) -> None:
-        super().__init__()
-        self._logger = logger
-
-    @property
-    def log_dir(self) -> Any:
-        return getattr(self._logger, "log_dir", None)
-
-    @property
-    def save_dir(self) -> str | None:
-        """Folder of the logger, or of its run where runs have one, since ``trainer.log_dir`` reads this."""
-        own = isinstance(self._logger, TensorBoardLogger | CSVLogger)
-        return self.log_dir if own else self._logger.save_dir
-
-    @property
-    def name(self) -> Any:
-        return self._logger.name
-
-    @property
-    def version(self) -> Any:
-        return self._logger.version
-
-
 @contextmanager
 def _unnoticed(trainer: Trainer, counting: Callback, averaged: bool) -> Iterator[None]:
     loop, loggers = trainer.fit_loop.epoch_loop.val_loop, trainer.loggers
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.loggers = [_Silent(logger) for logger in loggers]
+    trainer.loggers = [SilentLogger(logger) for logger in loggers]
     trainer.callbacks = [counting, *callbacks]  # type: ignore[attr-defined]
     trainer.validating = True
     try:
@@ -129,17 +102,5 @@ def _ignore(*args: Any) -> None:
 @contextmanager
 def _as_before(loop: Any) -> Iterator[None]:
     """Restores the loop afterwards: its progress, its loaders and their generators."""
-    with validation_loop_kept(loop) as loaders:
-        drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
-        try:
-            yield
-        finally:
-            for generator, state in drawn.items():
-                generator.set_state(state)
-
-
-def _generators(loader: Any) -> list[Generator]:
-    """Random generators of a loader, which the training's loaders may share."""
-    owners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    found = (getattr(owner, "generator", None) for owner in owners)
-    return [generator for generator in found if isinstance(generator, Generator)]
+    with validation_loop_kept(loop) as loaders, generators_kept(loaders):
+        yield

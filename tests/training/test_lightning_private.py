@@ -177,3 +177,60 @@ def test_no_other_file_touches_a_private_attribute_of_lightning() -> None:
         for match in re.findall(rf"\b(?:{owners})\._[a-z]\w+", file.read_text())
     ]
     assert not found
+
+
+def test_new_fit_loop() -> None:
+    """It trains from the start, on the same data to the same limits; the Trainer's own has not moved."""
+    trainer = make_trainer(max_epochs=2, max_steps=5)
+    model, batches = Validating(plain_net()), loader(*task(0))
+    trainer.fit(model, batches, batches)
+    own, progress = trainer.fit_loop, trainer.fit_loop.state_dict()
+    trainer.fit_loop = loop = private.new_fit_loop(trainer)
+    assert (trainer.global_step, trainer.current_epoch) == (0, 0)
+    assert (trainer.max_epochs, trainer.max_steps, trainer.enable_validation) == (2, 5, True)
+    trainer.training = True
+    trainer.strategy.setup_optimizers(trainer)
+    loop.run()
+    assert trainer.global_step == 5
+    assert own.state_dict() == progress
+
+
+def test_continued_fit_loop() -> None:
+    """It goes on as a further fit does: in the next epoch, and not as after a checkpoint."""
+    trainer = make_trainer(max_epochs=2)
+    model, batches = Validating(plain_net()), loader(*task(0))
+    trainer.fit(model, batches, batches)
+    progress = trainer.fit_loop.state_dict()
+    for _ in range(2):
+        trainer.fit_loop = loop = private.continued_fit_loop(trainer, progress)
+        assert (trainer.global_step, trainer.current_epoch) == (6, 2)
+        loop.max_epochs = 4
+        trainer.training = True
+        assert not (loop.restarting or loop.epoch_loop.restarting or loop.is_resuming)
+        loop.run()
+        assert (trainer.global_step, trainer.current_epoch) == (12, 4)
+
+
+def test_set_training_data() -> None:
+    trainer = make_trainer()
+    trainer.fit(Net(plain_net()), loader(*task(0)))
+    trainer.fit_loop, trainer.training = private.new_fit_loop(trainer), True
+    private.set_training_data(trainer.fit_loop, loader(*task(0), batch_size=24))
+    trainer.fit_loop.run()
+    assert trainer.global_step == 1
+
+
+def test_starts_processes() -> None:
+    assert not private.starts_processes(make_trainer())
+    assert not private.starts_processes(make_trainer(strategy="ddp"))
+    assert private.starts_processes(make_trainer(strategy="ddp_spawn"))
+
+
+def test_leave_fit() -> None:
+    class Leaving(Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            private.leave_fit()
+
+    trainer = make_trainer(Leaving())
+    trainer.fit(Net(plain_net()), loader(*task(0)))
+    assert trainer.global_step == 0 and trainer.state.finished

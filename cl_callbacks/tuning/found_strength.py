@@ -1,0 +1,99 @@
+"""The result of a search for a strength."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from cl_callbacks.functional.grid import best_on_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class FoundStrength:
+    """Scores on two tasks at each strength, and the strength to use.
+
+    The best factor is the one with the best average of the two scores, after smoothing over neighbouring
+    factors: see :func:`~cl_callbacks.functional.grid.best_on_grid`. Of equally good ones it is the weakest.
+
+    Args:
+        monitor: name of the score.
+        mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
+        factors: by which the rules' own strengths were multiplied, rising.
+        old: score on the first task after the second was learned, for each factor.
+        new: score on the second task, likewise.
+        learned: score on the first task before the second was learned.
+        rules: names of the rules.
+        own_strengths: strength of each rule before the search.
+
+    Example:
+        >>> found = FoundStrength("acc", "max", (0.1, 1.0, 10.0), old=(0.5, 0.8, 0.9), new=(0.9, 0.8, 0.3),
+        ...     learned=0.9, rules=("ewc",), own_strengths=(2.0,))
+        >>> found.factor, found.strengths
+        (1.0, (2.0,))
+        >>> print(found)
+        strength of ewc 2 (factor 1) · acc 0.8 on the first task (0.9 before the second), 0.8 on the second
+    """
+
+    monitor: str
+    mode: Literal["max", "min"]
+    factors: tuple[float, ...]
+    old: tuple[float, ...]
+    new: tuple[float, ...]
+    learned: float
+    rules: tuple[str, ...]
+    own_strengths: tuple[float, ...]
+
+    @property
+    def average(self) -> tuple[float, ...]:
+        """Average of the scores on both tasks, for each factor."""
+        return tuple((old + new) / 2 for old, new in zip(self.old, self.new, strict=True))
+
+    @property
+    def best(self) -> int:
+        """Index of the best factor."""
+        return best_on_grid(torch.tensor(self.average, dtype=torch.float64), self.mode == "max")
+
+    @property
+    def factor(self) -> float:
+        """The best factor."""
+        return self.factors[self.best]
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The suggestion: strength of each rule, in the order of :attr:`rules`."""
+        return tuple(strength * self.factor for strength in self.own_strengths)
+
+    @property
+    def advice(self) -> str | None:
+        """A sentence on which factors to try next, if the best one is the lowest or the highest."""
+        if 0 < self.best < len(self.factors) - 1:
+            return None
+        lowest = self.best == 0
+        ratio = self.factors[1] / self.factors[0] if lowest else self.factors[-1] / self.factors[-2]
+        further = self.factor / ratio if lowest else self.factor * ratio
+        return (
+            f"the best factor, {self.factor:g}, is the {'lowest' if lowest else 'highest'} that was tried, "
+            f"and a better one may lie beyond: widen factors, for instance to {further:.3g}"
+        )
+
+    def __str__(self) -> str:
+        """The suggestion and its scores in one line."""
+        pairs = zip(self.rules, self.strengths, strict=True)
+        strengths = ", ".join(f"{rule} {strength:.4g}" for rule, strength in pairs)
+        return (
+            f"strength of {strengths} (factor {self.factor:g}) · {self.monitor} {self.old[self.best]:.4g} on "
+            f"the first task ({self.learned:.4g} before the second), {self.new[self.best]:.4g} on the second"
+        )
+
+    def figure(self) -> Figure:
+        """Draws the scores over the factors, with matplotlib."""
+        from cl_callbacks.observation.figures import strength_curve
+
+        return strength_curve(
+            self.factors, self.old, self.new, self.best, learned=self.learned, monitor=self.monitor
+        )
