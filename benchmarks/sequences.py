@@ -51,7 +51,7 @@ def train(sequence: str, callbacks: Sequence[Callback], seed: int, folder: Path 
         from text_sequences import train_on_texts
 
         return train_on_texts(name, callbacks, seed, folder)
-    tasks, model, epochs = _images(name, seed, folder, optimizer or "adam:0.001")
+    tasks, model, epochs = images(name, seed, folder, optimizer or "adam:0.001")
     trainer = Trainer(max_epochs=epochs, callbacks=[*callbacks, FitBoundaries(carry_optimizer=True)], **QUIET)
     learned = []
     for index, (loader, _, _) in enumerate(tasks):
@@ -116,7 +116,7 @@ def _splits(data: str, folder: Path | None) -> tuple[tuple[Tensor, Tensor], tupl
     return (F.pad(train[0], pad), train[1]), (F.pad(test[0], pad), test[1])
 
 
-def _images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[list[Task], Classifier, int]:
+def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[list[Task], Classifier, int]:
     kind, data = name.split("-")
     (images, labels), (test_images, test_labels) = _splits(data, folder)
     test_images, test_labels = test_images[:4000], test_labels[:4000]

@@ -31,7 +31,7 @@ def train_on_texts(name: str, callbacks: Sequence[Callback], seed: int, folder: 
         raise ValueError(f"{name} reads parquet files from --data-dir")
     if name == "lm":
         return _language_model(callbacks, seed, folder)
-    data = _domains(seed, folder) if name.startswith("clinc") else _text5(seed, folder)
+    data = domains(seed, folder) if name.startswith("clinc") else _text5(seed, folder)
     rank = 8 if name == "clinclora" else 0
     model = SequentialFineTuner(default_model(), lr=3e-4, freeze=["embeddings"], lora_rank=rank)
     epochs = data.epochs_per_task or 1
@@ -47,7 +47,7 @@ def train_on_texts(name: str, callbacks: Sequence[Callback], seed: int, folder: 
     return Result(sum(final) / len(final), math.nan)
 
 
-def _domains(seed: int, folder: Path) -> TextTasks:
+def domains(seed: int, folder: Path) -> TextTasks:
     """Five of CLINC150's domains, with 20 texts for each intent."""
     return TextTasks(
         str(folder / "clinc150"),

@@ -76,7 +76,7 @@ class StreamingConsolidation(AnchoredRule):
 
     def __init__(
         self,
-        strength: float = 0.03,
+        strength: float = 0.05,
         *,
         measure: Measure = "path",
         importance_decay: float = 1.0,
