@@ -31,7 +31,7 @@ class StrengthFinder(Callback):
     neighbours (see :func:`~cl_callbacks.functional.grid.best_on_grid`). Then the fit goes on as if nothing
     had been: the same weights, optimizers, random numbers, data, progress and metrics as in a fit with these
     strengths from the start. This takes as long as learning ``1 + len(factors) * share`` tasks, and the
-    memory of two further copies of the module, one of its optimizers and two of the rules.
+    memory of two further copies of the module, of its optimizers and of the rules.
 
     The data come from a data module with an attribute ``current_task``, which says whose task's data
     ``train_dataloader`` serves, such as :class:`~cl_callbacks.TaskSequence`; validation has a loader for each

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MaxMetric
@@ -33,6 +33,9 @@ class Noticing(Net):
         self.seen: dict[str, list[int]] = {"tasks": [], "batches": []}
         self.recent: deque[float] = deque(maxlen=5)
 
+    def on_fit_start(self) -> None:
+        self.factor = 0.1
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step((batch[0] + 1e-2 * torch.randn(6), batch[1]), batch_idx)
         noise = random.random() + np.random.random()
@@ -43,7 +46,7 @@ class Noticing(Net):
         self.seen["batches"].append(batch_idx)
         self.recent.append(loss.item())
         self.log("noise", noise)
-        return loss * (1 + 0.1 * noise)
+        return loss * (1 + self.factor * noise)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         outputs = self(batch[0])
@@ -78,7 +81,9 @@ def sequence(tasks: int = TASKS, **options: Any) -> TaskSequence:
 
 def loaders(tasks: int = TASKS) -> tuple[list[DataLoader], list[DataLoader]]:
     """A training and a validation loader of each task."""
-    return [loader(*task(k), shuffle=True) for k in range(tasks)], [loader(*task(k)) for k in range(tasks)]
+    drawing = [Generator().manual_seed(k) for k in range(tasks)]
+    training = [loader(*task(k), shuffle=True, generator=drawing[k]) for k in range(tasks)]
+    return training, [loader(*task(k)) for k in range(tasks)]
 
 
 def random_numbers() -> list[float]:

@@ -46,13 +46,15 @@ class Generated(LightningDataModule):
 
 
 def states_of_generators(data: Any) -> list[Tensor]:
-    found = [data.generator, data.first.generator] if isinstance(data, Generated) else []
-    return [generator.get_state() for generator in found]
+    if isinstance(data, Generated):
+        return [data.generator.get_state(), data.first.generator.get_state()]
+    return [] if isinstance(data, LightningDataModule) else [each.generator.get_state() for each in data[0]]
 
 
 def everything(trainer: Any, module: Noticing, data: Any, *rules: Any) -> dict[str, Any]:
     return {
         "module": module.everything(),
+        "attributes": sorted(vars(module)),
         "module's Trainer": module._trainer is None,
         "rules": [state(rule) for rule in rules],
         "strengths": [rule.strength for rule in rules],

@@ -213,6 +213,8 @@ def test_one_line_before_and_one_after(
     assert text.count("StrengthFinder: strength of ewc ") == 1
     assert text.count("task 0 ended at step 6") == text.count("task 1 ended at step 12") == 1
     assert "StrengthFinder: tasks learned" in text
+    caplog.clear()
+    fit(EWC(1.0, samples=8), StrengthFinder(factors=(1e-3, 1.0, 2.0)))  # the whole fit is a task
     assert caplog.text.count("`Trainer.fit` stopped") == 1
 
 
