@@ -129,7 +129,7 @@ def estimators(case: Case) -> Iterator[tuple[str, float]]:
 
 
 def optimizer(case: Case) -> Iterator[tuple[str, float]]:
-    for name, make in {"none": list, "ewc": lambda: [EWC()]}.items():
+    for name, make in {"none": list, "ewc": lambda: [EWC(70.0, normalize=None)]}.items():
         for carry in (False, True):
             yield (
                 f"{name:5} one fit per task, carry_optimizer={carry}",

@@ -344,7 +344,7 @@ def test_the_command_does_what_the_same_python_does(tmp_path: Path) -> None:
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         accelerator="cpu",
-        callbacks=[EWC(70.0), EpochBoundaries(EPOCHS), TaskEvaluation("val_acc", table=False), SeedEpochs()],
+        callbacks=[EWC(), EpochBoundaries(EPOCHS), TaskEvaluation("val_acc", table=False), SeedEpochs()],
         logger=CSVLogger(tmp_path, "python"),
         enable_checkpointing=False,
         enable_progress_bar=False,

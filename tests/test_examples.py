@@ -136,8 +136,6 @@ def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "which domain an intent is of" in done.stderr
     assert "--domains FILE.json" in done.stderr
-    done = run("--data-dir", ".", "--methods", "bgd", folder=tmp_path, example="finetune_text.py")
-    assert "no good strength is known of bgd" in done.stderr
 
 
 @pytest.mark.slow
@@ -169,7 +167,6 @@ def test_finetune_causal_lm(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--model", "scratch", "--domains", "one"], "at least 2 domains"),
-        (["--model", "distilgpt2"], "no good strength is known of ewc here"),
     ],
 )
 def test_finetune_causal_lm_says_what_it_needs(tmp_path: Path, arguments: list[str], message: str) -> None:

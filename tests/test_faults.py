@@ -150,6 +150,9 @@ class LineByLine(Callback):
         if trainer.current_epoch == 0:
             return
         before, at_start = state_and_more(self.rule), copy.deepcopy(self.rule.state_dict())
+        self.interrupt(trainer, pl_module, at=0)  # some lines run at the first end of a task only
+        self.rule.restore(copy.deepcopy(at_start))
+        self.rule._place(pl_module)
         total = self.interrupt(trainer, pl_module, at=0)
         after = state_and_more(self.rule)
         assert not torch.equal(after["tasks"], before["tasks"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_EQUAL = 1e-6
-"""Scores that differ by a smaller share of the largest are equal: no more than rounding of float32."""
+_AS_GOOD = 0.1
+"""Share of the range of all scores by which one that counts as good as the best may be below it."""
 
 
 def smoothed_on_grid(scores: Tensor) -> Tensor:
@@ -33,7 +33,10 @@ def smoothed_on_grid(scores: Tensor) -> Tensor:
 
 
 def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
-    """Index of the best score after smoothing with :func:`smoothed_on_grid`; of equal ones the first.
+    """Index of the first score that is as good as the best, after smoothing with :func:`smoothed_on_grid`.
+
+    As good are all within a tenth of the range from the worst to the best: the first of them is the weakest
+    strength that does what the best does in a short trial, and leaves the most room for later tasks.
 
     A score that is not finite, of a run that diverged, is never chosen, and counts as the worst of the others
     for its neighbours.
@@ -57,5 +60,5 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
     gains = scores.double() if higher_is_better else -scores.double()
     gains = torch.where(usable, gains, gains[usable].min())
     smooth = torch.where(usable, smoothed_on_grid(gains), -torch.inf)
-    best = smooth.max()
-    return int((smooth >= best - _EQUAL * best.abs()).nonzero()[0])
+    best, worst = smooth.max(), smooth[usable].min()
+    return int((smooth >= best - _AS_GOOD * (best - worst)).nonzero()[0])

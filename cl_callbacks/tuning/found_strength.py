@@ -18,7 +18,7 @@ class FoundStrength:
     """Scores on two tasks at each strength, and the strength to use.
 
     The best factor is the one with the best average of the two scores, after smoothing over neighbouring
-    factors: see :func:`~cl_callbacks.functional.grid.best_on_grid`. Of equally good ones it is the weakest.
+    factors: see :func:`~cl_callbacks.functional.grid.best_on_grid`. Of those as good as that the weakest.
 
     Args:
         monitor: name of the score.

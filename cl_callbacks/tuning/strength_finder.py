@@ -27,11 +27,11 @@ class StrengthFinder(Callback):
 
     The first task is learned once, as the fit would learn it; then, from there, the second at each of the
     factors, by which the strengths of all rules that pull weights towards old values are multiplied together.
-    Validation scores both tasks, and the factor with the best average wins, after smoothing over its
-    neighbours (see :func:`~cl_callbacks.functional.grid.best_on_grid`). Then the fit goes on as if nothing
-    had been: the same weights, optimizers, random numbers, data, progress and metrics as in a fit with these
-    strengths from the start. This takes as long as learning ``1 + len(factors) * share`` tasks, and the
-    memory of two further copies of the module, of its optimizers and of the rules.
+    Validation scores both tasks, and the smallest factor wins whose average, smoothed over its neighbours, is
+    as good as the best (see :func:`~cl_callbacks.functional.grid.best_on_grid`). Then the fit goes on as if
+    nothing had been: the same weights, optimizers, random numbers, data, progress and metrics as in a fit
+    with these strengths from the start. This takes as long as learning ``1 + len(factors) * share`` tasks,
+    and the memory of two further copies of the module, of its optimizers and of the rules.
 
     The data come from a data module with an attribute ``current_task``, which says whose task's data
     ``train_dataloader`` serves, such as :class:`~cl_callbacks.TaskSequence`; validation has a loader for each

@@ -14,7 +14,7 @@ from tests.small import Net, fit_tasks, loader, plain_net, task
 
 
 def test_equals_what_the_rule_measures_at_the_end_of_a_task() -> None:
-    model, rule = Net(plain_net()), EWC(1.0, samples=None)
+    model, rule = Net(plain_net()), EWC(1.0, samples=None, normalize=None)
     fit_tasks(model, rule, tasks=1)
     found = fisher_information(model, loader(*task(0), batch_size=7))
     assert list(found) == rule.synapses.view.names

@@ -60,9 +60,9 @@ def train(rules: list[Any], own: int = 0, kind: type[Net] = Net, **options: Any)
 def anchored() -> list[Any]:
     few = {"samples": 1}
     return [
-        EWC(1e-4, **few),
-        EWC(1e7, name="strong", **few),
-        EWC(1e7, proximal=True, name="proximal", **few),
+        EWC(1e-4, **few, normalize=None),
+        EWC(1e7, name="strong", **few, normalize=None),
+        EWC(1e7, proximal=True, name="proximal", **few, normalize=None),
     ]
 
 

@@ -57,7 +57,7 @@ def said(*callbacks: Any, tasks: Sequence[int] = (0, 1), net: Net | None = None,
 
 
 def test_an_inert_rule_is_said_once_with_a_number_to_try_next() -> None:
-    rule = EWC(1e-3)
+    rule = EWC(1e-3, normalize=None)
     (text,) = said(rule, tasks=[0, 1, 2])
     match = re.fullmatch(
         r"EWC hardly does anything: in task 1 it pulled with up to (\S+) of the gradient at most, so nothing "
@@ -71,7 +71,7 @@ def test_an_inert_rule_is_said_once_with_a_number_to_try_next() -> None:
 
 
 def test_what_is_advised_is_no_longer_inert() -> None:
-    rule = EWC(1e-3)
+    rule = EWC(1e-3, normalize=None)
     for _ in range(4):
         texts = said(rule)
         if not texts:
@@ -82,25 +82,25 @@ def test_what_is_advised_is_no_longer_inert() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 30.0])
 def test_a_strength_that_is_right_or_0_is_not_said(strength: float) -> None:
-    assert said(EWC(strength)) == []
+    assert said(EWC(strength, normalize=None)) == []
 
 
 def test_the_first_task_says_nothing() -> None:
-    assert said(EWC(1e-6), tasks=[0]) == []
+    assert said(EWC(1e-6, normalize=None), tasks=[0]) == []
     assert said(BennaFusi(coupling=1e-7), tasks=[0]) == []
 
 
 def test_importance_from_a_file_is_there_in_the_first_task(tmp_path: Path) -> None:
-    net, first = model(), EWC(1e-3)
+    net, first = model(), EWC(1e-3, normalize=None)
     said(first, tasks=[0], net=net)
     first.save_importance(tmp_path / "fisher")
-    assert len(said(EWC(1e-3, importance_file=tmp_path / "fisher"), tasks=[1], net=net)) == 1
+    assert len(said(EWC(1e-3, importance_file=tmp_path / "fisher", normalize=None), tasks=[1], net=net)) == 1
 
 
 @pytest.mark.parametrize(
     ("rule", "advice"),
     [
-        (EWC(1e-4, proximal=True), "strength=0.01 instead of 0.0001"),
+        (EWC(1e-4, proximal=True, normalize=None), "strength=0.01 instead of 0.0001"),
         (BennaFusi(coupling=1e-6), "coupling=0.0001 instead of 1e-06"),
         (MetaplasticGate(0.01), "steepness=1 instead of 0.01"),
     ],
@@ -124,7 +124,7 @@ def test_a_rule_without_a_strength_is_said_without_a_number() -> None:
 
 
 def test_a_paralysing_rule_is_said_once_with_a_number_to_try_next() -> None:
-    (text,) = said(EWC(1e6), tasks=[0, 1, 2])
+    (text,) = said(EWC(1e6, normalize=None), tasks=[0, 1, 2])
     assert re.fullmatch(
         r"EWC may keep the network from learning: the loss of task 1 does not fall \(\S+ at its beginning, "
         r"\S+ now, where tasks before it ended at \S+\), and it pulled with up to \S+ of the gradient; "
@@ -134,12 +134,12 @@ def test_a_paralysing_rule_is_said_once_with_a_number_to_try_next() -> None:
 
 
 def test_a_proximal_rule_paralyses_too() -> None:
-    (text,) = said(EWC(1e6, proximal=True))
+    (text,) = said(EWC(1e6, proximal=True, normalize=None))
     assert "the loss of task 1 does not fall" in text and "it changed the update" in text
 
 
 def test_a_task_that_is_known_already_is_no_paralysis() -> None:
-    assert said(EWC(1e6), tasks=[0, 0, 0], max_epochs=20) == []
+    assert said(EWC(1e6, normalize=None), tasks=[0, 0, 0], max_epochs=20) == []
 
 
 def test_a_task_that_is_not_learned_for_another_reason_is_not_the_rules() -> None:
@@ -150,11 +150,11 @@ def test_a_task_that_is_not_learned_for_another_reason_is_not_the_rules() -> Non
 
     torch.manual_seed(0)
     stuck = Stuck(plain_net(), lambda p: torch.optim.Adam(p, lr=0.02))
-    assert said(EWC(30.0), net=stuck) == []
+    assert said(EWC(30.0, normalize=None), net=stuck) == []
 
 
 def test_a_task_too_short_to_tell_says_nothing() -> None:
-    assert said(EWC(1e6), max_epochs=4) == []
+    assert said(EWC(1e6, normalize=None), max_epochs=4) == []
 
 
 def test_a_boundary_found_late_tells_nothing_of_the_loss() -> None:
@@ -164,8 +164,8 @@ def test_a_boundary_found_late_tells_nothing_of_the_loss() -> None:
         def end(self, trainer: Any, as_of: Any = None) -> None:
             super().end(trainer, nullcontext())
 
-    assert said(EWC(1e6), Late()) == []
-    assert len(said(EWC(1e-3), Late())) == 1
+    assert said(EWC(1e6, normalize=None), Late()) == []
+    assert len(said(EWC(1e-3, normalize=None), Late())) == 1
 
 
 @pytest.mark.parametrize(("prior", "count"), [(1e-4, 1), (0.2, 0)])
@@ -212,7 +212,7 @@ def rows(logger: CSVLogger) -> list[dict[str, str]]:
 
 
 def test_the_ratio_is_logged_by_step_by_task_and_by_layer(tmp_path: Path) -> None:
-    logger, rule, chain = CSVLogger(tmp_path), EWC(30.0, name="memory"), BennaFusi()
+    logger, rule, chain = CSVLogger(tmp_path), EWC(30.0, name="memory", normalize=None), BennaFusi()
     statistics = SynapseStatistics(every_n_steps=None)
     trainer = make_trainer(
         rule, chain, statistics, EpochBoundaries(1), logger=logger, log_every_n_steps=2, max_epochs=2,
@@ -248,7 +248,7 @@ def test_steps_1_2_4_8_of_a_task_are_measured(accumulate: int, monkeypatch: pyte
 
     monkeypatch.setattr(scale_watch.ScaleWatch, "_keep", count)
     trainer = make_trainer(
-        EWC(1.0),
+        EWC(1.0, normalize=None),
         EpochBoundaries(1),
         accumulate_grad_batches=accumulate,
         log_every_n_steps=1000,

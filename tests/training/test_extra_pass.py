@@ -251,7 +251,7 @@ def test_a_buffer_that_forward_replaces_is_put_back() -> None:
 
 
 def test_mixed_precision_is_measured_in_full() -> None:
-    ewc, model = EWC(1.0, samples=None), Net(plain_net())
+    ewc, model = EWC(1.0, samples=None, normalize=None), Net(plain_net())
     make_trainer(ewc, precision="bf16-mixed").fit(model, loader(*task(0)))
     expected = exact_fisher(model.net, task(0)[0])
     for found, value in zip(ewc.synapses.view["importance"], expected.values(), strict=True):
