@@ -78,6 +78,8 @@ def test_all_that_is_done_before_a_step_is_one_kernel_and_all_after_it_another(
         ("copy_finite_",),  # the first task, in which the snapshots have nothing in common
         ("copy_each_",),
         ("copy_finite_", "copy_each_", "add_quadratic_pull_", "add_quadratic_pull_"),
+        ("copy_finite_", "copy_each_", "add_quadratic_pull_"),  # measured steps look between two pulls
+        ("add_quadratic_pull_",),
         ("turn_into_update_", "add_path_", "average_square_", "add_path_"),
         ("add_score_",),  # every third step
     }
