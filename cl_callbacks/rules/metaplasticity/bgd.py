@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.uncertainty import bgd_, relative_variance
-from cl_callbacks.guards.arguments import positive
+from cl_callbacks.guards.arguments import at_most_one, positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
@@ -32,8 +32,11 @@ class BGD(UncertainRule):
     (arXiv 1803.10123).
 
     Args:
-        initial_std: :math:`\sigma` at the start, the initial plasticity; the wider the layers the smaller;
-            the paper's 0.015 to 0.06 are without a trust region.
+        initial_std: :math:`\sigma` at the start, the initial plasticity, the same for all weights: the
+            paper's 0.015 to 0.06, the wider the layers the smaller, are without a trust region. By default it
+            is in proportion to the scale of each layer.
+        relative_std: :math:`\sigma` at the start in units of :math:`1/\sqrt n`, with :math:`n` the number of
+            inputs of each unit of the layer; default: 1. Give one of the two.
         lr_scale: :math:`\eta`, above 0.
         options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
             :class:`~cl_callbacks.rules.metaplasticity.uncertain_rule.UncertainRule`.
@@ -43,15 +46,21 @@ class BGD(UncertainRule):
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[BGD(initial_std=0.03)], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[BGD()], logger=False, enable_checkpointing=False)
     """
 
     local: ClassVar[bool] = True
 
     def __init__(
-        self, initial_std: float = 0.1, *, lr_scale: float = 1.0, **options: Unpack[UncertainOptions]
+        self,
+        initial_std: float | None = None,
+        *,
+        relative_std: float | None = None,
+        lr_scale: float = 1.0,
+        **options: Unpack[UncertainOptions],
     ) -> None:
-        super().__init__(initial_std=initial_std, **options)
+        at_most_one(initial_std=initial_std, relative_std=relative_std)
+        super().__init__(initial_std=initial_std, relative_std=relative_std, **options)
         self.lr_scale = positive("lr_scale", lr_scale)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
@@ -61,4 +70,4 @@ class BGD(UncertainRule):
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""
-        return relative_variance(synapses["std"], self.initial_std)
+        return relative_variance(synapses["std"], self.std_of(synapses, self.initial_std))
