@@ -78,11 +78,13 @@ def bgd_(
     lr_scale: float = 1.0,
     trust_region: float | None = None,
     scale: float | Tensor = 1.0,
+    std_lr_scale: float = 1.0,
 ) -> None:
     r"""Takes one step of Bayesian gradient descent, in place.
 
     .. math:: \mu \leftarrow \mu - \eta\sigma^2\,\mathbb E[g], \qquad
-              \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad a = \tfrac12\sigma\,\mathbb E[g\epsilon]
+              \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad
+              a = \tfrac12\eta_\sigma\sigma\,\mathbb E[g\epsilon]
 
     Nothing is ever forgotten: with every observation the synapses become more certain, and stiffer.
 
@@ -95,6 +97,7 @@ def bgd_(
         trust_region: largest change of :math:`\mu` and of :math:`\sigma`, in units of :math:`\sigma`;
             ``None`` for no limit.
         scale: factor on both gradients, such as the number of observations if they are of a mean loss.
+        std_lr_scale: :math:`\eta_\sigma`.
 
     Example:
         >>> means, stds = [torch.zeros(1)], [torch.ones(1)]
@@ -103,7 +106,7 @@ def bgd_(
         ([tensor([-0.5000])], [tensor([0.5000])])
     """
     a = torch._foreach_mul(list(stds), list(noise_gradients))
-    torch._foreach_mul_(a, _times(scale, 0.5))
+    torch._foreach_mul_(a, _times(scale, 0.5 * std_lr_scale))
     move = torch._foreach_mul(list(stds), list(stds))
     torch._foreach_mul_(move, list(gradients))
     torch._foreach_mul_(move, _times(scale, -lr_scale))

@@ -172,9 +172,7 @@ class Synapses:
         }
         return {key: part for key, part in live.items() if part is not None}
 
-    def _beside(
-        self, old: Tensor | None, name: str, model: Mapping[str, Tensor], field: str
-    ) -> Tensor:
+    def _beside(self, old: Tensor | None, name: str, model: Mapping[str, Tensor], field: str) -> Tensor:
         parameter = model[name]
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
         if field in self._running:

@@ -62,9 +62,11 @@ class MESU(UncertainRule):
         memory_epochs: :math:`N` in epochs of the training data as they are at each time, instead of steps;
             default: MEMORY. Under manual optimization a batch counts as a step.
         relative_std: :math:`\sigma_p` in units of :math:`1/\sqrt n`, with :math:`n` the number of inputs of
-            each unit of the layer, instead of ``prior_std``; default: 1.
-        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`; 1 is Bayes' rule.
-        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`; 1 is Bayes' rule.
+            each unit of the layer, instead of ``prior_std``; default: 0.5.
+        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`, where 1 is Bayes' rule; default:
+            8, or 1 with an absolute standard deviation.
+        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`, where 1 is Bayes' rule;
+            default: 40, or 1 with an absolute standard deviation.
         prior: value to which the mean relaxes: ``"zero"``, or with ``"chain"`` its own past.
         beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy. More than
             4 need ``state_dtype="float64"``, or the flow into the deep ones is lost to rounding.
@@ -91,8 +93,8 @@ class MESU(UncertainRule):
         *,
         memory_epochs: float | None = None,
         relative_std: float | None = None,
-        lr_scale: float = 1.0,
-        std_lr_scale: float = 1.0,
+        lr_scale: float | None = None,
+        std_lr_scale: float | None = None,
         prior: Prior = "zero",
         beakers: int = 2,
         coupling: float = 1e-3,
@@ -106,7 +108,11 @@ class MESU(UncertainRule):
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
         super().__init__(
-            initial_std=prior_std if initial_std is None else initial_std, relative_std=relative_std, **options
+            initial_std=prior_std if initial_std is None else initial_std,
+            relative_std=relative_std,
+            lr_scale=lr_scale,
+            std_lr_scale=std_lr_scale,
+            **options,
         )
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
@@ -117,8 +123,6 @@ class MESU(UncertainRule):
         self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
         self._epochs = MEMORY_EPOCHS if memory_steps is None and memory_epochs is None else memory_epochs
         self._window = math.nan if memory_steps is None else float(memory_steps)
-        self.lr_scale = positive("lr_scale", lr_scale)
-        self.std_lr_scale = positive("std_lr_scale", std_lr_scale)
         self.prior, self.beakers, self.coupling = prior, beakers, coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
@@ -128,8 +132,9 @@ class MESU(UncertainRule):
         super().on_train_start(trainer, pl_module)
         if self._epochs is not None and math.isinf(trainer.num_training_batches):
             raise MisconfigurationException(
-                f"MESU remembers {self._epochs:g} epochs, and these data do not tell how many batches an epoch "
-                f"has: give the window in optimizer steps, MESU(memory_steps=...), or limit_train_batches."
+                f"MESU remembers {self._epochs:g} epochs, and these data do not tell how many batches an "
+                f"epoch has: give the window in optimizer steps, MESU(memory_steps=...), or the number of "
+                f"batches, Trainer(limit_train_batches=...)."
             )
 
     def on_train_batch_start(

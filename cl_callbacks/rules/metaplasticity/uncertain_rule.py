@@ -31,8 +31,8 @@ from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
 
-RELATIVE_STD = 1.0
-"""Standard deviation of a weight in units of :math:`1/\\sqrt n`, where no other is given."""
+RELATIVE_STD, LR_SCALE, STD_LR_SCALE = 0.5, 8.0, 40.0
+"""Defaults of widths in units of a layer's scale, found on sequences of MNIST and of smaller digits."""
 
 
 class UncertainRule(OutputsOfBatch, SynapticCallback):
@@ -48,9 +48,14 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     the layer: see :func:`~cl_callbacks.synapses.fan_in.fan_in`.
 
     Args:
-        initial_std: :math:`\sigma` at the start, above 0, the same for all weights; default: ``relative_std``.
+        initial_std: :math:`\sigma` at the start, above 0, of all weights alike; by default it is relative.
         relative_std: :math:`c`, above 0: without an absolute one the standard deviation of each weight is
-            :math:`c/\sqrt n`; default: 1.
+            :math:`c/\sqrt n`; default: 0.5.
+        lr_scale: factor on the gradient's term of :math:`\Delta\mu`, above 0; default: 1, which is Bayes'
+            rule, with an absolute ``initial_std``, and 8 without.
+        std_lr_scale: factor on the gradient's term of :math:`\Delta\sigma`, above 0: how much observations
+            make a synapse certain; default: 1, which is Bayes' rule, with an absolute
+            ``initial_std``, and 40 without.
         draws: number of samples of the weights per step, each of which costs a forward and a backward.
         antithetic: let every second draw mirror the one before it, also from step to step; this removes
             the mean gradient, most of the noise, from :math:`\mathbb E[g\epsilon]`.
@@ -75,6 +80,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         *,
         initial_std: float | None = None,
         relative_std: float | None = None,
+        lr_scale: float | None = None,
+        std_lr_scale: float | None = None,
         draws: int = 1,
         antithetic: bool = True,
         trust_region: float | None = 0.2,
@@ -85,8 +92,11 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self.relative_std = relative_std
         self._relative_std = positive("relative_std", RELATIVE_STD if relative_std is None else relative_std)
         std: Fill = partial(weight_scale, factor=self._relative_std)
+        usual = LR_SCALE, STD_LR_SCALE
         if initial_std is not None:
-            std = positive("initial_std", initial_std)
+            std, usual = positive("initial_std", initial_std), (1.0, 1.0)
+        self.lr_scale = positive("lr_scale", usual[0] if lr_scale is None else lr_scale)
+        self.std_lr_scale = positive("std_lr_scale", usual[1] if std_lr_scale is None else std_lr_scale)
         self.fields: Mapping[str, Fill] = {"std": std, **self.fields}
         self.running = tuple(self.fields)
         super().__init__(**options)
