@@ -12,7 +12,7 @@ continual learning and forgetting in neural networks" (MESU, Nature Communicatio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,11 +78,13 @@ def bgd_(
     lr_scale: float = 1.0,
     trust_region: float | None = None,
     scale: float | Tensor = 1.0,
+    std_lr_scale: float = 1.0,
 ) -> None:
     r"""Takes one step of Bayesian gradient descent, in place.
 
     .. math:: \mu \leftarrow \mu - \eta\sigma^2\,\mathbb E[g], \qquad
-              \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad a = \tfrac12\sigma\,\mathbb E[g\epsilon]
+              \sigma \leftarrow \sigma\big(\sqrt{1+a^2}-a\big), \quad
+              a = \tfrac12\eta_\sigma\sigma\,\mathbb E[g\epsilon]
 
     Nothing is ever forgotten: with every observation the synapses become more certain, and stiffer.
 
@@ -95,6 +97,7 @@ def bgd_(
         trust_region: largest change of :math:`\mu` and of :math:`\sigma`, in units of :math:`\sigma`;
             ``None`` for no limit.
         scale: factor on both gradients, such as the number of observations if they are of a mean loss.
+        std_lr_scale: :math:`\eta_\sigma`.
 
     Example:
         >>> means, stds = [torch.zeros(1)], [torch.ones(1)]
@@ -103,7 +106,7 @@ def bgd_(
         ([tensor([-0.5000])], [tensor([0.5000])])
     """
     a = torch._foreach_mul(list(stds), list(noise_gradients))
-    torch._foreach_mul_(a, _times(scale, 0.5))
+    torch._foreach_mul_(a, _times(scale, 0.5 * std_lr_scale))
     move = torch._foreach_mul(list(stds), list(stds))
     torch._foreach_mul_(move, list(gradients))
     torch._foreach_mul_(move, _times(scale, -lr_scale))
@@ -127,7 +130,7 @@ def bgd_(
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
 
 
-@fusable(numbers=["scale"])
+@fusable(numbers=["prior_std", "scale"])
 def mesu_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -135,7 +138,7 @@ def mesu_(
     noise_gradients: Sequence[Tensor],
     *,
     memory_steps: float,
-    prior_std: float,
+    prior_std: float | Sequence[float],
     lr_scale: float = 1.0,
     std_lr_scale: float = 1.0,
     trust_region: float | None = None,
@@ -163,7 +166,7 @@ def mesu_(
         noise_gradients: :math:`\mathbb E[g\epsilon]` of the summed loss.
         memory_steps: :math:`N`; ``math.inf`` never forgets, and is Bayesian gradient descent to second order
             in :math:`\sigma\,\mathbb E[g\epsilon]`.
-        prior_std: :math:`\sigma_p`.
+        prior_std: :math:`\sigma_p`, the same for all tensors or one for each.
         lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`.
         std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`.
         trust_region: largest size of either increment, in units of :math:`\sigma`; ``None`` for no limit.
@@ -183,17 +186,18 @@ def mesu_(
     torch._foreach_mul_(move, _times(scale, -lr_scale))
     widen = torch._foreach_mul(variances, list(noise_gradients))
     torch._foreach_mul_(widen, _times(scale, -0.5 * std_lr_scale))
-    precision = 1.0 / prior_std**2
+    precision = _each(prior_std, lambda std: 1.0 / std**2)
+    rate = _each(precision, lambda one: one / memory_steps)
     if memory_steps < math.inf:
         # σ(σp² − σ²)/(2Nσp²) = (σ − σ·σ²/σp²)/(2N)
         torch._foreach_add_(widen, list(stds), alpha=0.5 / memory_steps)
-        torch._foreach_addcmul_(widen, list(stds), variances, value=-0.5 * precision / memory_steps)
+        _add_product_(widen, stds, variances, _times(rate, -0.5))
     if slow is not None:
         shares = torch._foreach_mul(variances, precision)
         torch._foreach_clamp_max_(shares, 1.0)
         torch._foreach_addcmul_(move, shares, torch._foreach_sub(list(slow), list(means)), value=coupling)
     elif memory_steps < math.inf:
-        torch._foreach_addcmul_(move, variances, list(means), value=-precision / memory_steps)
+        _add_product_(move, variances, means, _times(rate, -1.0))
     if trust_region is not None:
         _limit_([move, widen], torch._foreach_mul(list(stds), trust_region))
     torch._foreach_add_(list(means), move)
@@ -201,15 +205,17 @@ def mesu_(
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
 
 
-def relative_variance(stds: Sequence[Tensor], reference: float) -> list[Tensor]:
+def relative_variance(stds: Sequence[Tensor], reference: float | Sequence[float]) -> list[Tensor]:
     r"""Plasticity :math:`\min(1, \sigma^2/\sigma_r^2)` of synapses, relative to a reference :math:`\sigma_r`.
+
+    The reference is the same for all tensors, or one for each.
 
     Example:
         >>> relative_variance([torch.tensor([0.5, 2.0])], 1.0)
         [tensor([0.2500, 1.0000])]
     """
     shares = torch._foreach_mul(list(stds), list(stds))
-    torch._foreach_div_(shares, reference**2)
+    torch._foreach_div_(shares, _each(reference, lambda one: one**2))
     torch._foreach_clamp_max_(shares, 1.0)
     return list(shares)
 
@@ -222,6 +228,20 @@ def _limit_(increments: Sequence[tuple[Tensor, ...]], bounds: tuple[Tensor, ...]
         torch._foreach_maximum_(some, bounds)
 
 
+def _add_product_(
+    sums: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], factor: Any
+) -> None:
+    """Adds ``factor * left * right``; the factor is a number, or a list with one for each tensor."""
+    if isinstance(factor, list):
+        left, factor = torch._foreach_mul(list(left), factor), 1.0
+    torch._foreach_addcmul_(list(sums), list(left), list(right), value=factor)
+
+
 def _times(scale: Any, factor: float) -> Any:
     """Multiplies a number, or a list with one for each tensor, by a factor."""
-    return [one * factor for one in scale] if isinstance(scale, list) else scale * factor
+    return _each(scale, lambda one: one * factor)
+
+
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The function of a number, or a list of it for each number of a list."""
+    return [function(one) for one in value] if isinstance(value, list | tuple) else function(value)

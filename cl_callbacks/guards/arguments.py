@@ -32,3 +32,16 @@ def positive(name: str, value: Any, endless: bool = False) -> float:
     if not (number and value > 0 and (endless or math.isfinite(value))):
         raise ValueError(f"{name} must be a {'' if endless else 'finite '}number above 0; got {value!r}")
     return float(value)
+
+
+def at_most_one(**given: Any) -> None:
+    """Raises unless at most one of some arguments is given, that is, not ``None``.
+
+    Example:
+        >>> at_most_one(memory_steps=100, memory_epochs=2)
+        Traceback (most recent call last):
+        ValueError: memory_steps and memory_epochs set the same thing: give one of them
+    """
+    both = [name for name, value in given.items() if value is not None]
+    if len(both) > 1:
+        raise ValueError(f"{' and '.join(both)} set the same thing: give one of them")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -15,8 +15,12 @@ from cl_callbacks.tensors.blocks import ALL
 from cl_callbacks.tensors.finite import zero_nonfinite_
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, held
 
-Fill = Literal["zeros", "parameter"] | float
-"""The initial value of a field for a new synapse: zeros, the weight itself, or a number."""
+Fill = Literal["zeros", "parameter"] | float | Callable[[str, Mapping[str, Tensor]], float]
+"""The initial value of a field for a new synapse: zeros, the weight itself, or a number.
+
+The number may depend on the parameter: a function of its name and of all parameters by plain name, such as
+:func:`~cl_callbacks.synapses.fan_in.weight_scale`. It must be picklable.
+"""
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
@@ -39,7 +43,7 @@ class Synapses:
     """Fields of per-synapse state, by parameter name, each tensor of the shape of its parameter.
 
     Args:
-        fields: names of the fields and their initial value: zeros, a copy of the parameter, or a number.
+        fields: names of the fields and their initial value: see :data:`Fill`.
         dtype: of the state; by default float32, or the parameter's own dtype where that is wider.
         strict: whether state of a parameter that the model no longer has is an error.
         device: on which the state is stored; by default that of each parameter.
@@ -86,7 +90,7 @@ class Synapses:
         self._refuse_misfits(model)
         for field, state in self._state.items():
             for name in selected:
-                state[name] = self._beside(state.get(name), model[name], field)
+                state[name] = self._beside(state.get(name), name, model, field)
         self.view = SynapseView(
             list(selected),
             {field: [held(state[name]) for name in selected] for field, state in self._state.items()},
@@ -168,7 +172,8 @@ class Synapses:
         }
         return {key: part for key, part in live.items() if part is not None}
 
-    def _beside(self, old: Tensor | None, parameter: Tensor, field: str) -> Tensor:
+    def _beside(self, old: Tensor | None, name: str, model: Mapping[str, Tensor], field: str) -> Tensor:
+        parameter = model[name]
         dtype = self.dtype or torch.promote_types(parameter.dtype, torch.float32)
         if field in self._running:
             dtype = torch.promote_types(dtype, torch.float32)
@@ -176,12 +181,18 @@ class Synapses:
         if old is not None and old.shape == parameter.shape:
             placed = distribute_like(old.to(device, dtype), parameter)
         else:
-            placed = distribute_like(
-                self._new(old, parameter, self._fill[field], dtype).to(device), parameter
-            )
+            fill = self._fill[field]
+            value = fill(name, model) if callable(fill) else fill
+            placed = distribute_like(self._new(old, parameter, value, dtype).to(device), parameter)
         return placed if self.offload is None else self.offload.store(placed, parameter)
 
-    def _new(self, old: Tensor | None, parameter: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
+    def _new(
+        self,
+        old: Tensor | None,
+        parameter: Tensor,
+        fill: Literal["zeros", "parameter"] | float,
+        dtype: torch.dtype,
+    ) -> Tensor:
         source = parameter.detach() if old is None else full_tensor(parameter.detach())
         if fill == "parameter":
             new = source.to(dtype, copy=True)

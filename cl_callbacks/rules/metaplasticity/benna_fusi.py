@@ -20,7 +20,7 @@ from cl_callbacks.functional.beakers import (
     level_differences,
     timescales,
 )
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import at_most_one, integer, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -158,8 +158,7 @@ class BennaFusi(SynapticCallback):
 
 
 def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio: float) -> float:
-    if coupling is not None and horizon is not None:
-        raise ValueError("coupling and horizon_steps set the same thing: give one of them")
+    at_most_one(coupling=coupling, horizon_steps=horizon)
     largest = largest_coupling(ratio)
     if horizon is not None:
         positive("horizon_steps", horizon)

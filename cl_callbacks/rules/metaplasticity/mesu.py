@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import math
+from typing import Any, ClassVar, Literal, get_args
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -15,13 +18,16 @@ from cl_callbacks.functional.beakers import (
     level_differences,
 )
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import at_most_one, integer, positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
 
 Prior = Literal["zero", "chain"]
+
+MEMORY_EPOCHS = 1000.0
+"""Window in epochs, where no other is given."""
 
 
 class MESU(UncertainRule):
@@ -50,10 +56,17 @@ class MESU(UncertainRule):
     Args:
         memory_steps: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
             learn the latest task best and long ones remember more tasks.
-        prior_std: :math:`\sigma_p`, to which :math:`\sigma` of a synapse returns without data.
-        initial_std: :math:`\sigma` at the start; default: ``prior_std``.
-        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`; 1 is Bayes' rule.
-        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`; 1 is Bayes' rule.
+        prior_std: :math:`\sigma_p`, to which :math:`\sigma` of a synapse returns without data, the same for
+            all weights; by default in proportion to the scale of each layer.
+        initial_std: :math:`\sigma` at the start, the same for all weights; default: that of the prior.
+        memory_epochs: :math:`N` in epochs of the training data as they are at each time, instead of steps;
+            default: MEMORY. Under manual optimization a batch counts as a step.
+        relative_std: :math:`\sigma_p` in units of :math:`1/\sqrt n`, with :math:`n` the number of inputs of
+            each unit of the layer, instead of ``prior_std``; default: 0.5.
+        lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`, where 1 is Bayes' rule; default:
+            8, or 1 with an absolute standard deviation.
+        std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`, where 1 is Bayes' rule;
+            default: 40, or 1 with an absolute standard deviation.
         prior: value to which the mean relaxes: ``"zero"``, or with ``"chain"`` its own past.
         beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy. More than
             4 need ``state_dtype="float64"``, or the flow into the deep ones is lost to rounding.
@@ -75,12 +88,14 @@ class MESU(UncertainRule):
 
     def __init__(
         self,
-        memory_steps: float,
-        prior_std: float = 0.2,
+        memory_steps: float | None = None,
+        prior_std: float | None = None,
         initial_std: float | None = None,
         *,
-        lr_scale: float = 1.0,
-        std_lr_scale: float = 1.0,
+        memory_epochs: float | None = None,
+        relative_std: float | None = None,
+        lr_scale: float | None = None,
+        std_lr_scale: float | None = None,
         prior: Prior = "zero",
         beakers: int = 2,
         coupling: float = 1e-3,
@@ -88,19 +103,49 @@ class MESU(UncertainRule):
     ) -> None:
         if prior not in get_args(Prior):
             raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
-        positive("prior_std", prior_std)
+        at_most_one(memory_steps=memory_steps, memory_epochs=memory_epochs)
+        at_most_one(prior_std=prior_std, relative_std=relative_std)
         integer("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
-        super().__init__(initial_std=prior_std if initial_std is None else initial_std, **options)
+        super().__init__(
+            initial_std=prior_std if initial_std is None else initial_std,
+            relative_std=relative_std,
+            lr_scale=lr_scale,
+            std_lr_scale=std_lr_scale,
+            **options,
+        )
         if not 0 <= coupling <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
-        self.memory_steps, self.prior_std = positive("memory_steps", memory_steps, endless=True), prior_std
-        self.lr_scale = positive("lr_scale", lr_scale)
-        self.std_lr_scale = positive("std_lr_scale", std_lr_scale)
+        for name, window in (("memory_steps", memory_steps), ("memory_epochs", memory_epochs)):
+            if window is not None:
+                positive(name, window, endless=True)
+        self.memory_steps, self.memory_epochs = memory_steps, memory_epochs
+        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
+        self._epochs = MEMORY_EPOCHS if memory_steps is None and memory_epochs is None else memory_epochs
+        self._window = math.nan if memory_steps is None else float(memory_steps)
         self.prior, self.beakers, self.coupling = prior, beakers, coupling
         self._capacities = capacities(beakers)
         self._conductances = conductances(beakers, coupling, leak=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a window in epochs on data without a known length."""
+        super().on_train_start(trainer, pl_module)
+        if self._epochs is not None and math.isinf(trainer.num_training_batches):
+            raise MisconfigurationException(
+                f"MESU remembers {self._epochs:g} epochs, and these data do not tell how many batches an "
+                f"epoch has: give the window in optimizer steps, MESU(memory_steps=...), or the number of "
+                f"batches, Trainer(limit_train_batches=...)."
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Converts a window in epochs to steps; each task has epochs of its own length."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._epochs is not None:
+            steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+            self._window = self._epochs * math.ceil(steps)
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Takes one step of the equations of :class:`MESU`."""
@@ -111,8 +156,8 @@ class MESU(UncertainRule):
             synapses["std"],
             step.pulled,
             step.noise_gradients,
-            memory_steps=self.memory_steps,
-            prior_std=self.prior_std,
+            memory_steps=self._window,
+            prior_std=self.std_of(synapses, self.prior_std),
             lr_scale=self.lr_scale,
             std_lr_scale=self.std_lr_scale,
             trust_region=self.trust_region,
@@ -125,7 +170,7 @@ class MESU(UncertainRule):
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by that of the prior, at most 1."""
-        return relative_variance(synapses["std"], self.prior_std)
+        return relative_variance(synapses["std"], self.std_of(synapses, self.prior_std))
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
         """Plasticity, standard deviation, and distances between neighbouring beakers of the chain."""

@@ -12,8 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
+from torch.utils.data import DataLoader, IterableDataset
 
 from cl_callbacks import BGD, EWC, MESU, MetaplasticGate, SynapticCallback
+from cl_callbacks.functional import mesu_
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from tests.references.uncertainty import bgd_step, chain_step, mesu_step
 from tests.small import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -410,3 +412,118 @@ def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> Non
     if arguments.keys() <= {"initial_std", "draws", "reduction", "trust_region", "lr_scale", "seed"}:
         with pytest.raises(ValueError, match=said):
             BGD(**arguments)
+
+
+def assert_same_state(a: SynapticCallback, b: SynapticCallback) -> None:
+    for one, other in zip(a.synapses.view["std"], b.synapses.view["std"], strict=True):
+        assert torch.equal(one, other)
+
+
+def epochs_trained(rule: MESU, **options: Any) -> MESU:
+    """45 batches in an epoch, two epochs."""
+    torch.manual_seed(0)
+    make_trainer(rule, max_epochs=2, **options).fit(Net(plain_net()), loader(*task(0, 45), batch_size=1))
+    return rule
+
+
+def test_a_window_in_epochs_is_one_in_steps() -> None:
+    in_epochs, in_steps = epochs_trained(MESU(memory_epochs=2)), epochs_trained(MESU(memory_steps=90))
+    other = epochs_trained(MESU(memory_steps=45))
+    assert_same_state(in_epochs, in_steps)
+    with pytest.raises(AssertionError):
+        assert_same_state(in_epochs, other)
+
+
+def test_steps_of_several_batches_make_the_window_shorter() -> None:
+    in_epochs = epochs_trained(MESU(memory_epochs=2), accumulate_grad_batches=4)
+    assert_same_state(in_epochs, epochs_trained(MESU(memory_steps=24), accumulate_grad_batches=4))
+
+
+def test_each_task_has_epochs_of_its_own_length() -> None:
+    found = []
+    for rule in (MESU(memory_epochs=10), MESU(memory_epochs=10)):
+        model, trainer = Net(plain_net()), make_trainer(rule)
+        for samples in (24, 48):
+            trainer.fit(model, loader(*task(0, samples)))
+            trainer.fit_loop.max_epochs += 1
+            found.append(rule._window)
+    assert found == [30, 60] * 2
+
+
+def test_data_without_a_length_need_a_window_in_steps() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(zip(*task(0), strict=True))
+
+    def data() -> DataLoader:
+        return DataLoader(Stream(), batch_size=8)
+
+    for rule in (MESU(), MESU(memory_epochs=3)):
+        with pytest.raises(MisconfigurationException, match=r"MESU\(memory_steps=\.\.\.\)"):
+            make_trainer(rule).fit(Net(plain_net()), data())
+    for rule in (MESU(memory_steps=100), BGD()):
+        make_trainer(rule).fit(Net(plain_net()), data())
+    make_trainer(MESU(), limit_train_batches=3).fit(Net(plain_net()), data())
+
+
+@pytest.mark.parametrize(
+    ("build", "both"),
+    [
+        (lambda: MESU(10, memory_epochs=1), "memory_steps and memory_epochs"),
+        (lambda: MESU(prior_std=0.1, relative_std=1.0), "prior_std and relative_std"),
+        (lambda: BGD(0.1, relative_std=1.0), "initial_std and relative_std"),
+    ],
+)
+def test_two_arguments_for_one_thing_are_refused(build: Any, both: str) -> None:
+    with pytest.raises(ValueError, match=f"{both} set the same thing: give one of them"):
+        build()
+
+
+@pytest.mark.parametrize("kind", [BGD, MESU])
+def test_widths_are_in_units_of_each_layer(kind: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 100), nn.LayerNorm(100), nn.Linear(100, 3))
+    rule = kind(relative_std=2.0)
+    make_trainer(rule, limit_train_batches=0).fit(Net(net), loader(*task(0)))
+    rule._place(Net(net))
+    view = rule.synapses.view
+    expected = [2 / 6**0.5] * 2 + [0.2] * 4
+    for std, value, plasticity in zip(view["std"], expected, rule.plasticity(view, []), strict=True):
+        torch.testing.assert_close(std, torch.full_like(std, value))
+        torch.testing.assert_close(plasticity, torch.ones_like(std))
+
+
+def test_one_prior_for_each_tensor_equals_each_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(3, 2), (5,)]
+    state = [[torch.rand(s, dtype=torch.float64) for s in shapes] for _ in range(4)]
+    for slow in (None, [torch.rand(s, dtype=torch.float64) for s in shapes]):
+        options: dict[str, Any] = {"memory_steps": 7.0, "coupling": 0.2}
+        together = [[t.clone() for t in some] for some in state]
+        mesu_(*together, prior_std=[0.3, 2.0], slow=slow, **options)  # type: ignore[misc]
+        for i, prior_std in enumerate((0.3, 2.0)):
+            alone = [[some[i].clone()] for some in state]
+            mesu_(*alone, prior_std=prior_std, slow=slow and [slow[i]], **options)  # type: ignore[misc]
+            for found, expected in zip(together, alone, strict=True):
+                torch.testing.assert_close(found[i], expected[0], rtol=1e-14, atol=0)
+
+
+def test_absolute_widths_are_bayes_rule_as_ever() -> None:
+    for rule in (MESU(10, 0.2), MESU(10, initial_std=0.2), BGD(0.2)):
+        assert (rule.lr_scale, rule.std_lr_scale) == (1.0, 1.0)
+    for rule in (MESU(), BGD(), MESU(relative_std=1.0)):
+        assert (rule.lr_scale, rule.std_lr_scale) == (8.0, 40.0)
+    assert BGD(std_lr_scale=2.0).std_lr_scale == 2.0
+
+
+def test_a_saved_absolute_width_is_kept_by_a_rule_with_relative_ones() -> None:
+    torch.manual_seed(0)
+    model, old = Net(plain_net()), BGD(0.3)
+    fit_tasks(model, old, tasks=1)
+    saved = {name: std.clone() for name, std in old.state_dict()["synapses"]["std"].items()}
+    new = BGD()
+    new.load_state_dict(old.state_dict())
+    new._place(model)
+    assert {name: std.tolist() for name, std in new.state_dict()["synapses"]["std"].items()} == {
+        name: std.tolist() for name, std in saved.items()
+    }
