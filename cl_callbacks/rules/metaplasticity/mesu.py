@@ -60,7 +60,7 @@ class MESU(UncertainRule):
             all weights; by default in proportion to the scale of each layer.
         initial_std: :math:`\sigma` at the start, the same for all weights; default: that of the prior.
         memory_epochs: :math:`N` in epochs of the training data as they are at each time, instead of steps;
-            default: MEMORY. Under manual optimization a batch counts as a step.
+            default: 1000. Under manual optimization a batch counts as a step.
         relative_std: :math:`\sigma_p` in units of :math:`1/\sqrt n`, with :math:`n` the number of inputs of
             each unit of the layer, instead of ``prior_std``; default: 0.5.
         lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`, where 1 is Bayes' rule; default:
