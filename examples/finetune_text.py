@@ -42,10 +42,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_callbacks import (
+    BGD,
     EWC,
     MAS,
+    MESU,
+    BennaFusi,
     EpochBoundaries,
     KFACLaplace,
+    MetaplasticGate,
     RWalk,
     SeedEpochs,
     SequentialFineTuner,
@@ -55,7 +59,7 @@ from cl_callbacks import (
     TextTasks,
 )
 
-# What each method adds to the Trainer, given arguments or none.
+# What each method adds to the Trainer; those that pull may be given a strength.
 METHODS: dict[str, Callable[..., list[Callback]]] = {
     "none": lambda **given: [],
     # The Fisher information of labels drawn from the model: the exact one takes a backward for each of them.
@@ -65,6 +69,10 @@ METHODS: dict[str, Callable[..., list[Callback]]] = {
     "rwalk": lambda **given: [RWalk(**given)],
     "kfac": lambda **given: [KFACLaplace(samples=200, **given)],
     "streaming": lambda **given: [StreamingConsolidation(**given)],
+    "mesu": lambda: [MESU()],
+    "bgd": lambda: [BGD()],
+    "metaplastic": lambda: [MetaplasticGate()],
+    "benna_fusi": lambda: [BennaFusi()],
 }
 
 
@@ -101,7 +109,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         lora_rank=args.lora,
     )
     rules: list[Any] = METHODS[method](**{} if args.strength is None else {"strength": args.strength})
-    strength = rules[0].strength if rules else 0.0
+    strength = getattr(rules[0], "strength", 0.0) if rules else 0.0
     # With --final-only nothing is validated but at the end.
     evaluation = [] if args.final_only else [TaskEvaluation("val_acc", names=data.task_names)]
     logger = WandbLogger(
@@ -192,7 +200,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=10, help="how many domains")
     parser.add_argument("--final-only", action="store_true", help="evaluate after the last domain only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="of the methods; default: that of each rule")
+    parser.add_argument("--strength", type=float, help="of methods that pull; default: that of each rule")
     parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs")
     parser.add_argument("--accelerator", default="auto")

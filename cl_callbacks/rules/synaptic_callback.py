@@ -104,7 +104,7 @@ class SynapticCallback(Callback):
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
     unsaved_before: ClassVar[Mapping[str, Any]] = {}
     """Values of what older checkpoints do not contain."""
-    dial: ClassVar[str] = "strength"
+    dial: str = "strength"
     """The argument that sets how strong the rule is, which advice names; of a rule that owns the update, the
     standard deviation that sets how far it lets weights move."""
     proximal: bool = False

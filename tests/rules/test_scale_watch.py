@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from cl_callbacks import (
+    BGD,
     EWC,
     MESU,
     BennaFusi,
@@ -166,6 +167,11 @@ def test_a_boundary_found_late_tells_nothing_of_the_loss() -> None:
 
     assert said(EWC(1e6, normalize=None), Late()) == []
     assert len(said(EWC(1e-3, normalize=None), Late())) == 1
+
+
+def test_a_width_in_units_of_the_layer_is_what_advice_names() -> None:
+    assert MESU(relative_std=0.01).advice(0.1) == "try relative_std=0.03 instead of 0.01"
+    assert BGD(0.1).advice(0.1) == "try initial_std=0.3 instead of 0.1"
 
 
 @pytest.mark.parametrize(("prior", "count"), [(1e-4, 1), (0.2, 0)])

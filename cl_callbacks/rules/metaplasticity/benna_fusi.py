@@ -74,7 +74,7 @@ class BennaFusi(SynapticCallback):
 
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
-    dial: ClassVar[str] = "coupling"
+    dial: str = "coupling"
     default_state_dtype: ClassVar[str | None] = "float64"
 
     def __init__(

@@ -36,9 +36,9 @@ class BGD(UncertainRule):
             paper's 0.015 to 0.06, the wider the layers the smaller, are without a trust region. By default it
             is in proportion to the scale of each layer.
         relative_std: :math:`\sigma` at the start in units of :math:`1/\sqrt n`, with :math:`n` the number of
-            inputs of each unit of the layer; default: 0.5. Give one of the two.
-        lr_scale: :math:`\eta`, above 0; default: 8, or 1 with an absolute ``initial_std``.
-        std_lr_scale: :math:`\eta_\sigma`, above 0; default: 40, or 1 with an absolute ``initial_std``. With
+            inputs of each unit of the layer; default: 0.25. Give one of the two.
+        lr_scale: :math:`\eta`, above 0; default: 32, or 1 with an absolute ``initial_std``.
+        std_lr_scale: :math:`\eta_\sigma`, above 0; default: 160, or 1 with an absolute ``initial_std``. With
             both at 1 it is Bayes' rule.
         options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
             :class:`~cl_callbacks.rules.metaplasticity.uncertain_rule.UncertainRule`.
@@ -52,7 +52,8 @@ class BGD(UncertainRule):
     """
 
     local: ClassVar[bool] = True
-    dial: ClassVar[str] = "initial_std"
+    relative_defaults: ClassVar[tuple[float, float, float]] = (0.25, 32.0, 160.0)
+    dial: str = "initial_std"
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class MESU(UncertainRule):
     """
 
     local: ClassVar[bool] = True
-    dial: ClassVar[str] = "prior_std"
+    dial: str = "prior_std"
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class MetaplasticGate(SynapticCallback):
     matrices_only: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
-    dial: ClassVar[str] = "steepness"
+    dial: str = "steepness"
 
     def __init__(self, steepness: float = 20.0, **options: Unpack[RuleOptions]) -> None:
         super().__init__(**options)

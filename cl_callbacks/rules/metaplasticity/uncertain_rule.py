@@ -31,9 +31,6 @@ from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
 
-RELATIVE_STD, LR_SCALE, STD_LR_SCALE = 0.5, 8.0, 40.0
-"""Defaults of widths in units of a layer's scale, found on sequences of MNIST and of smaller digits."""
-
 
 class UncertainRule(OutputsOfBatch, SynapticCallback):
     r"""Base of the rules that keep a mean and a standard deviation for each weight.
@@ -50,12 +47,11 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     Args:
         initial_std: :math:`\sigma` at the start, above 0, of all weights alike; by default it is relative.
         relative_std: :math:`c`, above 0: without an absolute one the standard deviation of each weight is
-            :math:`c/\sqrt n`; default: 0.5.
+            :math:`c/\sqrt n`; default: that of ``relative_defaults``.
         lr_scale: factor on the gradient's term of :math:`\Delta\mu`, above 0; default: 1, which is Bayes'
-            rule, with an absolute ``initial_std``, and 8 without.
+            rule, with an absolute ``initial_std``, and that of ``relative_defaults`` without.
         std_lr_scale: factor on the gradient's term of :math:`\Delta\sigma`, above 0: how much observations
-            make a synapse certain; default: 1, which is Bayes' rule, with an absolute
-            ``initial_std``, and 40 without.
+            make a synapse certain; default: likewise.
         draws: number of samples of the weights per step, each of which costs a forward and a backward.
         antithetic: let every second draw mirror the one before it, also from step to step; this removes
             the mean gradient, most of the noise, from :math:`\mathbb E[g\epsilon]`.
@@ -71,6 +67,9 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         ValueError: an argument that cannot work, at construction.
     """
 
+    relative_defaults: ClassVar[tuple[float, float, float]] = (0.5, 8.0, 40.0)
+    """Default ``relative_std``, ``lr_scale`` and ``std_lr_scale`` without an absolute width, found on
+    sequences of MNIST and of scikit-learn's digits."""
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise_gradients"})
     owns_update: ClassVar[bool] = True
     local: ClassVar[bool] = True
@@ -90,11 +89,13 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         **options: Unpack[RuleOptions],
     ) -> None:
         self.relative_std = relative_std
-        self._relative_std = positive("relative_std", RELATIVE_STD if relative_std is None else relative_std)
+        if initial_std is None:
+            self.dial = "relative_std"
+        usual_std, *usual = self.relative_defaults
+        self._relative_std = positive("relative_std", usual_std if relative_std is None else relative_std)
         std: Fill = partial(weight_scale, factor=self._relative_std)
-        usual = LR_SCALE, STD_LR_SCALE
         if initial_std is not None:
-            std, usual = positive("initial_std", initial_std), (1.0, 1.0)
+            std, usual = positive("initial_std", initial_std), [1.0, 1.0]
         self.lr_scale = positive("lr_scale", usual[0] if lr_scale is None else lr_scale)
         self.std_lr_scale = positive("std_lr_scale", usual[1] if std_lr_scale is None else std_lr_scale)
         self.fields: Mapping[str, Fill] = {"std": std, **self.fields}
@@ -115,6 +116,11 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._counts: list[float | Tensor] = []
         self._micro_batches: int | None = None
         self._window_ended = False
+
+    @property
+    def strength_now(self) -> float | None:
+        """The standard deviation that sets how far the rule lets weights move."""
+        return self._relative_std if self.dial == "relative_std" else super().strength_now
 
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Applies the rule's equation, in place, to the state and to the weights, which are the means before.
