@@ -92,11 +92,14 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self.relative_std = relative_std
         self._relative_std = positive("relative_std", RELATIVE_STD if relative_std is None else relative_std)
         std: Fill = partial(weight_scale, factor=self._relative_std)
-        usual = LR_SCALE, STD_LR_SCALE
+        usual = {"lr_scale": LR_SCALE, "std_lr_scale": STD_LR_SCALE}
         if initial_std is not None:
-            std, usual = positive("initial_std", initial_std), (1.0, 1.0)
-        self.lr_scale = positive("lr_scale", usual[0] if lr_scale is None else lr_scale)
-        self.std_lr_scale = positive("std_lr_scale", usual[1] if std_lr_scale is None else std_lr_scale)
+            std, usual = positive("initial_std", initial_std), {"lr_scale": 1.0, "std_lr_scale": 1.0}
+        self.lr_scale, self.std_lr_scale = lr_scale, std_lr_scale
+        self._lr_scales = {
+            name: positive(name, usual[name] if given is None else given)
+            for name, given in (("lr_scale", lr_scale), ("std_lr_scale", std_lr_scale))
+        }
         self.fields: Mapping[str, Fill] = {"std": std, **self.fields}
         self.running = tuple(self.fields)
         super().__init__(**options)
