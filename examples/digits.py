@@ -188,7 +188,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     rules = callbacks(method, args.strength)
-    strength = float(getattr(rules[0], METHODS[method][1])) if rules else 0.0
+    strength = float(getattr(rules[0], METHODS[method][1]) or 0.0) if rules else 0.0  # of widths by layer: 0
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(

@@ -76,16 +76,8 @@ class BGD(UncertainRule):
     def replace_update(self, step: Step, scale: float | Tensor) -> None:
         """Takes one step of the equations of :class:`BGD`."""
         means, stds = step.synapses.parameters, step.synapses["std"]
-        bgd_(
-            means,
-            stds,
-            step.pulled,
-            step.noise_gradients,
-            self.lr_scale,
-            self.trust_region,
-            scale,
-            self.std_lr_scale,
-        )
+        gradients = step.pulled, step.noise_gradients
+        bgd_(means, stds, *gradients, trust_region=self.trust_region, scale=scale, **self._lr_scales)
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""

@@ -96,8 +96,12 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         std: Fill = partial(weight_scale, factor=self._relative_std)
         if initial_std is not None:
             std, usual = positive("initial_std", initial_std), [1.0, 1.0]
-        self.lr_scale = positive("lr_scale", usual[0] if lr_scale is None else lr_scale)
-        self.std_lr_scale = positive("std_lr_scale", usual[1] if std_lr_scale is None else std_lr_scale)
+        self.lr_scale, self.std_lr_scale = lr_scale, std_lr_scale
+        given = {"lr_scale": lr_scale, "std_lr_scale": std_lr_scale}
+        self._lr_scales = {
+            name: positive(name, default if value is None else value)
+            for (name, value), default in zip(given.items(), usual, strict=True)
+        }
         self.fields: Mapping[str, Fill] = {"std": std, **self.fields}
         self.running = tuple(self.fields)
         super().__init__(**options)
