@@ -52,7 +52,6 @@ class BGD(UncertainRule):
     """
 
     local: ClassVar[bool] = True
-    relative_defaults: ClassVar[tuple[float, float, float]] = (0.25, 32.0, 160.0)
     dial: str = "initial_std"
 
     def __init__(

@@ -512,8 +512,8 @@ def test_absolute_widths_are_bayes_rule_as_ever() -> None:
     for rule in (MESU(10, 0.2), MESU(10, initial_std=0.2), BGD(0.2)):
         assert rule._lr_scales == {"lr_scale": 1.0, "std_lr_scale": 1.0}
     for rule in (MESU(), BGD(), MESU(relative_std=1.0)):
-        assert rule._lr_scales == {"lr_scale": 8.0, "std_lr_scale": 40.0}
-    assert BGD(std_lr_scale=2.0)._lr_scales == {"lr_scale": 8.0, "std_lr_scale": 2.0}
+        assert rule._lr_scales == {"lr_scale": 32.0, "std_lr_scale": 160.0}
+    assert BGD(std_lr_scale=2.0)._lr_scales == {"lr_scale": 32.0, "std_lr_scale": 2.0}
 
 
 def test_a_saved_absolute_width_is_kept_by_a_rule_with_relative_ones() -> None:
