@@ -22,8 +22,8 @@ from cl_callbacks.functional.cascade import (
 from cl_callbacks.functional.fisher import check_fisher, fisher_cotangents, sample_losses
 from cl_callbacks.functional.grid import best_on_grid, smoothed_on_grid
 from cl_callbacks.functional.kronecker import (
-    Eigen, Factors, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace, nearest_sum, paired,
-    relax_kronecker,
+    Eigen, Factors, curvature_bound, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace,
+    nearest_sum, paired, relax_kronecker,
 )
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
 from cl_callbacks.functional.normalization import sum_and_number
@@ -40,14 +40,14 @@ from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradient
 __all__ = [
     "Eigen", "Factors", "add_path_", "add_path_pull_", "add_quadratic_pull_", "add_score_", "average_",
     "average_accuracy", "average_square_", "backward_transfer", "beaker_memory_trace", "best_on_grid",
-    "bgd_", "capacities", "cascade_", "cascade_memory_trace", "check_fisher", "conductances", "decompose",
-    "deepen_probabilities", "distances", "draw_", "fisher_cotangents", "flow_", "flow_matrix",
-    "forgetting", "forgetting_per_task", "forward_transfer", "intransigence", "keep_noise_gradients_",
-    "kronecker_diagonal", "kronecker_pull", "kronecker_trace", "largest_coupling", "largest_importance",
-    "last_tasks_accuracy", "learning_accuracy", "level_differences", "merge_each_", "merge_latest_",
-    "mesu_", "metaplastic_gate", "min_max", "nearest_sum", "newest_share", "paired", "path_importance",
-    "quadratic_penalty", "relative_variance", "relax_kronecker", "relax_to_anchor_", "resist_shrinking_",
-    "sample_losses", "sensitivity_cotangent", "smoothed_on_grid", "sum_and_number",
-    "switch_probabilities", "switch_weights_", "tasks_learned", "timescales", "transition_matrix",
-    "without_decay",
+    "bgd_", "capacities", "cascade_", "cascade_memory_trace", "check_fisher", "conductances",
+    "curvature_bound", "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
+    "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "intransigence",
+    "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
+    "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
+    "level_differences", "merge_each_", "merge_latest_", "mesu_", "metaplastic_gate", "min_max",
+    "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "relative_variance",
+    "relax_kronecker", "relax_to_anchor_", "resist_shrinking_", "sample_losses", "sensitivity_cotangent",
+    "smoothed_on_grid", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
+    "timescales", "transition_matrix", "without_decay",
 ]

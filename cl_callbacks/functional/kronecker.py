@@ -76,6 +76,16 @@ def kronecker_trace(factors: Factors) -> Tensor:
     return factors.outputs.trace() * factors.inputs.trace()
 
 
+def curvature_bound(factors: Sequence[Factors]) -> Tensor:
+    r"""Upper bound :math:`\sum_k\|G_k\|_F\|A_k\|_F` of the curvature in any direction.
+
+    Example:
+        >>> curvature_bound([Factors(torch.diag(torch.tensor([3.0, 4.0])), 2.0 * torch.ones(1, 1))])
+        tensor(10.)
+    """
+    return torch.stack([outputs.norm() * inputs.norm() for inputs, outputs in factors]).sum()
+
+
 class Eigen(NamedTuple):
     """Eigenvalues and eigenvectors of both factors of a layer."""
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cl_callbacks.functional import fisher_cotangents
 from cl_callbacks.functional.kronecker import (
     Factors,
+    curvature_bound,
     decompose,
     kronecker_pull,
     nearest_sum,
@@ -243,3 +244,10 @@ def test_the_projection_behind_attention_has_factors() -> None:
     [of_weight, of_bias] = torch.autograd.grad(net(x).sum(), [projection.weight, projection.bias])
     gradient = torch.cat([of_weight, of_bias[:, None]], 1)
     torch.testing.assert_close(g.diagonal()[:, None] * a.diagonal(), gradient.square())
+
+
+def test_the_bound_of_the_curvature_holds_in_every_direction() -> None:
+    torch.manual_seed(0)
+    terms = [Factors(a @ a.T, g @ g.T) for a, g in ((torch.randn(4, 4), torch.randn(3, 3)) for _ in range(3))]
+    largest = torch.linalg.eigvalsh(sum(torch.kron(term.outputs, term.inputs) for term in terms))[-1]
+    assert largest <= curvature_bound(terms) <= 20 * largest

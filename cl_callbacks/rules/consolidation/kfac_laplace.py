@@ -103,7 +103,8 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         """Adds the gradient of the penalty."""
         super().pull(synapses, gradients)
         if self.anchored and not self.proximal:
-            self.memory.pull(self.synapses.view, synapses.names, gradients, self.stiffness)
+            limit = self.largest_importance(synapses)
+            self.memory.pull(self.synapses.view, synapses.names, gradients, self.stiffness, limit)
 
     def rewrite(self, step: Step) -> None:
         """Takes the proximal step of the penalty."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cl_callbacks.functional.kronecker import (
     Eigen,
     Factors,
+    curvature_bound,
     decompose,
     kronecker_diagonal,
     kronecker_pull,
@@ -56,6 +57,7 @@ class KroneckerMemory:
         self.accumulate = accumulate
         self.factors: dict[str, list[Factors]] = {}
         self._eigen: dict[str, Eigen] = {}
+        self._bounds: dict[str, Tensor] = {}
 
     def place(self, synapses: SynapseView, known: Collection[str]) -> None:
         """Moves the factors to the storage devices of the weights' state, and adapts their sizes.
@@ -82,6 +84,7 @@ class KroneckerMemory:
                 ):
                     self.factors[name] = placed
                     self._eigen.pop(name, None)
+                    self._bounds.pop(name, None)
 
     def merge(self, new: Mapping[str, Factors], decay: float) -> None:
         """Adds a task's factors to those of the older tasks, multiplied by ``decay``."""
@@ -95,14 +98,29 @@ class KroneckerMemory:
             merged[name] = [nearest_sum(terms)] if nearest else terms
         self.factors = merged  # at the end, so that an exception leaves the old ones
         self._eigen.clear()
+        self._bounds.clear()
 
     def pull(
-        self, synapses: SynapseView, names: list[str], gradients: list[Tensor], stiffness: float
+        self,
+        synapses: SynapseView,
+        names: list[str],
+        gradients: list[Tensor],
+        stiffness: float,
+        max_curvature: float | None = None,
     ) -> None:
-        """Adds the gradient of the penalty to the gradients of the named parameters, in place."""
+        """Adds the gradient of the penalty to the gradients of the named parameters, in place.
+
+        A layer whose curvature may exceed ``max_curvature`` is pulled as if it were scaled down to that.
+        """
         target = dict(zip(names, gradients, strict=True))
         for name, change in self._changes(synapses, names).items():
-            _add(target, name, stiffness * kronecker_pull(change, self._lent(synapses, name, change)))
+            terms = self._lent(synapses, name, change)
+            pull = stiffness * kronecker_pull(change, terms)
+            if max_curvature is not None:
+                if name not in self._bounds:
+                    self._bounds[name] = curvature_bound(terms)
+                pull *= (max_curvature / self._bounds[name]).clamp(max=1.0).nan_to_num(1.0).to(pull)
+            _add(target, name, pull)
 
     def relax(self, synapses: SynapseView, names: list[str], steps: list[float]) -> None:
         """Takes the proximal step of the penalty, in place; needs one pair of factors per layer."""
@@ -146,7 +164,7 @@ class KroneckerMemory:
     def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
         """Copies saved factors."""
         self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
-        self._eigen = {}
+        self._eigen, self._bounds = {}, {}
 
     def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
         """Loads the factors of one layer to the device of its parameters."""

@@ -109,7 +109,7 @@ def test_the_limit_of_importance_is_in_the_same_unit() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 1e3, 1e6])
-@pytest.mark.parametrize("make", [EWC, StreamingConsolidation], ids=["ewc", "streaming"])
+@pytest.mark.parametrize("make", [EWC, KFACLaplace, StreamingConsolidation], ids=["ewc", "kfac", "streaming"])
 def test_plain_gradient_descent_is_stable_at_any_strength(make: Any, strength: float) -> None:
     model = Net(plain_net(), lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9))
     fit_tasks(model, make(strength), tasks=3, max_epochs=5)
