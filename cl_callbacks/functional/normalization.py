@@ -33,5 +33,5 @@ def sum_and_number(importance: Sequence[Tensor]) -> Tensor:
     """
     device = importance[0].device
     # In double precision, since half the synapses may be a millionth of the rest.
-    total = sum((t.sum(dtype=torch.float64).to(device) for t in importance), torch.zeros((), device=device))
-    return torch.stack([total.double(), total.new_tensor(sum(t.numel() for t in importance)).double()])
+    total = torch.stack([t.sum(dtype=torch.float64).to(device) for t in importance]).sum()
+    return torch.stack([total, total.new_tensor(sum(t.numel() for t in importance))])

@@ -36,7 +36,9 @@ class AnchoredRule(SynapticCallback):
         strength: factor of the penalty, at least 0; 0 leaves training as it is, bit for bit.
         normalize: unit of the importance: ``"mean"``, in which it is 1 on average over the selected weights
             for each task, so that one strength serves many networks and data; or ``None``, the papers' own
-            units, in which good strengths differ by orders of magnitude.
+            units, in which good strengths differ by orders of magnitude. With ``"mean"`` an importance also
+            counts as at most :math:`1/\eta k`, with the learning rate :math:`\eta`, so that a step of plain
+            gradient descent does not carry a weight past its anchor.
         proximal: apply the penalty after each optimizer step as
             :math:`\theta\leftarrow(\theta+\eta k\Omega\theta^*)/(1+\eta k\Omega)` with the learning rate
             :math:`\eta`, instead of adding its gradient: stable for any strength, and not rescaled by Adam or

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cl_callbacks.functional.anchoring import add_quadratic_pull_
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
@@ -125,14 +126,17 @@ class StreamingConsolidation(AnchoredRule):
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient of the penalty."""
-        if self.measure != "path" or self.proximal or not self.anchored:
-            super().pull(synapses, gradients)
+        if self.proximal or not self.anchored:
             return
-        path, anchor, unit = synapses["importance"], synapses["anchor"], self.unit_of_importance
+        # The unit goes into two numbers here, and not into a copy of the importance.
+        running, anchor, unit = synapses["importance"], synapses["anchor"], self.unit_of_importance
         limits = self.max_importance, self.largest_importance(synapses)
         limit = min((limit * unit for limit in limits if limit is not None), default=None)
         stiffness = self.stiffness / unit
-        add_path_pull_(gradients, synapses.parameters, path, anchor, stiffness, self.damping, limit)
+        if self.measure == "path":
+            add_path_pull_(gradients, synapses.parameters, running, anchor, stiffness, self.damping, limit)
+        else:
+            add_quadratic_pull_(gradients, synapses.parameters, running, anchor, stiffness, limit)
 
     def observe(self, step: Step) -> None:
         """Adds the step to the running averages."""
