@@ -226,3 +226,18 @@ def test_an_unknown_unit_is_refused(rule: str) -> None:
     build = (BOUNDARY | {"streaming": StreamingConsolidation})[rule]
     with pytest.raises(ValueError, match="normalize='max' is neither 'mean' nor None"):
         build(normalize="max")
+
+
+@pytest.mark.parametrize("measure", ["fisher", "sensitivity", "path"])
+def test_the_limit_of_a_running_importance_is_in_its_unit(measure: Any) -> None:
+    memory = StreamingConsolidation(2.0, measure=measure, max_importance=1.5)
+    fit_tasks(Net(plain_net()), memory, tasks=2, max_epochs=3)
+    view = memory.synapses.view
+    pull = [torch.zeros_like(p) for p in view.parameters]
+    with torch.no_grad():
+        memory.pull(view, pull)
+    importance, anchor = memory.effective_importance(view), view["anchor"]
+    assert memory.unit_of_importance != 1.0
+    assert max(t.max() for t in importance) == 1.5
+    for found, omega, theta, center in zip(pull, importance, view.parameters, anchor, strict=True):
+        torch.testing.assert_close(found, 2.0 * omega * (theta.detach() - center))
