@@ -145,7 +145,7 @@ def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[l
         DataLoader(ImageTask(x, y), batch_size, shuffle=True, collate_fn=as_is, drop_last=True)
         for x, y, _, _ in made
     ]
-    net = _cnn() if kind == "splitcnn" else _mlp(pixels, 256, 256, 10)
+    net = _cnn(images.shape[-1]) if kind == "splitcnn" else _mlp(pixels, 256, 256, 10)
     found = [(loader, x, y) for loader, (_, _, x, y) in zip(loaders, made, strict=True)]
     return found, Classifier(net, optimizer, groups), epochs
 
@@ -155,14 +155,14 @@ def _mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
-def _cnn() -> nn.Sequential:
+def _cnn(side: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.LazyLinear(64),
+        nn.Linear(32 * (side // 4) ** 2, 64),
         nn.ReLU(),
         nn.Linear(64, 10),
     )
