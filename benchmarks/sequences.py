@@ -2,7 +2,8 @@
 
 Each name is a kind of change, a dash and the data: ``perm`` (a permutation of the pixels for each task, one
 head), ``split`` (two classes for each task, only whose outputs are used) and ``splitcnn`` of ``digits``
-(scikit-learn's), ``mnist`` or ``fashion``; ``clinc`` (ten domains of requests, a head each), ``clinclora``
+(scikit-learn's), ``mnist`` or ``fashion``, and ``split`` of ``insects`` (33 measurements of wing beats, six
+species); ``clinc`` (ten domains of requests, a head each), ``clinclora``
 with low-rank adapters, ``text5`` (five data sets of texts, a head each) and ``lm`` (a small language model
 from random weights on reviews and then an encyclopedia). ``@sgd:0.1`` after the name of an image sequence
 takes another optimizer than ``@adam:0.001``.
@@ -17,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
@@ -107,6 +109,8 @@ def _accuracy(model: Classifier, task: Task, index: int) -> float:
 
 @cache
 def _splits(data: str, folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if data == "insects":
+        return _insects(folder)
     if data == "digits":
         found = splits_of(digits(), seed=0)
     else:
@@ -114,6 +118,17 @@ def _splits(data: str, folder: Path | None) -> tuple[tuple[Tensor, Tensor], tupl
     train, test = image_tensors(found["train"]), image_tensors(found["test"])
     pad = (4, 4, 4, 4) if data == "digits" else (0, 0, 0, 0)
     return (F.pad(train[0], pad), train[1]), (F.pad(test[0], pad), test[1])
+
+
+def _insects(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Standardised measurements and species, every fifth row to test on."""
+    if folder is None:
+        raise ValueError("insects are read from --data-dir")
+    rows = torch.from_numpy(pd.read_parquet(folder / "streams" / "insects_gradual.parquet").to_numpy(float))
+    x, labels = rows[:, :-1].float(), rows[:, -1].long()
+    labels = labels.unique(return_inverse=True)[1]
+    x, test = (x - x.mean(0)) / x.std(0).clamp(min=1e-6), torch.arange(len(x)) % 5 == 0
+    return (x[~test], labels[~test]), (x[test], labels[test])
 
 
 def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[list[Task], Classifier, int]:
@@ -132,8 +147,9 @@ def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[l
     else:
         some = torch.randperm(len(labels), generator=draw)[:30_000]
         images, labels = images[some], labels[some]
-        order = torch.randperm(10, generator=draw).tolist()
-        groups = [sorted(order[i : i + 2]) for i in range(0, 10, 2)]
+        classes = int(labels.max()) + 1
+        order = torch.randperm(classes, generator=draw).tolist()
+        groups = [sorted(order[i : i + 2]) for i in range(0, classes, 2)]
         made = []
         for _, second in groups:
             pair = [labels == c for c in groups[len(made)]], [test_labels == c for c in groups[len(made)]]

@@ -20,7 +20,7 @@ from cl_callbacks.functional.cascade import (
     transition_matrix,
 )
 from cl_callbacks.functional.fisher import check_fisher, fisher_cotangents, sample_losses
-from cl_callbacks.functional.grid import best_on_grid, smoothed_on_grid
+from cl_callbacks.functional.grid import as_importance_adds_up, best_on_grid, smoothed_on_grid
 from cl_callbacks.functional.kronecker import (
     Eigen, Factors, curvature_bound, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace,
     nearest_sum, paired, relax_kronecker,
@@ -38,9 +38,10 @@ from cl_callbacks.functional.task_matrix import (
 from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_, relative_variance
 
 __all__ = [
-    "Eigen", "Factors", "add_path_", "add_path_pull_", "add_quadratic_pull_", "add_score_", "average_",
-    "average_accuracy", "average_square_", "backward_transfer", "beaker_memory_trace", "best_on_grid",
-    "bgd_", "capacities", "cascade_", "cascade_memory_trace", "check_fisher", "conductances",
+    "Eigen", "Factors", "add_path_", "add_path_pull_", "add_quadratic_pull_", "add_score_",
+    "as_importance_adds_up", "average_", "average_accuracy", "average_square_", "backward_transfer",
+    "beaker_memory_trace", "best_on_grid", "bgd_", "capacities", "cascade_", "cascade_memory_trace",
+    "check_fisher", "conductances",
     "curvature_bound", "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
     "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "intransigence",
     "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",

@@ -2,6 +2,9 @@ r"""Choice of a value on a grid by noisy scores, one for each value."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +33,33 @@ def smoothed_on_grid(scores: Tensor) -> Tensor:
     smooth = (beyond[:-2] + 2.0 * scores + beyond[2:]) / 4.0
     smooth[[0, -1]] = torch.minimum(smooth[[0, -1]], scores[[0, -1]])
     return smooth
+
+
+def as_importance_adds_up(factors: Sequence[float], scores: Sequence[float], tasks: int) -> list[float]:
+    r"""Scores to expect on the second to the last task, when the importance of all tasks before adds up.
+
+    A pull towards the first task at the factor :math:`f` scored :math:`s(f)`. Towards :math:`k` tasks it is
+    that of :math:`kf`, so that the mean over a sequence of :math:`T` tasks is
+
+    .. math:: \hat s(f)=\frac1{T-1}\sum_{k=1}^{T-1}s(kf),
+
+    with :math:`s` between the factors linear in :math:`\log f`, and constant beyond the highest.
+
+    Args:
+        factors: ``(n,)``, positive and rising.
+        scores: ``(n,)``; at a factor without a finite score the answer is NaN, and others see its neighbours.
+        tasks: :math:`T`, at least 2.
+
+    Example:
+        >>> as_importance_adds_up([1.0, 2.0, 4.0], [1.0, 0.8, 0.4], tasks=3)[0]
+        0.9
+    """
+    at, found = np.log(factors), np.asarray(scores, dtype=float)
+    usable = np.isfinite(found)
+    if not usable.any():
+        return [float("nan")] * len(found)
+    later = [np.interp(at + np.log(k), at[usable], found[usable]) for k in range(1, tasks)]
+    return [float(each) for each in np.where(usable, np.mean(later, axis=0), np.nan)]
 
 
 def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:

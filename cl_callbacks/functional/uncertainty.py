@@ -69,7 +69,7 @@ def keep_noise_gradients_(
     zero_nonfinite_(kept)
 
 
-@fusable(numbers=["scale"])
+@fusable(numbers=["scale", "widest"])
 def bgd_(
     means: Sequence[Tensor],
     stds: Sequence[Tensor],
@@ -79,6 +79,7 @@ def bgd_(
     trust_region: float | None = None,
     scale: float | Tensor = 1.0,
     std_lr_scale: float = 1.0,
+    widest: float | Sequence[float] | None = None,
 ) -> None:
     r"""Takes one step of Bayesian gradient descent, in place.
 
@@ -98,6 +99,8 @@ def bgd_(
             ``None`` for no limit.
         scale: factor on both gradients, such as the number of observations if they are of a mean loss.
         std_lr_scale: :math:`\eta_\sigma`.
+        widest: upper bound of :math:`\sigma`, the same for all tensors or one for each; ``None`` for none.
+            Most of :math:`a` is noise, by which :math:`\log\sigma` wanders up as easily as down.
 
     Example:
         >>> means, stds = [torch.zeros(1)], [torch.ones(1)]
@@ -128,6 +131,8 @@ def bgd_(
     torch._foreach_add_(list(means), move)
     torch._foreach_mul_(list(stds), factor)
     torch._foreach_clamp_min_(list(stds), SMALLEST_STD)
+    if widest is not None:
+        torch._foreach_clamp_max_(list(stds), widest)
 
 
 @fusable(numbers=["prior_std", "scale"])

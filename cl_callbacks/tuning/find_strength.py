@@ -31,7 +31,7 @@ def find_strength(
     monitor: str,
     mode: Literal["max", "min"] = "max",
     factors: Sequence[float] = FACTORS,
-    share: float = 0.5,
+    share: float = 1.0,
     epochs_per_task: int | None = None,
     apply: bool = False,
 ) -> FoundStrength:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from cl_callbacks.functional.grid import best_on_grid
+from cl_callbacks.functional.grid import as_importance_adds_up, best_on_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class FoundStrength:
     """Scores on two tasks at each strength, and the strength to use.
 
-    The best factor is the one with the best average of the two scores, after smoothing over neighbouring
-    factors: see :func:`~cl_callbacks.functional.grid.best_on_grid`. Of those as good as that the weakest.
+    The best factor is the one with the best average of the score on the first task and of what the second
+    shows for all later ones (see :func:`~cl_callbacks.functional.grid.as_importance_adds_up`), after
+    smoothing over neighbouring factors. Of those as good as that it is the weakest: see
+    :func:`~cl_callbacks.functional.grid.best_on_grid`.
 
     Args:
         monitor: name of the score.
@@ -29,6 +31,7 @@ class FoundStrength:
         learned: score on the first task before the second was learned.
         rules: names of the rules.
         own_strengths: strength of each rule before the search.
+        tasks: length of the whole sequence.
 
     Example:
         >>> found = FoundStrength("acc", "max", (0.1, 1.0, 10.0), old=(0.5, 0.8, 0.9), new=(0.9, 0.8, 0.3),
@@ -47,11 +50,13 @@ class FoundStrength:
     learned: float
     rules: tuple[str, ...]
     own_strengths: tuple[float, ...]
+    tasks: int = 2
 
     @property
     def average(self) -> tuple[float, ...]:
-        """Average of the scores on both tasks, for each factor."""
-        return tuple((old + new) / 2 for old, new in zip(self.old, self.new, strict=True))
+        """Average of the scores on the first task and, as far as the second tells, on later ones."""
+        later = as_importance_adds_up(self.factors, self.new, self.tasks)
+        return tuple((old + new) / 2 for old, new in zip(self.old, later, strict=True))
 
     @property
     def best(self) -> int:
@@ -95,5 +100,11 @@ class FoundStrength:
         from cl_callbacks.observation.figures import strength_curve
 
         return strength_curve(
-            self.factors, self.old, self.new, self.best, learned=self.learned, monitor=self.monitor
+            self.factors,
+            self.old,
+            self.new,
+            self.average,
+            self.best,
+            learned=self.learned,
+            monitor=self.monitor,
         )

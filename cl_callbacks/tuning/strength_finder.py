@@ -27,11 +27,16 @@ class StrengthFinder(Callback):
 
     The first task is learned once, as the fit would learn it; then, from there, the second at each of the
     factors, by which the strengths of all rules that pull weights towards old values are multiplied together.
-    Validation scores both tasks, and the smallest factor wins whose average, smoothed over its neighbours, is
-    as good as the best (see :func:`~cl_callbacks.functional.grid.best_on_grid`). Then the fit goes on as if
-    nothing had been: the same weights, optimizers, random numbers, data, progress and metrics as in a fit
-    with these strengths from the start. This takes as long as learning ``1 + len(factors) * share`` tasks,
-    and the memory of two further copies of the module, of its optimizers and of the rules.
+    Validation scores both tasks. The score on the second tells how well later ones will be learned, towards
+    which the pulls of all tasks before add up (see
+    :func:`~cl_callbacks.functional.grid.as_importance_adds_up`; with a ``decay`` they add up to less, and
+    the suggestion errs on the weak side). The smallest factor wins whose average of both, smoothed over its
+    neighbours, is as good as the best (see :func:`~cl_callbacks.functional.grid.best_on_grid`).
+
+    Then the fit goes on as if nothing had been: the same weights, optimizers, random numbers, data, progress
+    and metrics as in a fit with these strengths from the start. This takes as long as learning ``1 +
+    len(factors) * share`` tasks, and the memory of two further copies of the module, of its optimizers and of
+    the rules.
 
     The data come from a data module with an attribute ``current_task``, which says whose task's data
     ``train_dataloader`` serves, such as :class:`~cl_callbacks.TaskSequence`; validation has a loader for each
@@ -80,7 +85,7 @@ class StrengthFinder(Callback):
         mode: Literal["max", "min"] = "max",
         *,
         factors: Sequence[float] = FACTORS,
-        share: float = 0.5,
+        share: float = 1.0,
         epochs_per_task: int | None = None,
     ) -> None:
         super().__init__()

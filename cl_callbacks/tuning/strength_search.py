@@ -23,7 +23,7 @@ from cl_callbacks.tuning.task_source import TaskSource
 from cl_callbacks.tuning.task_trials import TaskTrials
 from cl_callbacks.tuning.trial_boundaries import task_length
 
-FACTORS = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0
+FACTORS = 0.1, 0.3, 1.0, 3.0, 10.0, 30.0
 """Factors that are tried by default: each about three times the one before."""
 Mode = Literal["max", "min"]
 
@@ -40,7 +40,7 @@ class StrengthSearch:
     monitor: str
     mode: Mode = "max"
     factors: Sequence[float] = FACTORS
-    share: float = 0.5
+    share: float = 1.0
     epochs_per_task: int | None = None
 
     def __post_init__(self) -> None:
@@ -101,6 +101,7 @@ class StrengthSearch:
             learned=after[0],
             rules=tuple(rule.name for rule in rules),
             own_strengths=tuple(rule.strength for rule in rules),
+            tasks=len(before),
         )
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from cl_callbacks.functional import best_on_grid, smoothed_on_grid
+from cl_callbacks.functional import as_importance_adds_up, best_on_grid, smoothed_on_grid
 
 
 def test_each_score_counts_twice_its_neighbours_once() -> None:
@@ -42,6 +43,27 @@ def test_what_is_linear_stays_within_the_grid_and_constants_everywhere() -> None
 def test_the_choice(scores: list[float], best: int) -> None:
     assert best_on_grid(torch.tensor(scores)) == best
     assert best_on_grid(-torch.tensor(scores), higher_is_better=False) == best
+
+
+def test_pulls_of_all_earlier_tasks_add_up() -> None:
+    factors, scores = [1.0, 3.0, 9.0, 27.0], [0.9, 0.8, 0.6, 0.1]
+
+    def between(f: float) -> float:
+        for (a, at_a), (b, at_b) in pairwise(zip(factors, scores, strict=True)):
+            if a <= f <= b:
+                share = (math.log(f) - math.log(a)) / (math.log(b) - math.log(a))
+                return at_a + share * (at_b - at_a)
+        return scores[-1]
+
+    expected = [sum(between(k * f) for k in range(1, 10)) / 9 for f in factors]
+    assert as_importance_adds_up(factors, scores, tasks=10) == pytest.approx(expected)
+    assert as_importance_adds_up(factors, scores, tasks=2) == scores
+
+
+def test_a_run_that_diverged_tells_nothing_of_others() -> None:
+    found = as_importance_adds_up([1.0, 2.0, 4.0], [0.9, math.nan, 0.5], tasks=3)
+    assert found[0] == pytest.approx((0.9 + 0.7) / 2) and math.isnan(found[1]) and found[2] == 0.5
+    assert all(map(math.isnan, as_importance_adds_up([1.0, 2.0], [math.nan, math.inf], tasks=3)))
 
 
 def test_without_a_finite_score_there_is_no_choice() -> None:

@@ -33,6 +33,16 @@ def test_bgd_equals_a_plain_loop() -> None:
         torch.testing.assert_close(std, s, rtol=1e-12, atol=0)
 
 
+def test_bgd_stays_within_a_widest_std() -> None:
+    means, stds, gradients, noise = random_state()
+    expected = [bgd_step(*tensors, 1.0)[1] for tensors in zip(means, stds, gradients, noise, strict=True)]
+    widest = [float(std.median()) for std in expected]
+    bgd_(means, stds, gradients, noise, widest=widest)
+    for std, free, limit in zip(stds, expected, widest, strict=True):
+        assert (free > limit).any()
+        torch.testing.assert_close(std, free.clamp(max=limit), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,12 @@ def test_the_best_average_and_a_strength_for_each_rule() -> None:
     assert (middle.best, middle.factor, middle.strengths) == (2, 100.0, (200.0, 50.0))
     assert middle.advice is None
     assert str(middle).startswith("strength of ewc 200, mas 50 (factor 100) · val_acc 0.9 on the first task")
+
+
+def test_a_strength_that_only_the_second_task_bears_is_not_for_ten() -> None:
+    old, new = (0.5, 0.8, 0.9, 0.9, 0.9), (0.9, 0.9, 0.9, 0.8, 0.2)
+    assert found(old, new).factor == 100.0
+    assert replace(found(old, new), tasks=10).factor == 10.0
 
 
 def test_at_an_end_it_says_which_factors_to_add() -> None:
@@ -59,5 +66,5 @@ def test_the_default_factors_have_room() -> None:
 
 
 def test_lists_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 factors, 1 and 2 scores"):
-        strength_curve([1.0, 2.0], [0.5], [0.5, 0.6], best=0)
+    with pytest.raises(ValueError, match="2 factors, 1, 2 and 2 scores"):
+        strength_curve([1.0, 2.0], [0.5], [0.5, 0.6], [0.5, 0.6], best=0)

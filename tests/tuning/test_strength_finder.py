@@ -209,7 +209,7 @@ def test_one_line_before_and_one_after(
         return capsys.readouterr().out
 
     text = train(StrengthFinder(factors=(1e-3, 1.0, 2.0)))
-    assert text.count("StrengthFinder: tries 3 strengths, at the cost of 2.5 trainings of a task\n") == 1
+    assert text.count("StrengthFinder: tries 3 strengths, at the cost of 4 trainings of a task\n") == 1
     assert text.count("StrengthFinder: strength of ewc ") == 1
     assert text.count("task 0 ended at step 6") == text.count("task 1 ended at step 12") == 1
     assert "StrengthFinder: tasks learned" in text

@@ -15,6 +15,7 @@ def strength_curve(
     factors: Sequence[float],
     old: Sequence[float],
     new: Sequence[float],
+    average: Sequence[float],
     best: int,
     *,
     learned: float | None = None,
@@ -26,6 +27,7 @@ def strength_curve(
         factors: ``(n,)``, positive and rising; on a logarithmic axis.
         old: score on the old task for each factor; one that is NaN leaves a gap.
         new: score on the new task.
+        average: by which the best factor was chosen.
         best: index of the factor to mark.
         learned: score on the old task before the new one was learned, a horizontal line.
         monitor: name of the score.
@@ -34,19 +36,18 @@ def strength_curve(
         ValueError: lists of different lengths.
 
     Example:
-        >>> figure = strength_curve([0.1, 1.0, 10.0], [0.5, 0.8, 0.9], [0.9, 0.8, 0.3], best=1, learned=0.95)
+        >>> figure = strength_curve([0.1, 1.0], [0.5, 0.8], [0.9, 0.8], [0.7, 0.8], best=1, learned=0.95)
         >>> [line.get_label() for line in figure.axes[0].lines][:3]
         ['old task', 'new task', 'average']
     """
-    if not len(factors) == len(old) == len(new):
+    if not len(factors) == len(old) == len(new) == len(average):
         raise ValueError(
-            f"each factor has a score on both tasks; got {len(factors)} factors, {len(old)} and {len(new)} "
-            "scores"
+            f"each factor has a score on both tasks and an average; got {len(factors)} factors, {len(old)}, "
+            f"{len(new)} and {len(average)} scores"
         )
     figure = card(5.0, 3.6)
     axes = figure.add_subplot()
     dress(axes, x="factor of the strength", y=monitor, grid="y")
-    average = [(a + b) / 2 for a, b in zip(old, new, strict=True)]
     style: dict[str, Any] = {"linestyle": "-", "marker": "o", "markersize": 3.5}
     curves = [
         ("old task", old, BLUE, 1.2),

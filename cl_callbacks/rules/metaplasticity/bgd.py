@@ -28,6 +28,9 @@ class BGD(UncertainRule):
     This replaces the optimizer's update. No task boundary is needed. There is no forgetting, so that in the
     end no synapse is plastic any more; :class:`MESU` continues to learn over many tasks.
 
+    With a relative width, the default, :math:`\sigma` is never above its initial value: most of :math:`a` is
+    noise, which would widen as many synapses as it narrows.
+
     Source: Zeno et al. 2018, "Task agnostic continual learning using online variational Bayes"
     (arXiv 1803.10123).
 
@@ -36,9 +39,9 @@ class BGD(UncertainRule):
             paper's 0.015 to 0.06, the wider the layers the smaller, are without a trust region. By default it
             is in proportion to the scale of each layer.
         relative_std: :math:`\sigma` at the start in units of :math:`1/\sqrt n`, with :math:`n` the number of
-            inputs of each unit of the layer; default: 0.25. Give one of the two.
-        lr_scale: :math:`\eta`, above 0; default: 32, or 1 with an absolute ``initial_std``.
-        std_lr_scale: :math:`\eta_\sigma`, above 0; default: 160, or 1 with an absolute ``initial_std``. With
+            inputs of each unit of the layer; default: 0.5. Give one of the two.
+        lr_scale: :math:`\eta`, above 0; default: 8, or 1 with an absolute ``initial_std``.
+        std_lr_scale: :math:`\eta_\sigma`, above 0; default: 80, or 1 with an absolute ``initial_std``. With
             both at 1 it is Bayes' rule.
         options: ``draws``, ``trust_region``, ``exclude`` and others of every rule that draws weights: see
             :class:`~cl_callbacks.rules.metaplasticity.uncertain_rule.UncertainRule`.
@@ -76,7 +79,15 @@ class BGD(UncertainRule):
         """Takes one step of the equations of :class:`BGD`."""
         means, stds = step.synapses.parameters, step.synapses["std"]
         gradients = step.pulled, step.noise_gradients
-        bgd_(means, stds, *gradients, trust_region=self.trust_region, scale=scale, **self._lr_scales)
+        bgd_(
+            means,
+            stds,
+            *gradients,
+            trust_region=self.trust_region,
+            scale=scale,
+            widest=None if self.initial_std else self.std_of(step.synapses, None),
+            **self._lr_scales,
+        )
 
     def plasticity(self, synapses: SynapseView, rates: list[float]) -> list[Tensor]:
         r"""Plasticity: :math:`\sigma^2` divided by its initial value, at most 1."""

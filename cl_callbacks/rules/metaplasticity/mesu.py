@@ -62,11 +62,11 @@ class MESU(UncertainRule):
         memory_epochs: :math:`N` in epochs of the training data as they are at each time, instead of steps;
             default: 1000. Under manual optimization a batch counts as a step.
         relative_std: :math:`\sigma_p` in units of :math:`1/\sqrt n`, with :math:`n` the number of inputs of
-            each unit of the layer, instead of ``prior_std``; default: 0.25.
+            each unit of the layer, instead of ``prior_std``; default: 0.5.
         lr_scale: factor on the term with :math:`g` of :math:`\Delta\mu`, where 1 is Bayes' rule; default:
-            32, or 1 with an absolute standard deviation.
+            8, or 1 with an absolute standard deviation.
         std_lr_scale: factor on the term with :math:`g` of :math:`\Delta\sigma`, where 1 is Bayes' rule;
-            default: 160, or 1 with an absolute standard deviation.
+            default: 80, or 1 with an absolute standard deviation.
         prior: value to which the mean relaxes: ``"zero"``, or with ``"chain"`` its own past.
         beakers: of the chain, at least 2, the mean being the first: with 2 there is one slow copy. More than
             4 need ``state_dtype="float64"``, or the flow into the deep ones is lost to rounding.

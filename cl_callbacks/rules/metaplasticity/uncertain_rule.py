@@ -67,7 +67,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         ValueError: an argument that cannot work, at construction.
     """
 
-    relative_defaults: ClassVar[tuple[float, float, float]] = (0.25, 32.0, 160.0)
+    relative_defaults: ClassVar[tuple[float, float, float]] = (0.5, 8.0, 80.0)
     """Default ``relative_std``, ``lr_scale`` and ``std_lr_scale`` without an absolute width, found on
     sequences of MNIST and of scikit-learn's digits."""
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise_gradients"})

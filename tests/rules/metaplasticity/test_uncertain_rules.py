@@ -512,8 +512,21 @@ def test_absolute_widths_are_bayes_rule_as_ever() -> None:
     for rule in (MESU(10, 0.2), MESU(10, initial_std=0.2), BGD(0.2)):
         assert rule._lr_scales == {"lr_scale": 1.0, "std_lr_scale": 1.0}
     for rule in (MESU(), BGD(), MESU(relative_std=1.0)):
-        assert rule._lr_scales == {"lr_scale": 32.0, "std_lr_scale": 160.0}
-    assert BGD(std_lr_scale=2.0)._lr_scales == {"lr_scale": 32.0, "std_lr_scale": 2.0}
+        assert rule._lr_scales == {"lr_scale": 8.0, "std_lr_scale": 80.0}
+    assert BGD(std_lr_scale=2.0)._lr_scales == {"lr_scale": 8.0, "std_lr_scale": 2.0}
+
+
+@pytest.mark.parametrize(("rule", "capped"), [(BGD(), True), (BGD(0.1), False)], ids=["relative", "absolute"])
+def test_bgd_widens_beyond_its_start_only_with_an_absolute_width(rule: BGD, capped: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(plain_net())
+    fit_tasks(model, rule, tasks=1)
+    view = rule.synapses.view
+    start = rule.std_of(view, rule.initial_std)
+    starts = start if isinstance(start, list) else [start] * len(view.names)
+    widened = [(std > one * (1 + 1e-6)).any().item() for std, one in zip(view["std"], starts, strict=True)]
+    assert not any(widened) if capped else all(widened)
+    assert any((std < one).any() for std, one in zip(view["std"], starts, strict=True))
 
 
 def test_a_saved_absolute_width_is_kept_by_a_rule_with_relative_ones() -> None:
