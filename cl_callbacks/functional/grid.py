@@ -62,11 +62,11 @@ def as_importance_adds_up(factors: Sequence[float], scores: Sequence[float], tas
     return [float(each) for each in np.where(usable, np.mean(later, axis=0), np.nan)]
 
 
-def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
-    """Index of the first score that is as good as the best, after smoothing with :func:`smoothed_on_grid`.
+def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) -> int:
+    """Index, as near as can be to the usual one, of a score as good as the best, after smoothing.
 
-    As good are all within a tenth of the range from the worst to the best: the first of them is the weakest
-    strength that does what the best does in a short trial, and leaves the most room for later tasks.
+    As good are all within a tenth of the range from the worst to the best: what is usual is left only as far
+    as the scores demand. The smoothing is that of :func:`smoothed_on_grid`.
 
     A score that is not finite, of a run that diverged, is never chosen, and counts as the worst of the others
     for its neighbours.
@@ -74,6 +74,7 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
     Args:
         scores: ``(n,)``, in the order of the grid.
         higher_is_better: whether higher scores are better.
+        usual: index of the value to prefer; of two that are equally near the one before it.
 
     Raises:
         ValueError: no score is finite.
@@ -81,6 +82,8 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
     Example:
         >>> best_on_grid(torch.tensor([0.5, 0.9, 0.5, 0.8, 0.8, 0.8]))
         4
+        >>> best_on_grid(torch.tensor([0.8, 0.8, 0.8]), usual=1)
+        1
         >>> best_on_grid(torch.tensor([2.0, 1.0, float("nan")]), higher_is_better=False)
         1
     """
@@ -91,4 +94,5 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True) -> int:
     gains = torch.where(usable, gains, gains[usable].min())
     smooth = torch.where(usable, smoothed_on_grid(gains), -torch.inf)
     best, worst = smooth.max(), smooth[usable].min()
-    return int((smooth >= best - _AS_GOOD * (best - worst)).nonzero()[0])
+    good = (smooth >= best - _AS_GOOD * (best - worst)).nonzero().flatten().tolist()
+    return min(good, key=lambda index: abs(index - usual))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +20,7 @@ class FoundStrength:
 
     The best factor is the one with the best average of the score on the first task and of what the second
     shows for all later ones (see :func:`~cl_callbacks.functional.grid.as_importance_adds_up`), after
-    smoothing over neighbouring factors. Of those as good as that it is the weakest: see
+    smoothing over neighbouring factors. Of those as good as that it is the one nearest to 1: see
     :func:`~cl_callbacks.functional.grid.best_on_grid`.
 
     Args:
@@ -61,7 +62,8 @@ class FoundStrength:
     @property
     def best(self) -> int:
         """Index of the best factor."""
-        return best_on_grid(torch.tensor(self.average, dtype=torch.float64), self.mode == "max")
+        usual = min(range(len(self.factors)), key=lambda k: abs(math.log(self.factors[k])))
+        return best_on_grid(torch.tensor(self.average, dtype=torch.float64), self.mode == "max", usual)
 
     @property
     def factor(self) -> float:

@@ -30,8 +30,9 @@ class StrengthFinder(Callback):
     Validation scores both tasks. The score on the second tells how well later ones will be learned, towards
     which the pulls of all tasks before add up (see
     :func:`~cl_callbacks.functional.grid.as_importance_adds_up`; with a ``decay`` they add up to less, and
-    the suggestion errs on the weak side). The smallest factor wins whose average of both, smoothed over its
-    neighbours, is as good as the best (see :func:`~cl_callbacks.functional.grid.best_on_grid`).
+    the suggestion errs on the weak side). Of the factors whose average of both, smoothed over its
+    neighbours, is as good as the best, the one nearest to 1 wins (see
+    :func:`~cl_callbacks.functional.grid.best_on_grid`).
 
     Then the fit goes on as if nothing had been: the same weights, optimizers, random numbers, data, progress
     and metrics as in a fit with these strengths from the start. This takes as long as learning ``1 +

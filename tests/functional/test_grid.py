@@ -45,6 +45,20 @@ def test_the_choice(scores: list[float], best: int) -> None:
     assert best_on_grid(-torch.tensor(scores), higher_is_better=False) == best
 
 
+@pytest.mark.parametrize(
+    ("scores", "usual", "best"),
+    [
+        ([0.5] * 5, 2, 2),  # nothing speaks against what is usual
+        ([0.1, 0.2, 0.5, 0.9, 0.9], 0, 4),
+        ([0.9, 0.9, 0.9, 0.2, 0.1], 4, 1),  # no farther than the scores demand
+        ([0.9, 0.9, 0.1, 0.1, 0.9, 0.9], 2, 0),
+        ([0.9, 0.9, 0.1, 0.9, 0.9], 2, 0),  # of two that are equally near the weaker
+    ],
+)
+def test_the_nearest_to_the_usual(scores: list[float], usual: int, best: int) -> None:
+    assert best_on_grid(torch.tensor(scores), usual=usual) == best
+
+
 def test_pulls_of_all_earlier_tasks_add_up() -> None:
     factors, scores = [1.0, 3.0, 9.0, 27.0], [0.9, 0.8, 0.6, 0.1]
 
