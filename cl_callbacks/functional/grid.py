@@ -10,6 +10,8 @@ from torch import Tensor
 
 _AS_GOOD = 0.1
 """Share of the range of all scores by which one that counts as good as the best may be below it."""
+_NOISE = 0.01
+"""Share of the best score within which others count as good as it, however small the range."""
 
 
 def smoothed_on_grid(scores: Tensor) -> Tensor:
@@ -65,8 +67,8 @@ def as_importance_adds_up(factors: Sequence[float], scores: Sequence[float], tas
 def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) -> int:
     """Index, as near as can be to the usual one, of a score as good as the best, after smoothing.
 
-    As good are all within a tenth of the range from the worst to the best: what is usual is left only as far
-    as the scores demand. The smoothing is that of :func:`smoothed_on_grid`.
+    As good are all within a tenth of the range from the worst to the best, or within a hundredth of the best:
+    what is usual is left only as far as the scores demand. The smoothing is that of :func:`smoothed_on_grid`.
 
     A score that is not finite, of a run that diverged, is never chosen, and counts as the worst of the others
     for its neighbours.
@@ -94,5 +96,5 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) 
     gains = torch.where(usable, gains, gains[usable].min())
     smooth = torch.where(usable, smoothed_on_grid(gains), -torch.inf)
     best, worst = smooth.max(), smooth[usable].min()
-    good = (smooth >= best - _AS_GOOD * (best - worst)).nonzero().flatten().tolist()
+    good = (smooth >= best - max(_AS_GOOD * (best - worst), _NOISE * abs(best))).nonzero().flatten().tolist()
     return min(good, key=lambda index: abs(index - usual))

@@ -49,6 +49,8 @@ def test_the_choice(scores: list[float], best: int) -> None:
     ("scores", "usual", "best"),
     [
         ([0.5] * 5, 2, 2),  # nothing speaks against what is usual
+        ([0.5, 0.5, 0.5, 0.504, 0.504], 1, 1),  # nor does a difference as small as noise
+        ([0.5, 0.5, 0.5, 0.51, 0.51], 1, 3),
         ([0.1, 0.2, 0.5, 0.9, 0.9], 0, 4),
         ([0.9, 0.9, 0.9, 0.2, 0.1], 4, 1),  # no farther than the scores demand
         ([0.9, 0.9, 0.1, 0.1, 0.9, 0.9], 2, 0),
