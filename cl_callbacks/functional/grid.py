@@ -10,7 +10,7 @@ from torch import Tensor
 
 _AS_GOOD = 0.1
 """Share of the range of all scores by which one that counts as good as the best may be below it."""
-_NOISE = 0.01
+_NOISE = 0.005
 """Share of the best score within which others count as good as it, however small the range."""
 
 
@@ -64,11 +64,14 @@ def as_importance_adds_up(factors: Sequence[float], scores: Sequence[float], tas
     return [float(each) for each in np.where(usable, np.mean(later, axis=0), np.nan)]
 
 
-def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) -> int:
+def best_on_grid(
+    scores: Tensor, higher_is_better: bool = True, usual: int = 0, choice: int | None = None
+) -> int:
     """Index, as near as can be to the usual one, of a score as good as the best, after smoothing.
 
-    As good are all within a tenth of the range from the worst to the best, or within a hundredth of the best:
-    what is usual is left only as far as the scores demand. The smoothing is that of :func:`smoothed_on_grid`.
+    As good are all within a tenth of the range from the worst to the best, or within half a hundredth of the
+    best: what is usual is left only as far as the scores demand. The smoothing is that of
+    :func:`smoothed_on_grid`.
 
     A score that is not finite, of a run that diverged, is never chosen, and counts as the worst of the others
     for its neighbours.
@@ -77,9 +80,10 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) 
         scores: ``(n,)``, in the order of the grid.
         higher_is_better: whether higher scores are better.
         usual: index of the value to prefer; of two that are equally near the one before it.
+        choice: how many of the first values may be chosen; the others are neighbours only.
 
     Raises:
-        ValueError: no score is finite.
+        ValueError: no score that may be chosen is finite.
 
     Example:
         >>> best_on_grid(torch.tensor([0.5, 0.9, 0.5, 0.8, 0.8, 0.8]))
@@ -90,11 +94,12 @@ def best_on_grid(scores: Tensor, higher_is_better: bool = True, usual: int = 0) 
         1
     """
     usable = scores.isfinite()
-    if not usable.any():
+    if not usable[:choice].any():
         raise ValueError("there is nothing to choose from: no score is finite")
     gains = scores.double() if higher_is_better else -scores.double()
     gains = torch.where(usable, gains, gains[usable].min())
     smooth = torch.where(usable, smoothed_on_grid(gains), -torch.inf)
-    best, worst = smooth.max(), smooth[usable].min()
+    smooth = smooth[:choice]
+    best, worst = smooth.max(), smooth[usable[:choice]].min()
     good = (smooth >= best - max(_AS_GOOD * (best - worst), _NOISE * abs(best))).nonzero().flatten().tolist()
     return min(good, key=lambda index: abs(index - usual))

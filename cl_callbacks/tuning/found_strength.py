@@ -21,7 +21,8 @@ class FoundStrength:
     The best factor is the one with the best average of the score on the first task and of what the second
     shows for all later ones (see :func:`~cl_callbacks.functional.grid.as_importance_adds_up`), after
     smoothing over neighbouring factors. Of those as good as that it is the one nearest to 1: see
-    :func:`~cl_callbacks.functional.grid.best_on_grid`.
+    :func:`~cl_callbacks.functional.grid.best_on_grid`. Factors above 1 are not chosen if the pulls of the
+    whole sequence would add up to more than what was tried.
 
     Args:
         monitor: name of the score.
@@ -62,8 +63,11 @@ class FoundStrength:
     @property
     def best(self) -> int:
         """Index of the best factor."""
-        usual = min(range(len(self.factors)), key=lambda k: abs(math.log(self.factors[k])))
-        return best_on_grid(torch.tensor(self.average, dtype=torch.float64), self.mode == "max", usual)
+        bound = max(1.0, self.factors[-1] / (self.tasks - 1), self.factors[0])
+        choice = sum(factor <= bound for factor in self.factors)
+        usual = min(range(choice), key=lambda k: abs(math.log(self.factors[k])))
+        scores = torch.tensor(self.average, dtype=torch.float64)
+        return best_on_grid(scores, self.mode == "max", usual, choice)
 
     @property
     def factor(self) -> float:

@@ -49,7 +49,7 @@ def test_the_choice(scores: list[float], best: int) -> None:
     ("scores", "usual", "best"),
     [
         ([0.5] * 5, 2, 2),  # nothing speaks against what is usual
-        ([0.5, 0.5, 0.5, 0.504, 0.504], 1, 1),  # nor does a difference as small as noise
+        ([0.5, 0.5, 0.5, 0.502, 0.502], 1, 1),  # nor does a difference as small as noise
         ([0.5, 0.5, 0.5, 0.51, 0.51], 1, 3),
         ([0.1, 0.2, 0.5, 0.9, 0.9], 0, 4),
         ([0.9, 0.9, 0.9, 0.2, 0.1], 4, 1),  # no farther than the scores demand
@@ -59,6 +59,11 @@ def test_the_choice(scores: list[float], best: int) -> None:
 )
 def test_the_nearest_to_the_usual(scores: list[float], usual: int, best: int) -> None:
     assert best_on_grid(torch.tensor(scores), usual=usual) == best
+
+
+def test_only_the_first_may_be_chosen() -> None:
+    assert best_on_grid(torch.tensor([0.1, 0.5, 0.5, 0.9, 0.9]), choice=3) == 2
+    assert best_on_grid(torch.tensor([0.5, math.nan, 0.9]), choice=2) == 0
 
 
 def test_pulls_of_all_earlier_tasks_add_up() -> None:

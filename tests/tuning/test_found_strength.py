@@ -31,6 +31,11 @@ def test_a_strength_that_only_the_second_task_bears_is_not_for_ten() -> None:
     assert replace(found(old, new), tasks=10).factor == 10.0
 
 
+def test_no_more_than_was_tried_adds_up_over_the_sequence() -> None:
+    rising = found((0.1, 0.3, 0.5, 0.7, 0.9), (0.9,) * 5)
+    assert [replace(rising, tasks=tasks).factor for tasks in (2, 11, 12, 2000)] == [1e4, 1e3, 1e2, 1.0]
+
+
 def test_at_an_end_it_says_which_factors_to_add() -> None:
     lowest, highest = found((0.9, 0.5, 0.1), (0.9, 0.5, 0.1)), found((0.1, 0.5, 0.9), (0.1, 0.5, 0.9))
     assert lowest.best == 0 and "is the lowest" in str(lowest.advice) and "to 0.1" in str(lowest.advice)
