@@ -2,9 +2,10 @@ r"""Choice of a value on a grid by noisy scores, one for each value."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,12 +57,22 @@ def as_importance_adds_up(factors: Sequence[float], scores: Sequence[float], tas
         >>> as_importance_adds_up([1.0, 2.0, 4.0], [1.0, 0.8, 0.4], tasks=3)[0]
         0.9
     """
-    at, found = np.log(factors), np.asarray(scores, dtype=float)
-    usable = np.isfinite(found)
-    if not usable.any():
-        return [float("nan")] * len(found)
-    later = [np.interp(at + np.log(k), at[usable], found[usable]) for k in range(1, tasks)]
-    return [float(each) for each in np.where(usable, np.mean(later, axis=0), np.nan)]
+    at = [(math.log(factor), score) for factor, score in zip(factors, scores, strict=True)]
+    known = [(x, score) for x, score in at if math.isfinite(score)]
+    return [
+        sum(_between(known, x + math.log(k)) for k in range(1, tasks)) / (tasks - 1)
+        if math.isfinite(score)
+        else math.nan
+        for x, score in at
+    ]
+
+
+def _between(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Linear interpolation between points that rise in x, constant beyond the last."""
+    for (left, low), (right, high) in pairwise(points):
+        if x < right:
+            return low + (high - low) * (x - left) / (right - left)
+    return points[-1][1]
 
 
 def best_on_grid(
