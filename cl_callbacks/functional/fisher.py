@@ -95,6 +95,7 @@ def fisher_cotangents(
         >>> [v.tolist() for v in fisher_cotangents(z, torch.tensor([1]), estimator="empirical")]
         [[[-0.5, 0.5]]]
     """
+    check_fisher(estimator, likelihood)
     reading = Reading(likelihood, class_dim, ignore_index)
     outputs, labels = read_labels(outputs.detach(), labels, reading)
     if labels is None and estimator in ("empirical", "logits_reversal"):
@@ -105,8 +106,6 @@ def fisher_cotangents(
     if likelihood == "categorical":
         for vector in _categorical(outputs, labels, estimator):
             yield vector.movedim(-1, class_dim)
-    elif estimator == "logits_reversal":
-        raise ValueError(f"estimator={estimator!r} is defined for likelihood='categorical' only")
     elif likelihood == "bernoulli":
         yield from _bernoulli(outputs, labels, estimator)
     else:

@@ -27,7 +27,7 @@ def mixed_seed(seed: int, number: int, piece: int = 0) -> int:
 
     Example:
         >>> mixed_seed(0, 0), mixed_seed(1, 0), mixed_seed(0, 1)
-        (3266489917, 1626088382, 1218345140)
+        (3266489917, 1625958382, 1218345140)
     """
     return (seed * 2654435761 + number * 2246822519 + piece * 668265263 + 3266489917) % 2**32
 

@@ -77,7 +77,7 @@ def refuse_loss(loss: Tensor, module: str) -> None:
     for kind, likelihood in _OF_OTHERS.items():
         if any(name.startswith(kind) for name in names):
             raise ValueError(
-                f"the labels are classes, and the loss of {module} is computed by {kind}, without a softmax: give "
-                f"likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss compares "
+                f"the labels are classes, and the loss of {module} is computed by {kind}, without a softmax: "
+                f"give likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss compares "
                 f"them; or give likelihood='categorical' if the outputs are logits of the classes after all"
             )
