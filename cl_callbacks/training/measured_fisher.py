@@ -78,6 +78,6 @@ def refuse_loss(loss: Tensor, module: str) -> None:
         if any(name.startswith(kind) for name in names):
             raise ValueError(
                 f"the labels are classes, and the loss of {module} is computed by {kind}, without a softmax: "
-                f"give likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss compares "
-                f"them; or give likelihood='categorical' if the outputs are logits of the classes after all"
+                f"give likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss "
+                f"compares them; or give likelihood='categorical' if the outputs are logits of the classes after all"
             )
