@@ -79,5 +79,5 @@ def refuse_loss(loss: Tensor, module: str) -> None:
             raise ValueError(
                 f"the labels are classes, and the loss of {module} is computed by {kind}, without a softmax: "
                 f"give likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss "
-                f"compares them; or give likelihood='categorical' if the outputs are logits of the classes after all"
+                f"compares them; or likelihood='categorical' if the outputs are logits of these classes"
             )
