@@ -25,22 +25,22 @@ class DrawsSamples(ReadsOutputs):
     """Mixin of the rules that measure on samples which they draw from a task.
 
     Attributes:
-        seed: of all draws, the global one when the first training began; it is in checkpoints, so that a
-            resumed training draws the same.
+        seed: of all draws, the global one when the first training began, and -1 before; it is in checkpoints,
+            so that a resumed training draws the same.
     """
 
-    unsaved_before: ClassVar[Mapping[str, Any]] = {"normalized": False, "seed": None}
-    seed: int | None = None
+    unsaved_before: ClassVar[Mapping[str, Any]] = {"normalized": False, "seed": -1}
+    seed: int = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the global seed, the first process's, unless there is one already."""
         super().on_train_start(trainer, pl_module)
-        if self.seed is None:
+        if self.seed < 0:
             self.seed = trainer.strategy.broadcast(global_seed())
 
     def seed_of(self, task: int) -> int:
         """Seed of what is drawn at the end of a task."""
-        return mixed_seed(self.seed or 0, task)
+        return mixed_seed(self.seed, task)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with its seed."""
