@@ -36,6 +36,7 @@ from cl_callbacks.functional.likelihood import (
 
 Estimator = Literal["exact", "sampled", "empirical", "logits_reversal"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+_MOST_BACKWARDS = 10_000
 
 
 def check_fisher(estimator: str, likelihood: str | None, class_dim: int | None = None) -> None:
@@ -103,6 +104,8 @@ def fisher_cotangents(
             f"estimator={estimator!r} needs labels and the batch has none; use estimator='exact' or "
             f"'sampled', or let `outputs` return (outputs, labels)"
         )
+    if estimator == "exact":
+        _refuse_long(outputs, likelihood)
     if likelihood == "categorical":
         for vector in _categorical(outputs, labels, estimator):
             yield vector.movedim(-1, class_dim)
@@ -141,18 +144,26 @@ def _soft(outputs: Tensor, labels: Tensor) -> bool:
     return any(outputs.shape[d] > 1 and is_distribution(labels.movedim(d, -1)) for d in (1, -1))
 
 
+def _refuse_long(outputs: Tensor, likelihood: str) -> None:
+    """Raises for outputs whose exact Fisher takes a backward for each of too many numbers."""
+    if likelihood == "categorical" and outputs.ndim > 2:
+        what = f"logits {tuple(outputs.shape)}, with positions within a sample,"
+    elif outputs[0].numel() > _MOST_BACKWARDS:
+        what = f"outputs of {outputs[0].numel():,} numbers a sample"
+    else:
+        return
+    raise ValueError(
+        f"the exact Fisher of {what} would take one backward for every number; use estimator='sampled' or "
+        f"'empirical', which take one for all numbers of a sample"
+    )
+
+
 def _categorical(outputs: Tensor, labels: Tensor | None, estimator: str) -> Iterator[Tensor]:
     """For logits with the classes last."""
     p = outputs.softmax(-1)
     classes = None if labels is None or labels.shape == outputs.shape else labels
     ignored = None if classes is None else (classes == IGNORED).unsqueeze(-1)
     if estimator == "exact":
-        if outputs.ndim > 2:
-            raise ValueError(
-                f"the exact Fisher of logits {tuple(outputs.shape)}, with positions within a sample, would "
-                f"take one backward for every position and class; use estimator='sampled' or 'empirical', "
-                f"which take all positions of a sample at once"
-            )
         for c in range(p.shape[-1]):
             v = -p
             v[:, c] += 1.0

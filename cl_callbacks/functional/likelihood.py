@@ -138,10 +138,10 @@ def are_targets(outputs: Tensor, labels: Tensor) -> bool:
 
 def _class_dim(outputs: Tensor, labels: Tensor | None, given: int | None) -> int:
     """The dimension of the classes, which is the given one or the only one to which the labels fit."""
-    dims = [-1] if outputs.ndim == 2 else [1, -1]
+    dims = _dims(outputs)
     if given is not None:
-        return dims[0] if outputs.ndim == 2 else given
-    sized = [d for d in dims if outputs.ndim > 1 and outputs.shape[d] > 1]
+        return given if given in dims else -1
+    sized = [d for d in dims if outputs.shape[d] > 1]
     fitting = [d for d in sized if labels is None or _fits(outputs, labels, d)]
     if len(fitting) > 1:
         because = "the batch has no labels" if labels is None else f"labels {_shape(labels)} fit both"
@@ -150,13 +150,18 @@ def _class_dim(outputs: Tensor, labels: Tensor | None, given: int | None) -> int
             f"last, and {because}: give class_dim=1 or class_dim=-1"
         )
     # Reading the labels says what is wrong with them if they fit nowhere.
-    return (fitting or sized or dims)[0]
+    return (fitting or sized or [-1])[0]
+
+
+def _dims(outputs: Tensor) -> tuple[int, ...]:
+    """Dimensions in which the classes may be; in ``(N, C)`` the second is the last."""
+    return (1, -1) if outputs.ndim > 2 else (-1,)
 
 
 def _fits(outputs: Tensor, labels: Tensor, dim: int) -> bool:
     if labels.shape == outputs.shape:
         return is_distribution(labels.movedim(dim, -1))
-    return _index_shapes(outputs, dim).count(labels.shape) > 0
+    return labels.shape in _index_shapes(outputs, dim)
 
 
 def _index_shapes(outputs: Tensor, dim: int) -> list[torch.Size]:
@@ -209,10 +214,8 @@ def _read_indices(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
 
 def _refuse_numbers(outputs: Tensor, labels: Tensor) -> None:
     """Raises if labels in the shape of classes are floats, which may be the targets of a regression."""
-    dims = {-1, 1} if outputs.ndim > 2 else {-1}
-    if labels.shape != outputs.shape and any(labels.shape in _index_shapes(outputs, dim) for dim in dims):
-        if are_targets(outputs, labels):
-            return
+    fits = any(labels.shape in _index_shapes(outputs, dim) for dim in _dims(outputs))
+    if fits and not are_targets(outputs, labels):
         raise ValueError(
             f"labels {_shape(labels)} of {labels.dtype} beside outputs {_shape(outputs)} may be classes or "
             f"numbers: give likelihood='categorical' for classes; for a regression give "
@@ -222,7 +225,7 @@ def _refuse_numbers(outputs: Tensor, labels: Tensor) -> None:
 
 def _are_no_classes(outputs: Tensor, labels: Tensor) -> ValueError:
     remedies = ["likelihood='gaussian' for a regression or a reconstruction"]
-    if bool(((labels >= 0) & (labels <= 1)).all()):
+    if not labels.is_floating_point() or bool(((labels >= 0) & (labels <= 1)).all()):
         remedies.insert(0, "likelihood='bernoulli' for independent labels of 0 or 1 (binary cross-entropy)")
     return ValueError(
         f"labels {_shape(labels)} of {labels.dtype} are targets in the shape of the outputs "
@@ -273,7 +276,7 @@ def _read_targets(outputs: Tensor, labels: Tensor, reading: Reading) -> Tensor:
 
 def _refuse_probabilities(outputs: Tensor, reading: Reading) -> None:
     if reading.likelihood == "categorical":
-        last = outputs.movedim(reading.class_dim, -1)
+        last = outputs.movedim(reading.class_dim, -1)[:_NUMBERS]
         if last[..., 0].numel() >= _ROWS and is_distribution(last):
             raise ValueError(
                 f"the outputs {_shape(outputs)} are probabilities that sum to 1, and logits are needed, "

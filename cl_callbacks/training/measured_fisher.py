@@ -17,6 +17,11 @@ _OF_OTHERS = {
     "SmoothL1Loss": "gaussian",
     "HuberLoss": "gaussian",
     "BinaryCrossEntropy": "bernoulli",
+    # Distances between embeddings.
+    "LinalgVectorNorm": "gaussian",
+    "NormBackward": "gaussian",
+    "Cdist": "gaussian",
+    "CosineSimilarity": "gaussian",
 }
 """Beginnings of the names of autograd's nodes: a loss of classes has one of the former."""
 
@@ -78,6 +83,6 @@ def refuse_loss(loss: Tensor, module: str) -> None:
         if any(name.startswith(kind) for name in names):
             raise ValueError(
                 f"the labels are classes, and the loss of {module} is computed by {kind}, without a softmax: "
-                f"give likelihood={likelihood!r} and let `outputs` return (outputs, targets) as the loss "
-                f"compares them; or likelihood='categorical' if the outputs are logits of these classes"
+                f"give likelihood={likelihood!r} and let `outputs` return the outputs alone, or with the "
+                f"loss's targets; or give likelihood='categorical' if they are logits of these classes"
             )

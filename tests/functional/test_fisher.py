@@ -165,6 +165,8 @@ def test_a_drawn_sequence_keeps_its_ignored_positions() -> None:
         (torch.zeros(3, 4), None, {"estimator": "empirical", "likelihood": "gaussian"}, "needs labels"),
         (torch.zeros(3, 4), torch.zeros(3), {"estimator": "sampled", "likelihood": "gaussian"}, "targets"),
         (torch.zeros(3, 4), None, {"estimator": "logits_reversal", "likelihood": "bernoulli"}, "only"),
+        (torch.zeros(2, 1, 101, 100), None, {"likelihood": "bernoulli"}, "10,100 numbers a.*'sampled'"),
+        (torch.zeros(2, 10_001), None, {}, "10,001 numbers a sample"),
         (torch.zeros(3, 4), None, {"estimator": "logits_reversal", "likelihood": "gaussian"}, "only"),
     ],
 )  # fmt: skip

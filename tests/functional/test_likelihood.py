@@ -75,6 +75,7 @@ def test_labels_decide(outputs: Tensor, labels: Any, how: dict[str, Any], expect
         (LOGITS, MANY.float(), {}, "give likelihood='bernoulli' .*, or likelihood='gaussian'"),
         (LOGITS, MANY, {}, "give likelihood='bernoulli'"),
         (LOGITS, MANY.bool(), {}, "give likelihood='bernoulli'"),
+        (LOGITS, MANY - (CLASSES == 0).long()[:, None], {}, "give likelihood='bernoulli'"),
         (LOGITS, CLASSES.float(), {}, "may be classes or numbers: give likelihood='categorical'"),
         (LOGITS, LOGITS[:, 0], {"likelihood": "categorical"}, "no whole numbers"),
         (LOGITS[:, :1], CLASSES, {}, "at least two classes.*likelihood='bernoulli'"),

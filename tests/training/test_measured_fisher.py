@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,9 @@ LOSSES: dict[str, Any] = {
         lambda z, x, y: F.mse_loss(z, x),
         lambda z, x, y: F.smooth_l1_loss(z, x) + z.square().mean(),
         lambda z, x, y: F.huber_loss(z.gather(1, y[:, None]), x[:, :1]),
+        lambda z, x, y: F.triplet_margin_loss(z, z.roll(1, 0), z.roll(2, 0)),
+        lambda z, x, y: torch.cdist(z, z).mean(),
+        lambda z, x, y: F.cosine_embedding_loss(z, z.roll(1, 0), torch.ones(len(z))),
     ],
     "bernoulli": [
         lambda z, x, y: F.binary_cross_entropy_with_logits(z, one_hot(y)),
@@ -65,6 +69,10 @@ def test_the_remedy_works() -> None:
         def outputs(self, pl_module: Any, batch: Any) -> Any:
             return pl_module(batch[0]), batch[0]
 
-    rule = OfInputs(likelihood="gaussian", estimator="empirical")
-    make_trainer(rule).fit(Coder(LOSSES["gaussian"][0]), loader(*task(0)))
-    assert rule.tasks == 1
+    class OfNothing(EWC):
+        def outputs(self, pl_module: Any, batch: Any) -> Any:
+            return pl_module(batch[0])
+
+    for rule in (OfInputs(likelihood="gaussian", estimator="empirical"), OfNothing(likelihood="gaussian")):
+        make_trainer(rule).fit(Coder(LOSSES["gaussian"][0]), loader(*task(0)))
+        assert rule.tasks == 1
