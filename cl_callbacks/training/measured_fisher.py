@@ -76,7 +76,7 @@ def refuse_loss(loss: Tensor, module: str) -> None:
         ValueError: the labels are classes, and the loss of Net is computed by MseLoss, without a softmax: ...
     """
     names = [node.name() for node in graph_nodes(loss)]
-    # What is compiled, or is a function of the user's own, may hold a softmax.
+    # What is compiled may hold a softmax.
     if any(name.startswith(_OF_CLASSES) or "Compiled" in name for name in names):
         return
     for kind, likelihood in _OF_OTHERS.items():
