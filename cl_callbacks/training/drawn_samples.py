@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -29,7 +29,6 @@ class DrawsSamples(ReadsOutputs):
             so that a resumed training draws the same.
     """
 
-    unsaved_before: ClassVar[Mapping[str, Any]] = {"normalized": False, "seed": -1}
     seed: int = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,6 +44,10 @@ class DrawsSamples(ReadsOutputs):
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with its seed."""
         return super().state_dict() | {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a saved state, which has no seed if it was saved before rules had one."""
+        super().load_state_dict({"seed": -1, **state_dict} if isinstance(state_dict, Mapping) else state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the state from a saved one."""
