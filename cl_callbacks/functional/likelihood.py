@@ -226,11 +226,10 @@ def _refuse_numbers(outputs: Tensor, labels: Tensor) -> None:
 def _are_no_classes(outputs: Tensor, labels: Tensor) -> ValueError:
     remedies = ["likelihood='gaussian' for a regression or a reconstruction"]
     if not labels.is_floating_point() or bool(((labels >= 0) & (labels <= 1)).all()):
-        remedies.insert(0, "likelihood='bernoulli' for independent labels of 0 or 1 (binary cross-entropy)")
+        remedies.insert(0, "likelihood='bernoulli' for independent labels of 0 or 1")
     return ValueError(
-        f"labels {_shape(labels)} of {labels.dtype} are targets in the shape of the outputs "
-        f"{_shape(outputs)}, and neither classes nor probabilities that sum to 1, so that a softmax of the "
-        f"outputs is not their likelihood: give {', or '.join(remedies)}"
+        f"labels {_shape(labels)} of {labels.dtype} contradict a softmax of outputs {_shape(outputs)}: give "
+        f"{', or '.join(remedies)}. Labels of a softmax are classes, or probabilities that sum to 1"
     )
 
 
