@@ -208,7 +208,7 @@ def test_batches_without_labels_are_refused_before_the_first_step() -> None:
             raise AssertionError("trained")
 
     x, _ = task(0)
-    for batch, said in [(x, "needs labels"), ((x, x, x), "override `outputs")]:
+    for batch, said in [(x, "without labels"), ((x, x, x), "override `outputs")]:
         data = torch.utils.data.DataLoader(
             list(zip(*batch, strict=True)) if isinstance(batch, tuple) else x, batch_size=4
         )
