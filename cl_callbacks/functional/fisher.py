@@ -23,14 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cl_callbacks.functional.labels import IGNORED, are_targets, class_dims, is_distribution
 from cl_callbacks.functional.likelihood import (
-    IGNORED,
     Likelihood,
     Reading,
-    are_targets,
     check_likelihood,
     decide_reading,
-    is_distribution,
     read_labels,
 )
 
@@ -139,9 +137,10 @@ def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _soft(outputs: Tensor, labels: Tensor) -> bool:
-    if labels.shape != outputs.shape or outputs.ndim < 2:
+    """Whether labels are probabilities of at least two classes."""
+    if labels.shape != outputs.shape:
         return False
-    return any(outputs.shape[d] > 1 and is_distribution(labels.movedim(d, -1)) for d in (1, -1))
+    return any(labels.shape[d] > 1 and is_distribution(labels.movedim(d, -1)) for d in class_dims(outputs))
 
 
 def _refuse_long(outputs: Tensor, likelihood: str) -> None:

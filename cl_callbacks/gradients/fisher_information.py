@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_callbacks.functional.fisher import Estimator
-from cl_callbacks.functional.likelihood import IGNORED, Likelihood
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.gradients.fisher_reader import FisherReader
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.modes import evaluation_mode

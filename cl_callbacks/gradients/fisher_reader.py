@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from cl_callbacks.functional.fisher import Estimator, check_fisher, fisher_cotangents
-from cl_callbacks.functional.likelihood import IGNORED, Likelihood, Reading, decide_reading
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood, Reading, decide_reading
 
 
 class FisherReader:

@@ -7,7 +7,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.fisher import Estimator
-from cl_callbacks.functional.likelihood import IGNORED, Likelihood
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView

@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 from cl_callbacks.functional.anchoring import merge_latest_
 from cl_callbacks.functional.fisher import Estimator
 from cl_callbacks.functional.kronecker import Factors, kronecker_trace, paired
-from cl_callbacks.functional.likelihood import IGNORED, Likelihood
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
