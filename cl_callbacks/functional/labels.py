@@ -115,8 +115,8 @@ def read_targets(outputs: Tensor, labels: Tensor, likelihood: str, ignore_index:
     if not are_targets(outputs, labels):
         raise ValueError(
             f"likelihood={likelihood!r} reads targets of the shape of the outputs, {shape_of(outputs)}, and "
-            f"got labels {shape_of(labels)} of {labels.dtype}: leave `likelihood` out if they are classes; if "
-            f"they have no part in the loss, as in an autoencoder, let `outputs` return the outputs alone"
+            f"got labels {shape_of(labels)} of {labels.dtype}: leave `likelihood` out if they are classes; "
+            f"if they have no part in the loss, as in an autoencoder, let `outputs` return the outputs alone"
         )
     targets = labels.reshape(outputs.shape).to(outputs.dtype)
     if likelihood == "gaussian":
