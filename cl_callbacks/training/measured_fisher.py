@@ -21,7 +21,6 @@ _OF_OTHERS = {
     "LinalgVectorNorm": "gaussian",
     "NormBackward": "gaussian",
     "Cdist": "gaussian",
-    "CosineSimilarity": "gaussian",
 }
 """Beginnings of the names of autograd's nodes: a loss of classes has one of the former."""
 

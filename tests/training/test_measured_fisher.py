@@ -24,7 +24,6 @@ LOSSES: dict[str, Any] = {
         lambda z, x, y: F.huber_loss(z.gather(1, y[:, None]), x[:, :1]),
         lambda z, x, y: F.triplet_margin_loss(z, z.roll(1, 0), z.roll(2, 0)),
         lambda z, x, y: torch.cdist(z, z).mean(),
-        lambda z, x, y: F.cosine_embedding_loss(z, z.roll(1, 0), torch.ones(len(z))),
     ],
     "bernoulli": [
         lambda z, x, y: F.binary_cross_entropy_with_logits(z, one_hot(y)),
