@@ -146,7 +146,8 @@ OTHERS: dict[str, Any] = {
     "strict": False, "name": "mine", "decay": 0.5, "samples": 7, "proximal": True, "seed": 3,
     "max_importance": 1.5, "monitor": "score", "mode": "max", "names": ["a", "b"], "estimator": "sampled",
     "anchors": "each", "norm": "l2", "prior": "chain", "carry_optimizer": True, "recent_samples": 9,
-    "draws": 2, "importance_file": None, "factors": [0.5, 2.0], "share": 0.25,
+    "draws": 2, "importance_file": None, "factors": [0.5, 2.0], "share": 0.25, "likelihood": "categorical",
+    "class_dim": 1, "ignore_index": -1,
 }  # fmt: skip
 REFUSED = {SynapticIntelligence: {"anchors"}, KFACLaplace: {"max_importance"}}
 

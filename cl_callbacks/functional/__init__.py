@@ -25,6 +25,8 @@ from cl_callbacks.functional.kronecker import (
     Eigen, Factors, curvature_bound, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace,
     nearest_sum, paired, relax_kronecker,
 )
+from cl_callbacks.functional.labels import are_targets, is_distribution
+from cl_callbacks.functional.likelihood import Reading, check_likelihood, decide_reading, read_labels
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import (
@@ -38,16 +40,18 @@ from cl_callbacks.functional.task_matrix import (
 from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_, relative_variance
 
 __all__ = [
-    "Eigen", "Factors", "add_path_", "add_path_pull_", "add_quadratic_pull_", "add_score_",
+    "Eigen", "Factors", "Reading",
+    "add_path_", "add_path_pull_", "add_quadratic_pull_", "add_score_", "are_targets",
     "as_importance_adds_up", "average_", "average_accuracy", "average_square_", "backward_transfer",
     "beaker_memory_trace", "best_on_grid", "bgd_", "capacities", "cascade_", "cascade_memory_trace",
-    "check_fisher", "conductances",
-    "curvature_bound", "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
+    "check_fisher", "check_likelihood", "conductances", "curvature_bound", "decide_reading",
+    "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
     "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "intransigence",
-    "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
+    "is_distribution", "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
     "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
     "level_differences", "merge_each_", "merge_latest_", "mesu_", "metaplastic_gate", "min_max",
-    "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "relative_variance",
+    "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
+    "relative_variance",
     "relax_kronecker", "relax_to_anchor_", "resist_shrinking_", "sample_losses", "sensitivity_cotangent",
     "smoothed_on_grid", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
     "timescales", "transition_matrix", "without_decay",

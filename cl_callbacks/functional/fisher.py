@@ -23,22 +23,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cl_callbacks.functional.labels import IGNORED, are_targets, class_dims, is_distribution
+from cl_callbacks.functional.likelihood import (
+    Likelihood,
+    Reading,
+    check_likelihood,
+    decide_reading,
+    read_labels,
+)
+
 Estimator = Literal["exact", "sampled", "empirical", "logits_reversal"]
-Likelihood = Literal["categorical", "gaussian"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
-LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
-
-IGNORED = -100
-"""Label of a position without a target, as in :func:`torch.nn.functional.cross_entropy`."""
+_MOST_BACKWARDS = 10_000
 
 
-def check_fisher(estimator: str, likelihood: str) -> None:
-    """Raises a ``ValueError`` for an unknown estimator or likelihood, or a pair that does not fit."""
+def check_fisher(estimator: str, likelihood: str | None, class_dim: int | None = None) -> None:
+    """Raises a ``ValueError`` for an unknown estimator or likelihood, or arguments that do not fit."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} is not one of {ESTIMATORS}")
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood={likelihood!r} is not one of {LIKELIHOODS}")
-    if likelihood == "gaussian" and estimator == "logits_reversal":
+    check_likelihood(likelihood, class_dim)
+    if likelihood in ("bernoulli", "gaussian") and estimator == "logits_reversal":
         raise ValueError("estimator='logits_reversal' is defined for likelihood='categorical' only")
 
 
@@ -48,67 +52,72 @@ def fisher_cotangents(
     *,
     estimator: Estimator = "exact",
     likelihood: Likelihood = "categorical",
+    class_dim: int = -1,
+    ignore_index: int = IGNORED,
 ) -> Iterator[Tensor]:
     r"""Vectors whose squared pull-backs, summed, are each sample's contribution to the Fisher.
 
-    With logits :math:`z`, probabilities :math:`p = \mathrm{softmax}(z)` and unit vectors :math:`e`:
+    With logits :math:`z`, probabilities :math:`p = \mathrm{softmax}(z)`, or :math:`p = \sigma(z)` for
+    ``bernoulli``, and unit vectors :math:`e`:
 
-    ===================  ==========================================  ===============================
-    estimator            categorical                                 gaussian (unit variance)
-    ===================  ==========================================  ===============================
-    ``exact``            :math:`\sqrt{p_c}(e_c - p)`, each class c   :math:`e_d`, each dimension d
-    ``sampled``          :math:`e_y - p,\ y \sim p`                  :math:`\epsilon \sim N(0, 1)`
-    ``empirical``        :math:`e_y - p`, y the label                :math:`y - f`
-    ``logits_reversal``  :math:`e_y - \mathrm{softmax}(-z)`          not defined
-    ===================  ==========================================  ===============================
+    ===================  ==================================  ================================  ============
+    estimator            categorical                         bernoulli                         gaussian
+    ===================  ==================================  ================================  ============
+    ``exact``            :math:`\sqrt{p_c}(e_c - p)`         :math:`\sqrt{p_d(1 - p_d)} e_d`   :math:`e_d`
+    ``sampled``          :math:`e_y - p`, y drawn from p     :math:`y - p`, y drawn from p     N(0, 1)
+    ``empirical``        :math:`e_y - p`, y the label        :math:`y - p`, y the label        :math:`y - f`
+    ``logits_reversal``  :math:`e_y - \mathrm{softmax}(-z)`  not defined                       not defined
+    ===================  ==================================  ================================  ============
+
+    ``exact`` yields one vector for each class c or output d, the others one vector.
+    Labels that are probabilities themselves stand in the place of :math:`e_y`. Positions without a label are
+    no part of a sample's likelihood: there the vectors are 0, whatever the estimator.
 
     Args:
-        outputs: logits of shape ``(N, C)``, or ``(N, T, V)`` for token sequences, where one sample is
-            one sequence; means of shape ``(N,)`` or ``(N, D)`` for ``likelihood="gaussian"``.
-        labels: classes ``(N,)``, tokens ``(N, T)`` with -100 where there is no target, or targets of
-            the shape of ``outputs`` for a Gaussian. ``empirical`` and ``logits_reversal`` need them;
-            ``sampled`` reads only which positions are ignored.
+        outputs: logits of shape ``(N, C)``, or of sequences and images ``(N, T, C)``, ``(N, C, H, W)`` and so
+            on, where one sample is a whole sequence or image; or means ``(N, ...)``.
+        labels: as :mod:`~cl_callbacks.functional.likelihood` describes them. ``empirical`` and
+            ``logits_reversal`` need them; the others read only which positions are ignored.
         estimator: which expectation over labels is taken.
         likelihood: how the outputs parametrise the distribution of the labels.
+        class_dim: dimension of the classes: 1 or -1.
+        ignore_index: label of positions without a target.
 
     Yields:
-        Tensors of the shape of ``outputs``: one per class (``exact``), otherwise one.
+        Tensors of the shape of ``outputs``: one per class or output (``exact``), otherwise one.
 
     Raises:
-        ValueError: outputs or labels of a shape that the estimator cannot read.
+        ValueError: outputs or labels that contradict the likelihood, or that the estimator cannot read.
 
     Example:
         >>> z = torch.zeros(1, 2)
         >>> [v.tolist() for v in fisher_cotangents(z, torch.tensor([1]), estimator="empirical")]
         [[[-0.5, 0.5]]]
     """
-    outputs = outputs.detach()
-    if likelihood == "gaussian":
-        yield from _gaussian(outputs, labels, estimator)
-        return
-    _check_logits(outputs, estimator)
+    check_fisher(estimator, likelihood)
+    reading = Reading(likelihood, class_dim, ignore_index)
+    outputs, labels = read_labels(outputs.detach(), labels, reading)
+    if labels is None and estimator in ("empirical", "logits_reversal"):
+        raise ValueError(
+            f"estimator={estimator!r} needs labels and the batch has none; use estimator='exact' or "
+            f"'sampled', or let `outputs` return (outputs, labels)"
+        )
     if estimator == "exact":
-        p = outputs.softmax(-1)
-        for c in range(p.shape[-1]):
-            v = -p
-            v[:, c] += 1.0
-            yield v * p[:, c, None].sqrt()
-        return
-    if estimator == "sampled":
-        drawn = torch.distributions.Categorical(logits=outputs).sample()
-        # An ignored position stays ignored: it is not part of the sample's likelihood.
-        ignored = labels == IGNORED if _aligned(labels, outputs) else None
-        labels = drawn if ignored is None else drawn.masked_fill(ignored, IGNORED)
-    labels = _check_labels(labels, outputs, estimator)
-    sign = -1.0 if estimator == "logits_reversal" else 1.0
-    v = _one_hot(labels, outputs) - (sign * outputs).softmax(-1)
-    yield v.masked_fill((labels == IGNORED).unsqueeze(-1), 0.0)
+        _refuse_long(outputs, likelihood)
+    if likelihood == "categorical":
+        for vector in _categorical(outputs, labels, estimator):
+            yield vector.movedim(-1, class_dim)
+    elif likelihood == "bernoulli":
+        yield from _bernoulli(outputs, labels, estimator)
+    else:
+        yield from _gaussian(outputs, labels, estimator)
 
 
 def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Loss of each sample, of shape ``(N,)``: cross-entropy of integer labels, summed over positions.
+    """Loss of each sample, of shape ``(N,)``: cross-entropy of classes, summed over positions.
 
-    For floating-point targets, of the shape of the outputs, it is half the squared error.
+    For floating-point targets, of the shape of the outputs, it is half the squared error, unless they are
+    probabilities of classes.
 
     Example:
         >>> sample_losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -116,69 +125,92 @@ def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
     """
     if labels is None:
         raise ValueError("the loss of a sample needs its label, and the batch has none")
-    if labels.is_floating_point():
-        if labels.numel() != outputs.numel():
-            raise ValueError(f"targets {tuple(labels.shape)} do not fit outputs {tuple(outputs.shape)}")
+    if labels.is_floating_point() and are_targets(outputs, labels) and not _soft(outputs, labels):
         residual = labels.reshape(len(outputs), -1) - outputs.reshape(len(outputs), -1)
         return 0.5 * residual.square().sum(1)
-    _check_logits(outputs, "empirical")
-    labels = _check_labels(labels, outputs, "empirical")
-    losses = F.cross_entropy(outputs.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
+    reading = decide_reading(outputs.detach(), labels)
+    logits, classes = read_labels(outputs, labels, reading)
+    assert classes is not None
+    classes = classes.movedim(-1, 1) if classes.shape == logits.shape else classes
+    losses = F.cross_entropy(logits.movedim(-1, 1), classes, ignore_index=IGNORED, reduction="none")
     return losses.reshape(len(losses), -1).sum(1)
+
+
+def _soft(outputs: Tensor, labels: Tensor) -> bool:
+    """Whether labels are probabilities of at least two classes."""
+    if labels.shape != outputs.shape:
+        return False
+    return any(labels.shape[d] > 1 and is_distribution(labels.movedim(d, -1)) for d in class_dims(outputs))
+
+
+def _refuse_long(outputs: Tensor, likelihood: str) -> None:
+    """Raises for outputs whose exact Fisher takes a backward for each of too many numbers."""
+    if likelihood == "categorical" and outputs.ndim > 2:
+        what = f"logits {tuple(outputs.shape)}, with positions within a sample,"
+    elif outputs[0].numel() > _MOST_BACKWARDS:
+        what = f"outputs of {outputs[0].numel():,} numbers a sample"
+    else:
+        return
+    raise ValueError(
+        f"the exact Fisher of {what} would take one backward for every number; use estimator='sampled' or "
+        f"'empirical', which take one for all numbers of a sample"
+    )
+
+
+def _categorical(outputs: Tensor, labels: Tensor | None, estimator: str) -> Iterator[Tensor]:
+    """For logits with the classes last."""
+    p = outputs.softmax(-1)
+    classes = None if labels is None or labels.shape == outputs.shape else labels
+    ignored = None if classes is None else (classes == IGNORED).unsqueeze(-1)
+    if estimator == "exact":
+        for c in range(p.shape[-1]):
+            v = -p
+            v[:, c] += 1.0
+            yield _masked(v * p[:, c, None].sqrt(), ignored)
+        return
+    if estimator == "sampled":
+        target = _one_hot(torch.distributions.Categorical(logits=outputs).sample(), p)
+    elif classes is None:
+        assert labels is not None
+        target = labels
+    else:
+        target = _one_hot(classes.clamp(min=0), p)
+    yield _masked(target - ((-outputs).softmax(-1) if estimator == "logits_reversal" else p), ignored)
+
+
+def _bernoulli(outputs: Tensor, targets: Tensor | None, estimator: str) -> Iterator[Tensor]:
+    p, ignored = outputs.sigmoid(), None if targets is None else targets == IGNORED
+    if estimator == "exact":
+        spread = _masked((p * (1.0 - p)).sqrt(), ignored)
+        yield from (v * spread for v in _unit_vectors(outputs))
+    elif estimator == "sampled":
+        yield _masked(torch.bernoulli(p) - p, ignored)
+    else:
+        assert targets is not None
+        yield _masked(targets - p, ignored)
 
 
 def _gaussian(outputs: Tensor, targets: Tensor | None, estimator: str) -> Iterator[Tensor]:
     if estimator == "exact":
-        for d in range(outputs[0].numel()):
-            v = torch.zeros_like(outputs)
-            v.view(len(v), -1)[:, d] = 1.0
-            yield v
+        yield from _unit_vectors(outputs)
     elif estimator == "sampled":
         yield torch.randn_like(outputs)
-    elif estimator == "empirical":
-        if targets is None or targets.numel() != outputs.numel():
-            got = "none" if targets is None else f"shape {tuple(targets.shape)}"
-            raise ValueError(
-                f"the empirical Fisher of a Gaussian needs targets of the shape of the outputs, "
-                f"{tuple(outputs.shape)}, and got {got}; use estimator='exact', which needs none"
-            )
-        yield targets.reshape(outputs.shape).to(outputs) - outputs
     else:
-        raise ValueError(f"estimator={estimator!r} is defined for likelihood='categorical' only")
+        assert targets is not None
+        yield targets - outputs
 
 
-def _check_logits(outputs: Tensor, estimator: str) -> None:
-    if outputs.ndim not in (2, 3) or outputs.shape[-1] < 2:
-        raise ValueError(
-            f"a categorical likelihood reads logits of shape (N, C) or (N, T, V) with at least two "
-            f"classes, and got {tuple(outputs.shape)}; a single binary logit z is the pair (0, z): "
-            f"override `outputs` to return it, or use likelihood='gaussian' for a regression"
-        )
-    if estimator == "exact" and outputs.ndim == 3:
-        raise ValueError(
-            f"the exact Fisher of token sequences, logits {tuple(outputs.shape)}, would sum over all "
-            f"sequences; use estimator='sampled' or 'empirical', which take a sequence as one sample"
-        )
+def _unit_vectors(outputs: Tensor) -> Iterator[Tensor]:
+    """For each number of a sample's outputs, a tensor of their shape that is 1 there."""
+    for d in range(outputs[0].numel()):
+        v = torch.zeros(len(outputs), outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
+        v[:, d] = 1.0
+        yield v.view(outputs.shape)
 
 
-def _aligned(labels: Tensor | None, outputs: Tensor) -> bool:
-    return labels is not None and labels.shape == outputs.shape[:-1]
+def _one_hot(classes: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(-1, classes.unsqueeze(-1), 1.0)
 
 
-def _check_labels(labels: Tensor | None, outputs: Tensor, estimator: str) -> Tensor:
-    if labels is None:
-        raise ValueError(
-            f"estimator={estimator!r} needs labels and the batch has none; use estimator='exact' or "
-            f"'sampled', or override `outputs` to return (outputs, labels)"
-        )
-    if not _aligned(labels, outputs) or labels.is_floating_point():
-        raise ValueError(
-            f"labels {tuple(labels.shape)} of {labels.dtype} do not fit logits "
-            f"{tuple(outputs.shape)}: integers of shape {tuple(outputs.shape[:-1])} are needed"
-        )
-    return labels
-
-
-def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
-    index = labels.masked_fill(labels == IGNORED, 0).unsqueeze(-1)
-    return torch.zeros_like(outputs).scatter_(-1, index, 1.0)
+def _masked(vector: Tensor, ignored: Tensor | None) -> Tensor:
+    return vector if ignored is None else vector.masked_fill(ignored, 0.0)

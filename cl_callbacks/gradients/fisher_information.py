@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
-from cl_callbacks.gradients.model_outputs import model_outputs
+from cl_callbacks.functional.fisher import Estimator
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
+from cl_callbacks.gradients.fisher_reader import FisherReader
+from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.tensors.batches import map_tensors
 
-Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+Outputs = Callable[[nn.Module, Any], Found]
+_NOTHING = (
+    "The Fisher information is exactly 0 for every parameter: the network is so certain that its "
+    "probabilities are exactly 0 or 1, or its outputs do not depend on the parameters, or no position "
+    "has a label."
+)
 _REMEDY = "give `outputs=`, a function from module and batch to (outputs, labels)"
 
 
@@ -24,7 +33,9 @@ def fisher_information(
     *,
     parameters: Mapping[str, Tensor] | None = None,
     estimator: Estimator = "exact",
-    likelihood: Likelihood = "categorical",
+    likelihood: Likelihood | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = IGNORED,
     outputs: Outputs | None = None,
 ) -> dict[str, Tensor]:
     r"""Mean over samples of the diagonal Fisher information, as :class:`~cl_callbacks.EWC` measures it.
@@ -39,16 +50,23 @@ def fisher_information(
         parameters: for which it is computed, by name; default: all that require a gradient.
         estimator: ``"exact"``, ``"sampled"``, ``"empirical"`` or ``"logits_reversal"``: see
             :class:`~cl_callbacks.EWC`.
-        likelihood: ``"categorical"`` logits, or ``"gaussian"`` means of unit variance.
-        outputs: function from module and batch to outputs ``(N, ...)`` and labels; default:
+        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``: see :class:`~cl_callbacks.EWC`. The
+            default reads labels that are classes, and refuses others.
+        class_dim: dimension of the classes, 1 or -1, where the shape of the labels leaves it open.
+        ignore_index: label of positions without a target.
+        outputs: function from module and batch to outputs ``(N, ...)``, alone or with labels; default:
             :func:`~cl_callbacks.gradients.model_outputs.model_outputs`.
 
     Returns:
         By name, one tensor of the parameter's shape, at least float32. Samples whose outputs are not finite
         are left out.
 
+    Warns:
+        UserWarning: a Fisher information of exactly 0 for all parameters.
+
     Raises:
-        ValueError: outputs or labels that the estimator cannot read; no sample with finite outputs.
+        ValueError: outputs or labels that the estimator cannot read, or that contradict the likelihood; no
+            sample with finite outputs.
         TypeError: a batch of another type.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the estimators as in :class:`~cl_callbacks.EWC`.
@@ -59,24 +77,23 @@ def fisher_information(
         >>> fisher_information(net, [x], likelihood="gaussian")
         {'weight': tensor([[2.5000]])}
     """
-    check_fisher(estimator, likelihood)
+    reader = FisherReader(estimator, likelihood, class_dim, ignore_index)
     if parameters is None:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
 
     def forward(batch: Any) -> tuple[Tensor, Tensor | None]:
-        return outputs(module, batch) if outputs else model_outputs(module, batch, _REMEDY)
-
-    def cotangents(found: Tensor, labels: Tensor | None) -> Iterable[Tensor]:
-        return fisher_cotangents(found, labels, estimator=estimator, likelihood=likelihood)
+        return as_pair(outputs(module, batch) if outputs else model_outputs(module, batch, _REMEDY))
 
     per_sample, samples = PerSampleGradients(module, parameters, forward), 0
     totals = per_sample.zeros()
     with evaluation_mode(module):
         for batch in batches:
             batch = map_tensors(lambda t: t.to(device), batch)
-            totals, count = per_sample.sums(batch, cotangents, totals)
+            totals, count = per_sample.sums(batch, reader.cotangents, totals)
             samples += count
     if not samples:
         raise ValueError("no sample has finite outputs, so there is no Fisher information to be measured")
+    if totals and not any(bool(total.any()) for total in totals):
+        warnings.warn(_NOTHING, stacklevel=2)
     return {name: total / samples for name, total in zip(parameters, totals, strict=True)}

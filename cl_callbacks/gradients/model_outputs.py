@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+Found = Tensor | tuple[Tensor, Tensor | None]
+"""Outputs of a network for a batch, alone or with labels."""
 _LABEL_KEYS = ("labels", "label")
+
+
+def as_pair(found: Found) -> tuple[Tensor, Tensor | None]:
+    """Outputs and labels, with ``None`` for labels where there are outputs alone."""
+    return (found, None) if isinstance(found, Tensor) else found
 
 
 def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:

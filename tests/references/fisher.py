@@ -6,6 +6,8 @@ Every mean is over samples, and a parameter which the loss does not use has a Fi
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -149,6 +151,76 @@ def gaussian_labelled_fisher(
         if mean.shape != targets[n : n + 1].shape:
             raise ValueError("targets must have the shape of the model's output")
         value = -0.5 * ((targets[n : n + 1] - mean) ** 2).sum()
+        for name, g in gradient(value, parameters).items():
+            fisher[name] += g**2 / len(inputs)
+    return fisher
+
+
+def bernoulli_fisher(
+    model: nn.Module, inputs: Tensor, parameters: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Fisher of independent labels of 0 and 1 with logits (N, ...), as a sum over all vectors of labels.
+
+    F_i = 1/N sum_n sum_y p(y|x_n) (d log p(y|x_n) / d theta_i)^2, log p(y|x) = sum_d log p(y_d|x).
+    """
+    parameters = trainable(model) if parameters is None else parameters
+    fisher = zeros(parameters)
+    for n in range(len(inputs)):
+        z = model(inputs[n : n + 1]).flatten()
+        for bits in itertools.product((0.0, 1.0), repeat=len(z)):
+            value = bernoulli_log_likelihood(z, torch.tensor(bits, dtype=z.dtype))
+            for name, g in gradient(value, parameters).items():
+                fisher[name] += value.detach().exp() * g**2 / len(inputs)
+    return fisher
+
+
+def bernoulli_labelled_fisher(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    parameters: dict[str, Tensor] | None = None,
+    ignore_index: float = IGNORE_INDEX,
+) -> dict[str, Tensor]:
+    """Fisher of independent labels at given ones, from 0 to 1.
+
+    F_i = 1/N sum_n (d sum_d [y_nd known] log p(y_nd|x_n) / d theta_i)^2.
+    """
+    parameters = trainable(model) if parameters is None else parameters
+    fisher = zeros(parameters)
+    for n in range(len(inputs)):
+        z, y = model(inputs[n : n + 1]).flatten(), targets[n].flatten()
+        value = bernoulli_log_likelihood(z[y != ignore_index], y[y != ignore_index])
+        for name, g in gradient(value, parameters).items():
+            fisher[name] += g**2 / len(inputs)
+    return fisher
+
+
+def bernoulli_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum the log-probabilities of independent labels from 0 to 1.
+
+    l = sum_d y_d log p_d + (1 - y_d) log(1 - p_d), p = 1 / (1 + exp(-z)).
+    """
+    p = 1.0 / (1.0 + torch.exp(-logits))
+    return (labels * torch.log(p) + (1.0 - labels) * torch.log(1.0 - p)).sum()
+
+
+def cross_entropy_fisher(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    parameters: dict[str, Tensor] | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> dict[str, Tensor]:
+    """Fisher at given labels, as torch's own cross-entropy of logits (N, C, ...) sums it over positions.
+
+    F_i = 1/N sum_n (d CE(z_n, y_n) / d theta_i)^2.
+    """
+    parameters = trainable(model) if parameters is None else parameters
+    fisher = zeros(parameters)
+    for n in range(len(inputs)):
+        value = nn.functional.cross_entropy(
+            model(inputs[n : n + 1]), labels[n : n + 1], reduction="sum", ignore_index=ignore_index
+        )
         for name, g in gradient(value, parameters).items():
             fisher[name] += g**2 / len(inputs)
     return fisher

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
+from cl_callbacks.functional.fisher import Estimator
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
-from cl_callbacks.training.model_outputs import ReadsOutputs
+from cl_callbacks.training.measured_fisher import MeasuresFisher
 
 
-class EWC(ReadsOutputs, BoundaryRule):
+class EWC(MeasuresFisher, BoundaryRule):
     r"""Elastic weight consolidation: weights with high Fisher information resist change.
 
     At the end of each task the diagonal Fisher information is measured, per sample, at the current
@@ -45,14 +45,19 @@ class EWC(ReadsOutputs, BoundaryRule):
         samples: number of samples of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' Fisher that is kept at each boundary, 0 to 1; ``"mean"`` for
             the average over tasks instead of a sum.
-        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits, or
-            ``"gaussian"``, by means of unit variance, for regression.
+        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits of
+            classes; ``"bernoulli"``, by logits of independent labels, as for multi-label targets under binary
+            cross-entropy; or ``"gaussian"``, by means of unit variance, for regression and autoencoders. By
+            default it is categorical if the labels are classes, and refused if they are not.
+        class_dim: dimension of the classes in outputs ``(N, C, L)`` or ``(N, L, C)``: 1 or -1. By default
+            the shape of the labels tells; it must be given only where that leaves it open.
+        ignore_index: label of positions without a target, as in the loss.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.boundary_rule.BoundaryRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction; before the first step, outputs or
-            labels that the estimator cannot read.
+            labels that the estimator cannot read, or that contradict the likelihood.
 
     Example:
         >>> from lightning import Trainer
@@ -66,18 +71,19 @@ class EWC(ReadsOutputs, BoundaryRule):
         estimator: Estimator = "exact",
         samples: int | None = 500,
         decay: Decay = 1.0,
-        likelihood: Likelihood = "categorical",
+        likelihood: Likelihood | None = None,
+        class_dim: int | None = None,
+        ignore_index: int = IGNORED,
         **options: Unpack[BoundaryOptions],
     ) -> None:
-        self.estimator, self.likelihood = estimator, likelihood
+        self.read_as(estimator, likelihood, class_dim, ignore_index)
         self.samples = checked_samples(samples)
         super().__init__(strength, decay=decay, **options)
-        check_fisher(estimator, likelihood)
 
     @property
     def kind(self) -> dict[str, str]:
         """Estimator and likelihood of the Fisher information."""
-        return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood}
+        return {"rule": "EWC", "estimator": self.estimator, "likelihood": self.likelihood or "categorical"}
 
     def estimate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
@@ -88,15 +94,8 @@ class EWC(ReadsOutputs, BoundaryRule):
             pl_module,
             synapses.sources,
             lambda batch: self.outputs_and_labels(pl_module, batch),
-            self._cotangents,
+            self.reader.cotangents,
             samples=self.samples,
             what=f"{type(self).__name__}: task {task}",
-            seed=task,
+            seed=self.seed_of(task),
         )
-
-    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""
-        next(self._cotangents(outputs, labels))
-
-    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
-        return fisher_cotangents(outputs, labels, estimator=self.estimator, likelihood=self.likelihood)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_latest_
-from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, fisher_cotangents
+from cl_callbacks.functional.fisher import Estimator
 from cl_callbacks.functional.kronecker import Factors, kronecker_trace, paired
+from cl_callbacks.functional.labels import IGNORED
+from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
@@ -22,11 +23,11 @@ from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients, mean_over_task
-from cl_callbacks.training.model_outputs import ReadsOutputs
+from cl_callbacks.training.measured_fisher import MeasuresFisher
 from cl_callbacks.training.progress import say
 
 
-class KFACLaplace(ReadsOutputs, AnchoredRule):
+class KFACLaplace(MeasuresFisher, AnchoredRule):
     r"""Kronecker-factored Laplace: combinations of weights with high curvature resist change.
 
     Where :class:`~cl_callbacks.rules.consolidation.ewc.EWC` measures the importance of each weight, this
@@ -54,14 +55,19 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             classes, ``"empirical"`` takes the label of the data, ``"logits_reversal"`` as in EWC.
         samples: number of samples of the task to measure on, over all processes; ``None`` for all.
         decay: share of the older tasks' curvature that is kept at each boundary, 0 to 1.
-        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits, or
-            ``"gaussian"``, by means of unit variance, for regression.
+        likelihood: distribution of the labels that the outputs parametrise: ``"categorical"``, by logits of
+            classes; ``"bernoulli"``, by logits of independent labels, as for multi-label targets under binary
+            cross-entropy; or ``"gaussian"``, by means of unit variance, for regression and autoencoders. By
+            default it is categorical if the labels are classes, and refused if they are not.
+        class_dim: dimension of the classes in outputs ``(N, C, L)`` or ``(N, L, C)``: 1 or -1. By default
+            the shape of the labels tells; it must be given only where that leaves it open.
+        ignore_index: label of positions without a target, as in the loss.
         options: ``parameters``, ``exclude``, ``proximal`` and others of every rule that pulls: see
             :class:`~cl_callbacks.rules.consolidation.anchored_rule.AnchoredRule`.
 
     Raises:
         ValueError: an argument that cannot work, at construction; before the first step, outputs or
-            labels that the estimator cannot read.
+            labels that the estimator cannot read, or that contradict the likelihood.
 
     Example:
         >>> from lightning import Trainer
@@ -79,7 +85,9 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         estimator: Estimator = "sampled",
         samples: int | None = 500,
         decay: float = 1.0,
-        likelihood: Likelihood = "categorical",
+        likelihood: Likelihood | None = None,
+        class_dim: int | None = None,
+        ignore_index: int = IGNORED,
         **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(strength, **options)
@@ -94,8 +102,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             )
         if isinstance(decay, str) or not 0 <= decay <= 1:
             raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
-        check_fisher(estimator, likelihood)
-        self.estimator, self.likelihood = estimator, likelihood
+        self.read_as(estimator, likelihood, class_dim, ignore_index)
         self.samples, self.decay = checked_samples(samples), decay
         self.accumulate, self.memory = accumulate, KroneckerMemory(accumulate)
 
@@ -164,11 +171,11 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         means = mean_over_task(
             trainer,
             pl_module,
-            lambda batch: factors.sums(batch, self._cotangents),
+            lambda batch: factors.sums(batch, self.reader.cotangents),
             factors.zeros(),
             samples=self.samples,
             what=f"{type(self).__name__}: factors of task {task}",
-            seed=task,
+            seed=self.seed_of(task),
         )
         if means is None:
             return {}
@@ -195,10 +202,10 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             pl_module,
             rest,
             lambda batch: self.outputs_and_labels(pl_module, batch),
-            self._cotangents,
+            self.reader.cotangents,
             samples=self.samples,
             what=f"{type(self).__name__}: diagonal of task {task}",
-            seed=task,
+            seed=self.seed_of(task),
         )
         if means is None:
             return None
@@ -207,13 +214,6 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             torch.zeros_like(old) if name in covered else next(found).to(old.dtype)
             for name, old in zip(synapses.names, synapses["importance"], strict=True)
         ]
-
-    def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""
-        next(self._cotangents(outputs, labels))
-
-    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
-        return fisher_cotangents(outputs, labels, estimator=self.estimator, likelihood=self.likelihood)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with the Kronecker factors."""

@@ -12,11 +12,11 @@ from cl_callbacks.functional.sensitivity import NORMS, Norm, sensitivity_cotange
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.training.drawn_samples import DrawsSamples
 from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
-from cl_callbacks.training.model_outputs import ReadsOutputs
 
 
-class MAS(ReadsOutputs, BoundaryRule):
+class MAS(DrawsSamples, BoundaryRule):
     r"""Memory aware synapses: weights to which the output is sensitive resist change.
 
     At the end of each task the sensitivity of the output's norm is measured, per sample and without
@@ -85,5 +85,5 @@ class MAS(ReadsOutputs, BoundaryRule):
             Tensor.abs_,
             samples=self.samples,
             what=f"{type(self).__name__}: task {task}",
-            seed=task,
+            seed=self.seed_of(task),
         )
