@@ -12,6 +12,7 @@ from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, 
 from cl_callbacks.gradients.model_outputs import model_outputs
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.guards.parameters import parameter_fault
 from cl_callbacks.tensors.batches import map_tensors
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
@@ -48,7 +49,8 @@ def fisher_information(
         are left out.
 
     Raises:
-        ValueError: outputs or labels that the estimator cannot read; no sample with finite outputs.
+        ValueError: outputs or labels that the estimator cannot read; no sample with finite outputs; a
+            parameter that is complex, lazy or has no values.
         TypeError: a batch of another type.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the estimators as in :class:`~cl_callbacks.EWC`.
@@ -62,6 +64,9 @@ def fisher_information(
     check_fisher(estimator, likelihood)
     if parameters is None:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name, p in parameters.items():
+        if (fault := parameter_fault(p)) is not None:
+            raise ValueError(f"{name} {fault}; or leave it out of `parameters`.")
     device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
 
     def forward(batch: Any) -> tuple[Tensor, Tensor | None]:
