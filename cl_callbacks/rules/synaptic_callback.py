@@ -397,7 +397,7 @@ class SynapticCallback(Callback):
         not require a gradient now: ``toggle_optimizer`` turns that off for a moment.
         """
         reshard(pl_module)
-        model = parameters_by_name(pl_module)
+        model = parameters_by_name(pl_module, self.synapses.view)
         before = set(self.synapses.view.names) if growing else set()
         trainable = [name for name, p in model.items() if p.requires_grad or name in before]
         trainer = attached_trainer(pl_module)

@@ -38,8 +38,13 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
+def parameters_by_name(module: nn.Module, known: SynapseView | None = None) -> dict[str, Tensor]:
     """All parameters of a module by plain name, in its order.
+
+    Args:
+        module: the module.
+        known: a parameter that is in this view keeps its name there, and so its state, if it is called
+            otherwise now: pruning makes a ``weight`` the ``weight_orig`` of its layer.
 
     Raises:
         ValueError: two parameters have one plain name, so that one would take the other's state.
@@ -59,7 +64,9 @@ def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
                 f"holds one of them another name."
             )
         found[plain], whole[plain] = parameter, name
-    return found
+    before = {} if known is None else {id(p): n for n, p in zip(known.names, known.sources, strict=True)}
+    kept = {name: before.get(id(p), name) for name, p in found.items()}
+    return {name if kept[name] in found else kept[name]: p for name, p in found.items()}
 
 
 class Synapses:

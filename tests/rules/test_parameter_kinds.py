@@ -14,7 +14,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from cl_callbacks import EWC, EpochBoundaries, SynapticCallback, fisher_information
 from cl_callbacks.guards.parameters import parameter_fault
-from tests.every_rule import MATRICES_ONLY, PULLING, RULES, every_rule, make, selected
+from tests.every_rule import MATRICES_ONLY, PULLING, RULES, every_rule, make, selected, state
 from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task
 
 HIDDEN = 8
@@ -251,6 +251,27 @@ def test_more_parameters_on_a_standard_layer(rule: str, kind: str) -> None:
     assert {f"net.0.{name}" for name in names} <= set(memory.synapses.view.names)
     assert_finite(memory)
     assert memory.tasks == (2 if rule in CONSOLIDATING else 0)
+
+
+@every_rule
+def test_a_layer_that_is_pruned_between_tasks_keeps_its_state(rule: str) -> None:
+    found = []
+    for pruning in (False, True):
+        torch.manual_seed(0)
+        model, memory = Net(plain_net(), plain_sgd), make(rule)
+        trainer = make_trainer(memory)
+        for index in range(3):
+            if pruning and index == 1:
+                prune.identity(model.net[0], "weight")
+            if pruning and index == 2:
+                prune.remove(model.net[0], "weight")
+            trainer.fit_loop.max_epochs = index + 1
+            trainer.fit(model, loader(*task(index)))
+        found.append((memory.synapses.view.names, state(memory)))
+    assert found[0][0] == found[1][0]
+    for key, expected in found[0][1].items():
+        if "factors" not in key and "kfac" not in rule:  # of which a pruned layer gets no more
+            torch.testing.assert_close(found[1][1][key], expected, rtol=1e-4, atol=1e-6, msg=key)
 
 
 # -- two names that would be one ---------------------------------------------------------------------------

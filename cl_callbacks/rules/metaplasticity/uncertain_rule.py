@@ -208,7 +208,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        model = parameters_by_name(pl_module)
+        model = parameters_by_name(pl_module, view)
         self._scales = {name: weight_scale(name, model, self._relative_std) for name in view.names}
         self.noise.place(view.parameters, view.fields["std"], view.load)
 
@@ -240,7 +240,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         """
         integer("draws", draws, least=1)
         stds = self.synapses.state_dict()["std"]
-        known = [(p, stds[name]) for name, p in parameters_by_name(pl_module).items() if name in stds]
+        parameters = parameters_by_name(pl_module, self.synapses.view)
+        known = [(p, stds[name]) for name, p in parameters.items() if name in stds]
         if not known:
             raise ValueError(
                 f"{type(self).__name__} knows no standard deviation of a parameter of "
