@@ -24,24 +24,24 @@ class _Sample(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """The weights with which a task ended and began; the latter are those at the end if they are unknown."""
+    """The weights with which a task ended, and those with which it began if these are known."""
 
     end: _Sample
-    start: _Sample
+    start: _Sample | None
 
 
 class Continuity:
     r"""Compares the weights with which a task begins with those with which the last one ended.
 
     With a tensor's weights :math:`e` at the end of the last task, :math:`s` at its start, and :math:`b` when
-    the next one begins, it was begun anew if
+    the next one begins, it was begun anew if :math:`b = s \ne e`, or :math:`b = 0 \ne e`, or
 
-    .. math:: \cos(b, e) < \max(0.2, 2/\sqrt n) \quad\text{and}\quad \|b - e\| \ge \|s - e\|,
+    .. math:: \cos(b, e) < \max(0.2, 2/\sqrt n), \quad \|b - e\| \ge \|s - e\|
+              \quad\text{and}\quad \|b - s\| \ge 0.7\,\|s\|,
 
-    where the cosine of zeros is 0, and :math:`n` elements of the tensor are compared, at most 1024. Both are
-    true of weights that were drawn again or set to 0. The best checkpoint of a task is on the way from
-    :math:`s` to :math:`e`, and so is nearer to :math:`e`; a move to another device or another Trainer changes
-    nothing.
+    where :math:`s \ne 0` and :math:`n` elements are compared, at most 1024. This is true of weights that were
+    drawn or set to 0 again. The best checkpoint of a task is on the way from :math:`s` to :math:`e`, where at
+    least one of the three does not hold; a move to another device or another Trainer changes nothing.
 
     Args:
         restored: whether the rule's state is from a checkpoint or a file, so that the end of the last task
@@ -66,7 +66,7 @@ class Continuity:
     def end(self, view: SynapseView) -> None:
         """Keeps the weights with which a task ends."""
         ends = _samples(view.names, view.sources)
-        self._ended |= {name: _Ended(end, self._began.get(name, end)) for name, end in ends.items()}
+        self._ended |= {name: _Ended(end, self._began.get(name)) for name, end in ends.items()}
         self._began = {}
 
     def begin(self, view: SynapseView, anchors: Iterable[Tensor] = ()) -> list[str]:
@@ -81,7 +81,7 @@ class Continuity:
         """
         then = self._ended
         if self.restored:
-            then = {name: _Ended(a, a) for name, a in _samples(view.names, anchors).items()} | then
+            then = {name: _Ended(a, None) for name, a in _samples(view.names, anchors).items()} | then
         self._began = _samples(view.names, view.sources)
         new = [
             name
@@ -102,12 +102,21 @@ def _samples(names: Iterable[str], tensors: Iterable[Tensor]) -> dict[str, _Samp
     return found
 
 
-def _is_anew(now: _Sample, end: _Sample, start: _Sample) -> bool:
+def _is_anew(now: _Sample, end: _Sample, start: _Sample | None) -> bool:
     if now.shape != end.shape:  # as of a head that has grown
         return False
-    b, e, s = (sample.values.to("cpu") for sample in (now, end, start))
-    size, elements = b.norm() * e.norm(), len(b)
-    if not e.any() or (start.shape == end.shape and (b - e).norm() < 0.999 * (s - e).norm()):
+    b, e = now.values.cpu().double(), end.values.cpu().double()
+    if not e.any() or torch.equal(b, e):
         return False
-    unlike = elements >= FEWEST and b @ e < max(0.2, 2 / math.sqrt(elements)) * size
-    return not b.any() or bool(unlike)
+    if not b.any():
+        return True
+    if start is not None and start.shape == end.shape:
+        s = start.values.cpu().double()
+        if torch.equal(b, s):
+            return True
+        if (b - e).norm() < (s - e).norm() or (b - s).norm() < 0.7 * s.norm():
+            return False
+        if not s.any():  # the first steps from 0 go anywhere
+            return False
+    alike = max(0.2, 2 / math.sqrt(len(b)))
+    return len(b) >= FEWEST and bool(b @ e < alike * b.norm() * e.norm())

@@ -87,6 +87,16 @@ def test_zeros_are_new_whatever_their_number() -> None:
     assert continuity.begin(view_of(net)) == ["bias"]
 
 
+def test_weights_that_are_those_of_the_start_again_are_new() -> None:
+    """As of a layer that is reset with the random numbers of the first time."""
+    net, continuity = network(), Continuity()
+    continuity.begin(view_of(net))
+    trained(net, torch.optim.Adam, 1e-3)
+    continuity.end(view_of(net))
+    net[2].load_state_dict(network()[2].state_dict())
+    assert continuity.begin(view_of(net)) == ["2.weight", "2.bias"]
+
+
 def test_zeros_that_were_zero_are_not() -> None:
     net, continuity = nn.Linear(2, 2), Continuity()
     nn.init.zeros_(net.bias)
