@@ -175,6 +175,13 @@ def test_is_nothing_to_a_rule_that_leaves_it_out(rule: str, kind: str) -> None:
     assert memory.tasks == (2 if rule in CONSOLIDATING else 0)
 
 
+def test_a_sparse_gradient_is_refused_between_several_draws() -> None:
+    trainer = make_trainer(make("mesu draws"))
+    with pytest.raises(ValueError, match=r"of shape \(5, 8\) .* gets a sparse gradient: .*sparse=False"):
+        trainer.fit(Net(SparseTable(), plain_sgd), loader(*task(0)))
+    assert trainer.global_step == 0
+
+
 @every_rule
 def test_a_lazy_module_that_has_run_is_like_any_other(rule: str) -> None:
     torch.manual_seed(0)
