@@ -109,6 +109,6 @@ class ParameterSelection(NamedTuple):
         if faults:
             found = "; ".join(f"{few(names)} {fault}" for fault, names in faults.items())
             raise MisconfigurationException(
-                f"{self.rule} keeps dense state of real numbers, and cannot for all parameters: {found}. Or "
-                f"leave them out with exclude."
+                f"{self.rule} cannot keep a state for all parameters that it selects: {found}. Or leave them "
+                f"out with exclude."
             )

@@ -127,12 +127,12 @@ def test_ordinary_fits_say_nothing(rule: str) -> None:
 @every_rule
 def test_the_best_checkpoint_of_a_task_is_not_new(rule: str, tmp_path: Path) -> None:
     model, memory = model_of(), make(rule)
-    for _ in range(2):
-        saving = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1)
+    for index in range(2):
+        saving = ModelCheckpoint(tmp_path / str(index), "{epoch}", save_top_k=-1, save_weights_only=True)
         trainer = make_trainer(memory, saving, max_epochs=10, enable_checkpointing=True)
         assert said(memory, model, trainer) == []
-        first = min(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[-1].split("-")[0]))
-        model.load_state_dict(torch.load(first, weights_only=True)["state_dict"])
+        first = torch.load(tmp_path / str(index) / "epoch=0.ckpt", weights_only=True)
+        model.load_state_dict(first["state_dict"])
     assert said(memory, model) == []
 
 
