@@ -81,26 +81,12 @@ class Lazy(Between):
         return self.odd(h)
 
 
-class OnMeta(Between):
-    """A parameter without values; it is not used, or no training would be possible."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def without_values(self) -> None:
-        self.odd = nn.Parameter(torch.empty(2, 2, device="meta"))
-
-
 class Odd(Net):
     """Its parameters that have sparse gradients get an optimizer that can read them."""
 
     def __init__(self, net: Between) -> None:
         super().__init__(net)
         self.automatic_optimization = False
-
-    def on_fit_start(self) -> None:
-        if isinstance(self.net, OnMeta):  # earlier, Lightning would not move the module to its device
-            self.net.without_values()
 
     def configure_optimizers(self) -> Any:
         sparse = isinstance(self.net, SparseTable | SparseLayer | SparseMatrix)
@@ -125,7 +111,6 @@ ODD: dict[str, tuple[Callable[[], Between], str]] = {
     "sparse gradient": (SparseTable, r"net\.odd gets a sparse gradient: .*sparse=False"),
     "sparse": (SparseMatrix, r"net\.odd is stored as torch\.sparse_coo: .*to_dense"),
     "lazy": (Lazy, r"net\.odd\.weight.* has no shape yet, .*run one batch through the module"),
-    "meta": (OnMeta, r"net\.odd is on the meta device, .*configure_model"),
 }
 odd_kind = pytest.mark.parametrize("kind", ODD)
 
@@ -173,6 +158,17 @@ def test_is_nothing_to_a_rule_that_leaves_it_out(rule: str, kind: str) -> None:
     assert memory.synapses.view.names == selected(rule, names)
     assert_finite(memory)
     assert memory.tasks == (2 if rule in CONSOLIDATING else 0)
+
+
+@every_rule
+def test_a_parameter_without_values_is_refused_by_name(rule: str) -> None:
+    """Without a Trainer, since Lightning can neither move such a module to a device nor away from it."""
+    model = Net(Between(nn.Parameter(torch.empty(2, 2, device="meta"))))
+    with pytest.raises(MisconfigurationException, match=r"net\.odd is on the meta device, .*configure_model"):
+        make(rule)._place(model)
+    memory = make(rule, exclude="odd")
+    memory._place(model)
+    assert_finite(memory)
 
 
 def test_a_sparse_gradient_is_refused_between_several_draws() -> None:
