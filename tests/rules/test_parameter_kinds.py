@@ -14,7 +14,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from cl_callbacks import EWC, EpochBoundaries, SynapticCallback, fisher_information
 from cl_callbacks.guards.parameters import parameter_fault
-from tests.every_rule import MATRICES_ONLY, PULLING, RULES, every_rule, make, selected, state
+from tests.every_rule import MATRICES_ONLY, OWNING, PULLING, RULES, every_rule, make, selected, state
 from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task
 
 HIDDEN = 8
@@ -271,8 +271,9 @@ def test_a_layer_that_is_pruned_between_tasks_keeps_its_state(rule: str) -> None
             trainer.fit_loop.max_epochs = index + 1
             trainer.fit(model, loader(*task(index)))
         found.append((memory.synapses.view.names, state(memory)))
-    assert found[0][0] == found[1][0]
-    if "kfac" not in rule:  # in which a pruned layer has a diagonal, and no more factors
+    assert sorted(found[0][0]) == sorted(found[1][0])  # pruning moves the weight behind the bias
+    # In KFACLaplace a pruned layer has a diagonal and no more factors; random numbers depend on the order.
+    if "kfac" not in rule and rule not in OWNING:
         for key, expected in found[0][1].items():
             torch.testing.assert_close(found[1][1][key], expected, rtol=1e-4, atol=1e-6, msg=key)
 
@@ -313,7 +314,8 @@ def test_an_attribute_of_the_name_of_a_wrapper(rule: str) -> None:
 
 
 def test_two_parameters_of_one_plain_name_are_refused() -> None:
-    model = Net(torch.compile(plain_net(), backend="eager"))
-    model.net.register_module("0", nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"net\._orig_mod\.0\.weight .* net\.0\.weight .* another name"):
+    model = Net(plain_net())
+    model.net.register_parameter("weight", nn.Parameter(torch.ones(2)))
+    model.net._orig_mod = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"net\.weight and net\._orig_mod\.weight .* another name"):
         make_trainer(EWC()).fit(model, loader(*task(0)))
