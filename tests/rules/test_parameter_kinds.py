@@ -210,6 +210,34 @@ def test_frozen_whole_numbers_stay_what_they_are(rule: str) -> None:
     assert_finite(memory)
 
 
+class Observed(Between):
+    """Ranges of the activations, which the first forward resizes, as those of a training for quantisation."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.register_buffer("largest", torch.empty(0))
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.largest.resize_(HIDDEN).copy_(h.amax(0))
+        return h
+
+
+class WithLazyNorm(Lazy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.LazyBatchNorm1d()
+
+
+@pytest.mark.parametrize("rule", ["ewc", "mas", "kfac", "si"])
+@pytest.mark.parametrize("odd", [Observed, WithLazyNorm])
+def test_buffers_without_a_shape_before_the_first_forward(rule: str, odd: Any) -> None:
+    model, memory = Net(odd(), plain_sgd), make(rule, parameters="first|last")
+    make_trainer(memory, EpochBoundaries(1), max_epochs=2).fit(model, loader(*task(0)))
+    assert memory.tasks == 2
+    assert_finite(memory)
+
+
 def test_types_that_cannot_be_learned() -> None:
     assert "int8" in str(parameter_fault(torch.zeros(2, dtype=torch.int8)))
     assert "float8" in str(parameter_fault(torch.zeros(2).to(torch.float8_e4m3fn)))
