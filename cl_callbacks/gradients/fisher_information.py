@@ -16,6 +16,7 @@ from cl_callbacks.gradients.fisher_reader import FisherReader
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.guards.parameters import parameter_fault
 from cl_callbacks.tensors.batches import map_tensors
 
 Outputs = Callable[[nn.Module, Any], Found]
@@ -66,7 +67,7 @@ def fisher_information(
 
     Raises:
         ValueError: outputs or labels that the estimator cannot read, or that contradict the likelihood; no
-            sample with finite outputs.
+            sample with finite outputs; a parameter that is complex, lazy or has no values.
         TypeError: a batch of another type.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the estimators as in :class:`~cl_callbacks.EWC`.
@@ -80,6 +81,9 @@ def fisher_information(
     reader = FisherReader(estimator, likelihood, class_dim, ignore_index)
     if parameters is None:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name, p in parameters.items():
+        if (fault := parameter_fault(p)) is not None:
+            raise ValueError(f"{name} {fault}; or leave it out of `parameters`.")
     device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
 
     def forward(batch: Any) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_magnitudes
 from cl_callbacks.tensors.batches import flat_tensors, map_tensors
 
@@ -88,7 +89,7 @@ class ModuleCall:
             weights = {n: w.expand(stop - start, *w.shape) for n, w in weights.items()}
             weight_dimension = 0
         in_dims = (weight_dimension, dimensions, out_dimensions)
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
             warnings.filterwarnings("ignore", "There is a performance drop")
             return vmap(of_one, in_dims=in_dims, randomness="different")(
                 weights,

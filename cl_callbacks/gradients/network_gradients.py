@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.tensors.batches import split_samples, take_samples
 
@@ -95,7 +96,7 @@ class WholeNetwork:
 
         size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
         chunk = max(1, 16 * self.max_bytes // size)
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
             warnings.filterwarnings("ignore", "There is a performance drop")
             sums = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
                 tensors, torch.stack(vectors)

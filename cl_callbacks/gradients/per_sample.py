@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_callbacks.gradients.attention_gradients import attention_gradients, is_self_attention
-from cl_callbacks.gradients.layer_gradients import has_rule, layer_gradients
+from cl_callbacks.gradients.layer_gradients import Gradients, has_rule, layer_gradients
 from cl_callbacks.gradients.module_gradients import ModuleCall, Pulled, batch_dimension
 from cl_callbacks.gradients.network_gradients import WholeNetwork, wide_dtype
 from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pass, output_cotangents
@@ -57,6 +57,14 @@ def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
             for name, p in inner.named_parameters(path, recurse=False):
                 found[name] = p
     return found
+
+
+def _of_weights(gradients: Gradients, weights: Iterable[str]) -> Gradients:
+    """The gradients of some weights; a parameter that the closed form does not know has none.
+
+    Pruning, weight normalisation and users put more parameters on a layer than its class has.
+    """
+    return {name: gradients[name] for name in weights if name in gradients}
 
 
 class PerSampleGradients:
@@ -192,14 +200,12 @@ class PerSampleGradients:
             # A call whose first dimension does not count the samples cannot be separated by sample.
             if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
                 return {}
-            gradients = layer_gradients(call.module, args[0], first)
-            return {name: gradients[name] for name in weights}
+            return _of_weights(layer_gradients(call.module, args[0], first), weights)
         dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
         if None in dimensions or call.module in self._without_vmap:
             return {}
         if first is not None and is_self_attention(call.module, call.inputs, deltas):
-            gradients = attention_gradients(call.module, call.inputs, first)
-            return {name: gradients[name] for name in weights}
+            return _of_weights(attention_gradients(call.module, call.inputs, first), weights)
         pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
         return {name: Pulled(pulled, name) for name in weights}
 

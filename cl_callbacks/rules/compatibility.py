@@ -132,3 +132,16 @@ def warn_of_half_precision(rule: Rule) -> None:
             f"half precision, in which {few(narrow)} are kept, and lost there: train with "
             f"precision='bf16-mixed' instead of 'bf16-true'."
         )
+
+
+def warn_of_new_weights(rule: Rule, names: list[str]) -> None:
+    """Warns that weights were begun anew under names that a rule remembers; not if there are no names."""
+    if names:
+        kind = type(rule).__name__
+        rank_zero_warn(
+            f"{kind}: {few(names)}: these weights are neither those with which the last task ended nor near "
+            f"them, as after an adapter was merged and begun anew, or a layer was reset. What {kind} has "
+            f"learned under these names is of the old weights, and holds the new ones to them. Give new "
+            f"weights new names (peft: another `adapter_name`) and {kind} strict=False, or use another "
+            f"{kind}; to go on with the old weights, load them before the fit."
+        )

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from cl_callbacks.rules.compatibility import few
+from cl_callbacks.guards.few import few
+from cl_callbacks.guards.parameters import SPARSE_GRADIENT, parameter_fault
 from cl_callbacks.rules.rule_options import Patterns
 
 
@@ -65,7 +67,8 @@ class ParameterSelection(NamedTuple):
         """Names of the trainable parameters that are selected, in the order of the module.
 
         Raises:
-            MisconfigurationException: none is trainable or none is left, or a pattern matches none.
+            MisconfigurationException: none is trainable or none is left, a pattern matches none, or one that
+                is selected cannot have a state.
         """
         module = type(pl_module).__name__
         if not trainable:
@@ -86,10 +89,26 @@ class ParameterSelection(NamedTuple):
                 f"{self.rule}: parameters={self.parameters} and exclude={self.exclude} leave nothing to it "
                 f"of the trainable parameters {few(list(trainable))}"
             )
+        self._refuse_faults(pl_module, {name: model[name] for name in selected})
         return selected
 
     def _wants(self, name: str, parameter: Tensor) -> bool:
-        if self.matrices_only and not self.parameters and parameter.ndim < 2:
+        if self.matrices_only and not self.parameters and not is_lazy(parameter) and parameter.ndim < 2:
             return False
         included = not self.parameters or any(re.search(p, name) for p in self.parameters)
         return included and not any(re.search(p, name) for p in self.exclude)
+
+    def _refuse_faults(self, pl_module: LightningModule, parameters: Mapping[str, Tensor]) -> None:
+        tables = (m for m in pl_module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+        sparse = {id(table.weight) for table in tables if table.sparse}
+        faults: dict[str, list[str]] = {}
+        for name, p in parameters.items():
+            fault = parameter_fault(p) or (SPARSE_GRADIENT if id(p) in sparse else None)
+            if fault is not None:
+                faults.setdefault(fault, []).append(name)
+        if faults:
+            found = "; ".join(f"{few(names)} {fault}" for fault, names in faults.items())
+            raise MisconfigurationException(
+                f"{self.rule} cannot keep a state for all parameters that it selects: {found}. Or leave them "
+                f"out with exclude."
+            )

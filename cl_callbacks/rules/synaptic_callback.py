@@ -27,13 +27,15 @@ from cl_callbacks.rules.compatibility import (
     refuse_strategy,
     refuse_two_owners,
     refuse_unknown_needs,
+    warn_of_new_weights,
 )
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of, stepped_by
 from cl_callbacks.rules.rule_options import Patterns, state_device_of, state_dtype_of
 from cl_callbacks.rules.rule_scale import ActsOn, RuleScale, scaled
 from cl_callbacks.rules.scale_watch import ScaleWatch
-from cl_callbacks.synapses.state import Fill, Synapses, plain_name
+from cl_callbacks.synapses.continuity import Continuity
+from cl_callbacks.synapses.state import Fill, Synapses, parameters_by_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
 from cl_callbacks.synapses.view import SynapseView
@@ -152,6 +154,8 @@ class SynapticCallback(Callback):
         """How strong the rule is beside the task's gradient, or beside the optimizer's update."""
         self._step: SynapticStep | None = None
         self._watch: ScaleWatch | None = None
+        self._continuity: Continuity = Continuity()
+        self._task_begins = False
         self._committing: ExitStack | None = None
         self._evaluating = False
 
@@ -257,6 +261,7 @@ class SynapticCallback(Callback):
             def place() -> None:
                 for rule in rules:
                     rule._place(pl_module, growing=True)
+                    rule._compare_weights()
 
             step, watch = SynapticStep(rules, place, compiles(trainer)), ScaleWatch(rules)
             step.attach(trainer.optimizers)
@@ -297,6 +302,7 @@ class SynapticCallback(Callback):
 
         By then the hooks of all callbacks have run, and may have unfrozen parameters or grown heads.
         """
+        self._task_begins = True
         if self._step is not None:
             self._step.refresh()
         if self._watch is not None:
@@ -321,6 +327,7 @@ class SynapticCallback(Callback):
                     self.tasks += 1
             self._committing = None
             self.seconds = time.perf_counter() - start
+            self._continuity.end(view)
         if self._step is not None:
             self._step.refresh()
 
@@ -366,6 +373,7 @@ class SynapticCallback(Callback):
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the fields and the numbers from a saved state; extended by rules with more state."""
         self.rule_scale = RuleScale(fresh=False)
+        self._continuity = Continuity(restored=True)
         self.synapses.load_state_dict(state_dict["synapses"])
         for name in ("tasks", *self.saved):
             setattr(self, name, copy.copy(state_dict[name]))
@@ -389,7 +397,7 @@ class SynapticCallback(Callback):
         not require a gradient now: ``toggle_optimizer`` turns that off for a moment.
         """
         reshard(pl_module)
-        model = {plain_name(name): p for name, p in pl_module.named_parameters()}
+        model = parameters_by_name(pl_module, self.synapses.view)
         before = set(self.synapses.view.names) if growing else set()
         trainable = [name for name, p in model.items() if p.requires_grad or name in before]
         trainer = attached_trainer(pl_module)
@@ -401,6 +409,14 @@ class SynapticCallback(Callback):
         selected = selection.select(pl_module, model, trainable)
         refuse_shards(self, trainer, {name: model[name] for name in selected})
         self.synapses.place(model, selected)
+
+    def _compare_weights(self) -> None:
+        """Warns once if the state is that of weights which are not there any more, when a task begins."""
+        if self._task_begins and self.fields:
+            view = self.synapses.view
+            anchor = next((field for field, fill in self.fields.items() if fill == "parameter"), None)
+            warn_of_new_weights(self, self._continuity.begin(view, view.fields[anchor] if anchor else ()))
+        self._task_begins = False
 
     @recursive_repr()
     def __repr__(self) -> str:

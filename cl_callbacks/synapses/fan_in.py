@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+# What holds the matrix of a layer: itself, or what pruning, weight_norm and parametrizations make it from.
+_MATRICES = ("{}", "{}_orig", "{}_v", "parametrizations.{}.original", "parametrizations.{}.original1")
+
 
 def fan_in(name: str, model: Mapping[str, Tensor]) -> int:
     """Number of inputs of each unit of the layer that a parameter belongs to.
@@ -30,7 +33,9 @@ def fan_in(name: str, model: Mapping[str, Tensor]) -> int:
         (36, 36)
     """
     layer, dot, own = name.rpartition(".")
-    matrix = model.get(layer + dot + own.replace("bias", "weight"), model[name])
+    weight = own.removesuffix("_orig").replace("bias", "weight")
+    names = (layer + dot + form.format(weight) for form in _MATRICES)
+    matrix = next((model[found] for found in names if found in model), model[name])
     return math.prod(matrix.shape[1:]) if matrix.ndim > 1 else max(1, model[name].numel())
 
 

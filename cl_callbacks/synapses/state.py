@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.synapses.view import SynapseView
@@ -23,20 +23,50 @@ The number may depend on the parameter: a function of its name and of all parame
 """
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without the prefixes that ``torch.compile``, DDP and FSDP add to it.
+    """A parameter's name without what ``torch.compile`` and FSDP put into it.
+
+    The ``module.`` of DDP stays: rules get the module that DDP wraps, in which it is a user's attribute.
 
     Example:
         >>> plain_name("net._orig_mod.0.weight")
         'net.0.weight'
     """
-    for wrapper in _WRAPPERS[:2]:
-        name = name.replace(wrapper, "")
-    # "module." may be a user's own attribute further down; only DDP puts it in front.
-    return name.removeprefix(_WRAPPERS[2])
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def parameters_by_name(module: nn.Module, known: SynapseView | None = None) -> dict[str, Tensor]:
+    """All parameters of a module by plain name, in its order.
+
+    Args:
+        module: the module.
+        known: a parameter that is in this view keeps its name there, and so its state, if it is called
+            otherwise now: pruning makes a ``weight`` the ``weight_orig`` of its layer.
+
+    Raises:
+        ValueError: two parameters have one plain name, so that one would take the other's state.
+
+    Example:
+        >>> list(parameters_by_name(nn.Linear(2, 3)))
+        ['weight', 'bias']
+    """
+    found: dict[str, Tensor] = {}
+    whole: dict[str, str] = {}
+    for name, parameter in module.named_parameters():
+        plain = plain_name(name)
+        if plain in found:
+            raise ValueError(
+                f"{whole[plain]} and {name} of {type(module).__name__} are two parameters, and both are "
+                f"called {plain} without what torch.compile and FSDP put into names: give the attribute that "
+                f"holds one of them another name."
+            )
+        found[plain], whole[plain] = parameter, name
+    before = {} if known is None else {id(p): n for n, p in zip(known.names, known.sources, strict=True)}
+    kept = {name: before.get(id(p), name) for name, p in found.items()}
+    return {name if kept[name] in found else kept[name]: p for name, p in found.items()}
 
 
 class Synapses:

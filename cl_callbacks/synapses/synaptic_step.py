@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.optim import Optimizer
 
+from cl_callbacks.guards.few import few
+from cl_callbacks.guards.parameters import SPARSE_GRADIENT
 from cl_callbacks.synapses.pull_scale import PullScale
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.synapses.step_plan import Buffers, Plan
@@ -97,8 +98,8 @@ class SynapticStep:
         key = (id(optimizer), *(id(held(p)) for p in stepping))
         plan = self._plans.get(key)
         if plan is None:
-            _refuse_sparse(stepping)
             self._place()
+            _refuse_sparse(self.rules)
             if len(self._plans) >= 32:  # heads that alternate: bounded, and cheap to build again
                 self._plans.clear()
             plan = self._plans[key] = Plan(self.rules, optimizer, stepping, self._buffers, self._compiled)
@@ -121,12 +122,16 @@ class SynapticStep:
                 plan.after_step(self.scale)
 
 
-def _refuse_sparse(parameters: list[Tensor]) -> None:
-    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-        raise ValueError(
-            "A parameter has a sparse gradient, which the synaptic rules cannot read: build its "
-            "nn.Embedding with sparse=False, or keep it out of the optimizer."
-        )
+def _refuse_sparse(rules: Iterable[Rule]) -> None:
+    for rule in rules:
+        # Also those of other optimizers, before the first of them steps.
+        gradients = zip(rule.synapses.view.names, (p.grad for p in rule.synapses.view.sources), strict=True)
+        names = [name for name, g in gradients if g is not None and g.layout is not torch.strided]
+        if names:
+            raise ValueError(
+                f"{type(rule).__name__} reads dense gradients, and {few(names)} {SPARSE_GRADIENT}, or leave "
+                f"it out with exclude."
+            )
 
 
 def _refuse_several_closures(optimizer: Optimizer, evaluated: int) -> None:

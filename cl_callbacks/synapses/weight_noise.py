@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_callbacks.compiled.fused import compiling
 from cl_callbacks.functional.uncertainty import draw_, keep_noise_gradients_
+from cl_callbacks.guards.parameters import SPARSE_GRADIENT
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.tensors.blocks import ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of
 from cl_callbacks.tensors.flat import flat_zeros
@@ -169,6 +170,7 @@ class WeightNoise:
         """Replaces the weights by the next draw of the same step."""
         self.pause()
         if not self._gathered:
+            self._refuse_sparse()
             self._gathered_flat, gathered = flat_zeros(self.stds, self.parameters)
             self._gathered = dict(zip(self.parameters, gathered, strict=True))
         self._gather(1.0)
@@ -204,6 +206,14 @@ class WeightNoise:
             torch._foreach_addcmul_(
                 [self._gathered[p] for p in met], _gradients(met), [self._noise[p] for p in met], value=sign
             )
+
+    def _refuse_sparse(self) -> None:
+        for p in self.parameters:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                raise ValueError(
+                    f"A weight of shape {tuple(p.shape)} is drawn at random and {SPARSE_GRADIENT}, or leave "
+                    f"it out with exclude."
+                )
 
     def _draw(self) -> None:
         if self._drawn == self.draws:

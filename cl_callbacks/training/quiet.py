@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Generator, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from cl_callbacks.gradients.modes import evaluation_mode
@@ -40,6 +41,7 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
         (module, name, buffer, buffer.detach().clone())
         for module in pl_module.modules()
         for name, buffer in module.named_buffers(recurse=False)
+        if not is_lazy(buffer)
     ]
     # With all attributes of a metric beside its state, such as the best value of a tracker.
     metrics = [
@@ -52,7 +54,11 @@ def unremembered(pl_module: LightningModule) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
+                else:  # it was resized in place, as the ranges that quantisation observes are
+                    buffer.data = value
+                module._buffers[name] = buffer
         for metric, attributes, state in metrics:
             vars(metric).update(attributes)
             for attribute, kept in state.items():

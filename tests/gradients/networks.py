@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+Make = Callable[[], nn.Module]
 N, CLASSES = 6, 4
 
 
@@ -228,6 +232,66 @@ class Ids(nn.Module):
         return self.head(self.table(ids))
 
 
+class Ungated(nn.Module):
+    """A parameter that lies on a layer and is used by the module around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, CLASSES)
+        self.layer.gate = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.layer.gate
+
+
+def with_more(make: Make, change: Callable[[nn.Module], object]) -> Make:
+    """A network with more parameters on its first layer than the class of that layer has."""
+
+    def build() -> nn.Module:
+        net = make()
+        change(net[0])
+        return net
+
+    return build
+
+
+def pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.4)
+    prune.random_unstructured(layer, "bias", 0.4)
+
+
+def gain_on_outputs(layer: nn.Module) -> None:
+    layer.gain = nn.Parameter(torch.rand(7) + 0.5)
+    layer.register_forward_hook(lambda module, inputs, outputs: outputs * module.gain)
+
+
+def scale_of_inputs(layer: nn.Module) -> None:
+    layer.scale = nn.Parameter(torch.rand(5) + 0.5)
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] * module.scale,))
+
+
+def pruned_attention() -> nn.Module:
+    net = SelfAttention(False)
+    prune.l1_unstructured(net.attention, "in_proj_weight", 0.4)
+    return net
+
+
+def normalized_lstm() -> nn.Module:
+    net = Recurrent()
+    weight_norm(net.lstm, "weight_hh_l0")
+    return net
+
+
+def pruned_table() -> nn.Module:
+    net = Ids()
+    prune.l1_unstructured(net.table, "weight", 0.4)
+    return net
+
+
+def images() -> Tensor:
+    return torch.randn(N, 2, 6, 6)
+
+
 def tokens() -> Tensor:
     return torch.randint(CLASSES, (N, 5))
 
@@ -261,6 +325,25 @@ NETWORKS = {
     "attention, crossed": (CrossAttention, lambda: torch.randn(N, 5, 8)),
     "shared layer": (Shared, lambda: torch.randn(N, 4)),
     "branching": (Branching, lambda: torch.randn(N, 4)),
+    "pruned": (with_more(mlp, pruned), lambda: torch.randn(N, 5)),
+    "pruned, convolution": (with_more(convolutional, lambda conv: prune.identity(conv, "weight")), images),
+    "pruned, table": (pruned_table, lambda: torch.randint(7, (N,))),
+    "pruned, attention": (pruned_attention, lambda: torch.randn(N, 5, 8)),
+    "weight norm": (with_more(mlp, weight_norm), lambda: torch.randn(N, 5)),
+    "weight norm, lstm": (normalized_lstm, lambda: torch.randn(N, 5, 3)),
+    "weight norm, parametrized": (
+        with_more(mlp, parametrizations.weight_norm),
+        lambda: torch.randn(N, 5),
+    ),
+    "spectral norm": (with_more(mlp, spectral_norm), lambda: torch.randn(N, 5)),
+    "spectral norm, convolution": (with_more(convolutional, spectral_norm), images),
+    "spectral norm, parametrized": (
+        with_more(mlp, parametrizations.spectral_norm),
+        lambda: torch.randn(N, 5),
+    ),
+    "gain on outputs": (with_more(mlp, gain_on_outputs), lambda: torch.randn(N, 5)),
+    "scale of inputs": (with_more(mlp, scale_of_inputs), lambda: torch.randn(N, 5)),
+    "gate on a layer": (Ungated, lambda: torch.randn(N, 5)),
     "tied embedding": (lambda: TiedLanguageModel(False), tokens),
     "tied, functional": (lambda: TiedLanguageModel(True), tokens),
 }

@@ -19,6 +19,18 @@ FALLBACK = {
     "branching": {"scale"},
     "tied, functional": {"embed.weight"},
     "branching submodule": {"inner.scale"},
+    "pruned": {"0.weight_orig", "0.bias_orig"},
+    "pruned, convolution": {"0.weight_orig"},
+    "pruned, table": {"table.weight_orig"},
+    "pruned, attention": {"attention.in_proj_weight_orig"},
+    "weight norm": {"0.weight_g", "0.weight_v"},
+    "weight norm, parametrized": {f"0.parametrizations.weight.original{i}" for i in range(2)},
+    "spectral norm": {"0.weight_orig"},
+    "spectral norm, convolution": {"0.weight_orig"},
+    "spectral norm, parametrized": {"0.parametrizations.weight.original"},
+    "gain on outputs": {"0.weight", "0.bias", "0.gain"},
+    "scale of inputs": {"0.scale"},
+    "gate on a layer": {"layer.gate"},
 }
 
 
@@ -98,6 +110,19 @@ def test_touches_no_grad_and_leaves_no_hook() -> None:
     assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
     assert all(torch.equal(p, b) for p, b in zip(net.buffers(), buffers, strict=True))
     assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("name", ["pruned", "weight norm", "weight norm, lstm"])
+def test_leaves_the_weights_that_a_forward_computes(name: str) -> None:
+    net, x = build(name)
+    net(x)
+    before = [t for m in net.modules() for t in vars(m).values() if isinstance(t, Tensor)]
+    fisher(net, x)
+    after = [t for m in net.modules() for t in vars(m).values() if isinstance(t, Tensor)]
+    assert len(before) == len(after) > 0
+    for computed, found in zip(before, after, strict=True):
+        assert found.grad_fn is not None
+        assert torch.equal(computed, found)
 
 
 def test_leaves_out_samples_that_are_not_finite() -> None:

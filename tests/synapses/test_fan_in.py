@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cl_callbacks.synapses.fan_in import fan_in, weight_scale
@@ -45,6 +47,26 @@ def test_inputs_of_each_unit(layer: nn.Module, expected: dict[str, int]) -> None
     assert {name: fan_in(name, named(layer)) for name in expected} == expected
     nested = {f"net.0.{name}": p for name, p in layer.named_parameters()}
     assert {name: fan_in(f"net.0.{name}", nested) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda layer: prune.identity(layer, "weight"), {"weight_orig": 12, "bias": 12}),
+        (lambda layer: prune.identity(layer, "bias"), {"weight": 12, "bias_orig": 12}),
+        (weight_norm, {"weight_g": 1, "weight_v": 12, "bias": 12}),
+        (spectral_norm, {"weight_orig": 12, "bias": 12}),
+        (
+            parametrizations.weight_norm,
+            {f"parametrizations.weight.original{i}": n for i, n in enumerate((1, 12))} | {"bias": 12},
+        ),
+        (parametrizations.spectral_norm, {"parametrizations.weight.original": 12, "bias": 12}),
+    ],
+)
+def test_a_bias_belongs_to_a_matrix_of_another_name(change: Any, expected: dict[str, int]) -> None:
+    layer = nn.Linear(12, 5)
+    change(layer)
+    assert {name: fan_in(name, named(layer)) for name in named(layer)} == expected
 
 
 def test_a_scalar_has_one_input() -> None:

@@ -325,8 +325,27 @@ def test_sparse_gradients_are_refused() -> None:
     model = nn.Embedding(4, 2, sparse=True)
     step = SynapticStep([Recorder(model, set())])
     model(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="sparse=False"):
+    with pytest.raises(ValueError, match=r"Recorder .* weight gets a sparse gradient.* sparse=False"):
         step.about_to_step(torch.optim.SparseAdam(model.parameters()))
+
+
+def test_sparse_gradients_of_others_are_no_concern() -> None:
+    model, other = nn.Linear(2, 2), nn.Embedding(4, 2, sparse=True)
+    step = SynapticStep([rule := Recorder(model, {"gradients"})])
+    model(other(torch.tensor([1]))).sum().backward()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    step.attach([optimizer])
+    step.about_to_step(optimizer)
+    optimizer.step()
+    assert len(rule.seen) == 1
+
+
+def test_a_sparse_gradient_is_refused_before_another_optimizer_steps() -> None:
+    model = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 2))
+    step = SynapticStep([Recorder(model, set())])
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        step.about_to_step(torch.optim.SGD(model[1].parameters(), lr=0.1))
 
 
 class Rewriter(Recorder):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from cl_callbacks.synapses.state import Synapses, plain_name
+from cl_callbacks.synapses.state import Synapses, parameters_by_name, plain_name
 
 FIELDS = {"importance": "zeros", "anchor": "parameter"}
 
@@ -103,10 +104,38 @@ def test_vanished_parameters_need_strict_false() -> None:
 @pytest.mark.parametrize(
     ("wrapped", "plain"),
     [
-        ("module.net.weight", "net.weight"),
+        ("module.net.weight", "module.net.weight"),  # an attribute of the user's
+        ("net.my_orig_mod.weight", "net.my_orig_mod.weight"),
         ("_fsdp_wrapped_module.net._fsdp_wrapped_module.0.weight", "net.0.weight"),
         ("net._orig_mod.module.weight", "net.module.weight"),
+        ("net._orig_mod._orig_mod.weight", "net.weight"),
     ],
 )
 def test_wrappers_leave_no_trace_in_names(wrapped: str, plain: str) -> None:
     assert plain_name(wrapped) == plain
+
+
+def test_a_parameter_that_is_renamed_keeps_its_name_and_another_does_not_take_it() -> None:
+    layer = nn.Linear(2, 3)
+    view = filled(layer).view
+    weight, bias = layer.weight, layer.bias
+    prune.identity(layer, "weight")
+    assert list(parameters_by_name(layer)) == ["bias", "weight_orig"]
+    found = parameters_by_name(layer, view)
+    assert list(found) == ["bias", "weight"]
+    assert found["weight"] is weight
+    prune.remove(layer, "weight")
+    layer.old, layer.weight = layer.weight, nn.Parameter(torch.ones(3, 2))
+    found = parameters_by_name(layer, view)
+    assert found == {"bias": bias, "weight": layer.weight, "old": weight}
+
+
+def test_two_parameters_are_not_one() -> None:
+    layer = nn.Linear(2, 3)
+    layer.inner = nn.Module()
+    layer.inner._orig_mod = nn.Linear(2, 3)
+    layer.inner.bias = nn.Parameter(torch.ones(3))
+    with pytest.raises(
+        ValueError, match=r"inner\.bias and inner\._orig_mod\.bias .* both are called inner\.bias"
+    ):
+        parameters_by_name(layer)

@@ -17,6 +17,7 @@ from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
 from cl_callbacks.rules.rule_options import AnchoredOptions, Anchors, Decay
+from cl_callbacks.synapses.continuity import Continuity
 from cl_callbacks.synapses.view import SynapseView
 
 
@@ -61,6 +62,7 @@ class BoundaryRule(AnchoredRule):
         if importance_file is not None:
             state, self.tasks, self.offset = load_importance(importance_file, self.shared, self._kind_in_file)
             self.synapses.load_state_dict(state)
+            self._continuity = Continuity(restored=True)
 
     @property
     def kind(self) -> dict[str, str]:

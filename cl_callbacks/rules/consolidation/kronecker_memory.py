@@ -20,7 +20,6 @@ from cl_callbacks.functional.kronecker import (
     relax_kronecker,
 )
 from cl_callbacks.gradients.kronecker_factors import Factored, bias_name, has_factors
-from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.synapses.view import SynapseView
 
 Accumulate = Literal["list", "nearest"]
@@ -35,11 +34,11 @@ def factored_layers(module: nn.Module, synapses: SynapseView) -> dict[str, Facto
     for inner in module.modules():
         for p in inner.parameters(recurse=False):
             owners[id(p)] = owners.get(id(p), 0) + 1
-    wanted = {id(p) for p in synapses.parameters}
+    names = {id(p): name for name, p in zip(synapses.names, synapses.parameters, strict=True)}
     return {
-        plain_name(f"{name}.weight" if name else "weight"): inner
-        for name, inner in module.named_modules()
-        if has_factors(inner) and id(inner.weight) in wanted and owners[id(inner.weight)] == 1
+        names[id(inner.weight)]: inner
+        for inner in module.modules()
+        if has_factors(inner) and owners.get(id(inner.weight)) == 1 and id(inner.weight) in names
     }
 
 

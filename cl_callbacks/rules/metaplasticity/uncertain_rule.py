@@ -22,7 +22,7 @@ from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.fan_in import weight_scale
-from cl_callbacks.synapses.state import Fill, plain_name
+from cl_callbacks.synapses.state import Fill, parameters_by_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
@@ -208,7 +208,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         view = self.synapses.view
-        model = {plain_name(name): p for name, p in pl_module.named_parameters()}
+        model = parameters_by_name(pl_module, view)
         self._scales = {name: weight_scale(name, model, self._relative_std) for name in view.names}
         self.noise.place(view.parameters, view.fields["std"], view.load)
 
@@ -240,7 +240,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         """
         integer("draws", draws, least=1)
         stds = self.synapses.state_dict()["std"]
-        known = [(p, stds[plain_name(n)]) for n, p in pl_module.named_parameters() if plain_name(n) in stds]
+        parameters = parameters_by_name(pl_module, self.synapses.view)
+        known = [(p, stds[name]) for name, p in parameters.items() if name in stds]
         if not known:
             raise ValueError(
                 f"{type(self).__name__} knows no standard deviation of a parameter of "
