@@ -94,6 +94,10 @@ class EWC(ReadsOutputs, BoundaryRule):
             seed=task,
         )
 
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources
+
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""
         next(self._cotangents(outputs, labels))

@@ -164,7 +164,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
         means = mean_over_task(
             trainer,
             pl_module,
-            lambda batch: factors.sums(batch, self._cotangents),
+            lambda batch, most: (*factors.sums(batch, self._cotangents, most), factors.rows),
             factors.zeros(),
             samples=self.samples,
             what=f"{type(self).__name__}: factors of task {task}",
@@ -207,6 +207,10 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
             torch.zeros_like(old) if name in covered else next(found).to(old.dtype)
             for name, old in zip(synapses.names, synapses["importance"], strict=True)
         ]
+
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises the errors of :func:`~cl_callbacks.functional.fisher.fisher_cotangents`."""

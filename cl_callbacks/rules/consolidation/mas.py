@@ -87,3 +87,7 @@ class MAS(ReadsOutputs, BoundaryRule):
             what=f"{type(self).__name__}: task {task}",
             seed=task,
         )
+
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources
