@@ -151,55 +151,75 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
-GRU = {"rnn": nn.GRU(FEATURES, 8)}
-NORM = {"act": nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh())}
-CENTRED = {"act": nn.Sequential(Centred(), nn.Tanh())}
-OWN: dict[str, tuple[Callable[..., Any], Callable[[int], Any], dict[str, nn.Module]]] = {
-    # how the module reads a batch, how a batch of about n samples is made, and the layers of the module
-    "packed": (lambda net, b: (net.net(net.rnn(b[0])[1][-1]), b[1]), _packed, GRU),
-    "time major": (lambda net, b: (net.net(net.rnn(b[0])[1][-1]), b[1]), lambda n: (_x(9, n, FEATURES), _y(n)), GRU),
-    "square": (lambda net, b: (net.net(net.rnn(b[0])[1][-1]), b[1]), lambda n: (_x(n, n, FEATURES), _y(n)), GRU),
-    "time major linear": (
-        lambda net, b: (net.net(net.act(net.first(b[0])).mean(0)), b[1]),
-        lambda n: (_x(9, n, FEATURES), _y(n)), {},
-    ),
-    "named tuple": (lambda net, b: (net.head(b.x), b.y), lambda n: Checked(_x(n), _y(n), "a"), {}),
-    "dataclass": (lambda net, b: (net.head(b.x), b.y), lambda n: Fields(_x(n), _y(n)), {}),
-    "mapping": (lambda net, b: (net.head(b["x"]), b["y"]), lambda n: Sized({"x": _x(n), "y": _y(n)}, n), {}),
-    "graphs": (_pooled, _graph, {}),
-    "one graph": (_pooled, lambda n: Graph(_x(n), torch.zeros(n, dtype=torch.long), _y(1)), {}),
-    "nodes": (lambda net, g: (net.head(g.x), g.graph % CLASSES), _graph, {}),
-    "images": (_images, lambda n: ([_x(FEATURES, 3 + i, 4) for i in range(n)], _y(n)), {}),
-    "texts": (_texts, lambda n: {"text": ["abcdef"[i % 5 :] * i for i in range(n)], "label": _y(n)}, {}),
+def _sequence(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return net.net(net.rnn(batch[0])[1][-1]), batch[1]
+
+
+def _steps(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return net.net(net.act(net.first(batch[0])).mean(0)), batch[1]
+
+
+def _pair(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    x, y = (batch["x"], batch["y"]) if isinstance(batch, Sized) else (batch.x, batch.y)
+    return net.head(x), y
+
+
+def _plain(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return net.head(batch[0]), batch[1]
+
+
+def _task(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return net.head(batch["task"][0]), batch["task"][1]
+
+
+def _gru() -> dict[str, nn.Module]:
+    return {"rnn": nn.GRU(FEATURES, 8)}
+
+
+def _norm() -> dict[str, nn.Module]:
+    return {"act": nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh())}
+
+
+def _centred() -> dict[str, nn.Module]:
+    return {"act": nn.Sequential(Centred(), nn.Tanh())}
+
+
+# How the module reads a batch, how a batch of about n samples is made, and the module's own layers.
+OWN: dict[str, tuple[Callable[..., Any], Callable[[int], Any], Callable[[], dict[str, nn.Module]]]] = {
+    "packed": (_sequence, _packed, _gru),
+    "time major": (_sequence, lambda n: (_x(9, n, FEATURES), _y(n)), _gru),
+    "square": (_sequence, lambda n: (_x(n, n, FEATURES), _y(n)), _gru),
+    "time major linear": (_steps, lambda n: (_x(9, n, FEATURES), _y(n)), dict),
+    "named tuple": (_pair, lambda n: Checked(_x(n), _y(n), "a"), dict),
+    "dataclass": (_pair, lambda n: Fields(_x(n), _y(n)), dict),
+    "mapping": (_pair, lambda n: Sized({"x": _x(n), "y": _y(n)}, n), dict),
+    "graphs": (_pooled, _graph, dict),
+    "one graph": (_pooled, lambda n: Graph(_x(n), torch.zeros(n, dtype=torch.long), _y(1)), dict),
+    "nodes": (lambda net, g: (net.head(g.x), g.graph % CLASSES), _graph, dict),
+    "images": (_images, lambda n: ([_x(FEATURES, 3 + i, 4) for i in range(n)], _y(n)), dict),
+    "texts": (_texts, lambda n: {"text": ["abcdef"[i % 5 :] * i for i in range(n)], "label": _y(n)}, dict),
     "task beside memory": (
-        lambda net, b: (net.head(b["task"][0]), b["task"][1]),
-        lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n // 2), _y(n // 2), _x(n // 2, 1))}, {},
+        _task,
+        lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n // 2), _y(n // 2), _x(n // 2, 1))},
+        dict,
     ),
     "task and memory": (
-        _both, lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n // 2), _y(n // 2))}, {},
+        _both,
+        lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n // 2), _y(n // 2))},
+        dict,
     ),
-    "task and as much memory": (
-        _both, lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n), _y(n))}, {},
-    ),
-    "batch norm": (lambda net, b: (net.head(b[0]), b[1]), lambda n: (_x(n), _y(n)), NORM),
-    "centred": (lambda net, b: (net.head(b[0]), b[1]), lambda n: (_x(n), _y(n)), CENTRED),
-}  # fmt: skip
+    "task and as much memory": (_both, lambda n: {"task": (_x(n), _y(n)), "memory": (_x(n), _y(n))}, dict),
+    "batch norm": (_plain, lambda n: (_x(n), _y(n)), _norm),
+    "centred": (_plain, lambda n: (_x(n), _y(n)), _centred),
+}
 
 
 def odd(name: str, samples: int = 6, batches: int = 1) -> tuple[Odd, list[Any]]:
     """The module and some batches of a kind."""
     read, make, layers = OWN[name]
     torch.manual_seed(0)
-    return Odd(read, **{key: _copy(layer) for key, layer in layers.items()}), [
-        make(samples) for _ in range(batches)
-    ]
+    return Odd(read, **layers()), [make(samples) for _ in range(batches)]
 
 
 def loader_of(batches: list[Any]) -> DataLoader:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-
-
-def _copy(layer: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(layer)

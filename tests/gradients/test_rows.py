@@ -1,4 +1,4 @@
-"""The rows of the outputs are the samples, whatever a batch is: against a loop over the rows of one forward."""
+"""The rows of the outputs are the samples, whatever a batch is: against a loop over them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_equals_the_loop_over_rows(name: str) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_only_the_first_rows(name: str) -> None:
     net, batch = prepared(name)
-    outputs, labels = net(batch)
+    outputs, _ = net(batch)
     parameters, most = dict(net.named_parameters()), min(4, len(outputs))
     found, per_sample = measure(net, batch, lambda z, y: fisher_cotangents(z, y), most=4)
     assert per_sample.rows == most

@@ -16,7 +16,7 @@ Score = Callable[[Tensor, int], list[Tensor]]
 
 
 def exact_scores(outputs: Tensor, n: int) -> list[Tensor]:
-    """sqrt(p_c) log p_c of row n, for every class c, whose squared gradients sum to its Fisher information."""
+    """sqrt(p_c) log p_c of row n, for every class c: their squared gradients sum to its Fisher."""
     log_p = torch.log_softmax(outputs[n], dim=-1)
     return [log_p[c].detach().exp().sqrt() * log_p[c] for c in range(len(log_p))]
 
