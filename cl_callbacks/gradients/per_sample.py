@@ -105,6 +105,7 @@ class PerSampleGradients:
         self._without_vmap: set[nn.Module] = set()
         self._slices = SampleSlices(lambda batch: forward(batch)[0])
         self._network = WholeNetwork(module, lambda b: forward(b)[0], self._slices, magnitude, max_bytes)
+        self._tried_twice = False
         self.rows = 0
 
     def sums(
@@ -249,8 +250,8 @@ class PerSampleGradients:
         self, i: int, batch: Any, outputs: Tensor, vector: Tensor, weights: list[Tensor]
     ) -> Sequence[Tensor | None]:
         """Gradient of row ``i``: from its sample alone, where that has been seen to be the same."""
-        first = self._slices.right is None
-        alone = self._slices.alone(batch, [i], outputs)
+        # The only sample of a batch does not tell what of it would have to be cut out of a larger one.
+        alone = self._slices.alone(batch, [i], outputs) if len(outputs) > 1 else None
         if alone is not None:
             found = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
             if self._slices.right:
@@ -259,19 +260,19 @@ class PerSampleGradients:
         if alone is not None:
             nothing = 1e-6 * max((_size(g) for g in truth), default=0.0)
             self._slices.right = all(_same(f, t, nothing) for f, t in zip(found, truth, strict=True))
-        if first and not self._slices.right:
-            self._say_why(batch, outputs)
+        elif not self._tried_twice:
+            self._try_twice(batch, outputs)
         return truth
 
-    def _say_why(self, batch: Any, outputs: Tensor) -> None:
-        """Warns of outputs that are random, or that depend on the other samples of a batch."""
-        name = type(self.module).__name__
+    def _try_twice(self, batch: Any, outputs: Tensor) -> None:
+        """Warns once of outputs that are random."""
+        self._tried_twice = True
         if not alike(self.forward(batch)[0].detach(), outputs.detach()):
             warnings.warn(
-                f"The forward of {name} is random in evaluation mode: the same batch gave other outputs the "
-                f"second time. Each sample is measured once, with the noise of that one forward. If it was "
-                f"not meant to be random there, look for dropout that does not follow `self.training` or "
-                f"latent variables that are drawn.",
+                f"The forward of {type(self.module).__name__} is random in evaluation mode: the same batch "
+                f"gave other outputs the second time. Each sample is measured once, with the noise of that "
+                f"one forward. If it was not meant to be random there, look for dropout that does not follow "
+                f"`self.training`, or latent variables that are drawn.",
                 stacklevel=2,
             )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -131,13 +132,54 @@ def test_boundaries_and_online_rules_do_not_look_into_a_batch(boundaries: Any, r
 
 
 def test_a_batch_that_cannot_be_copied_is_refused_for_those_who_read_it() -> None:
+    class Streaming:
+        def __init__(self, x: Tensor, y: Tensor) -> None:
+            self.x, self.y, self.source = x, y, (i for i in range(3))
+
+    class Model(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step((batch.x, batch.y), batch_idx)
+
     class Own(EWC):
         def outputs(self, pl_module: Any, batch: Any) -> Any:
-            x, y = object.__getattribute__(batch, "_hidden")
-            return pl_module(x), y
+            return pl_module(batch.x), batch.y
 
-    with pytest.raises(AssertionError, match="somebody"):
-        make_trainer(Own(1.0), DriftBoundaries()).fit(Blind(), loader_of([Untouchable(*task(0))] * 3))
+    class Listening(Callback):
+        def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
+            """May read the batches, for all that is known."""
+
+    class Diary(Listening):
+        reads_task_data = False
+
+    def batches() -> Iterator[Any]:
+        yield from [Streaming(*task(0))] * 3
+
+    for callback in (Own(1.0), Listening()):
+        trainer = make_trainer(callback, DriftBoundaries())
+        with pytest.raises(TypeError, match=r"kept for callbacks that read data .* a Streaming cannot"):
+            trainer.fit(Model(), Batches(batches))
+        assert trainer.global_step == 0
+    make_trainer(Diary(), SynapticIntelligence(), DriftBoundaries()).fit(Model(), Batches(batches))
+
+
+def test_batches_that_were_not_kept_are_not_read_as_none() -> None:
+    class Reading(SynapticIntelligence):
+        def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
+            list(boundaries.recent_batches)
+
+    boundaries = BatchBoundariesOnce()
+    with pytest.raises(RuntimeError, match="set `reads_task_data = True`"):
+        make_trainer(Reading(), boundaries).fit(Net(), loader(*task(0)))
+
+
+class Batches:
+    """Batches that are made anew each time."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
 
 
 @odd_batch
