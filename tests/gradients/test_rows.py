@@ -21,7 +21,7 @@ from tests.references.rows import (
 )
 
 # Kinds of which single samples can be cut out, so that no row needs a backward of the whole batch.
-CUT = {"named tuple", "dataclass", "task beside memory"}
+CUT = {"named tuple", "dataclass", "mapping", "task beside memory"}
 
 
 def double(value: Any) -> Any:
@@ -30,7 +30,7 @@ def double(value: Any) -> Any:
 
 def prepared(name: str, samples: int = 6) -> tuple[nn.Module, Any]:
     net, [batch] = odd(name, samples)
-    if name not in ("mapping", "graphs", "one graph", "nodes"):  # objects stay as they are
+    if name not in ("graphs", "one graph", "nodes"):  # objects stay as they are
         net, batch = net.double(), double(batch)
     return net.eval(), batch
 
