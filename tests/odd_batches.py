@@ -25,7 +25,7 @@ class Checked(NamedTuple("Checked", [("x", Tensor), ("y", Tensor), ("name", str)
         return super().__new__(cls, x, y, name)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fields:
     """A dataclass that checks its fields, and that there are as many inputs as labels."""
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples
-from cl_callbacks.tensors.containers import plain_containers
+from cl_callbacks.tensors.containers import moved, plain_containers
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.quiet import quiet
 
@@ -114,7 +113,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         candidates = batch
         if self._hard is not None:
-            held = move_data_to_device(self._hard, trainer.strategy.root_device)
+            held = moved(self._hard, trainer.strategy.root_device)
             candidates = cat_samples(held, batch)
         with quiet(trainer, pl_module), torch.no_grad():
             losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)

@@ -9,7 +9,6 @@ from itertools import accumulate, islice
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch.utils.data import (
     BatchSampler,
@@ -21,6 +20,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from cl_callbacks.tensors.containers import moved
 from cl_callbacks.training.lightning_private import before_batch_transfer, loaders_in_use, loaders_like
 
 
@@ -48,7 +48,7 @@ def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterat
             batch = before_batch_transfer(trainer.lightning_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         else:  # has already passed the transfer hooks
-            yield move_data_to_device(batch, trainer.strategy.root_device)
+            yield moved(batch, trainer.strategy.root_device)
 
 
 def refuse_data_read_once(trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict, defaultdict
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from cl_callbacks.tensors.containers import copied, flat_tensors, map_tensors, moved, nodes
 from tests.odd_batches import Checked, Fields, Graph, Sized
 from tests.tensors.test_batches import Encoding, Named
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Which Lightning itself cannot move, but a transfer hook of the user's own may."""
+
+    x: Tensor
+    y: Tensor
+
 
 X, Y = torch.arange(4.0)[:, None], torch.arange(4)
 PACKED = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
@@ -29,6 +39,7 @@ CONTAINERS: list[Any] = [
     Named(X, "a"),
     Checked(X, Y, "a"),
     Fields(X, Y),
+    Frozen(X, Y),
     Sized({"x": X, "y": Y}, 4),
     torch.max(X, 0),
     PACKED,
