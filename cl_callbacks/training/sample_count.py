@@ -11,15 +11,16 @@ from torch import Tensor
 from cl_callbacks.tensors.containers import flat_tensors, nodes
 
 Place = tuple[Any, ...]
+_MOST_KNOWN = 1000  # combinations of sizes that are remembered
 
 
 class SampleCount:
     """Counts the samples of batches: the rows of the network's outputs.
 
-    The network is run for the first batch, and for the 4th, 16th, 64th and so on. In between, the number is
-    read from the sizes of tensors and lists that equalled it so far, wherever in a batch they are; and the
-    network is run once more if these sizes contradict each other, or if there are none. Nothing waits for the
-    device.
+    The network is run for the first batch, for the 4th, 16th, 64th and so on, and for any whose number is in
+    doubt. It is not in doubt if a batch has the same sizes of tensors and lists as an earlier one, if one of
+    these sizes has followed the number of rows through a change, wherever in a batch it is, and as long as a
+    first dimension or a length that equals the number stays the same. Nothing waits for the device.
 
     Args:
         rows: function that runs the network on a batch, and returns the number of rows of its outputs.
@@ -34,19 +35,37 @@ class SampleCount:
     def __init__(self, rows: Callable[[Any], int]) -> None:
         self._rows = rows
         self._batches = 0
-        self._places: set[Place] = set()
+        self._known: dict[tuple[tuple[Place, int], ...], int] = {}
+        self._equal: dict[Place, set[int]] = {}  # places whose size was the number, and which numbers
+        self._unequal: set[Place] = set()  # places whose size was another
 
     def __call__(self, batch: Any) -> int:
         """Returns the number of samples of the next batch."""
         self._batches += 1
         sizes = _sizes(batch)
-        found = {sizes.get(place) for place in self._places}
-        if len(found) == 1 and None not in found and not math.log(self._batches, 4).is_integer():
-            return next(size for size in found if size is not None)
-        samples = self._rows(batch)
-        equal = {place for place, size in sizes.items() if size == samples}
-        self._places = (equal & self._places) or equal
+        key = tuple(sizes.items())
+        samples = self._known.get(key) or self._told_by(sizes)
+        if samples is None or math.log(self._batches, 4).is_integer():
+            samples = self._rows(batch)
+            for place, size in sizes.items():
+                if size == samples:
+                    self._equal.setdefault(place, set()).add(size)
+                else:
+                    self._unequal.add(place)
+            if len(self._known) == _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = samples
         return samples
+
+    def _told_by(self, sizes: dict[Place, int]) -> int | None:
+        """Number of samples as the sizes tell it; ``None`` if it is in doubt."""
+        places = {place: self._equal[place] for place in (self._equal.keys() & sizes.keys()) - self._unequal}
+        followed = {sizes[place] for place, numbers in places.items() if len(numbers) > 1}
+        if not followed:
+            first = [place for place in places if place[-1] in (0, "length")]
+            if all(sizes[place] in places[place] for place in first):
+                followed = {sizes[place] for place in first}
+        return followed.pop() if len(followed) == 1 else None
 
 
 def _sizes(batch: Any) -> dict[Place, int]:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from cl_callbacks import (
@@ -231,11 +232,15 @@ def test_sizes_that_agree_spare_a_run_of_the_network() -> None:
 
     count = SampleCount(rows)
     assert [count(batch(n)) for n in (7, 7, 7, 7, 2, 2, 2)] == [7, 7, 7, 7, 2, 2, 2]
-    assert runs == 2  # the first batch and the fourth
+    assert runs == 3  # the first batch, the fourth, and the first of another size
     # A size that happened to be that of the samples, and contradicts it later.
     count, runs = SampleCount(rows), 0
     assert [count(batch(n)) for n in (3, 2, 4, 4, 5)] == [3, 2, 4, 4, 5]
     assert runs == 3
+    # A length of time that is that of the samples, in a batch that has no other size to tell them.
+    packed = [pack_sequence([torch.zeros(n, 2) for n in of]) for of in ((3, 2, 1), (5, 2, 1), (3, 2), (4, 3))]
+    count = SampleCount(lambda batch: int(batch.batch_sizes[0]))
+    assert [count(batch) for batch in packed] == [3, 3, 2, 2]
     count = SampleCount(lambda text: len(text.split()))
     assert [count(text) for text in ("a b", "a b c", "a")] == [2, 3, 1]
 
@@ -273,7 +278,7 @@ def test_several_loaders_of_different_sizes() -> None:
             "task": loader(*task(0), batch_size=8),
             "memory": DataLoader(TensorDataset(*task(1, 12)), 4),
         }
-        model = Net(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
+        model = Replaying(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
         rule = kind(1.0, samples=samples, normalize=None)
         make_trainer(rule).fit(model, CombinedLoader(data, "max_size_cycle"))
         assert rule.tasks == 1
