@@ -94,8 +94,8 @@ class RecentBatches:
                 batch = take_samples(batch, slice(0, samples))
                 size = _bytes(batch)
             self._kept.append(_Kept(self.seen, samples, size, self._copied(batch)))
-            self._trim()
         self.seen += 1
+        self._trim()
 
     def _copied(self, batch: Any) -> Any:
         try:

@@ -18,9 +18,9 @@ class SampleCount:
     """Counts the samples of batches: the rows of the network's outputs.
 
     The network is run for the first batch, for the 4th, 16th, 64th and so on, and for any whose number is in
-    doubt. It is not in doubt if a batch has the same sizes of tensors and lists as an earlier one, if one of
-    these sizes has followed the number of rows through a change, wherever in a batch it is, and as long as a
-    first dimension or a length that equals the number stays the same. Nothing waits for the device.
+    doubt. It is told by the sizes of tensors and lists that have always equalled it, wherever in a batch they
+    are: in a batch with the same sizes as an earlier one, by a size that has followed the number through a
+    change, and by a first dimension or a length that stays the same. Nothing waits for the device.
 
     Args:
         rows: function that runs the network on a batch, and returns the number of rows of its outputs.
@@ -44,7 +44,7 @@ class SampleCount:
         self._batches += 1
         sizes = _sizes(batch)
         key = tuple(sizes.items())
-        samples = self._known.get(key) or self._told_by(sizes)
+        samples = self._told_by(sizes, key)
         if samples is None or math.log(self._batches, 4).is_integer():
             samples = self._rows(batch)
             for place, size in sizes.items():
@@ -57,9 +57,11 @@ class SampleCount:
             self._known[key] = samples
         return samples
 
-    def _told_by(self, sizes: dict[Place, int]) -> int | None:
+    def _told_by(self, sizes: dict[Place, int], key: tuple[tuple[Place, int], ...]) -> int | None:
         """Number of samples as the sizes tell it; ``None`` if it is in doubt."""
         places = {place: self._equal[place] for place in (self._equal.keys() & sizes.keys()) - self._unequal}
+        if places and key in self._known:
+            return self._known[key]
         followed = {sizes[place] for place, numbers in places.items() if len(numbers) > 1}
         if not followed:
             first = [place for place in places if place[-1] in (0, "length")]
