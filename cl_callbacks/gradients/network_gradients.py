@@ -215,7 +215,7 @@ class WholeNetwork:
                     logger.debug("rows are pulled back one by one: %s", error)
                     self._rows_batch = False
         each = zip(*(row_gradients(outputs, weights, v, [row]) for row in rows), strict=True)
-        return [None if of_one[0] is None else torch.stack(of_one) for of_one in each]  # type: ignore[arg-type]
+        return [None if of_one[0] is None else torch.stack(of_one) for of_one in each]
 
 
 def _zeros(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

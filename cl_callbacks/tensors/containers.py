@@ -63,18 +63,18 @@ def _rebuilt(tree: Any, items: list[tuple[Any, Any]], before: list[tuple[Any, An
         return tree
     if isinstance(tree, tuple):
         # A named tuple's `_make` passes over a `__new__` that checks the fields, as that of PackedSequence.
-        return tree._make(values) if hasattr(tree, "_make") else type(tree)(values)  # type: ignore[call-arg]
+        return tree._make(values) if hasattr(tree, "_make") else type(tree)(values)
     if isinstance(tree, Mapping) and not isinstance(tree, MutableMapping):
         return type(tree)(dict(items))  # type: ignore[call-arg]
     if isinstance(tree, Mapping) and not isinstance(tree, dict | UserDict):
         # A shallow copy of such a mapping may keep its values where the mapping itself does.
         old = dict(before)
-        new = copy.deepcopy(tree, {id(old[key]): value for key, value in changed})
+        new: Any = copy.deepcopy(tree, {id(old[key]): value for key, value in changed})
         changed = [(key, value) for key, value in changed if new[key] is not value]
     else:
         new = copy.copy(tree)
     for key, value in changed:
-        if isinstance(tree, MutableMapping | list):
+        if isinstance(new, MutableMapping | list):
             new[key] = value
         else:
             object.__setattr__(new, key, value)  # also where a dataclass is frozen

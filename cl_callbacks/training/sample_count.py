@@ -77,7 +77,7 @@ def _sizes(batch: Any) -> dict[Place, int]:
         if isinstance(node, Tensor):
             sizes |= {(*path, dimension): size for dimension, size in enumerate(node.shape)}
         elif isinstance(node, list):
-            sizes[(*path, "length")] = len(node)
+            sizes |= {(*path, "length"): len(node)}
     return sizes
 
 

@@ -110,8 +110,9 @@ def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Ite
     chosen, most = _choose(loader, trainer, samples, generator)
     if loader.batch_sampler is None:  # the dataset gives whole batches, one for each index
         return load(Subset(loader.dataset, chosen[:most]), batch_size=None)
-    size, whole = loader.batch_sampler.batch_size, loader.batch_sampler.drop_last
-    return load(loader.dataset, batch_sampler=_in_batches(chosen, most, size, whole))
+    sampler: Any = loader.batch_sampler
+    batches = _in_batches(chosen, most, sampler.batch_size, sampler.drop_last)
+    return load(loader.dataset, batch_sampler=batches)
 
 
 def _choose(
@@ -136,7 +137,7 @@ def _visited(source: Any, trainer: Trainer) -> list[Any]:
 
     The generator of the sampler does not advance. The epoch may be limited, and the sampler infinite.
     """
-    own = getattr(getattr(source, "sampler", source), "generator", None)
+    own: Any = getattr(getattr(source, "sampler", source), "generator", None)
     state = own.get_state() if isinstance(own, torch.Generator) else None
     visited = list(islice(_apart(source), _batches_in_epoch(trainer)))
     if state is not None:
