@@ -73,6 +73,10 @@ class RecentBatches:
         if rule is not None and group_of(pl_module.parameters()) is None:  # shards need all processes
             self._count = SampleCount(partial(_rows, trainer, pl_module, rule))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but how to count, which refers to the Trainer: copies and other processes find it out anew."""
+        return vars(self) | {"_count": count_samples}
+
     def clear(self) -> None:
         """Drops all batches."""
         self.onset: int | None = None
@@ -93,6 +97,12 @@ class RecentBatches:
                 samples = max(1, int(samples * self.max_bytes / 2 / size))
                 batch = take_samples(batch, slice(0, samples))
                 size = _bytes(batch)
+            elif size > self.max_bytes / 2 and not self._kept:
+                rank_zero_warn(
+                    f"A batch of {size / 2**20:.3g} MiB is more than half of what recent batches may take, "
+                    f"and is kept whole, since samples cannot be cut out of a {type(batch).__name__}: raise "
+                    f"recent_bytes, or use smaller batches."
+                )
             self._kept.append(_Kept(self.seen, samples, size, self._copied(batch)))
         self.seen += 1
         self._trim()
