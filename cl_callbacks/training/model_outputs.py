@@ -64,7 +64,7 @@ class OutputsOfBatch(Callback):
         try:
             outputs, labels = self.outputs_and_labels(pl_module, batch)
         except Exception as error:
-            if _REMEDY in str(error):
+            if _REMEDY in str(error) and not self.own_outputs:
                 raise
             why = f"({type(error).__name__}: {error})"
             raise RuntimeError(
@@ -121,9 +121,10 @@ class ReadsOutputs(OutputsOfBatch):
         """Measures on a batch as at the end of a task, and raises what is wrong."""
         outputs, labels = self.read_batch(pl_module, batch)
         if not outputs.requires_grad:
+            remedy = "" if self.own_outputs else f", or {_REMEDY}"
             raise ValueError(
                 f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
-                f"be measured: let its forward run without no_grad and detach, or {_REMEDY}"
+                f"be measured: let its forward run without no_grad and detach{remedy}"
             )
         self.check_outputs(outputs, labels)
         parameters = self.measured(pl_module)

@@ -369,7 +369,12 @@ def test_what_is_wrong_with_outputs_that_were_overridden() -> None:
         def outputs(self, pl_module: Any, batch: Any) -> Any:
             return pl_module(batch[0]).detach().numpy(), batch[1]
 
+    class Detached(EWC):
+        def outputs(self, pl_module: Any, batch: Any) -> Any:
+            return pl_module(batch[0]).detach(), batch[1]
+
     for rule, said in (
+        (Detached(1.0), "outputs of Net carry no gradient"),
         (Failing(1.0), r"`Failing.outputs` failed on a list, a training batch of Net \(TypeError"),
         (Scalar(1.0), r"`Scalar.outputs` returned outputs of shape \(\): let it return one row per sample"),
         (Flat(1.0), r"`Flat.outputs` returned outputs of shape \(24,\) for labels of shape \(8,\)"),
