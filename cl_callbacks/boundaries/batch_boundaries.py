@@ -40,6 +40,11 @@ class BatchBoundaries(TaskBoundaries):
         self.key = key
         self.recent_samples, self.recent_batches = recent_samples, RecentBatches(recent_samples)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out who reads the recent batches."""
+        super().on_train_start(trainer, pl_module)
+        self.recent_batches.keep_for(trainer, pl_module, self)
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -143,6 +143,11 @@ class DriftBoundaries(MonitoredBoundaries):
         """Samples on which rules measure at the end of a task."""
         return self._recent
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out who reads the recent batches."""
+        super().on_train_start(trainer, pl_module)
+        self._recent.keep_for(trainer, pl_module, self)
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -151,7 +156,7 @@ class DriftBoundaries(MonitoredBoundaries):
         if self._snapshots.latest < 0:
             self._snapshots.take(trainer, pl_module, self._batches)
         self._recent.append(batch, number=self._batches)
-        if self._recent.seen == 1:
+        if self._recent.wanted and self._recent.seen == 1:
             self._say_what_is_kept(trainer)
 
     def _say_what_is_kept(self, trainer: Trainer) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -15,8 +14,10 @@ from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.functional.fisher import sample_losses
+from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.arguments import integer
-from cl_callbacks.tensors.batches import cat_samples, plain_containers, take_samples
+from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples
+from cl_callbacks.tensors.containers import moved, plain_containers
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.quiet import quiet
 
@@ -53,6 +54,8 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         30
     """
 
+    reads_task_data: ClassVar[bool] = False
+
     def __init__(
         self,
         detector: Plateau | None = None,
@@ -72,6 +75,11 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     def recent_batches(self) -> Iterable[Any]:
         """Samples on which rules measure at the end of a task."""
         return self._recent if self._hard is None else [self._hard]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out who reads the recent batches."""
+        super().on_train_start(trainer, pl_module)
+        self._recent.keep_for(trainer, pl_module, self)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -105,7 +113,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     def _keep_hardest(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         candidates = batch
         if self._hard is not None:
-            held = move_data_to_device(self._hard, trainer.strategy.root_device)
+            held = moved(self._hard, trainer.strategy.root_device)
             candidates = cat_samples(held, batch)
         with quiet(trainer, pl_module), torch.no_grad():
             losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)
@@ -114,6 +122,18 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
         self._hard = take_samples(candidates, order[new][: self.hard_samples])
+
+    def try_batch(self, pl_module: LightningModule, batch: Any) -> None:
+        """Also refuses batches from which single samples cannot be taken."""
+        super().try_batch(pl_module, batch)
+        outputs = self.read_batch(pl_module, batch)[0]
+        slices = SampleSlices(lambda batch: self.outputs_and_labels(pl_module, batch)[0])
+        if count_samples(batch) != len(outputs) or slices.alone(batch, [0], outputs) is None:
+            raise ValueError(
+                f"hard_samples={self.hard_samples} keeps single samples of batches, and they cannot be cut "
+                f"out of a {type(batch).__name__} of {type(pl_module).__name__}: alone they have other "
+                f"outputs, or none. Leave hard_samples out, to keep recent batches as they are."
+            )
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises what :func:`~cl_callbacks.functional.fisher.sample_losses` raises."""

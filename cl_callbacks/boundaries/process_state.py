@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cl_callbacks.tensors.batches import map_tensors
+from cl_callbacks.tensors.containers import map_tensors
 
 
 def of_all_processes(mine: Any) -> list[Any]:

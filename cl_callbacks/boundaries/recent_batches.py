@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from cl_callbacks.tensors.batches import (
-    count_samples,
-    flat_tensors,
-    is_plain,
-    map_tensors,
-    plain_containers,
-    take_samples,
-)
+from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.tensors.containers import copied, is_plain, nodes, plain_containers
+from cl_callbacks.tensors.shards import group_of
+from cl_callbacks.training.model_outputs import OutputsOfBatch, ReadsOutputs
+from cl_callbacks.training.quiet import quiet
+from cl_callbacks.training.sample_count import SampleCount, agreed_samples
+from cl_callbacks.training.task_batches import readers_of
 
 
 class _Kept(NamedTuple):
@@ -32,6 +34,9 @@ class RecentBatches:
     Where a change may have begun before it is found, an ``onset`` divides them: ``samples`` samples are kept
     on either side, and iteration yields only those before it.
 
+    Batches may be of any type that can be copied. They are not even looked at if nobody in a Trainer reads
+    them: see :meth:`keep_for`.
+
     Args:
         samples: minimum number of samples to keep, once that many were seen.
         max_bytes: memory limit; beyond it the oldest batches are dropped, and the last samples of a single
@@ -41,6 +46,7 @@ class RecentBatches:
     Attributes:
         seen: number of batches appended so far, which is the index of the next.
         onset: index of the first batch that iteration leaves out; ``None`` for none.
+        wanted: whether anybody reads the batches.
 
     Example:
         >>> import torch
@@ -55,8 +61,21 @@ class RecentBatches:
 
     def __init__(self, samples: int, max_bytes: float = math.inf, device: str | None = None) -> None:
         self.samples, self.max_bytes, self.device = samples, max_bytes, device
-        self.seen = 0
+        self.seen, self.wanted = 0, True
+        self._count: Callable[[Any], int] = count_samples
         self.clear()
+
+    def keep_for(self, trainer: Trainer, pl_module: LightningModule, boundaries: Any) -> None:
+        """Finds out whether anybody reads the batches of these boundaries, and how to count their samples."""
+        readers = [reader for reader in readers_of(trainer) if reader is not boundaries]
+        self.wanted = bool(readers)
+        rule = next((reader for reader in readers if isinstance(reader, ReadsOutputs)), None)
+        if rule is not None and group_of(pl_module.parameters()) is None:  # shards need all processes
+            self._count = SampleCount(partial(_rows, trainer, pl_module, rule))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but how to count, which refers to the Trainer: copies and other processes find it out anew."""
+        return vars(self) | {"_count": count_samples}
 
     def clear(self) -> None:
         """Drops all batches."""
@@ -67,17 +86,36 @@ class RecentBatches:
         """Adds a copy of a batch (training may modify it in place), and drops what is too old.
 
         If its samples cannot be counted, it counts as one. Its number in the stream is by default ``seen``.
+
+        Raises:
+            TypeError: a batch that cannot be copied.
         """
-        samples, size = max(1, count_samples(batch)), _bytes(batch)
-        if size > self.max_bytes / 2:
-            samples = max(1, int(samples * self.max_bytes / 2 / size))
-            batch = take_samples(batch, slice(0, samples))
-            size = _bytes(batch)
-        copied = map_tensors(lambda t: t.to(self.device or t.device, non_blocking=True, copy=True), batch)
         self.seen = self.seen if number is None else number
-        self._kept.append(_Kept(self.seen, samples, size, copied))
+        if self.wanted:
+            samples, size = max(1, self._count(batch)), _bytes(batch)
+            if size > self.max_bytes / 2 and agreed_samples(batch) == samples:
+                samples = max(1, int(samples * self.max_bytes / 2 / size))
+                batch = take_samples(batch, slice(0, samples))
+                size = _bytes(batch)
+            elif size > self.max_bytes / 2 and not self._kept:
+                rank_zero_warn(
+                    f"A batch of {size / 2**20:.3g} MiB is more than half of what recent batches may take, "
+                    f"and is kept whole, since samples cannot be cut out of a {type(batch).__name__}: raise "
+                    f"recent_bytes, or use smaller batches."
+                )
+            self._kept.append(_Kept(self.seen, samples, size, self._copied(batch)))
         self.seen += 1
         self._trim()
+
+    def _copied(self, batch: Any) -> Any:
+        try:
+            return copied(batch, self.device)
+        except TypeError as error:
+            raise TypeError(
+                f"The most recent batches are kept for callbacks that read data when a task ends, and "
+                f"{error}: let the batch consist of tensors, lists and dicts. If none of your callbacks "
+                f"reads data, set `reads_task_data = False` on those that have `on_task_end`."
+            ) from error
 
     @property
     def capacity(self) -> int:
@@ -96,6 +134,11 @@ class RecentBatches:
         self.onset = None
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.wanted:
+            raise RuntimeError(
+                "The most recent batches were not kept, since none of the Trainer's callbacks said that it "
+                "reads them: set `reads_task_data = True` on the class of the one that does."
+            )
         return (kept.batch for kept in self._parts()[0])
 
     def _parts(self) -> tuple[list[_Kept], list[_Kept]]:
@@ -135,6 +178,11 @@ class RecentBatches:
         self.seen, self.onset = state_dict["seen"], state_dict["onset"]
 
 
+def _rows(trainer: Trainer, pl_module: LightningModule, rule: OutputsOfBatch, batch: Any) -> int:
+    with quiet(trainer, pl_module), torch.no_grad():
+        return len(rule.read_batch(pl_module, batch)[0])
+
+
 def _bytes(batch: Any) -> int:
-    tensors: list[Tensor] = flat_tensors(batch)
+    tensors = [node for _, node in nodes(batch) if isinstance(node, Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.synapses.state import known_rows
-from cl_callbacks.tensors.batches import map_tensors
+from cl_callbacks.tensors.containers import map_tensors
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 
 

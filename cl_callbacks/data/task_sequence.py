@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -72,6 +72,8 @@ class TaskSequence(LightningDataModule):
         """Shows the arguments behind ``**options`` of a subclass in its signature."""
         super().__init_subclass__(**kwargs)
         declare_arguments(cls)
+
+    reads_task_data: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.guards.parameters import parameter_fault
-from cl_callbacks.tensors.batches import map_tensors
+from cl_callbacks.tensors.containers import moved
 
 Outputs = Callable[[nn.Module, Any], Found]
 _NOTHING = (
@@ -93,8 +93,7 @@ def fisher_information(
     totals = per_sample.zeros()
     with evaluation_mode(module):
         for batch in batches:
-            batch = map_tensors(lambda t: t.to(device), batch)
-            totals, count = per_sample.sums(batch, reader.cotangents, totals)
+            totals, count = per_sample.sums(moved(batch, device), reader.cotangents, totals)
             samples += count
     if not samples:
         raise ValueError("no sample has finite outputs, so there is no Fisher information to be measured")

@@ -64,35 +64,42 @@ class KroneckerFactors:
                 found.append(rows.new_zeros(size, size, dtype=wide_dtype(rows)))
         return found
 
-    def sums(self, batch: Any, cotangents: Cotangents) -> tuple[list[Tensor], int]:
+    @property
+    def rows(self) -> int:
+        """Number of rows of the latest batch that were to be measured, with those that are not finite."""
+        return self._gradients.rows
+
+    def sums(self, batch: Any, cotangents: Cotangents, most: int | None = None) -> tuple[list[Tensor], int]:
         """Sums over the batch's samples (output factors: also over cotangents), and the number of samples.
 
-        Samples whose outputs are not finite are left out.
+        Samples whose outputs are not finite are left out; with ``most``, also those after so many.
 
         Returns:
             Input factor and output factor of the first layer, of the second, and so on; the number.
         """
         totals = dict(zip(self.layers, paired(self.zeros()), strict=True))
-        _, outputs, labels, calls = self._gradients.run(batch)
-        for k, vector in enumerate(cotangents(outputs.detach(), labels) if len(outputs) else ()):
-            parts = self._gradients.parts(outputs, calls, vector)
+        passed = self._gradients.run(batch, most)
+        outputs, samples = passed.outputs, passed.samples
+        for k, vector in enumerate(cotangents(outputs.detach(), passed.labels) if samples else ()):
+            parts = self._gradients.parts(outputs, passed.calls, vector)
             for name, layer in self.layers.items():
                 uses = [part for part in parts.get(name, []) if isinstance(part, Outer)]
                 if len(uses) < len(parts.get(name, [])):
                     self._inside.add(name)
                 if not uses or not self.explained[name]:
                     continue
-                a, delta = (torch.cat(sides) for sides in zip(*map(_positions, uses), strict=True))
+                pairs = (_positions(use, samples) for use in uses)
+                a, delta = (torch.cat(sides) for sides in zip(*pairs, strict=True))
                 if k == 0:
                     a = a if layer.bias is None else nn.functional.pad(a, (0, 1), value=1.0)
-                    totals[name].inputs.add_(a.T @ a, alpha=len(outputs) / len(a))
+                    totals[name].inputs.add_(a.T @ a, alpha=samples / len(a))
                 totals[name].outputs.add_(delta.T @ delta)
-        return [factor for pair in totals.values() for factor in pair], len(outputs)
+        return [factor for pair in totals.values() for factor in pair], samples
 
 
-def _positions(use: Outer) -> tuple[Tensor, Tensor]:
-    """Inputs and cotangents at all positions of all samples: ``(P, I)``, ``(P, O)``."""
-    delta, inputs = use.sides(0, use.samples)
+def _positions(use: Outer, samples: int) -> tuple[Tensor, Tensor]:
+    """Inputs and cotangents at all positions of the first samples: ``(P, I)``, ``(P, O)``."""
+    delta, inputs = use.sides(0, samples)
     return inputs.flatten(0, 2), delta.flatten(0, 2)
 
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_magnitudes
-from cl_callbacks.tensors.batches import flat_tensors, map_tensors
+from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
 
 def batch_dimension(module: nn.Module, tensor: Tensor, samples: int) -> int | None:

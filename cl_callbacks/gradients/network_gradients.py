@@ -1,13 +1,14 @@
-"""Squared per-sample gradients by running the whole network again: vectorised, or sample by sample.
+"""Squared per-sample gradients by way of the whole network: vectorised, sample by sample or row by row.
 
 The fallback of :mod:`~cl_callbacks.gradients.per_sample`, for parameters that are used outside the
-module that owns them.
+module that owns them, or where samples cannot be told apart within it.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,13 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
-from cl_callbacks.gradients.sample_gradients import Magnitude
-from cl_callbacks.tensors.batches import split_samples, take_samples
+from cl_callbacks.gradients.sample_gradients import Magnitude, add_magnitudes
+from cl_callbacks.gradients.sample_slices import SampleSlices
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_A_TIME = 16
+"""Most rows whose gradients are computed in one backward: each takes the memory of a batch's backward."""
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -27,6 +33,40 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 def _wide(gradient: Tensor) -> Tensor:
     return gradient.to(wide_dtype(gradient), copy=True)
+
+
+def row_gradients(
+    outputs: Tensor, parameters: Sequence[Tensor], vector: Tensor, rows: Sequence[int], batched: bool = False
+) -> tuple[Tensor | None, ...]:
+    r"""Gradients :math:`J_n^\top v_n` of some rows of the outputs, which are computed from a whole batch.
+
+    Args:
+        outputs: of ``N`` samples, with their autograd graph, which is kept.
+        parameters: to differentiate.
+        vector: cotangents, of the shape of the outputs.
+        rows: their numbers; without ``batched`` there is one.
+        batched: whether to compute them in one backward, by ``vmap``.
+
+    Returns:
+        One tensor per parameter, with ``batched`` of shape ``(rows, *shape)``; ``None`` where it has no
+        influence.
+
+    Example:
+        >>> weight = torch.ones(1, requires_grad=True)
+        >>> row_gradients(torch.tensor([[2.0], [3.0]]) * weight, [weight], torch.ones(2, 1), [1])
+        (tensor([3.]),)
+    """
+    where = torch.tensor(rows, device=vector.device)
+    cotangents = vector.new_zeros(len(rows), *vector.shape)
+    cotangents[torch.arange(len(rows), device=vector.device), where] = vector[where]
+    return torch.autograd.grad(
+        outputs,
+        list(parameters),
+        cotangents if batched else cotangents[0],
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=batched,
+    )
 
 
 class _Within(nn.Module):
@@ -41,33 +81,51 @@ class _Within(nn.Module):
 
 
 class WholeNetwork:
-    """Computes per-sample gradients by running a whole network again.
+    """Computes per-sample gradients from all of a network, for any parameter.
+
+    Where samples can be cut out of batches, each is run again by itself, all of them vectorised if
+    ``torch.func.vmap`` can follow the network. Elsewhere the rows of the outputs are pulled back one by one,
+    which takes as long as a backward of the whole batch for each of its samples.
 
     Args:
-        module: the network; its samples must not influence each other.
+        module: the network.
         forward: function from a batch to the outputs ``(N, ...)`` of ``module``.
+        slices: samples cut out of batches.
         magnitude: function of a gradient that is summed, such as the square.
         max_bytes: a sixteenth of the bound on the per-sample gradients that are held at a time.
     """
 
     def __init__(
-        self, module: nn.Module, forward: Callable[[Any], Tensor], magnitude: Magnitude, max_bytes: int
+        self,
+        module: nn.Module,
+        forward: Callable[[Any], Tensor],
+        slices: SampleSlices,
+        magnitude: Magnitude,
+        max_bytes: int,
     ) -> None:
-        self.module, self.forward = module, forward
+        self.module, self.forward, self.slices = module, forward, slices
         self.magnitude, self.max_bytes = magnitude, max_bytes
-        self._vmap_works = True
+        self._vmap_works = self._rows_batch = True
+        self._rows_said = False
 
-    def sums(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
+    def sums(
+        self, parameters: dict[str, Tensor], batch: Any, outputs: Tensor, vectors: list[Tensor], samples: int
+    ) -> dict[str, Tensor]:
         r"""Sums :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` by parameter name.
 
         Args:
             parameters: by their name in the module.
             batch: of ``N`` samples.
+            outputs: of the batch, with their autograd graph.
             vectors: cotangents, each of the shape of the outputs.
+            samples: number of samples to sum over, from the first one.
         """
+        apart = self.slices.split(batch, len(outputs)) if self.slices.right else None
+        if apart is None:
+            return self._by_rows(parameters, outputs, vectors, samples)
         if self._vmap_works:
             try:
-                return self._by_vmap(parameters, batch, vectors)
+                return self._by_vmap(parameters, *apart, [v[:samples] for v in vectors])
             except Exception as error:  # the loop does not need vmap, or raises the same error
                 self._vmap_works = False
                 warnings.warn(
@@ -77,10 +135,15 @@ class WholeNetwork:
                     f"`exclude` them, or use fewer `samples`, if it takes too long.",
                     stacklevel=2,
                 )
-        return self._by_loop(parameters, batch, vectors)
+        return self._by_loop(parameters, batch, outputs, vectors, samples)
 
-    def _by_vmap(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        tensors, rebuild = split_samples(batch)
+    def _by_vmap(
+        self,
+        parameters: dict[str, Tensor],
+        tensors: list[Tensor],
+        rebuild: Callable[[list[Tensor]], Any],
+        vectors: list[Tensor],
+    ) -> dict[str, Tensor]:
         within = _Within(self.module, self.forward)
 
         def magnitudes(sample: list[Tensor], v: Tensor) -> dict[str, Tensor]:
@@ -99,19 +162,62 @@ class WholeNetwork:
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
             warnings.filterwarnings("ignore", "There is a performance drop")
             sums = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
-                tensors, torch.stack(vectors)
+                [t[: len(vectors[0])] for t in tensors], torch.stack(vectors)
             )
         return {name: value.sum(0) for name, value in sums.items()}
 
-    def _by_loop(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:
-        totals = {n: torch.zeros_like(p, dtype=wide_dtype(p)) for n, p in parameters.items()}
-        for i in range(len(vectors[0])):
-            outputs = self.forward(take_samples(batch, slice(i, i + 1)))
+    def _by_loop(
+        self, parameters: dict[str, Tensor], batch: Any, outputs: Tensor, vectors: list[Tensor], samples: int
+    ) -> dict[str, Tensor]:
+        totals, weights = _zeros(parameters), list(parameters.values())
+        for i in range(samples):
+            alone = self.slices.alone(batch, [i], outputs)
+            if alone is None:  # this batch is not like those before it
+                return self._by_rows(parameters, outputs, vectors, samples)
             for v in vectors:
-                gradients = torch.autograd.grad(
-                    outputs, list(parameters.values()), v[i : i + 1], True, allow_unused=True
-                )
-                for total, g in zip(totals.values(), gradients, strict=True):
+                found = torch.autograd.grad(alone, weights, v[i : i + 1], True, allow_unused=True)
+                for total, g in zip(totals.values(), found, strict=True):
                     if g is not None:
                         total.add_(self.magnitude(_wide(g)))
         return totals
+
+    def _by_rows(
+        self, parameters: dict[str, Tensor], outputs: Tensor, vectors: list[Tensor], samples: int
+    ) -> dict[str, Tensor]:
+        if samples > ROWS_AT_A_TIME and not self._rows_said:
+            self._rows_said = True
+            warnings.warn(
+                f"The samples of a batch of {type(self.module).__name__} cannot be run one by one (they "
+                f"influence each other, or the batch cannot be cut into them); the per-sample gradients of "
+                f"{len(parameters)} parameters take a backward of the batch for each, which is slow. Use "
+                f"fewer `samples`, or smaller batches, if it takes too long.",
+                stacklevel=2,
+            )
+        totals, weights = _zeros(parameters), list(parameters.values())
+        size = sum(p.numel() for p in weights) * 4
+        step = max(1, min(ROWS_AT_A_TIME, samples, 16 * self.max_bytes // size))
+        for v in vectors:
+            for start in range(0, samples, step):
+                rows = range(start, min(start + step, samples))
+                found = self._of_rows(outputs, weights, v, rows)
+                for total, g in zip(totals.values(), found, strict=True):
+                    if g is not None:
+                        add_magnitudes(_wide(g), total, self.magnitude)
+        return totals
+
+    def _of_rows(self, outputs: Tensor, weights: list[Tensor], v: Tensor, rows: range) -> list[Tensor | None]:
+        """Gradients ``(rows, *shape)`` of each weight; ``None`` where it has no influence."""
+        if self._rows_batch:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                try:
+                    return list(row_gradients(outputs, weights, v, rows, batched=True))
+                except Exception as error:  # one by one needs no backward that can be batched
+                    logger.debug("rows are pulled back one by one: %s", error)
+                    self._rows_batch = False
+        each = zip(*(row_gradients(outputs, weights, v, [row]) for row in rows), strict=True)
+        return [None if of_one[0] is None else torch.stack(of_one) for of_one in each]
+
+
+def _zeros(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: torch.zeros_like(p, dtype=wide_dtype(p)) for n, p in parameters.items()}

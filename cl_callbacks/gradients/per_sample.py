@@ -1,19 +1,21 @@
 r"""Squared per-sample gradients of a whole network at about the cost of a batch.
 
 The result is :math:`\sum_n \sum_k (J_n^\top v^{(k)}_n)^2` for cotangents :math:`v` on the outputs: the sum,
-over samples, of squared gradients (or of their absolute values). One backward to the *outputs of the
-modules* gives every module its cotangents, without a weight gradient and without touching ``.grad``. These
-give the gradients
+over samples, of squared gradients (or of their absolute values). A sample is a row of the outputs, and its
+gradient that of this row in a forward of its whole batch. One backward to the *outputs of the modules*
+gives every module its cotangents, without a weight gradient and without touching ``.grad``. These give the
+gradients
 
 1. of common layers in closed form (:mod:`~cl_callbacks.gradients.layer_gradients`),
    and of packed self-attention (:mod:`~cl_callbacks.gradients.attention_gradients`),
 2. of other modules by vmap of the module alone (:mod:`~cl_callbacks.gradients.module_gradients`),
 3. of parameters that are used outside their module by vmap of the whole network
    (:mod:`~cl_callbacks.gradients.network_gradients`),
-4. and, where vmap does not support the network, by a loop over samples.
+4. where vmap does not support the network, by a loop over samples,
+5. and where samples cannot be cut out of a batch, by a backward for each row of its outputs.
 
-For which parameters 1 and 2 are valid is not assumed but checked: when a parameter is first used, the
-gradients of a few samples are compared with those that autograd gives for each of these samples alone.
+For which parameters 1 and 2 are valid, and whether samples can be cut out, is not assumed but checked: when a
+parameter is first used, the gradients of a few samples are compared with those that autograd gives.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,11 +32,11 @@ from torch import Tensor, nn
 from cl_callbacks.gradients.attention_gradients import attention_gradients, is_self_attention
 from cl_callbacks.gradients.layer_gradients import Gradients, has_rule, layer_gradients
 from cl_callbacks.gradients.module_gradients import ModuleCall, Pulled, batch_dimension
-from cl_callbacks.gradients.network_gradients import WholeNetwork, wide_dtype
+from cl_callbacks.gradients.network_gradients import WholeNetwork, row_gradients, wide_dtype
 from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pass, output_cotangents
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
+from cl_callbacks.gradients.sample_slices import SampleSlices, alike
 from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
-from cl_callbacks.tensors.batches import take_samples
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class PerSampleGradients:
     """Sums of squared (or absolute) per-sample gradients, batch after batch.
 
     Args:
-        module: the network; its samples must not influence each other (evaluation mode).
+        module: the network, in evaluation mode.
         parameters: the parameters to differentiate, by their name in ``module``.
         forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
         magnitude: what is summed: ``torch.Tensor.square_``, or ``torch.Tensor.abs_``.
@@ -79,7 +81,8 @@ class PerSampleGradients:
             where they fit into a processor's cache.
 
     Attributes:
-        fallback: names of parameters found so far to need the whole network, points 3 and 4 above.
+        fallback: names of parameters found so far to need the whole network, points 3 to 5 above.
+        rows: number of rows of the latest batch that were to be measured, with those that are not finite.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -108,32 +111,42 @@ class PerSampleGradients:
         self._owners = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
-        self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
-        self._warned = False
+        self._slices = SampleSlices(lambda batch: forward(batch)[0])
+        self._network = WholeNetwork(module, lambda b: forward(b)[0], self._slices, magnitude, max_bytes)
+        self._tried_twice = False
+        self.rows = 0
 
     def sums(
-        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+        self,
+        batch: Any,
+        cotangents: Cotangents,
+        totals: list[Tensor] | None = None,
+        most: int | None = None,
     ) -> tuple[list[Tensor], int]:
         """Sums over the batch's samples and cotangents, and the number of samples.
 
-        Samples whose outputs are not finite are left out.
+        Samples whose outputs are not finite are left out; the whole batch, if they cannot be cut out of it.
 
         Args:
             batch: a batch, on the module's device.
             cotangents: function from outputs and labels to tensors of the shape of the outputs.
             totals: sums over earlier batches, as :meth:`zeros` and this method return them, to which this
                 batch's are added, in place: no tensors of the model's size are allocated for each batch.
+            most: number of samples to sum over, from the first one; default: all of the batch.
 
         Returns:
             One tensor per parameter, at least float32, in the order of ``parameters``; the number.
         """
         totals = self.zeros() if totals is None else totals
-        batch, outputs, labels, calls = self.run(batch)
-        if not len(outputs):
+        passed = self.run(batch, most)
+        outputs, calls, samples = passed.outputs, passed.calls, passed.samples
+        if not samples:
             return totals, 0
         so_far = dict(zip(self.parameters, totals, strict=True))
         vectors = []
-        for vector in cotangents(outputs.detach(), labels):
+        for vector in cotangents(outputs.detach(), passed.labels):
+            if samples < len(vector):
+                vector = torch.cat([vector[:samples], torch.zeros_like(vector[samples:])])
             parts = self.parts(outputs, calls, vector)
             for name in list(parts):
                 # Removed one by one, so that the gradients of only one module are held at a time.
@@ -144,9 +157,9 @@ class PerSampleGradients:
                 vectors.append(vector)
         if vectors:
             rest = {name: p for name, p in self.parameters.items() if name in self.fallback}
-            for name, total in self._network.sums(rest, batch, vectors).items():
+            for name, total in self._network.sums(rest, passed.batch, outputs, vectors, samples).items():
                 so_far[name] += total
-        return totals, len(outputs)
+        return totals, samples
 
     def zeros(self) -> list[Tensor]:
         """Zeros of the shape of each parameter, at least float32, to which :meth:`sums` adds."""
@@ -160,9 +173,10 @@ class PerSampleGradients:
 
     # -- modules -----------------------------------------------------------------------------------
 
-    def run(self, batch: Any) -> Pass:
+    def run(self, batch: Any, most: int | None = None) -> Pass:
         """Runs the samples with finite outputs, and updates ``fallback`` for the parameters they use."""
-        passed = finite_pass(self._owners, self.forward, batch)
+        passed = finite_pass(self._owners, self.forward, self._slices, batch, most)
+        self.rows = passed.rows
         if not len(passed.outputs):
             return passed
         called = {id(call.module) for call in passed.calls}
@@ -229,30 +243,42 @@ class PerSampleGradients:
         parts = self.parts(outputs, calls, vector)
         weights = [self.parameters[name] for name in names]
         for i in samples:
-            alone = self.forward(take_samples(batch, slice(i, i + 1)))[0]
-            self._check_alone(alone.detach(), outputs[i : i + 1].detach())
-            truth = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            truth = self._gradient_of(i, batch, outputs, vector, weights)
             # A gradient that is only rounding error (the bias of an attention's keys cancels in the softmax)
             # has no direction to compare.
-            sizes = [0.0 if g is None else float(g.norm()) for g in truth]
-            nothing = 1e-6 * max(sizes, default=0.0)
-            for name, expected, size in zip(names, truth, sizes, strict=True):
+            nothing = 1e-6 * max((_size(g) for g in truth), default=0.0)
+            for name, expected in zip(names, truth, strict=True):
                 found = self._row(i, parts.get(name, []))
-                if found is not None and expected is not None:
-                    found -= expected
-                # Far above rounding errors in the model's own dtype, and far below any missing term.
-                if found is None or float(found.norm()) > 1e-2 * size + nothing:
+                if found is None or not _same(found, expected, nothing):
                     self.fallback.add(name)
 
-    def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:
-        apart = alone.shape != in_batch.shape or (alone - in_batch).norm() > 0.1 * in_batch.norm()
-        if apart and not self._warned:
-            self._warned = True
+    def _gradient_of(
+        self, i: int, batch: Any, outputs: Tensor, vector: Tensor, weights: list[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """Gradient of row ``i``: from its sample alone, where that has been seen to be the same."""
+        # The only sample of a batch does not tell what of it would have to be cut out of a larger one.
+        alone = self._slices.alone(batch, [i], outputs) if len(outputs) > 1 else None
+        if alone is not None:
+            found = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            if self._slices.right:
+                return found
+        truth = row_gradients(outputs, weights, vector, [i])
+        if alone is not None:
+            nothing = 1e-6 * max((_size(g) for g in truth), default=0.0)
+            self._slices.right = all(_same(f, t, nothing) for f, t in zip(found, truth, strict=True))
+        elif not self._tried_twice:
+            self._try_twice(batch, outputs)
+        return truth
+
+    def _try_twice(self, batch: Any, outputs: Tensor) -> None:
+        """Warns once of outputs that are random."""
+        self._tried_twice = True
+        if not alike(self.forward(batch)[0].detach(), outputs.detach()):
             warnings.warn(
-                f"A sample alone has other outputs than in its batch: either samples of "
-                f"{type(self.module).__name__} influence each other in evaluation mode, or the batch holds "
-                f"a tensor whose first dimension is as long as the batch and does not count samples. The "
-                f"importance of its weights is then not exact.",
+                f"The forward of {type(self.module).__name__} is random in evaluation mode: the same batch "
+                f"gave other outputs the second time. Each sample is measured once, with the noise of that "
+                f"one forward. If it was not meant to be random there, look for dropout that does not follow "
+                f"`self.training`, or latent variables that are drawn.",
                 stacklevel=2,
             )
 
@@ -276,3 +302,16 @@ class PerSampleGradients:
                 return None
             total = row if total is None else total.add_(row)
         return total
+
+
+def _size(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(gradient.norm())
+
+
+def _same(found: Tensor | None, expected: Tensor | None, nothing: float) -> bool:
+    """Whether two gradients, ``None`` being 0, differ by far less than any term and more than by rounding."""
+    if found is None or expected is None:
+        difference = _size(expected if found is None else found)
+    else:
+        difference = _size(found - expected)
+    return not difference > 1e-2 * _size(expected) + nothing

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cl_callbacks.tensors.batches import finite_samples, flat_tensors, map_tensors, take_samples
+from cl_callbacks.gradients.sample_slices import SampleSlices
+from cl_callbacks.tensors.batches import finite_samples
+from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
 
 class RecordedCall(NamedTuple):
@@ -52,32 +54,45 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]
 
 
 class Pass(NamedTuple):
-    """Batch, outputs, labels and module calls of one forward pass."""
+    """One forward pass: its batch, outputs, labels and module calls."""
 
     batch: Any
     outputs: Tensor
     labels: Tensor | None
     calls: list[RecordedCall]
+    samples: int
+    """Number of rows that are measured, from the first one."""
+    rows: int
+    """Number of rows that were to be measured, including those that are not finite."""
 
 
 def finite_pass(
-    modules: Collection[nn.Module], forward: Callable[[Any], tuple[Tensor, Tensor | None]], batch: Any
+    modules: Collection[nn.Module],
+    forward: Callable[[Any], tuple[Tensor, Tensor | None]],
+    slices: SampleSlices,
+    batch: Any,
+    most: int | None = None,
 ) -> Pass:
-    """Runs a batch without the samples whose outputs are not finite, possibly all of them.
+    """Runs a batch without the samples whose outputs are not finite, or none of it if they cannot be cut out.
 
     Args:
         modules: whose calls are recorded.
         forward: function from a batch to ``(outputs, labels)``; outputs ``(N, ...)``, one row per sample.
+        slices: samples cut out of batches.
         batch: of ``N`` samples.
+        most: number of samples that are measured, from the first one; default: all.
     """
     with recorded_calls(modules) as calls:
         outputs, labels = forward(batch)
+    rows = len(outputs) if most is None else min(most, len(outputs))
     finite = finite_samples(outputs)
     if finite.all():
-        return Pass(batch, outputs, labels, calls)
-    if not finite.any():
-        return Pass(batch, outputs[:0], labels, [])
-    return finite_pass(modules, forward, take_samples(batch, finite.nonzero().squeeze(1)))
+        return Pass(batch, outputs, labels, calls, rows, rows)
+    which = finite[:rows].nonzero().flatten().tolist()
+    if not which or slices.alone(batch, which, outputs) is None:
+        return Pass(batch, outputs[:0], labels, [], 0, rows)
+    part = slices.take(batch, which, len(outputs))
+    return finite_pass(modules, forward, slices, part)._replace(rows=rows)
 
 
 def output_cotangents(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from cl_callbacks.gradients.network_gradients import wide_dtype
 from cl_callbacks.gradients.per_sample import Cotangents, Forward
 from cl_callbacks.gradients.sample_gradients import Magnitude
-from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.gradients.sample_slices import SampleSlices
+from cl_callbacks.tensors.batches import finite_samples
 from cl_callbacks.tensors.shards import group_of, held, reshard, total
 
 
@@ -21,7 +22,8 @@ class ShardedGradients:
 
     A backward leaves each process its shard of the gradient, averaged over processes. If all of them run the
     same single sample, the average is that sample's own gradient: this takes one forward and backward per
-    sample and cotangent, by all processes together, and no more memory than training.
+    sample and cotangent, by all processes together, and no more memory than training. Where samples cannot be
+    cut out of a batch, each of these is of the whole batch.
 
     The arguments are those of :class:`~cl_callbacks.gradients.per_sample.PerSampleGradients`; all parameters
     are sharded.
@@ -38,6 +40,8 @@ class ShardedGradients:
         self.module, self.forward, self.magnitude = module, forward, magnitude
         self.parameters = list(parameters.values())
         self._group = group_of(self.parameters)
+        self._slices = SampleSlices(lambda batch: forward(batch)[0])
+        self.rows = 0
 
     def zeros(self) -> list[Tensor]:
         """Zeros of the shape of this process's shard of each parameter, to which :meth:`sums` adds."""
@@ -45,7 +49,11 @@ class ShardedGradients:
         return [torch.zeros_like(s, dtype=wide_dtype(s)) for s in shards]
 
     def sums(
-        self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
+        self,
+        batch: Any,
+        cotangents: Cotangents,
+        totals: list[Tensor] | None = None,
+        most: int | None = None,
     ) -> tuple[list[Tensor], int]:
         """Sums over samples and cotangents, and the number of samples; all processes pass the same batch.
 
@@ -54,18 +62,35 @@ class ShardedGradients:
         """
         totals, used = self.zeros() if totals is None else totals, 0
         with _gradients_apart(self.module):
-            for i in range(count_samples(batch)):
-                used += self._add(totals, take_samples(batch, slice(i, i + 1)), cotangents)
+            with torch.no_grad():
+                outputs, _ = self.forward(batch)
+                apart = self._can_cut(batch, outputs)
+            self.rows = len(outputs) if most is None else min(most, len(outputs))
+            for i in range(self.rows):
+                sample = self._slices.take(batch, [i], len(outputs)) if apart else batch
+                used += self._add(totals, sample, 0 if apart else i, cotangents)
         return totals, used
 
-    def _add(self, totals: list[Tensor], sample: Any, cotangents: Cotangents) -> int:
+    def _can_cut(self, batch: Any, outputs: Tensor) -> bool:
+        """Whether samples can be cut out of the batch: the same on all processes, or they would deadlock."""
+        finite = finite_samples(outputs).nonzero().flatten().tolist()[:1]
+        if not finite:
+            return False
+        missing = int(self._slices.alone(batch, finite, outputs) is None)
+        if total(torch.tensor(missing, device=outputs.device), self._group):
+            self._slices.right = False
+        return self._slices.right is not False
+
+    def _add(self, totals: list[Tensor], sample: Any, row: int, cotangents: Cotangents) -> int:
         outputs, labels = self.forward(sample)
-        if total(outputs.isfinite().logical_not().sum(), self._group):
+        if total(outputs[row].isfinite().logical_not().sum(), self._group):
             return 0
         for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
             if number:  # the previous backward has freed the graph and the gathered weights
                 outputs, _ = self.forward(sample)
-            outputs.backward(vector)
+            of_row = torch.zeros_like(vector)
+            of_row[row] = vector[row]
+            outputs.backward(of_row)
             for so_far, p in zip(totals, self.parameters, strict=True):
                 if p.grad is not None:
                     so_far += self.magnitude(held(p.grad).to(so_far.dtype))

@@ -67,6 +67,7 @@ class SynapseStatistics(Callback):
     """
 
     observes: ClassVar[bool] = True
+    reads_task_data: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class TaskEvaluation(Callback):
     """
 
     observes: ClassVar[bool] = True
+    reads_task_data: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -92,6 +92,9 @@ class SynapticCallback(Callback):
     """Whether the rule replaces the optimizer's update by its own."""
     shardable: ClassVar[bool] = False
     """Whether the rule can work on shards of parameters."""
+    reads_task_data: ClassVar[bool] = False
+    """Whether :meth:`consolidate` reads the task's data again: boundaries that find the end of a task late
+    keep its most recent batches only for rules and callbacks that do."""
     local: ClassVar[bool] = False
     """Whether :meth:`pull`, :meth:`rewrite` and :meth:`observe` may be called for one block of synapses after
     another, so that each stays in the cache: true of equations that are local to each weight. Beside a

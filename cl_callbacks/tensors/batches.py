@@ -1,50 +1,15 @@
-"""Functions on batches of any nesting: select, split, count and concatenate their samples."""
+"""Functions on the samples of batches of any nesting: count, select, split and concatenate them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """Applies a function to each tensor of a batch, and returns containers of the same types."""
-    return apply_to_collection(batch, Tensor, function, allow_frozen=True)
-
-
-def flat_tensors(tree: Any) -> list[Tensor]:
-    """List of the tensors in nested containers, in order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, tree)
-    return found
-
-
-def plain_containers(batch: Any) -> Any:
-    """Converts the containers of a batch to dicts, lists and tuples, as a checkpoint may hold them."""
-    if isinstance(batch, Mapping):
-        return {key: plain_containers(value) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        items = [plain_containers(item) for item in batch]
-        return items if isinstance(batch, list) else tuple(items)
-    return batch
-
-
-def is_plain(batch: Any) -> bool:
-    """Whether :func:`plain_containers` can stand for the batch without loss.
-
-    Example:
-        >>> is_plain({"x": [torch.zeros(1), "a", None]}), is_plain(object())
-        (True, False)
-    """
-    if isinstance(batch, Mapping):
-        return all(is_plain(value) for value in batch.values())
-    if isinstance(batch, list | tuple):
-        return not hasattr(batch, "_fields") and all(is_plain(item) for item in batch)
-    return batch is None or isinstance(batch, Tensor) or type(batch) in (str, bytes, bool, int, float)
+from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
 
 def count_samples(batch: Any) -> int:
@@ -56,8 +21,7 @@ def count_samples(batch: Any) -> int:
         >>> count_samples({"task": torch.zeros(1), "x": torch.zeros(4, 2), "y": torch.zeros(4)})
         4
     """
-    sizes: Counter[int] = Counter()
-    map_tensors(lambda t: sizes.update([t.shape[0]]) if t.ndim else None, batch)
+    sizes = Counter(t.shape[0] for t in flat_tensors(batch) if t.ndim)
     return max(sizes, key=lambda size: (sizes[size], size), default=0)
 
 
@@ -81,12 +45,11 @@ def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], An
         tensor(6.)
     """
     n = count_samples(batch)
-    tensors: list[Tensor] = []
 
     def is_sample(t: Tensor) -> bool:
         return t.ndim > 0 and t.shape[0] == n
 
-    map_tensors(lambda t: tensors.append(t) if is_sample(t) else None, batch)
+    tensors = [t for t in flat_tensors(batch) if is_sample(t)]
 
     def rebuild(new: list[Tensor]) -> Any:
         remaining = iter(new)

@@ -16,7 +16,6 @@ from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGrad
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.gradients.sharded_gradients import ShardedGradients
 from cl_callbacks.guards.uninterrupted import uninterrupted
-from cl_callbacks.tensors.batches import count_samples
 from cl_callbacks.tensors.shards import group_of, total
 from cl_callbacks.training.progress import progress
 from cl_callbacks.training.quiet import quiet
@@ -34,7 +33,7 @@ def checked_samples(samples: int | None) -> int | None:
 def mean_over_task(
     trainer: Trainer,
     pl_module: LightningModule,
-    measure: Callable[[Any], tuple[list[Tensor], int]],
+    measure: Callable[[Any, int | None], tuple[list[Tensor], int, int]],
     zeros: list[Tensor],
     *,
     samples: int | None,
@@ -49,7 +48,8 @@ def mean_over_task(
     Args:
         trainer: a trainer that is fitting.
         pl_module: its module, not wrapped.
-        measure: function from a batch to sums over its samples, and the number of samples in them.
+        measure: function from a batch and the number of its samples to measure, ``None`` for all, to sums
+            over its samples, the number of samples in them, and that with those that are not finite.
         zeros: the sums over no sample.
         samples: number of samples of the task to use; ``None`` for all.
         what: description of what is measured, for the progress bar.
@@ -61,23 +61,25 @@ def mean_over_task(
         The means; ``None`` if no sample is finite.
     """
     totals, used, seen = zeros, 0, 0
-    count = sample_count(trainer, samples)
-    if count is not None and shards is None:
-        count = len(range(trainer.global_rank, count, trainer.world_size))
+    most, count = samples, sample_count(trainer, samples)
+    if shards is None:  # each process measures its share
+        most, count = _share(trainer, most), _share(trainer, count)
     with quiet(trainer, pl_module, seed), progress(trainer, what, count) as advance:
         if shards is not None:
             share_buffers(pl_module)
-        batches = task_batches(trainer, samples, seed)
+        batches = iter(()) if most == 0 else task_batches(trainer, samples, seed)
         for batch in batches if shards is None else seen_by_all(batches, trainer, seed):
             with uninterrupted():  # or hooks might stay on the module
-                sums, n = measure(batch)
-            seen += count_samples(batch)
-            advance(count_samples(batch))
+                sums, n, rows = measure(batch, None if most is None else most - seen)
+            seen += rows
+            advance(rows)
             # The largest magnitude is finite if all are; it needs no temporary tensors of the model's size.
             largest = get_total_norm([s for s in sums if s.numel()], torch.inf).to(pl_module.device)
             if not total((~largest.isfinite()).long(), shards):
                 totals = [so_far.to(s.dtype).add_(s) for so_far, s in zip(totals, sums, strict=True)]
                 used += n
+            if most is not None and seen >= most:
+                break
     if shards is None:
         counts = torch.tensor([used, seen], device=pl_module.device)
         used, seen = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
@@ -88,6 +90,11 @@ def mean_over_task(
             f"out of the importance."
         )
     return None if used == 0 else [summed / used for summed in totals]
+
+
+def _share(trainer: Trainer, samples: int | None) -> int | None:
+    """Number of samples of this process, of a number over all processes."""
+    return None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
 
 
 def mean_of_gradients(
@@ -118,9 +125,9 @@ def mean_of_gradients(
     per_sample = kind(pl_module, named, forward, magnitude=magnitude)
     of_batch = per_sample.zeros()  # kept separate until checked to be finite; reused for every batch
 
-    def measure(batch: Any) -> tuple[list[Tensor], int]:
+    def measure(batch: Any, most: int | None) -> tuple[list[Tensor], int, int]:
         torch._foreach_zero_(of_batch)
-        return per_sample.sums(batch, cotangents, of_batch)
+        return *per_sample.sums(batch, cotangents, of_batch, most), per_sample.rows
 
     return mean_over_task(
         trainer, pl_module, measure, per_sample.zeros(), samples=samples, what=what, seed=seed, shards=shards

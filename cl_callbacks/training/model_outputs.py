@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
-from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.tensors.shards import group_of
 from cl_callbacks.training.quiet import quiet
+from cl_callbacks.training.task_batches import refuse_data_read_once
 
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
 
@@ -23,7 +25,8 @@ class OutputsOfBatch(Callback):
 
         This is the only method to override for batches of another structure; by default
         :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, single tensors
-        and mappings.
+        and mappings. The rows of what it returns are the samples: a batch itself is never counted, and may be
+        anything, such as packed sequences, a graph, or several batches of different sizes.
 
         Args:
             pl_module: the module, in evaluation mode.
@@ -44,12 +47,57 @@ class OutputsOfBatch(Callback):
         """Calls :meth:`outputs`, and returns a pair also where that returns only outputs."""
         return as_pair(self.outputs(pl_module, batch))
 
+    @property
+    def own_outputs(self) -> bool:
+        """Whether :meth:`outputs` is overridden."""
+        return type(self).outputs is not OutputsOfBatch.outputs or "outputs" in vars(self)
+
+    def read_batch(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Outputs and labels, which have one row per sample.
+
+        Raises:
+            RuntimeError: the outputs cannot be read.
+            ValueError: they have no rows, or other ones than the labels.
+        """
+        name, model = type(self).__name__, type(pl_module).__name__
+        try:
+            outputs, labels = self.outputs_and_labels(pl_module, batch)
+        except Exception as error:
+            if _REMEDY in str(error) and not self.own_outputs:
+                raise
+            why = f"({type(error).__name__}: {error})"
+            raise RuntimeError(
+                f"`{name}.outputs` failed on a {type(batch).__name__}, a training batch of {model} {why}."
+                if self.own_outputs
+                else f"{name} could not read the outputs of {model} from its first batch {why}. If its "
+                f"forward does not take the batch's inputs, {_REMEDY}"
+            ) from error
+        source = f"`{name}.outputs` returned" if self.own_outputs else f"{model}.forward returned"
+        remedy = "let it return" if self.own_outputs else f"{_REMEDY}, with"
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0 or not len(outputs):
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(f"{source} outputs of {got}: {remedy} one row per sample, (N, ...)")
+        if isinstance(labels, Tensor) and labels.ndim and len(labels) != len(outputs):
+            raise ValueError(
+                f"{source} outputs of shape {tuple(outputs.shape)} for labels of shape "
+                f"{tuple(labels.shape)}, and the rows of both are the samples: {remedy} one row per sample "
+                f"in each, (N, ...), or the outputs alone if the labels are not needed"
+            )
+        return outputs, labels
+
 
 class ReadsOutputs(OutputsOfBatch):
-    """Mixin of the rules that measure importance from a model's outputs; checks these at the first batch."""
+    """Mixin of the rules that measure importance from a model's outputs; tries it on the first batch."""
+
+    reads_task_data: ClassVar[bool] = True
+    """Whether the rule reads the task's data again when it ends: boundaries keep recent batches for it."""
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Raises an error if the rule does not support these outputs and labels, of the whole first batch."""
+
+    def measured(self, pl_module: LightningModule) -> Sequence[Tensor]:
+        """Parameters whose per-sample gradients the rule will measure."""
+        return ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Schedules the check of the outputs for the first batch of this fit."""
@@ -59,38 +107,36 @@ class ReadsOutputs(OutputsOfBatch):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Checks the outputs before the first step, not only when the first task ends.
-
-        That they have a row for each sample is seen on two samples, what the labels say on all.
-        """
+        """Tries the measurement before the first step, so that nothing fails when the first task ends."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self._outputs_checked:
+            if self.reads_task_data:
+                refuse_data_read_once(trainer)
             with quiet(trainer, pl_module):
-                few = take_samples(batch, slice(0, 2))
-                outputs = self._probe(pl_module, few)
-                if not outputs.requires_grad:
-                    raise ValueError(
-                        f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
-                        f"be measured: let its forward run without no_grad and detach, or {_REMEDY}"
-                    )
-                with torch.no_grad():
-                    self.check_outputs(*self.outputs_and_labels(pl_module, batch))
+                self.try_batch(pl_module, batch)
             self._outputs_checked = True
 
-    def _probe(self, pl_module: LightningModule, few: Any) -> Tensor:
-        try:
-            outputs, _ = self.outputs_and_labels(pl_module, few)
-        except Exception as error:
-            if _REMEDY in str(error):
-                raise
-            raise RuntimeError(
-                f"{type(self).__name__} could not read the outputs of {type(pl_module).__name__} from its "
-                f"first batch ({type(error).__name__}: {error}). If its forward does not take the batch's "
-                f"inputs, {_REMEDY}"
-            ) from error
-        if outputs.ndim == 0 or len(outputs) != count_samples(few):
+    def try_batch(self, pl_module: LightningModule, batch: Any) -> None:
+        """Measures on a batch as at the end of a task, and raises what is wrong."""
+        outputs, labels = self.read_batch(pl_module, batch)
+        if not outputs.requires_grad:
+            remedy = "" if self.own_outputs else f", or {_REMEDY}"
             raise ValueError(
-                f"{count_samples(few)} samples gave outputs of shape {tuple(outputs.shape)}: outputs need "
-                f"one row per sample, and most tensors of a batch one entry per sample; {_REMEDY}"
+                f"the outputs of {type(pl_module).__name__} carry no gradient, so no importance can "
+                f"be measured: let its forward run without no_grad and detach{remedy}"
             )
-        return outputs
+        self.check_outputs(outputs, labels)
+        parameters = self.measured(pl_module)
+        if not parameters or group_of(parameters) is not None:  # shards need all processes
+            return
+        names = {id(p): name for name, p in pl_module.named_parameters()}
+        named = {names[id(p)]: p for p in parameters}
+        try:
+            PerSampleGradients(pl_module, named, lambda b: self.outputs_and_labels(pl_module, b)).run(batch)
+        except Exception as error:
+            raise RuntimeError(
+                f"{type(self).__name__} could not compute the per-sample gradients of "
+                f"{type(pl_module).__name__} on its first batch ({type(error).__name__}: {error}): leave out "
+                f"the parameters that they fail for with `exclude`, or use a rule that needs none, such as "
+                f"SynapticIntelligence"
+            ) from error

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch import nn
+
+from cl_callbacks.tensors.containers import moved
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -27,9 +28,9 @@ def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator
     own, numbers = iter(batches), count()
     while True:
         shown: list[list[Any]] = [[] for _ in range(trainer.world_size)]
-        dist.all_gather_object(shown, [move_data_to_device(batch, "cpu") for batch in islice(own, 1)])
+        dist.all_gather_object(shown, [moved(batch, torch.device("cpu")) for batch in islice(own, 1)])
         if not any(shown):
             return
         for (batch,) in filter(None, shown):
             torch.manual_seed(1000003 * seed + next(numbers))
-            yield move_data_to_device(batch, trainer.strategy.root_device)
+            yield moved(batch, trainer.strategy.root_device)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch.utils.data import (
     BatchSampler,
@@ -21,37 +20,60 @@ from torch.utils.data import (
     Subset,
 )
 
-from cl_callbacks.tensors.batches import count_samples, take_samples
+from cl_callbacks.tensors.containers import moved
 from cl_callbacks.training.lightning_private import before_batch_transfer, loaders_in_use, loaders_like
 
 
 def task_batches(trainer: Trainer, samples: int | None, seed: int = 0) -> Iterator[Any]:
-    """Yields batches of the current task's training data, on the device: ``samples`` over all ranks.
+    """Yields batches of the current task's training data, on the device: at least ``samples`` over all ranks.
 
     The data come from the boundary callback if it keeps recent batches (a stream without task labels
     cannot be read again), else from a new loader over the dataset of ``trainer.train_dataloader``, so that
     the loader in use is not disturbed: a random choice of samples without replacement, the same for
-    the same seed, each on one rank.
+    the same seed, each on one rank. Batches that are made by the data or by a batch sampler stay whole, so
+    that there may be more samples than wanted.
 
     Args:
         trainer: a trainer that is fitting.
         samples: number of samples to use; ``None`` for all.
         seed: of the random choice.
+
+    Raises:
+        TypeError: data that can be read only once.
     """
-    remaining = None if samples is None else len(range(trainer.global_rank, samples, trainer.world_size))
     recent = _recent_batches(trainer)
     for batch in _fresh_batches(trainer, samples, seed) if recent is None else recent:
-        if remaining is not None:
-            if remaining <= 0:
-                return
-            batch = take_samples(batch, slice(0, remaining))
-            remaining -= count_samples(batch)
         if recent is None:
             batch = trainer.precision_plugin.convert_input(batch)
             batch = before_batch_transfer(trainer.lightning_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         else:  # has already passed the transfer hooks
-            yield move_data_to_device(batch, trainer.strategy.root_device)
+            yield moved(batch, trainer.strategy.root_device)
+
+
+def refuse_data_read_once(trainer: Trainer) -> None:
+    """Raises a ``TypeError`` for training data that :func:`task_batches` could not read again."""
+    in_use = loaders_in_use(trainer)
+    for loader in [] if in_use is None or _recent_batches(trainer) is not None else in_use.flattened:
+        if not isinstance(loader, DataLoader) and isinstance(loader, Iterator) and iter(loader) is loader:
+            raise TypeError(
+                f"The training data is an iterator ({type(loader).__name__}) that can be read only once, "
+                f"so its importance cannot be measured: pass a DataLoader or another re-iterable object."
+            )
+
+
+def readers_of(trainer: Trainer) -> list[Any]:
+    """Callbacks and modules that read the task's data again when it ends, or that may.
+
+    The package's own say so by ``reads_task_data``; others that hear of the end of a task may, unless they
+    have ``reads_task_data = False``.
+    """
+    listeners = [*trainer.callbacks, trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
+    return [
+        each
+        for each in listeners
+        if getattr(each, "reads_task_data", callable(getattr(each, "on_task_end", None)))
+    ]
 
 
 def _recent_batches(trainer: Trainer) -> Iterable[Any] | None:
@@ -71,44 +93,74 @@ def _fresh_batches(trainer: Trainer, samples: int | None, seed: int) -> Iterable
 def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Iterable[Any]:
     """New loader over the same data, without worker processes."""
     if not isinstance(loader, DataLoader):
-        if isinstance(loader, Iterator) and iter(loader) is loader:
-            raise TypeError(
-                f"The training data is an iterator ({type(loader).__name__}) that can be read only once, "
-                f"so its importance cannot be measured: pass a DataLoader or another re-iterable object."
-            )
+        refuse_data_read_once(trainer)
         return _apart(loader)
 
-    def load(dataset: Any, batch_size: int | None) -> DataLoader:
-        return DataLoader(dataset, batch_size, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory)
+    def load(dataset: Any, **batching: Any) -> DataLoader:
+        return DataLoader(dataset, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, **batching)
 
     if isinstance(loader.dataset, IterableDataset):
-        return load(loader.dataset, loader.batch_size)
-    chosen = Subset(loader.dataset, _choose(loader, trainer, samples, seed))
-    if loader.batch_sampler is None:  # the dataset gives whole batches, one for each index
-        return load(chosen, None)
-    return load(chosen, getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 32)
-
-
-def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int) -> list[int]:
-    """Indices of a random choice from the samples that the loader would visit on this rank."""
-    sampler: Any = loader.sampler
+        return load(loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
     generator = torch.Generator().manual_seed(seed)
-    custom = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
-    if not custom and type(sampler) in (RandomSampler, DistributedSampler):
-        order = torch.randperm(len(loader.dataset), generator=generator)  # type: ignore[arg-type]
-        return order[:samples][trainer.global_rank :: trainer.world_size].tolist()
-    # A custom sampler defines the samples of the task; its own generator must not advance.
-    own = getattr(sampler, "generator", None)
-    state = own.get_state() if own is not None else None
-    # Only as many batches as the epoch has: it may be limited, and its sampler infinite.
-    apart = _apart(sampler if loader.batch_sampler is None else loader.batch_sampler)
-    source = ([i] for i in apart) if loader.batch_sampler is None else apart
-    batches = islice(source, _batches_in_epoch(trainer))
-    visited = [i for batch in batches for i in batch]
-    if own is not None:
+    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        # Only as this sampler makes them are they known to be batches: of one length, or of so many words.
+        visited = _visited(loader.batch_sampler, trainer)
+        order = torch.randperm(len(visited), generator=generator).tolist()
+        return load(loader.dataset, batch_sampler=_until([visited[i] for i in order], samples))
+    chosen, most = _choose(loader, trainer, samples, generator)
+    if loader.batch_sampler is None:  # the dataset gives whole batches, one for each index
+        return load(Subset(loader.dataset, chosen[:most]), batch_size=None)
+    sampler: Any = loader.batch_sampler
+    batches = _in_batches(chosen, most, sampler.batch_size, sampler.drop_last)
+    return load(loader.dataset, batch_sampler=batches)
+
+
+def _choose(
+    loader: DataLoader, trainer: Trainer, samples: int | None, generator: torch.Generator
+) -> tuple[list[int], int]:
+    """Random order of the indices that the loader would visit on this rank, and how many of them to use."""
+    sampler: Any = loader.sampler
+    if type(sampler) in (RandomSampler, DistributedSampler):
+        own = slice(trainer.global_rank, None, trainer.world_size)
+        order = torch.randperm(len(loader.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        return order[own], len(order[:samples][own])
+    if loader.batch_sampler is None:
+        visited = _visited(sampler, trainer)
+    else:
+        visited = [i for batch in _visited(loader.batch_sampler, trainer) for i in batch]
+    order = torch.randperm(len(visited), generator=generator).tolist()
+    return [visited[i] for i in order], len(order[:samples])
+
+
+def _visited(source: Any, trainer: Trainer) -> list[Any]:
+    """What a sampler that defines the samples of the task gives in an epoch: indices, or batches of them.
+
+    The generator of the sampler does not advance. The epoch may be limited, and the sampler infinite.
+    """
+    own: Any = getattr(getattr(source, "sampler", source), "generator", None)
+    state = own.get_state() if isinstance(own, torch.Generator) else None
+    visited = list(islice(_apart(source), _batches_in_epoch(trainer)))
+    if state is not None:
         own.set_state(state)
-    order = torch.randperm(len(visited), generator=generator)
-    return [visited[i] for i in order[:samples]]
+    return visited
+
+
+def _until(batches: list[list[int]], samples: int | None) -> list[list[int]]:
+    """The first batches, as many as hold at least ``samples``."""
+    before = accumulate(map(len, batches), initial=0)
+    return [batch for batch, n in zip(batches, before, strict=False) if samples is None or n < samples]
+
+
+def _in_batches(order: list[int], most: int, size: int, whole: bool) -> list[list[int]]:
+    """Batches of the first ``most`` of some indices, of equal sizes: none has a single sample left over.
+
+    Where the training drops what does not fill a batch, all are of the full size, with further samples.
+    """
+    if whole and len(order) >= size:
+        number = min(-(-most // size), len(order) // size)
+        return [order[size * i : size * (i + 1)] for i in range(number)]
+    number = -(-most // size)
+    return [order[:most][i::number] for i in range(number)]
 
 
 def sample_count(trainer: Trainer, samples: int | None) -> int | None:

@@ -328,14 +328,18 @@ def test_no_second_boundary_within_min_task_steps() -> None:
 
 def test_what_is_kept_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
-    make_trainer(DriftBoundaries()).fit(Scripted(plain_net()), stream(HEIGHTS[:20]))
+    make_trainer(Looking(), DriftBoundaries()).fit(Scripted(plain_net()), stream(HEIGHTS[:20]))
     assert (
         "up to 500 samples from before a change and as many since, on the CPU in at most 256 MiB"
         in caplog.text
     )
     with pytest.warns(UserWarning, match="room for 11 of the 500 recent_samples"):
         # 44 bytes a sample
-        make_trainer(DriftBoundaries(recent_bytes=1000)).fit(Scripted(plain_net()), stream(HEIGHTS[:20]))
+        boundaries = DriftBoundaries(recent_bytes=1000)
+        make_trainer(Looking(), boundaries).fit(Scripted(plain_net()), stream(HEIGHTS[:20]))
+    caplog.clear()
+    make_trainer(DriftBoundaries()).fit(Scripted(plain_net()), stream(HEIGHTS[:20]))
+    assert "samples from before" not in caplog.text  # since nobody would read them
 
 
 def test_a_key_that_is_never_logged() -> None:

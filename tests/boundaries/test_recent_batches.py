@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import pickle
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from cl_callbacks import EWC, BatchBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
+from tests.small import Net, loader, make_trainer, task
 
 
 def numbers(recent: RecentBatches) -> list[int]:
@@ -88,6 +91,26 @@ def test_batches_whose_samples_cannot_be_counted_are_let_go_too() -> None:
 
 def test_without_a_bound() -> None:
     assert filled(5, samples=6, max_bytes=float("inf")).capacity == 6
+
+
+def test_a_batch_that_cannot_be_cut_is_kept_whole_and_said() -> None:
+    recent = RecentBatches(10, max_bytes=16)
+    with pytest.warns(UserWarning, match="kept whole.*raise recent_bytes"):
+        recent.append({"x": torch.zeros(4, 3), "y": torch.zeros(3)})
+    [kept] = recent
+    assert {key: len(value) for key, value in kept.items()} == {"x": 4, "y": 3}
+
+
+def test_copies_do_not_hold_the_trainer() -> None:
+    class OnTriples(EWC):
+        def outputs(self, pl_module: Any, batch: Any) -> Any:
+            return pl_module(batch[0]), batch[1]
+
+    boundaries = BatchBoundaries(key=2)
+    x, y = task(0)
+    make_trainer(OnTriples(1.0), boundaries).fit(Net(), loader(x, y, torch.zeros(len(x))))
+    again = pickle.loads(pickle.dumps(boundaries.recent_batches))
+    assert [len(batch[0]) for batch in again] == [8, 8, 8]
 
 
 def test_what_no_checkpoint_can_give_back_is_left_out() -> None:

@@ -216,20 +216,6 @@ def test_every_sample_that_is_checked_counts() -> None:
     torch.testing.assert_close(found["head.weight"], exact_fisher(net, x)["head.weight"])
 
 
-def test_samples_that_influence_each_other_are_said() -> None:
-    class Centred(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(x - x.mean(0))
-
-    torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="other outputs than in its batch"):
-        fisher(Centred(), torch.randn(6, 4))
-
-
 def test_unused_parameters_have_no_importance() -> None:
     torch.manual_seed(0)
     net = Branching()

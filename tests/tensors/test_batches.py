@@ -10,13 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_callbacks.tensors.batches import (
-    count_samples,
-    map_tensors,
-    plain_containers,
-    split_samples,
-    take_samples,
-)
+from cl_callbacks.tensors.batches import count_samples, split_samples, take_samples
+from cl_callbacks.tensors.containers import map_tensors, plain_containers
 
 
 class Named(NamedTuple):

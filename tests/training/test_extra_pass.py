@@ -23,6 +23,7 @@ from torch.utils.data import (
 from torchmetrics import MeanMetric
 
 from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
+from cl_callbacks.training.extra_pass import mean_over_task
 from cl_callbacks.training.quiet import quiet, unremembered
 from cl_callbacks.training.task_batches import task_batches
 from tests.references.fisher import exact_fisher
@@ -49,6 +50,22 @@ def chosen(data: Any, samples: int | None, seed: int = 0, **options: Any) -> lis
 
     model = Net(nn.Linear(1, 3))
     make_trainer(AtBatch(action), **options).fit(model, data)
+    return found
+
+
+def measured(data: Any, samples: int | None) -> list[float]:
+    """What a mean over the task measures on, which cuts the last batch."""
+    found: list[float] = []
+
+    def measure(batch: Any, most: int | None) -> Any:
+        rows = batch[0].flatten().tolist()[:most]
+        found.extend(rows)
+        return [torch.zeros(1)], len(rows), len(rows)
+
+    def action(trainer: Any, pl_module: Any) -> None:
+        mean_over_task(trainer, pl_module, measure, [torch.zeros(1)], samples=samples, what="")
+
+    make_trainer(AtBatch(action)).fit(Net(nn.Linear(1, 3)), data)
     return found
 
 
@@ -132,6 +149,32 @@ def test_samplers_of_the_user_say_what_the_task_is() -> None:
     assert set(chosen(DataLoader(dataset, 2, sampler=weighted), None)) <= set(range(6, 12))
 
 
+@pytest.mark.parametrize(
+    ("items", "samples", "drop_last", "expected"),
+    [
+        (12, None, False, [4, 4, 4]),
+        (13, None, False, [4, 3, 3, 3]),
+        (12, 9, False, [3, 3, 3]),
+        (12, 3, False, [3]),
+        (12, 9, True, [4, 4, 4]),
+        (12, 1, True, [4]),
+        (13, None, True, [4, 4, 4]),
+    ],
+)
+def test_batches_are_of_equal_sizes_or_full(
+    items: int, samples: int | None, drop_last: bool, expected: list[int]
+) -> None:
+    """None has a single sample left over, of which batch statistics could not be computed."""
+    sizes: list[int] = []
+
+    def action(trainer: Any, pl_module: Any) -> None:
+        sizes.extend(len(batch[0]) for batch in task_batches(trainer, samples))
+
+    data = loader(*numbers(items), batch_size=4, shuffle=True, drop_last=drop_last)
+    make_trainer(AtBatch(action)).fit(Net(nn.Linear(1, 3)), data)
+    assert sizes == expected
+
+
 def test_what_a_limited_epoch_does_not_reach_is_not_read() -> None:
     assert sorted(chosen(loader(*numbers(), batch_size=2), None, limit_train_batches=2)) == [0, 1, 2, 3]
 
@@ -168,18 +211,20 @@ def test_other_kinds_of_training_data() -> None:
         def __iter__(self) -> Iterator[Any]:
             return iter(zip(*numbers(), strict=True))
 
-    assert chosen(DataLoader(Stream(), batch_size=5), 7) == list(range(7))
+    assert measured(DataLoader(Stream(), batch_size=5), 7) == list(range(7))
+    assert measured(DataLoader(Stream(), batch_size=5), None) == list(range(12))
 
     class Batches:
         def __iter__(self) -> Iterator[Any]:
             return iter((x.unsqueeze(0), y.unsqueeze(0)) for x, y in zip(*numbers(), strict=True))
 
-    assert chosen(Batches(), 3) == [0.0, 1.0, 2.0]
+    assert measured(Batches(), 3) == [0.0, 1.0, 2.0]
     whole = DataLoader(
         [(x.view(2, 1), y) for x, y in zip(numbers()[0].view(6, 2), torch.zeros(6, 2).long(), strict=True)],
         batch_size=None,
     )
     assert sorted(chosen(whole, None)) == list(range(12))
+    assert len(measured(whole, 5)) == 5
 
 
 def test_several_loaders_at_once() -> None:

@@ -99,3 +99,7 @@ class EWC(MeasuresFisher, BoundaryRule):
             what=f"{type(self).__name__}: task {task}",
             seed=self.seed_of(task),
         )
+
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources

@@ -171,7 +171,7 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
         means = mean_over_task(
             trainer,
             pl_module,
-            lambda batch: factors.sums(batch, self.reader.cotangents),
+            lambda batch, most: (*factors.sums(batch, self.reader.cotangents, most), factors.rows),
             factors.zeros(),
             samples=self.samples,
             what=f"{type(self).__name__}: factors of task {task}",
@@ -214,6 +214,10 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
             torch.zeros_like(old) if name in covered else next(found).to(old.dtype)
             for name, old in zip(synapses.names, synapses["importance"], strict=True)
         ]
+
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with the Kronecker factors."""

@@ -87,3 +87,7 @@ class MAS(DrawsSamples, BoundaryRule):
             what=f"{type(self).__name__}: task {task}",
             seed=self.seed_of(task),
         )
+
+    def measured(self, pl_module: LightningModule) -> list[Tensor]:
+        """The rule's parameters."""
+        return self.synapses.view.sources

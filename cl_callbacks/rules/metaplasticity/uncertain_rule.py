@@ -26,10 +26,11 @@ from cl_callbacks.synapses.state import Fill, parameters_by_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
-from cl_callbacks.tensors.batches import count_samples
 from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
+from cl_callbacks.training.quiet import quiet
+from cl_callbacks.training.sample_count import SampleCount, agreed_samples
 
 
 class UncertainRule(OutputsOfBatch, SynapticCallback):
@@ -117,6 +118,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self.noise: WeightNoise = WeightNoise(seed, antithetic)
         self._training: NoisyTraining | None = None
         self._scales: dict[str, float] = {}
+        self._samples = SampleCount(agreed_samples)
         self._counts: list[float | Tensor] = []
         self._micro_batches: int | None = None
         self._window_ended = False
@@ -144,10 +146,12 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def observations(self, batch: Any) -> int:
         """Number of observations over which the loss of a batch is averaged: by default its samples.
 
-        Override it for other units, such as the tokens of a language model, or for manual accumulation, to
-        return the number in all batches of the step.
+        These are the rows of :meth:`outputs`, for which the network is run now and then: see
+        :class:`~cl_callbacks.training.sample_count.SampleCount`. Override it for other units, such as the
+        tokens of a language model, or for manual accumulation, to return the number in all batches of the
+        step.
         """
-        return count_samples(batch)
+        return self._samples(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wraps the module so that training steps run at sampled weights."""
@@ -159,6 +163,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
+        self._samples = SampleCount(lambda batch: self._rows(trainer, pl_module, batch))
         self.noise.compiled = compiles(trainer)
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.draws)
 
@@ -185,13 +190,29 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         found = self.observations(batch)
         if found < 1:
             raise ValueError(
-                f"{type(self).__name__}: no tensor of the batch (a {type(batch).__name__}) tells how many "
-                f"samples it holds: override `observations(batch)` of the rule to return their number."
+                f"{type(self).__name__}: `observations` returned {found} for a {type(batch).__name__}, and a "
+                f"batch has at least one: override `observations(batch)` of the rule to return their number."
             )
         if trainer.world_size == 1:
             return float(found)
         count = torch.tensor(float(found), device=trainer.strategy.root_device)
         return trainer.strategy.reduce(count, reduce_op="sum")
+
+    def _rows(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> int:
+        """Number of rows of the outputs; where these cannot be read, that of entries of all tensors."""
+        try:
+            with quiet(trainer, pl_module), torch.no_grad():
+                return len(self.read_batch(pl_module, batch)[0])
+        except Exception as error:
+            agreed = 0 if self.own_outputs else agreed_samples(batch)
+            if agreed:  # the module's training_step reads its batches in a way of its own
+                return agreed
+            raise ValueError(
+                f"{type(self).__name__} could not find the number of samples in a {type(batch).__name__}, a "
+                f"training batch of {type(pl_module).__name__}: neither are there outputs of it ({error}), "
+                f"nor do all of its tensors have one number of entries. Override `outputs(pl_module, batch)` "
+                f"of the rule to return one row per sample, or `observations(batch)` to return their number."
+            ) from error
 
     def _scale(self) -> float | Tensor:
         """Factor from the gradient that Lightning averages to that of the loss summed over observations."""
@@ -216,7 +237,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         """Restores the means, and the module's own methods."""
         if self._training is not None:
             self._training.detach()
-            self._training = None
+            self._training, self._samples = None, SampleCount(agreed_samples)
         super().teardown(trainer, pl_module, stage)
 
     @torch.no_grad()

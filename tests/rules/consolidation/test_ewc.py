@@ -138,7 +138,7 @@ def test_a_sample_of_the_task_is_drawn_without_replacement() -> None:
             return super().outputs(pl_module, batch)
 
         def estimate(self, *args: Any) -> Any:
-            seen.clear()  # what was looked at before the training
+            seen.clear()  # what was tried on the first batch
             return super().estimate(*args)
 
     x, y = task(0, samples=40)
