@@ -280,7 +280,7 @@ class SynapticCallback(Callback):
     ) -> None:
         """Adds parameters that a new task has unfrozen, for rules that set weights before the forward."""
         if self._step is not None:
-            self._step.start_batch()
+            self._step.start_batch(trainer.optimizers)
             if self.owns_update and self._step.is_new:
                 self._place(pl_module, growing=True)
 

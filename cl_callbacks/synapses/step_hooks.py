@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
+from inspect import signature
 from types import MethodType
 from typing import Any
 from weakref import finalize, ref
@@ -17,6 +18,10 @@ from cl_callbacks.synapses.optimizers import with_inner
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments and keyword arguments of ``step``, the optimizer first."""
+
+_REASON: dict[str, Any] = {"reason": "rules act before and after each step: compile without fullgraph=True"}
+if "reason" not in signature(torch.compiler.disable).parameters:
+    _REASON = {}
 
 
 class StepHooks:
@@ -93,7 +98,7 @@ class StepHooks:
         function = getattr(own, "__func__", None)
 
         # As a method, since schedulers look for its function, and a copy of the optimizer steps itself.
-        @torch.compiler.disable(recursive=False)
+        @torch.compiler.disable(recursive=False, **_REASON)
         @wraps(own)
         def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
             listening = self.is_attached(self_)
@@ -123,7 +128,7 @@ def _weakly(owner: Any, name: str) -> Callable[..., Any]:
     """A hook that keeps nothing alive, and that is not traced where a user compiles the step."""
     found = ref(owner)
 
-    @torch.compiler.disable
+    @torch.compiler.disable(**_REASON)
     def hook(*arguments: Any) -> Any:
         owner = found()
         return None if owner is None else getattr(owner, name)(*arguments)

@@ -106,10 +106,14 @@ class SynapticStep:
         self._announced.clear()
         self.refresh()
 
-    def start_batch(self) -> None:
-        """Forgets steps that ended with a caught exception: between batches none is running."""
+    def start_batch(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Attaches to the optimizers if some are new, and forgets steps that a caught exception has ended."""
         self._running.clear()
         self._announced.clear()
+        optimizers = list(optimizers)
+        if not all(map(self._hooks.is_attached, optimizers)):
+            self._hooks.detach()
+            self.attach(optimizers)
         if self._unheard is None:
             self._unheard = UnheardSteps(self.rules)
 
@@ -251,7 +255,10 @@ class _Running:
     @property
     def optimizer(self) -> Optimizer:
         """The innermost one that has all parameters of the step, and so their learning rates."""
-        count = len(list(parameters_of(self.stack[0])))
+        outermost, innermost = self.stack[0], self.stack[-1]
+        if outermost is innermost:
+            return outermost
+        count = len(list(parameters_of(outermost)))
         return next(o for o in reversed(self.stack) if len(list(parameters_of(o))) == count)
 
 

@@ -17,7 +17,8 @@ class PlainStep:
 
     def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False, *others: Any) -> None:
         self.rules, self.place, self.is_new = rules, place, True
-        self.refresh = self.start_batch = self.end_batch = self.detach = lambda: None
+        self.refresh = self.end_batch = self.detach = lambda: None
+        self.start_batch = lambda optimizers: None
 
     def attach(self, optimizers: list[Optimizer]) -> None:
         for optimizer in optimizers:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cl_callbacks import EWC, SynapticIntelligence
+from cl_callbacks import EWC, EpochBoundaries, SynapticIntelligence
 from tests.every_rule import assert_same, state
 from tests.odd_optimizers import (
     Delegating,
@@ -311,6 +311,26 @@ def test_sam_in_an_optimizer_step(sharp: Any) -> None:
         optimizer.second_step()
 
     assert_equal(trained(Overriding(step, sam)), sharp)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, Plain])
+def test_optimizers_that_replace_others_within_a_fit(optimizer: Any) -> None:
+    """As some do for each task."""
+
+    class Replacing(Overriding):
+        def on_train_epoch_start(self) -> None:
+            if self.trainer.current_epoch == 1:
+                self.trainer.optimizers = [self.optimizer(self.parameters())]
+
+    def trained_in_one_fit(made: Any) -> Tensor:
+        rule = SynapticIntelligence(2.0, damping=1e-3)
+        trainer = make_trainer(rule, EpochBoundaries(1), max_epochs=3)
+        module = Replacing(usual_step, made)
+        trainer.fit(module, loader(*task(0)))
+        assert "step" not in vars(trainer.optimizers[0])
+        return torch.cat([weights(module), state(rule)["/synapses/importance/net.0.weight"].flatten()])
+
+    assert torch.equal(trained_in_one_fit(optimizer), trained_in_one_fit(sgd))
 
 
 # -- refused -----------------------------------------------------------------------------------------------

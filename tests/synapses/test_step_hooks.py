@@ -105,20 +105,19 @@ def test_a_copy_of_an_optimizer_steps_its_own_weights_and_is_not_heard(weight: n
     assert copied[0] < 1 == weight[0]
 
 
-def test_listeners_that_are_gone_leave_no_hook(weight: nn.Parameter) -> None:
-    before = (
-        len(torch_optimizer._global_optimizer_pre_hooks),
-        len(torch_optimizer._global_optimizer_post_hooks),
-    )
-    listening = Listening(sgd(weight))
-    assert len(torch_optimizer._global_optimizer_pre_hooks) == before[0] + 1
-    del listening
+def global_hooks() -> int:
     gc.collect()
-    after = (
-        len(torch_optimizer._global_optimizer_pre_hooks),
-        len(torch_optimizer._global_optimizer_post_hooks),
+    return len(torch_optimizer._global_optimizer_pre_hooks) + len(
+        torch_optimizer._global_optimizer_post_hooks
     )
-    assert after == before
+
+
+def test_listeners_that_are_gone_leave_no_hook(weight: nn.Parameter) -> None:
+    before = global_hooks()
+    listening = Listening(sgd(weight))
+    assert global_hooks() == before + 2
+    del listening
+    assert global_hooks() == before
 
 
 def test_a_step_that_cannot_be_replaced_is_refused(weight: nn.Parameter) -> None:

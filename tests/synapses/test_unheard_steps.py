@@ -27,9 +27,7 @@ def test_the_least_change_of_one_weight_is_noticed(dtype: torch.dtype) -> None:
     unheard = watch(weight)
     unheard.refuse(set())
     weight.data[3, 4] = weight.data[3, 4].nextafter(torch.tensor(0.0, dtype=dtype))
-    with pytest.raises(
-        MisconfigurationException, match=r"SimpleNamespace cannot act on steps .*\['w0'\] changed"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"SimpleNamespace cannot act on .*: w0 changed"):
         unheard.refuse(set())
 
 
@@ -44,7 +42,7 @@ def test_where_others_step_only_weights_with_a_gradient_are_suspect() -> None:
     other.data += 1
     unheard.refuse({id(stepping)})
     other.grad = torch.ones(2)
-    with pytest.raises(MisconfigurationException, match=r"\['w1'\] changed"):
+    with pytest.raises(MisconfigurationException, match=r": w1 changed"):
         unheard.refuse({id(stepping)})
 
 
