@@ -271,9 +271,9 @@ class SynapticCallback(Callback):
                 return watch.before_step(trainer)
 
             step = SynapticStep(rules, place, compiles(trainer), begin, partial(refuse_optimizers, trainer))
-            step.attach(trainer.optimizers)
             for rule in rules:
                 rule._step, rule._watch = step, watch
+            step.attach(trainer.optimizers)  # last: what it refuses, teardown detaches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

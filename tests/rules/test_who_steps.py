@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import optimizer as torch_optimizer
 
 from cl_callbacks import EWC, EpochBoundaries, SynapticIntelligence
 from tests.every_rule import assert_same, state
@@ -484,3 +485,12 @@ def test_after_a_fit_the_optimizers_are_on_their_own_again(optimizer: Any) -> No
     before = [p.grad.clone() for p in module.parameters()]
     own.step()
     assert all(torch.equal(p.grad, b) for p, b in zip(module.parameters(), before, strict=True))
+
+
+def test_a_fit_that_was_refused_leaves_no_hook() -> None:
+    module, rule = Overriding(usual_step, lambda w: [torch.optim.LBFGS(w)]), EWC()
+    trainer = make_trainer(rule)
+    before = len(torch_optimizer._global_optimizer_pre_hooks)
+    with pytest.raises(MisconfigurationException, match="LBFGS"):
+        trainer.fit(module, loader(*task(0)))
+    assert len(torch_optimizer._global_optimizer_pre_hooks) == before
