@@ -147,13 +147,11 @@ class WithoutSuper(Plain, Optimizer):
     """Is an Optimizer by its type alone."""
 
 
-class Slotted(Plain):
-    """No attribute can be set on it but those it has."""
-
-    __slots__ = ()
+class Sealed(Plain):
+    """Its ``step`` cannot be replaced."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("param_groups", "defaults", "state"):
+        if name == "step":
             raise AttributeError(name)
         super().__setattr__(name, value)
 

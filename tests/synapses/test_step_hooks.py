@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 from cl_callbacks.synapses.step_hooks import StepHooks
-from tests.odd_optimizers import Delegating, Lookahead, Plain, Slotted, WithoutSuper
+from tests.odd_optimizers import Delegating, Lookahead, Plain, Sealed, WithoutSuper
 
 
 class Listening:
@@ -121,5 +121,5 @@ def test_listeners_that_are_gone_leave_no_hook(weight: nn.Parameter) -> None:
 
 
 def test_a_step_that_cannot_be_replaced_is_refused(weight: nn.Parameter) -> None:
-    with pytest.raises(MisconfigurationException, match="Steps of Slotted cannot be heard"):
-        Listening(Slotted([weight]))
+    with pytest.raises(MisconfigurationException, match="Steps of Sealed cannot be heard"):
+        Listening(Sealed([weight]))
