@@ -23,6 +23,8 @@ _REASON: dict[str, Any] = {"reason": "rules act before and after each step: comp
 if "reason" not in signature(torch.compiler.disable).parameters:
     _REASON = {}
 
+_ABANDONED: list[Any] = []  # handles of listeners that are gone; not removed at once, as torch may iterate
+
 
 class StepHooks:
     """Calls functions before and after each step of any optimizer in this process.
@@ -72,8 +74,9 @@ class StepHooks:
         if not self._handles:
             self._handles.append(register_optimizer_step_pre_hook(_weakly(self, "_before")))
             self._handles.append(register_optimizer_step_post_hook(_weakly(self, "_after")))
-            for handle in self._handles:
-                finalize(self, handle.remove)
+            while _ABANDONED:
+                _ABANDONED.pop().remove()
+            finalize(self, _ABANDONED.extend, self._handles)
         found = with_inner(optimizers)
         for optimizer in found:
             if not self.is_attached(optimizer):
