@@ -17,6 +17,7 @@ from cl_callbacks.guards.few import few
 from cl_callbacks.rules.rule_options import state_dtype_of
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.tensors.shards import misfits
+from cl_callbacks.training.loss_scale import is_unscaled
 
 
 def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
@@ -76,23 +77,39 @@ def refuse_missing_device(rule: Rule) -> None:
             ) from error
 
 
-def refuse_optimizers(trainer: Trainer) -> None:
+def refuse_optimizers(trainer: Trainer, optimizers: Sequence[Any]) -> None:
     """Raises an error for optimizers with which a pull on the gradient does not work."""
-    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise MisconfigurationException(
             "LBFGS evaluates the loss several times within one step and searches along it, which a pull on "
             "the gradient cannot follow: use a first-order optimizer."
         )
-    if any(group.get("maximize", False) for o in trainer.optimizers for group in o.param_groups):
+    if any(group.get("maximize", False) for o in optimizers for group in o.param_groups):
         raise MisconfigurationException(
             "An optimizer with maximize=True climbs, and so would turn the pull of the rules into a push: "
             "minimise the negative instead."
         )
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in trainer.optimizers):
+    if scaled and any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers):
         raise MisconfigurationException(
             "A fused optimizer under 16-bit mixed precision unscales the gradients inside its step, after "
             "the rules have seen them: build it with fused=False, or use precision='bf16-mixed'."
+        )
+
+
+def refuse_scaled_gradients(trainer: Trainer, optimizers: Sequence[Any]) -> None:
+    """Raises an error if one of the optimizers steps with gradients that are multiplied by a loss scale.
+
+    Lightning unscales them where it calls ``step`` itself, so this is for steps that others call.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    inside = any(getattr(optimizer, "grad_scale", None) is not None for optimizer in optimizers)
+    if inside or (scaler is not None and optimizers and not any(is_unscaled(scaler, o) for o in optimizers)):
+        raise MisconfigurationException(
+            "An optimizer steps with gradients that are still multiplied by the loss scale of 16-bit mixed "
+            "precision, beside which the pull of a rule would be nothing: call `step` of the optimizer that "
+            "`self.optimizers()` returns, or `trainer.precision_plugin.scaler.unscale_(optimizer)` before, "
+            "or use precision='bf16-mixed'."
         )
 
 

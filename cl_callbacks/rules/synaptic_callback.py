@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from reprlib import recursive_repr
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from cl_callbacks.rules.compatibility import (
     refuse_missing_device,
     refuse_optimizers,
     refuse_rounded_state,
+    refuse_scaled_gradients,
     refuse_shards,
     refuse_strategy,
     refuse_two_owners,
@@ -35,6 +37,7 @@ from cl_callbacks.rules.rule_options import Patterns, state_device_of, state_dty
 from cl_callbacks.rules.rule_scale import ActsOn, RuleScale, scaled
 from cl_callbacks.rules.scale_watch import ScaleWatch
 from cl_callbacks.synapses.continuity import Continuity
+from cl_callbacks.synapses.pull_scale import PullScale
 from cl_callbacks.synapses.state import Fill, Synapses, parameters_by_name
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
@@ -42,7 +45,7 @@ from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training import log_keys
-from cl_callbacks.training.lightning_private import attached_trainer
+from cl_callbacks.training.lightning_private import attached_trainer, is_stepping_batch
 from cl_callbacks.training.log import is_due, log
 
 # Methods that are called block by block if a rule is local.
@@ -164,6 +167,9 @@ class SynapticCallback(Callback):
 
     # -- what a rule overrides ---------------------------------------------------------------------
 
+    def begin_step(self) -> None:
+        """Begins a step, before any rule pulls; the step may still be skipped, as after an overflow."""
+
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the rule's gradient to those of the synapses about to step, in place; only reads the state.
 
@@ -258,25 +264,31 @@ class SynapticCallback(Callback):
             # An owner first: it may change the weights that others take as anchors, as Cascade does.
             for rule in sorted(rules, key=lambda rule: not rule.owns_update):
                 rule._place(pl_module)
-            refuse_optimizers(trainer)
             refuse_two_owners(rules, [r for r in rules if type(r).pull is not SynapticCallback.pull])
+            watch = ScaleWatch(rules)
 
             def place() -> None:
                 for rule in rules:
                     rule._place(pl_module, growing=True)
                     rule._compare_weights()
 
-            step, watch = SynapticStep(rules, place, compiles(trainer)), ScaleWatch(rules)
-            step.attach(trainer.optimizers)
+            def begin(unannounced: Sequence[Any]) -> PullScale | None:
+                refuse_scaled_gradients(trainer, unannounced)
+                for rule in rules:
+                    rule.begin_step()
+                return watch.before_step(trainer)
+
+            step = SynapticStep(rules, place, compiles(trainer), begin, partial(refuse_optimizers, trainer))
             for rule in rules:
                 rule._step, rule._watch = step, watch
+            step.attach(trainer.optimizers)  # last: what it refuses, teardown detaches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Adds parameters that a new task has unfrozen, for rules that set weights before the forward."""
         if self._step is not None:
-            self._step.forget_broken_steps()
+            self._step.start_batch(trainer.optimizers)
             if self.owns_update and self._step.is_new:
                 self._place(pl_module, growing=True)
 
@@ -284,16 +296,17 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Takes snapshots and lets all rules pull, before a step of an optimizer; done by the first rule."""
-        if self._step is not None and self._watch is not None and self._step.rules[0] is self:
-            self._step.scale = self._watch.before_step(trainer)
+        if self._step is not None and self._step.rules[0] is self:
             self._step.about_to_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the penalty and how strong the rules are, on steps that Lightning logs."""
-        if self._watch is not None and self._watch.rules[0] is self:
+        if self._step is not None and self._watch is not None and self._step.rules[0] is self:
             self._watch.end_batch(trainer, outputs)
+            if is_stepping_batch(trainer):
+                self._step.end_batch()
         if is_due(trainer):
             with self.synapses.on_device(changing=False):
                 penalty = self.penalty(self.synapses.view)

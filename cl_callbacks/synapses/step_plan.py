@@ -41,6 +41,7 @@ class Plan:
     ) -> None:
         self.compiled = compiled
         self.parameters = parameters  # kept alive, so that no other parameter can get the same id()
+        self.has_stepped = False
         views = [(rule, rule.synapses.view.restrict_to(parameters)) for rule in rules]
         self._met = [(rule, view) for rule, view in views if len(view)]
         self._noise = next((rule.noise for rule, _ in self._met if rule.noise is not None), None)

@@ -25,8 +25,11 @@ def attached_trainer(pl_module: LightningModule) -> Trainer | None:
 
 def is_logging_step(trainer: Trainer) -> bool:
     """Whether this batch completes an optimizer step whose metrics Lightning logs."""
-    if not trainer._logger_connector.should_update_logs:
-        return False
+    return trainer._logger_connector.should_update_logs and is_stepping_batch(trainer)
+
+
+def is_stepping_batch(trainer: Trainer) -> bool:
+    """Whether optimizers step in this batch: it is the last of those that are accumulated."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 

@@ -15,9 +15,10 @@ from cl_callbacks.tensors.blocks import ALL
 class PlainStep:
     """Replaces :class:`cl_callbacks.synapses.synaptic_step.SynapticStep` in a test."""
 
-    def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False) -> None:
+    def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False, *others: Any) -> None:
         self.rules, self.place, self.is_new = rules, place, True
-        self.refresh = self.forget_broken_steps = self.detach = lambda: None
+        self.refresh = self.end_batch = self.detach = lambda: None
+        self.start_batch = lambda optimizers: None
 
     def attach(self, optimizers: list[Optimizer]) -> None:
         for optimizer in optimizers:

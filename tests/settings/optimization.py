@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tests.every_rule import COUNTING
+from tests.odd_optimizers import Evaluating, Plain, Sam
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
-from tests.settings.training import BATCH, Tasks, make, module, sgd, train
+from tests.settings.training import BATCH, Tasks, alone, make, module, sgd, train
 from tests.small import Net
 
 # -- from other random numbers -----------------------------------------------------------------------------
@@ -112,6 +113,59 @@ class NotToggling(Alternating):
     toggles = False
 
 
+# -- steps that Lightning does not hear of ------------------------------------------------------------------
+
+
+class Unheard(ByHand):
+    """Steps the optimizers past Lightning's wrappers."""
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return super().optimizers(use_pl_optimizer=False)
+
+
+class SteppingItself(Net):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
+        optimizer_closure()
+        optimizer.optimizer.step()
+
+
+class Sharp(Net):
+    """Sharpness-aware minimisation by the two steps of its optimizer."""
+
+    automatic_optimization = False
+    rho = 0.05
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        self.gradients(batch)
+        optimizer.first_step()
+        self.gradients(batch)
+        optimizer.second_step()
+
+    def gradients(self, batch: Any) -> None:
+        self.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+class SharpWithoutMoving(Sharp):
+    """The same gradients, with the weights where they are, and an ordinary optimizer."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.gradients(batch)
+        named = {name: p for name, p in self.net.named_parameters() if p.grad is not None}
+        norm = torch.stack([p.grad.norm() for p in named.values()]).norm()  # type: ignore[union-attr]
+        higher = {n: (p + p.grad * (self.rho / norm)).detach().requires_grad_() for n, p in named.items()}
+        outputs = torch.func.functional_call(self.net, higher, (batch[0],))
+        loss = nn.functional.cross_entropy(outputs, batch[1])
+        for p, gradient in zip(named.values(), torch.autograd.grad(loss, list(higher.values())), strict=True):
+            p.grad = gradient
+        self.optimizers().step()
+
+
+def sam(parameters: Any) -> Sam:
+    return Sam(parameters, torch.optim.SGD, Sharp.rho, lr=0.1, momentum=0.9)
+
+
 # -- refused -----------------------------------------------------------------------------------------------
 
 
@@ -136,6 +190,9 @@ def refused(rule: str | None, optimizer: Any) -> Run:
     return train(module(optimizer=optimizer), make(rule))
 
 
+MOVED = Refused(
+    "changed while they were drawn", "SAM moves weights during `training_step`, when they are drawn at random"
+)
 OWN_PASSES = Refused("set draws=1", "`draws` above 1 repeats passes, and these are the module's own")
 
 SETTINGS = [
@@ -182,6 +239,38 @@ SETTINGS = [
         lambda rule: train(module(Alternating), make(rule)),
         lambda rule: train(module(NotToggling), make(rule)),
         exceptions={"mesu draws": OWN_PASSES},
+    ),
+    Setting(
+        "manual optimization, `use_pl_optimizer=False`, two optimizers",
+        "the same by Lightning's optimizers",
+        lambda rule: train(module(Unheard), make(rule)),
+        lambda rule: train(module(ByHand), make(rule)),
+        exceptions={"mesu draws": OWN_PASSES},
+    ),
+    Setting(
+        "`optimizer_step` of the module, which steps torch's optimizer",
+        "Lightning's own `optimizer_step`",
+        lambda rule: train(module(SteppingItself), make(rule)),
+        alone,
+    ),
+    Setting(
+        "an optimizer with Lightning's `Optimizable` and without torch's hooks",
+        "`torch.optim.SGD`",
+        lambda rule: train(module(optimizer=Plain), make(rule)),
+        alone,
+    ),
+    Setting(
+        "an optimizer that wraps another and evaluates the closure itself",
+        "the inner optimizer",
+        lambda rule: train(module(optimizer=lambda parameters: Evaluating(sgd(parameters))), make(rule)),
+        alone,
+    ),
+    Setting(
+        "SAM, `first_step` and `second_step`",
+        "its second gradient, taken without moving the weights, in `torch.optim.SGD`",
+        lambda rule: train(module(Sharp, sam), make(rule)),
+        lambda rule: train(module(SharpWithoutMoving), make(rule)),
+        exceptions={"mesu draws": OWN_PASSES, "bgd": MOVED, "mesu": MOVED, "mesu chain": MOVED},
     ),
     Setting(
         "LBFGS",

@@ -46,10 +46,9 @@ def one_step(
     optimizers: list[torch.optim.Optimizer] | None = None,
 ) -> SynapticStep:
     """One step of each optimizer, with random gradients."""
-    step = SynapticStep(rules, compiled=compiled)
+    step = SynapticStep(rules, compiled=compiled, begin=lambda _: scale)
     optimizers = optimizers or [torch.optim.SGD(model.parameters(), lr=0.1)]
     step.attach(optimizers)
-    step.scale = scale
     torch.manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn_like(p)

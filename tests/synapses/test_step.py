@@ -188,24 +188,25 @@ def test_a_skipped_step_leaves_no_trace() -> None:
     assert all(map(torch.equal, rule.seen[0]["gradients"], gradients))
 
 
-def test_a_step_by_hand_that_was_not_announced_is_not_observed() -> None:
+def test_a_step_that_was_not_announced_is_pulled_and_observed_once() -> None:
     model = nn.Linear(3, 2)
-    rule = Recorder(model, {"updates"})
+    rule = Recorder(model, {"gradients", "updates"}, pull=0.5)
     optimizer, step = torch.optim.SGD(model.parameters(), lr=0.1), SynapticStep([rule])
     step.attach([optimizer])
-    backward(model)
-    optimizer.step()
-    assert rule.seen == []
-    step.about_to_step(optimizer)
-    optimizer.step()
-    optimizer.step()
-    assert len(rule.seen) == 1
-    step.about_to_step(optimizer)
+    for announced in (False, True, False):
+        gradients = backward(model)
+        if announced:
+            step.about_to_step(optimizer)
+        optimizer.step()
+        assert all(map(torch.equal, rule.seen[-1]["gradients"], gradients))
+        assert all(torch.equal(p.grad, g + 0.5) for p, g in zip(model.parameters(), gradients, strict=True))
+    assert len(rule.seen) == rule.pulls == rule.ends == 3
     step.detach()
     optimizer.step()
+    assert rule.pulls == 3
     step.attach([optimizer])
     optimizer.step()
-    assert len(rule.seen) == 1
+    assert rule.pulls == 4
 
 
 def test_two_optimizers_show_each_its_own_synapses() -> None:
@@ -286,7 +287,7 @@ def test_a_step_that_broke_off_does_not_hide_those_of_later_batches() -> None:
 
     with pytest.raises(KeyError):
         optimizer.step(failing)
-    step.forget_broken_steps()
+    step.start_batch()
     backward(model)
     optimizer.step(partial(step.about_to_step, optimizer))
     assert len(rule.seen) == 1
@@ -316,9 +317,6 @@ def test_an_optimizer_that_evaluates_its_closure_again_within_a_step_is_refused(
         optimizer.step(closure)
         optimizer.step(closure)
     assert len(rule.seen) == (2 if closures == 1 else 0)
-    step.detach()
-    assert not optimizer._optimizer_step_pre_hooks
-    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_sparse_gradients_are_refused() -> None:

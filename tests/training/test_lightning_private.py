@@ -68,6 +68,12 @@ def test_is_logging_step(tmp_path: Path) -> None:
     assert found == [False, False, True]
 
 
+def test_is_stepping_batch() -> None:
+    assert asked(lambda t, m: private.is_stepping_batch(t)) == [True] * 3
+    found = asked(lambda t, m: private.is_stepping_batch(t), accumulate_grad_batches=2)
+    assert found == [False, True, True]  # also of a last window with fewer
+
+
 def test_logged_step() -> None:
     assert asked(lambda t, m: private.logged_step(t)) == [0, 1, 2]
     assert asked(lambda t, m: private.logged_step(t), accumulate_grad_batches=3) == [0, 0, 0]

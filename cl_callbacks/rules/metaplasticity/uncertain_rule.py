@@ -184,6 +184,10 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._window_ended = True
 
+    def begin_step(self) -> None:
+        """Ends the window of micro-batches, also where Lightning does not know of the step."""
+        self._window_ended = True
+
     def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
         if self.reduction == "sum":
             return float(trainer.world_size)
