@@ -77,7 +77,9 @@ def dealt(number: int, start: str | None) -> DataLoader:
 
 
 def train(net: Any, data: Any, *callbacks: Any, start: str | None, **options: Any) -> Trainer:
-    processes = {"devices": 1} if start is None else {"devices": 2, "strategy": STARTED[start]()}
+    processes: dict[str, Any] = (
+        {"devices": 1} if start is None else {"devices": 2, "strategy": STARTED[start]()}
+    )
     trainer = make_trainer(*callbacks, use_distributed_sampler=False, **processes | options)
     if isinstance(data, LightningDataModule):
         trainer.fit(net, datamodule=data)

@@ -66,11 +66,13 @@ class Swapping(Callback):
 
 
 class AtTrainEnd(Swapping):
-    on_train_end = Swapping.swap
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.swap(trainer, pl_module)
 
 
 class AtFitEnd(Swapping):
-    on_fit_end = Swapping.swap
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self.swap(trainer, pl_module)
 
 
 class SwappingModule(Scored):
@@ -163,7 +165,8 @@ def test_what_is_consolidated_and_scored_is_what_the_fit_leaves(
 )
 def test_a_task_that_is_consolidated_anew_counts_once(rule: Callable[[], Any]) -> None:
     """As if the averaged weights had been those at the task's end, for a rule with state of every kind."""
-    halves, found = AtTrainEnd(), []
+    found: list[dict[str, Any]] = []
+    halves = Swapping()
 
     class Early(Callback):
         """Does before the end of the task what the other does after it."""
@@ -175,7 +178,8 @@ def test_a_task_that_is_consolidated_anew_counts_once(rule: Callable[[], Any]) -
             if trainer.current_epoch == 3:
                 halves.swap(trainer, pl_module)
 
-    for swapping in (Early(), AtTrainEnd()):
+    both: list[Callback] = [Early(), AtTrainEnd()]
+    for swapping in both:
         halves.average = []
         torch.manual_seed(0)
         model, learner = Scored(plain_net(), optimizer=descent), rule()
@@ -196,7 +200,8 @@ def test_a_module_that_changes_its_weights_in_the_end() -> None:
 
 
 def test_the_next_task_begins_without_a_penalty() -> None:
-    rule, penalties = EWC(1.0), []
+    rule = EWC(1.0)
+    penalties: list[float] = []
 
     class First(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
