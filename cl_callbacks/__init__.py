@@ -22,7 +22,10 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.seed_epochs import SeedEpochs
+from cl_callbacks.training.state_from_processes import bring_state_back
 from cl_callbacks.tuning import FoundStrength, StrengthFinder, find_strength
+
+bring_state_back()
 
 __version__ = "0.1.0"
 

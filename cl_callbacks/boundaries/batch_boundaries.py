@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.training.fit_end import renews_statistics
 
 
 class BatchBoundaries(TaskBoundaries):
@@ -49,6 +50,8 @@ class BatchBoundaries(TaskBoundaries):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Ends the current task and begins the next one if the batch carries a new number."""
+        if renews_statistics(trainer):
+            return
         task = self._task_of(batch)
         if trainer.world_size > 1:
             tasks = trainer.strategy.all_gather(torch.tensor([task], device=pl_module.device))
@@ -65,6 +68,7 @@ class BatchBoundaries(TaskBoundaries):
         """Ends the last task."""
         if self.task_is_open:
             self.end(trainer)
+        super().on_train_end(trainer, pl_module)
 
     def _task_of(self, batch: Any) -> int:
         try:

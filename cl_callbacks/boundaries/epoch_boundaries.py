@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.training.fit_end import renews_statistics
 
 
 class EpochBoundaries(TaskBoundaries):
@@ -56,6 +57,8 @@ class EpochBoundaries(TaskBoundaries):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins a task if none is open."""
+        if renews_statistics(trainer):
+            return
         self._epoch = trainer.current_epoch
         if not self.task_is_open:
             self.begin(trainer)
@@ -67,8 +70,13 @@ class EpochBoundaries(TaskBoundaries):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the task after its last epoch."""
-        if self.task_is_open and self._is_last(trainer.current_epoch):
+        if self.task_is_open and self._is_last(trainer.current_epoch) and not renews_statistics(trainer):
             self.end(trainer)
+
+    @property
+    def why_no_task_ended(self) -> str:
+        """The number of epochs that were waited for."""
+        return f"EpochBoundaries waits for {self.every_n_epochs} epochs"
 
     def _is_last(self, epoch: int) -> bool:
         return (epoch + 1) % self.every_n_epochs == 0

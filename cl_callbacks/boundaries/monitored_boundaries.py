@@ -14,6 +14,7 @@ from torch import Tensor
 from cl_callbacks.boundaries.signals import Signal
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 from cl_callbacks.guards.arguments import integer
+from cl_callbacks.training.fit_end import renews_statistics
 from cl_callbacks.training.progress import show_in_progress_bar
 
 
@@ -48,6 +49,11 @@ class MonitoredBoundaries(TaskBoundaries):
         """
         raise NotImplementedError
 
+    @property
+    def why_no_task_ended(self) -> None:
+        """``None``: a fit in which nothing was found is usual, and the next one goes on."""
+        return None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches the signal to the module."""
         super().on_train_start(trainer, pl_module)
@@ -59,13 +65,15 @@ class MonitoredBoundaries(TaskBoundaries):
         """Begins a task if none is open."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._see_all(trainer)  # values that were read but not yet processed when a checkpoint was written
-        if not self.task_is_open:
+        if not self.task_is_open and not renews_statistics(trainer):
             self.begin(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Reads and processes the values once there are enough."""
+        if renews_statistics(trainer):
+            return
         value = self.signal.read(trainer, pl_module, outputs)
         if value is None and trainer.world_size > 1:
             # Reading is a collective: a process without a value contributes NaN, so that none waits for it.
@@ -109,6 +117,7 @@ class MonitoredBoundaries(TaskBoundaries):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detaches the signal from the module when training fails."""
         self.signal.detach()
+        super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the signal's state, the values that were read but not yet processed, and the counters."""

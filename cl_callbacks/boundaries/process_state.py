@@ -44,8 +44,13 @@ def of_this_process(all_processes: list[Any]) -> Any:
     return all_processes[rank % len(all_processes)]
 
 
+def in_a_group() -> bool:
+    """Whether this process knows its place among others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def _place() -> tuple[int, int]:
     """Rank of this process and world size; ``(0, 1)`` without a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if in_a_group():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.boundaries.process_state import of_all_processes, of_this_process
+from cl_callbacks.boundaries.last_task import LastTask
+from cl_callbacks.boundaries.process_state import in_a_group, of_all_processes, of_this_process
 from cl_callbacks.guards.saved_state import restore_atomically
-from cl_callbacks.training.lightning_private import last_saved_step, may_stop_early
+from cl_callbacks.training.fit_end import after_training, forget_after_training, weights_may_change
+from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
 from cl_callbacks.training.progress import say, show_in_progress_bar
 
@@ -36,6 +40,10 @@ def dispatch(trainer: Trainer, event: str, task: int) -> None:
 class TaskBoundaries(Callback):
     """Base of the callbacks that declare tasks; a Trainer has one.
 
+    If the weights change after the last step of a fit and the end of its last task, as where averages are
+    swapped in when training ends, ``on_task_revised(trainer, pl_module, task)`` is sent: rules consolidate
+    the task anew, from the state that they had before its end, and it is scored anew.
+
     The events are sent in hooks where ``self.log`` works, except for a task that ends only with the fit
     (early stopping, the last task of a stream): there use ``trainer.logger``.
 
@@ -54,10 +62,13 @@ class TaskBoundaries(Callback):
         self.task_is_open = False
         self.looking_back = False
         self._evaluating = False
+        self._last_task = LastTask()
+        self._of_processes: list[Any] = []
 
     def begin(self, trainer: Trainer) -> None:
         """Begins the task: sends ``on_task_start``."""
         self.task_is_open = True
+        self._last_task.begin()
         show_in_progress_bar(trainer, self.progress_bar_items())
         dispatch(trainer, "on_task_start", self.task)
 
@@ -69,6 +80,7 @@ class TaskBoundaries(Callback):
         self.looking_back = as_of is not _NOW
         with as_of:
             dispatch(trainer, "on_task_end", self.task)
+        self._last_task.end(trainer, self.task, self.looking_back)
         self.looking_back = False
         ended = self.task
         self.task_is_open = False
@@ -91,8 +103,10 @@ class TaskBoundaries(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the configuration, and refuses a ``fit`` that would return at once without training."""
+        """Goes on with the count of tasks; refuses a ``fit`` that would return at once without training."""
         log_configuration(trainer)
+        if not self.task and not self.task_is_open:  # nothing was counted here yet, but perhaps elsewhere
+            self.task = max(getattr(c, "next_task", 0) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # progress comes from the checkpoint, and resuming a finished run is no error
         done, limit = _epochs_done(trainer), trainer.max_epochs
@@ -110,16 +124,52 @@ class TaskBoundaries(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows a task that continues from a checkpoint or an earlier fit, since Lightning clears its bar."""
+        self._restore_process()
+        self._last_task = LastTask(continues=self.task_is_open)
         if self.task_is_open:
             show_in_progress_bar(trainer, self.progress_bar_items())
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the weights once all callbacks and the module have ended the training."""
+        after_training(trainer, partial(self._revise, trainer))
+        if self.why_no_task_ended is not None:
+            self._last_task.warn_who_waits(trainer, self.why_no_task_ended)
+
+    def _revise(self, trainer: Trainer) -> None:
+        """Has the last task consolidated and scored anew, if the weights have changed since its end."""
+        if not weights_may_change(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self._last_task.is_of_other_weights(trainer), all=False):
+            dispatch(trainer, "on_task_revised", self._last_task.task)
+            self._last_task.end(trainer, self._last_task.task)
+            _rewrite_last_checkpoints(trainer, also_others=True)
+
+    @property
+    def why_no_task_ended(self) -> str | None:
+        """Why a whole fit may have ended no task, as the end of a sentence; ``None`` where that is usual."""
+        return f"{type(self).__name__} has declared no end"
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Marks the end of an evaluation."""
+        """Warns if weights have changed where that is too late to consolidate the last task anew."""
         self._evaluating = False
+        if self._last_task.is_of_other_weights(trainer):
+            rank_zero_warn(
+                f"{type(self).__name__}: the weights have changed after task {self._last_task.task} ended "
+                f"with the last step of the fit, so rules hold on to other weights than the fit leaves, and "
+                f"scores are of those. Let what changes weights at the end do so in `on_train_end`."
+            )
+        self._last_task = LastTask()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forgets what was to be done at the end of the training, which does not come."""
+        forget_after_training(trainer)
+        self._last_task = LastTask()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives only. A collective: all processes must call it."""
         state = {"task": self.task, "task_is_open": self.task_is_open}
+        if self._of_processes:
+            return state | {"processes": self._of_processes}
         own = self.process_state()
         return state | {"processes": of_all_processes(own)} if own else state
 
@@ -139,8 +189,15 @@ class TaskBoundaries(Callback):
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Restores a checked state; subclasses extend it."""
         self.task, self.task_is_open = state_dict["task"], state_dict["task_is_open"]
-        if "processes" in state_dict:
-            self.restore_process(of_this_process(state_dict["processes"]))
+        self._of_processes = state_dict.get("processes", [])
+        if len(self._of_processes) == 1 or in_a_group():
+            self._restore_process()
+
+    def _restore_process(self) -> None:
+        """Takes this process's part of what was restored before it was known which process this is."""
+        if self._of_processes:
+            self.restore_process(of_this_process(self._of_processes))
+            self._of_processes = []
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`process_state` returned; subclasses extend it."""
@@ -165,6 +222,7 @@ class FitBoundaries(TaskBoundaries):
     def __init__(self, carry_optimizer: bool = False) -> None:
         super().__init__()
         self.carry_optimizer = carry_optimizer
+        self.is_default = False  # whether it was added for want of another
         self._previous: list[Any] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,6 +251,7 @@ class FitBoundaries(TaskBoundaries):
         """Ends the task if the last epoch was not recognised as the last, as under early stopping."""
         if self.task_is_open:
             self.end(trainer)
+        super().on_train_end(trainer, pl_module)
         self._previous = list(trainer.optimizers) if self.carry_optimizer else []
 
 
@@ -207,8 +266,10 @@ def ensure_boundaries(trainer: Trainer) -> None:
     if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
         return
     first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+    default = FitBoundaries()
+    default.is_default = True
     # Before the first checkpoint callback, and in a new list: Lightning is iterating over the old one.
-    trainer.callbacks = [*callbacks[:first], FitBoundaries(), *callbacks[first:]]  # type: ignore[attr-defined]
+    trainer.callbacks = [*callbacks[:first], default, *callbacks[first:]]  # type: ignore[attr-defined]
 
 
 def _summary(trainer: Trainer, task: int) -> str:
@@ -234,20 +295,18 @@ def _is_last_epoch(trainer: Trainer) -> bool:
     return epochs or steps or (trainer.should_stop and may_stop_early(trainer))
 
 
-def _rewrite_last_checkpoints(trainer: Trainer) -> None:
+def _rewrite_last_checkpoints(trainer: Trainer, also_others: bool = False) -> None:
     """Rewrites the last checkpoint if it was saved at this step, before the task was consolidated.
 
-    A checkpoint callback that saves at the end of validation or every n steps saves once per step, and
-    so ``last.ckpt`` would lack the consolidated state.
+    A checkpoint callback that saves at the end of validation or every n steps saves once per step, and so
+    ``last.ckpt`` would lack the consolidated state. With ``also_others``, checkpoints of other names too.
     """
     for checkpoint in trainer.checkpoint_callbacks:
-        if (
-            isinstance(checkpoint, ModelCheckpoint)
-            and checkpoint.save_last
-            and checkpoint.last_model_path
-            and last_saved_step(checkpoint) == trainer.global_step
-        ):
-            trainer.save_checkpoint(checkpoint.last_model_path, checkpoint.save_weights_only)
+        if not isinstance(checkpoint, ModelCheckpoint) or last_saved_step(checkpoint) != trainer.global_step:
+            continue
+        last = checkpoint.last_model_path if checkpoint.save_last else ""
+        for path in {last, last_saved_file(checkpoint) if also_others else ""} - {""}:
+            trainer.save_checkpoint(path, checkpoint.save_weights_only)
 
 
 def _carry_state(old: Any, new: Any) -> None:

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
-from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
+from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.data.image_tasks import (
     ImageTask,
     Permute,
@@ -26,6 +27,7 @@ from cl_callbacks.data.image_tasks import (
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.guards.signatures import declare_arguments
+from cl_callbacks.training.fit_end import renews_statistics
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
@@ -221,6 +223,7 @@ class TaskSequence(LightningDataModule):
                 f"{len(self)} tasks of {self.epochs_per_task} epochs end after {epochs} epochs: use "
                 f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
             )
+        self._refuse_changes_without_a_boundary(trainer, limit)
         within_a_task = trainer.current_epoch // self.epochs_per_task == (limit - 1) // self.epochs_per_task
         if (self.transition_batches or not within_a_task) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
@@ -228,12 +231,34 @@ class TaskSequence(LightningDataModule):
                 "use Trainer(reload_dataloaders_every_n_epochs=1)."
             )
 
+    def _refuse_changes_without_a_boundary(self, trainer: Trainer, limit: int) -> None:
+        """Refuses boundaries that pass over a change of the data, if a rule waits for one."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        waiting = [type(c).__name__ for c in callbacks if getattr(c, "consolidates", False)]
+        epochs, boundaries = self.epochs_per_task, boundaries_of(trainer)
+        assert epochs is not None
+        if not waiting or limit < 0 or trainer.current_epoch // epochs == (limit - 1) // epochs:
+            return
+        if isinstance(boundaries, EpochBoundaries) and epochs % boundaries.every_n_epochs:
+            declared = (
+                f"EpochBoundaries(every_n_epochs={boundaries.every_n_epochs}) ends tasks at other times"
+            )
+        elif isinstance(boundaries, FitBoundaries) and boundaries.is_default:
+            declared = "without a boundary callback the whole fit is one task"
+        else:
+            return
+        raise MisconfigurationException(
+            f"The data of this TaskSequence change every {epochs} epochs, and {declared}: "
+            f"{' and '.join(waiting)} would consolidate tasks too late. Use EpochBoundaries({epochs}); or "
+            f"FitBoundaries(), if the whole fit shall be one task."
+        )
+
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Switches to the next task; after the last one, stops training."""
         if self.epochs_per_task is not None:
             return  # tasks change with the epoch, whatever boundary was found or declared
         self.current_task += 1
-        if self.current_task == len(self.tasks):
+        if self.current_task == len(self.tasks) and not renews_statistics(trainer, trainer.current_epoch + 1):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,9 +272,13 @@ class TaskSequence(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Loader of the shuffled training data of the current task."""
-        epoch = 0
-        if self.epochs_per_task is not None and self.trainer is not None:
-            self.current_task, epoch = divmod(self.trainer.current_epoch, self.epochs_per_task)
+        epoch, trainer = 0, self.trainer
+        # The epoch for the statistics of BatchNorm shows the latest data once more.
+        again = trainer is not None and renews_statistics(trainer)
+        if self.epochs_per_task is not None and trainer is not None:
+            self.current_task, epoch = divmod(trainer.current_epoch - again, self.epochs_per_task)
+        elif again:
+            self.current_task = min(self.current_task, len(self) - 1)
         if not 0 <= self.current_task < len(self.tasks):
             raise ValueError(
                 f"all {len(self.tasks)} tasks of the sequence have been trained; set `current_task` to go "

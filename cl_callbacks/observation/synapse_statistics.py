@@ -124,6 +124,10 @@ class SynapseStatistics(Callback):
         """Measures and logs, with quantiles by layer and histograms."""
         self._of_task = self._look(trainer, thoroughly=True)
 
+    def on_task_revised(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Measures and logs again, what rules have consolidated anew."""
+        self.on_task_end(trainer, pl_module, task)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures and logs if no task has ended in this fit."""
         self._of_task = self._of_task or self._look(trainer, thoroughly=True)

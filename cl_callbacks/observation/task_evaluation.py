@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,6 +20,7 @@ from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
+from cl_callbacks.training.fit_end import after_training, same_weights, weight_norms
 from cl_callbacks.training.log import log
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.task_scores import task_scores
@@ -91,6 +93,7 @@ class TaskEvaluation(Callback):
         self._evaluating = False
         self.report = TaskReport(self.record, monitor, names)
         self._latest: tuple[int, list[float]] = (-1, [])
+        self._norms: dict[str, Tensor] = {}
 
     @property
     def matrix(self) -> Tensor:
@@ -103,6 +106,11 @@ class TaskEvaluation(Callback):
     def results(self) -> dict[str, float]:
         """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning."""
         return self.record.results()
+
+    @property
+    def next_task(self) -> int:
+        """Number of the next task after those that were learned, in whatever Trainer."""
+        return max(self.record.learned, default=-1) + 1
 
     # -- measuring ---------------------------------------------------------------------------------
 
@@ -150,17 +158,25 @@ class TaskEvaluation(Callback):
         self._warn_of_too_many_tasks(index)
         self.report.log_task(trainer, index, consolidation_seconds=seconds)
 
+    def on_task_revised(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Scores the weights that the fit leaves, in place of those at the task's end."""
+        self.record.keep(len(self.record.learned), self._validated(trainer))
+        self.report.log_task(trainer, len(self.record.learned) - 1)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a row for a last task that is still open, since its end can only be found later."""
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, MonitoredBoundaries) and boundaries.task_is_open:
-            self._add_row(trainer)
-            self.report.log_task(trainer, len(self.record.learned))
+            after_training(trainer, partial(self._score_open_task, trainer))
+
+    def _score_open_task(self, trainer: Trainer) -> None:
+        self._add_row(trainer)
+        self.report.log_task(trainer, len(self.record.learned))
 
     def _add_row(self, trainer: Trainer) -> None:
         if boundaries_of(trainer).looking_back:
             scores = self._scores(trainer, quiet_validation(trainer, _WHAT, averaged=False))
-        elif self._latest[0] == trainer.global_step:
+        elif self._latest[0] == trainer.global_step and self._at_the_weights_of_the_latest(trainer):
             scores = self._latest[1]
         else:
             scores = self._validated(trainer)
@@ -178,8 +194,13 @@ class TaskEvaluation(Callback):
     def _validated(self, trainer: Trainer) -> list[float]:
         return self._keep(trainer, self._scores(trainer, quiet_validation(trainer, _WHAT)))
 
+    def _at_the_weights_of_the_latest(self, trainer: Trainer) -> bool:
+        """Whether the weights are those of the latest scores; averages may have been put in their place."""
+        same = same_weights(self._norms, weight_norms(trainer.lightning_module)) == 1.0
+        return trainer.strategy.reduce_boolean_decision(same)
+
     def _keep(self, trainer: Trainer, scores: list[float]) -> list[float]:
-        self._latest = (trainer.global_step, scores)
+        self._latest, self._norms = (trainer.global_step, scores), weight_norms(trainer.lightning_module)
         self.record.curve.append(self._latest)
         return scores
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_callbacks.boundaries.task_boundaries import ensure_boundaries
+from cl_callbacks.boundaries.task_boundaries import boundaries_of, ensure_boundaries
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.signatures import call_text, declare_arguments, refuse_unknown, snake_case
 from cl_callbacks.guards.uninterrupted import uninterrupted
@@ -32,6 +32,7 @@ from cl_callbacks.rules.compatibility import (
     warn_of_new_weights,
 )
 from cl_callbacks.rules.compile_rules import compiles
+from cl_callbacks.rules.lost_memory import note_memory, warn_of_lost_memory
 from cl_callbacks.rules.parameter_selection import ParameterSelection, patterns_of, stepped_by
 from cl_callbacks.rules.rule_options import Patterns, state_device_of, state_dtype_of
 from cl_callbacks.rules.rule_scale import ActsOn, RuleScale, scaled
@@ -45,7 +46,8 @@ from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training import log_keys
-from cl_callbacks.training.lightning_private import attached_trainer, is_stepping_batch
+from cl_callbacks.training.fit_end import weights_may_change
+from cl_callbacks.training.lightning_private import attached_trainer, is_stepping_batch, starts_processes
 from cl_callbacks.training.log import is_due, log
 
 # Methods that are called block by block if a rule is local.
@@ -154,6 +156,8 @@ class SynapticCallback(Callback):
         )
         self.tasks = 0
         """Number of tasks that the rule has consolidated."""
+        self.next_task = 0
+        """Number of the next task after those whose end the rule has heard of, in whatever Trainer."""
         self.seconds = 0.0
         """Duration of the last task's consolidation, in seconds; 0.0 if there was none."""
         self.rule_scale = RuleScale()
@@ -164,6 +168,7 @@ class SynapticCallback(Callback):
         self._task_begins = False
         self._committing: ExitStack | None = None
         self._evaluating = False
+        self._before_task_end: dict[str, Any] | None = None
 
     # -- what a rule overrides ---------------------------------------------------------------------
 
@@ -229,6 +234,16 @@ class SynapticCallback(Callback):
         return None if self.owns_update or kind.rewrite is SynapticCallback.rewrite else "update"
 
     @property
+    def consolidates(self) -> bool:
+        """Whether the rule does something at the end of a task."""
+        return type(self).consolidate is not SynapticCallback.consolidate
+
+    @property
+    def waits_for_a_task(self) -> bool:
+        """Whether the rule remembers nothing before it has consolidated a task, and has consolidated none."""
+        return self.consolidates and not self.tasks
+
+    @property
     def strength_now(self) -> float | None:
         """Value of the argument that :attr:`dial` names; ``None`` without."""
         return getattr(self, self.dial, None)
@@ -253,6 +268,8 @@ class SynapticCallback(Callback):
         if stage == "fit":
             refuse_strategy(self, trainer)
             ensure_boundaries(trainer)
+            if starts_processes(trainer) and self.synapses.known:
+                self.restore(self.state_dict())  # copies: the processes share what they got
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Places the state beside the parameters, and attaches to the optimizers: the first rule does all."""
@@ -261,6 +278,7 @@ class SynapticCallback(Callback):
             for rule in rules:
                 refuse_missing_device(rule)
                 refuse_unknown_needs(rule)
+                warn_of_lost_memory(rule, pl_module)
             # An owner first: it may change the weights that others take as anchors, as Cascade does.
             for rule in sorted(rules, key=lambda rule: not rule.owns_update):
                 rule._place(pl_module)
@@ -319,6 +337,7 @@ class SynapticCallback(Callback):
         By then the hooks of all callbacks have run, and may have unfrozen parameters or grown heads.
         """
         self._task_begins = True
+        self._before_task_end = None  # the task before will not be consolidated anew
         if self._step is not None:
             self._step.refresh()
         if self._watch is not None:
@@ -329,6 +348,22 @@ class SynapticCallback(Callback):
         self._place(pl_module)
         if self._watch is not None:
             self._watch.end_task(trainer, self, task)
+        self.next_task = max(self.next_task, task + 1)
+        revisable = self.consolidates and weights_may_change(trainer)
+        if revisable and not boundaries_of(trainer).looking_back:
+            self._before_task_end = copy.deepcopy(self.state_dict())
+        self._consolidate(trainer, pl_module, task)
+
+    def on_task_revised(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Consolidates the task anew, at the weights that the fit leaves, in place of those at its end."""
+        if self._before_task_end is not None:
+            scale = self.rule_scale
+            self.restore(self._before_task_end)
+            self.rule_scale = scale
+            self._place(pl_module)
+            self._consolidate(trainer, pl_module, task)
+
+    def _consolidate(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         view, self.seconds = self.synapses.view, 0.0
         lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
         if view.total(lost):  # the same on every process, or they would deadlock
@@ -347,11 +382,20 @@ class SynapticCallback(Callback):
         if self._step is not None:
             self._step.refresh()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the module was trained with this rule."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            note_memory(self, pl_module)
+
+    def on_state_returned(self, trainer: Trainer) -> None:
+        """Notes the same in the process that has called a fit in processes of its own."""
+        self.on_fit_end(trainer, trainer.lightning_module)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detaches the rules from the optimizers."""
         if self._step is not None:
             self._step.detach()
-        self._step, self._watch, self._evaluating = None, None, False
+        self._step, self._watch, self._evaluating, self._before_task_end = None, None, False, None
         self.synapses.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -369,7 +413,7 @@ class SynapticCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, of tensors and numbers only, so that it loads with ``weights_only=True``."""
-        numbers = {name: copy.copy(getattr(self, name)) for name in ("tasks", *self.saved)}
+        numbers = {name: copy.copy(getattr(self, name)) for name in ("tasks", "next_task", *self.saved)}
         return {"synapses": self.synapses.state_dict()} | numbers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -382,7 +426,7 @@ class SynapticCallback(Callback):
             ValueError: a state that is not of this rule, which is then left unchanged.
         """
         if isinstance(state_dict, Mapping):
-            state_dict = {**self.unsaved_before, **state_dict}
+            state_dict = {"next_task": 0, **self.unsaved_before, **state_dict}
         if not (self._evaluating and self.synapses.known):
             restore_atomically(self, state_dict)
 
@@ -391,7 +435,7 @@ class SynapticCallback(Callback):
         self.rule_scale = RuleScale(fresh=False)
         self._continuity = Continuity(restored=True)
         self.synapses.load_state_dict(state_dict["synapses"])
-        for name in ("tasks", *self.saved):
+        for name in ("tasks", "next_task", *self.saved):
             setattr(self, name, copy.copy(state_dict[name]))
 
     # -- boundaries that are found late ------------------------------------------------------------
@@ -443,8 +487,7 @@ class SynapticCallback(Callback):
             >>> EWC(70.0, exclude="bias")
             EWC(strength=70.0, exclude=('bias',), tasks=0)
         """
-        consolidates = type(self).consolidate is not SynapticCallback.consolidate
-        return call_text(self, {"tasks": self.tasks} if consolidates else {})
+        return call_text(self, {"tasks": self.tasks} if self.consolidates else {})
 
 
 declare_arguments(SynapticCallback)

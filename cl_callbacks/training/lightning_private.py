@@ -7,13 +7,23 @@ changes one, the name of the failing test tells which.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, MutableMapping
+import math
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
@@ -66,6 +76,16 @@ def may_stop_early(trainer: Trainer) -> bool:
 def last_saved_step(checkpoint: ModelCheckpoint) -> int:
     """The global step at which a checkpoint was last written."""
     return checkpoint._last_global_step_saved
+
+
+def last_saved_file(checkpoint: ModelCheckpoint) -> str:
+    """Path of the checkpoint that was last written; empty if there is none."""
+    return checkpoint._last_checkpoint_saved
+
+
+def last_averaged_epoch(averaging: StochasticWeightAveraging) -> float:
+    """The last epoch of the fit that trains; infinite before the fit starts, and where there is no limit."""
+    return averaging.swa_end if "_max_epochs" in vars(averaging) else math.inf
 
 
 def is_live(bar: RichProgressBar) -> bool:
@@ -152,6 +172,35 @@ def set_training_data(loop: Any, loaders: Any) -> None:
 def starts_processes(trainer: Trainer) -> bool:
     """Whether each ``fit`` runs in processes of its own, whose objects do not come back."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def extend_fits_in_processes(
+    save: Callable[[Trainer, Path], None], load: Callable[[Trainer, Sequence[Any], Path], None]
+) -> None:
+    """Extends every ``fit`` that starts processes: they call ``save`` at its end, and their starter ``load``.
+
+    ``save(trainer, path)`` is called on all processes; ``load(trainer, arguments, path)`` in the process that
+    has called ``fit``, with its arguments.
+    """
+    launcher: Any = _MultiProcessingLauncher
+    launch, collect = launcher.launch, launcher._collect_rank_zero_results
+
+    @wraps(launch)
+    def launch_and_load(self: Any, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        with TemporaryDirectory() as folder:
+            self.path_of_states = Path(folder, "states.pt")  # goes with the launcher to the processes
+            results = launch(self, function, *args, trainer=trainer, **kwargs)
+            if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+                load(trainer, args, self.path_of_states)
+        return results
+
+    @wraps(collect)
+    def save_and_collect(self: Any, trainer: Any, results: Any) -> Any:
+        if trainer.state.fn == TrainerFn.FITTING:
+            save(trainer, self.path_of_states)
+        return collect(self, trainer, results)
+
+    launcher.launch, launcher._collect_rank_zero_results = launch_and_load, save_and_collect
 
 
 def leave_fit() -> NoReturn:

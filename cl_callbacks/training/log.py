@@ -98,9 +98,14 @@ def log_configuration(trainer: Trainer) -> None:
     """Logs the arguments of this package's callbacks to all loggers, as hyperparameters."""
     found = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(callback).__mro__):
+        if is_of_this_package(callback):
             found[getattr(callback, "name", type(callback).__name__.lower())] = configuration(callback)
     offer(trainer, lambda logger: _configure(logger, found))
+
+
+def is_of_this_package(made: Any) -> bool:
+    """Whether the class of an object is of this package or derived from one that is."""
+    return any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(made).__mro__)
 
 
 def _configure(logger: Logger, found: dict[str, Any]) -> None:

@@ -135,6 +135,10 @@ class StrengthFinder(Callback):
                 "that has no strength from a search: the rules keep their own."
             )
 
+    def on_state_returned(self, trainer: Trainer) -> None:
+        """Sets the strengths that were found in processes which have ended with the fit."""
+        self._set_restored(trainer)
+
     def _set_restored(self, trainer: Trainer) -> None:
         if self._restored:
             self._set_strengths(trainer)

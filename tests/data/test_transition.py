@@ -10,7 +10,15 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from cl_callbacks import DriftBoundaries, EpochBoundaries, SynapticIntelligence, TaskSequence
+from cl_callbacks import (
+    EWC,
+    DriftBoundaries,
+    EpochBoundaries,
+    FitBoundaries,
+    StreamingConsolidation,
+    SynapticIntelligence,
+    TaskSequence,
+)
 from cl_callbacks.data.transition import Blend, Ramp
 from tests.small import CLASSES, Net, make_trainer, weights
 
@@ -80,7 +88,7 @@ def test_the_share_grows_linearly() -> None:
     later = []
     for _ in range(200):
         data = sequence(epochs_per_task=1, transition_batches=10)
-        data.trainer = type("Trainer", (), {"current_epoch": 0})()  # asks for nothing else
+        data.trainer = type("Trainer", (), {"current_epoch": 0, "callbacks": []})()  # asks for nothing else
         first = [(x[:, 0] == 1).float().mean() for x, _ in data.train_dataloader()]
         data.trainer.current_epoch = 1
         second = [(x[:, 0] == 1).float().mean() for x, _ in data.train_dataloader()]
@@ -119,7 +127,7 @@ def test_pictures_of_two_tasks_in_one_batch() -> None:
     data = TaskSequence.permuted(
         (images, labels), tasks=2, epochs_per_task=1, transition_batches=4, batch_size=5, eval_batch_size=8
     )
-    data.trainer = type("Trainer", (), {"current_epoch": 0})()
+    data.trainer = type("Trainer", (), {"current_epoch": 0, "callbacks": []})()
     assert [x.shape[0] for x, _ in data.train_dataloader()] == [5, 5, 5, 5]
 
 
@@ -172,3 +180,34 @@ def test_a_trainer_that_does_not_fit() -> None:
             fit(sequence(epochs_per_task=2), max_epochs=limit)
     with pytest.raises(MisconfigurationException, match="give it epochs_per_task"):
         fit(sequence(), DriftBoundaries())
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "said"),
+    [
+        ([], r"the whole fit is one task: EWC would consolidate tasks too late. Use EpochBoundaries\(2\)"),
+        ([EpochBoundaries(3)], r"EpochBoundaries\(every_n_epochs=3\) ends tasks at other times"),
+        ([EpochBoundaries(4)], r"Use EpochBoundaries\(2\); or FitBoundaries\(\)"),
+    ],
+)
+def test_changes_without_a_boundary_are_refused_before_the_first_step(
+    boundaries: list[Callback], said: str
+) -> None:
+    for first_fit in (True, False):
+        rule = EWC(1.0)
+        rule.tasks = 0 if first_fit else 1  # with a memory it would still come too late for the next task
+        with pytest.raises(MisconfigurationException, match=said):
+            fit(sequence(epochs_per_task=2), rule, *boundaries)
+
+
+def test_boundaries_at_every_change_or_on_purpose_are_not_refused() -> None:
+    for boundaries in (EpochBoundaries(2), EpochBoundaries(1), FitBoundaries(), DriftBoundaries()):
+        fit(sequence(epochs_per_task=2), EWC(1.0), boundaries)
+    fit(sequence(epochs_per_task=2), StreamingConsolidation(1.0))
+    fit(sequence(epochs_per_task=2))
+    rule, net, data = EWC(1.0), model(), sequence(epochs_per_task=2)
+    trainer = make_trainer(rule, max_epochs=2)
+    for _ in range(2):  # a fit for each task
+        trainer.fit(net, data)
+        trainer.fit_loop.max_epochs += 2
+    assert rule.tasks == 2

@@ -210,7 +210,7 @@ def test_a_head_that_grows_between_tasks() -> None:
 def test_parameters_unfrozen_later_join_at_the_next_task() -> None:
     class Thawing(Net):
         def on_task_start(self, trainer: Any, pl_module: Any, task: int) -> None:
-            self.net[0].requires_grad_(task == 1)
+            self.net[0].requires_grad_(task == 2)  # the count goes on in the second Trainer
 
     model, ewc = Thawing(plain_net()), EWC(1.0)
     fit_tasks(model, ewc, tasks=1)

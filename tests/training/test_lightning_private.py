@@ -6,6 +6,7 @@ A failure here means that the installed Lightning has renamed or changed what th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,12 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger
 
 import cl_callbacks
@@ -121,6 +127,20 @@ def test_last_saved_step(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=2)
     asked(lambda t, m: None, checkpoint, enable_checkpointing=True)
     assert private.last_saved_step(checkpoint) == 2
+
+
+def test_last_saved_file(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, filename="saved")
+    assert private.last_saved_file(checkpoint) == ""
+    make_trainer(checkpoint, enable_checkpointing=True).fit(Net(), loader(*task(0)))
+    assert Path(private.last_saved_file(checkpoint)).name.startswith("saved")
+
+
+def test_last_averaged_epoch() -> None:
+    averaging = StochasticWeightAveraging(swa_lrs=0.1)
+    assert private.last_averaged_epoch(averaging) == math.inf
+    make_trainer(averaging, max_epochs=3).fit(Net(), loader(*task(0)))
+    assert private.last_averaged_epoch(averaging) == 2
 
 
 def test_the_rich_bar() -> None:
