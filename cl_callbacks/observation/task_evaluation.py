@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,10 +12,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.guards.saved_state import restore_atomically
+from cl_callbacks.observation.task_loader import loader_of_task, loaders_of_past_tasks
+from cl_callbacks.observation.task_monitors import (
+    look_last,
+    monitored_at_epoch_end,
+    publish,
+    refuse_monitors,
+)
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -34,6 +41,11 @@ class TaskEvaluation(Callback):
     :func:`~cl_callbacks.training.quiet_validation.quiet_validation`, also for what a module must not do in
     it). If the end of a task is found late, the network of that earlier step is scored.
 
+    Which loader is whose is told by ``order``; else by the numbers in the batches with
+    :class:`~cl_callbacks.BatchBoundaries`, or by the data module's ``current_task``, which
+    :class:`~cl_callbacks.TaskSequence` has; else the tasks are taken to come in the order of the loaders. If
+    the scores contradict that, a warning says so and no figure is given, since it would be wrong.
+
     Logged with ``cl_task/index``, the number of tasks that ended before, as the x axis: ``cl_task/average``
     over the tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``,
     ``cl_task/forward_transfer`` and ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`),
@@ -43,6 +55,13 @@ class TaskEvaluation(Callback):
     first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
     are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
 
+    ``ModelCheckpoint(monitor="cl_task/average", mode="max")``, ``EarlyStopping`` and others that monitor find
+    the same keys. For them, and in ``trainer.callback_metrics``, they are up to date after each validation as
+    if the present task ended there, and NaN where not defined; ``cl_task/score/1`` is there before its task.
+
+    A Trainer may have several, such as for accuracy and loss. The first without a ``name`` has the keys and
+    files above, another one keys such as ``cl_task/NAME/average`` and ``task_matrix_NAME.json``.
+
     Args:
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
             ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
@@ -51,6 +70,9 @@ class TaskEvaluation(Callback):
         untrained: whether to score the tasks before training, which forward transfer needs.
         artifact: whether to log the matrix and the rules' state as a W&B artifact at the end of training.
         table: whether to print the matrix at the end of training.
+        order: the loader of the task that is learned first, second and so on, counted from 0, such as
+            ``[2, 0, 1, 2]``; ``None`` for a task without a loader. May also be set afterwards.
+        name: for keys and files; default: none for the first, else that of the ``monitor``.
 
     Attributes:
         record: the scores, also those of validations between tasks.
@@ -58,7 +80,8 @@ class TaskEvaluation(Callback):
 
     Raises:
         ValueError: an invalid argument, at construction.
-        MisconfigurationException: in training, without validation data, and when the score is not logged.
+        MisconfigurationException: in training, without validation data, when the score is not logged, when a
+            task begins that is not in the ``order`` or has no loader, or two would have the same keys.
 
     Example:
         >>> from lightning import Trainer
@@ -78,6 +101,8 @@ class TaskEvaluation(Callback):
         untrained: bool = True,
         artifact: bool = False,
         table: bool = True,
+        order: Sequence[int | None] | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         if mode not in ("max", "min"):
@@ -86,30 +111,86 @@ class TaskEvaluation(Callback):
             raise ValueError(f"names must be a list of different names, one for each task; got {names!r}")
         self.monitor, self.mode, self.names = monitor, mode, None if names is None else list(names)
         self.untrained, self.artifact, self.table = untrained, artifact, table
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"name is for keys and files: letters, digits, '_', '-' and '.'; got {name!r}")
+        self.name = name
         self.record = TaskRecord(higher_is_better=mode == "max")
-        self._evaluating = False
         self.report = TaskReport(self.record, monitor, names)
+        self.order = order
+        self._evaluating = self._warned = False
         self._latest: tuple[int, list[float]] = (-1, [])
+        self._rewound: list[float] | None = None
+
+    @property
+    def order(self) -> list[int | None] | None:
+        """The loader of each task in the order of learning; setting it changes the figures."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Sequence[int | None] | None) -> None:
+        for task in () if order is None else order:
+            if task is not None and (not isinstance(task, int) or isinstance(task, bool) or task < 0):
+                raise ValueError(f"order must hold the numbers of loaders, from 0, or None; got {order!r}")
+        self._order = None if order is None else list(order)
+        if self._order is not None:
+            self._refuse_order(self._order)
+            self.record.take_order(self._order)
+
+    def _refuse_order(self, order: list[int | None]) -> None:
+        loaders, begun = self.record.loaders, len(self.record.begun)
+        beyond = [task for task in order if loaders and task is not None and task >= loaders]
+        if beyond or len(order) < begun:
+            raise ValueError(
+                f"order={order} does not fit: there are {loaders} validation loaders, counted from 0, and "
+                f"{begun} tasks have begun"
+            )
 
     @property
     def matrix(self) -> Tensor:
         """The task matrix ``(T + 1, T)``: row k after k tasks, row 0 before training; NaN if not measured.
 
-        Columns are in the order in which the tasks were learned.
+        Columns are in the order in which the tasks were learned first. If tasks were learned again, it has as
+        many rows as tasks were learned, and one before.
         """
         return self.record.matrix.clone()
 
     def results(self) -> dict[str, float]:
-        """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning."""
+        """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning.
+
+        Raises:
+            ValueError: the tasks came in another order than the loaders', and there is no ``order``.
+        """
+        mismatch = self._mismatch()
+        if mismatch:
+            raise ValueError(mismatch)
         return self.record.results()
+
+    @property
+    def state_key(self) -> str:
+        """Key of this instance's state in a checkpoint."""
+        return self._generate_state_key(monitor=self.monitor, name=self.name)
 
     # -- measuring ---------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Adds the default boundary callback if there is none."""
+        """Adds the default boundary callback if there is none, and names this one among several."""
         self._evaluating = stage != "fit"
+        self._latest = (-1, [])
         if stage == "fit":
             ensure_boundaries(trainer)
+            look_last(trainer)
+            self.report.name = self._name_among(_evaluations(trainer))
+
+    def _name_among(self, evaluations: list[TaskEvaluation]) -> str:
+        first = next((e for e in evaluations if e.name is None), None)
+        names = ["" if e is first else e.name or _slug(e.monitor) for e in evaluations]
+        name = names[evaluations.index(self)]
+        if names.count(name) > 1:
+            raise MisconfigurationException(
+                f"Two TaskEvaluations of this Trainer would write the same keys, "
+                f"{log_keys.task('average', name)!r}: give one of them another name=."
+            )
+        return name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that there is validation, and scores the tasks before training."""
@@ -119,71 +200,123 @@ class TaskEvaluation(Callback):
                 "validation loader per task, the module a `validation_step`, and leave limit_val_batches "
                 "above 0."
             )
-        self._latest = (-1, [])
         self.report.begin(trainer)
         boundaries, record = boundaries_of(trainer), self.record
-        if not record.rows and not isinstance(boundaries, BatchBoundaries):
+        if not record.rows and not record.begun:
             # Tasks that ended before this callback was added were learned, though not scored.
-            record.learned, record.ends = list(range(boundaries.task)), [0] * boundaries.task
-        learned = len(record.learned)
+            past = loaders_of_past_tasks(boundaries, self.order)
+            record.begun, record.ends, record.assumed = past, [0] * len(past), bool(past) and not self.order
+        learned = len(record.ends)
         if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
             record.keep(learned, self._validated(trainer))
+        known = self.report.monitored(record)
+        publish(trainer, known)
+        keys = {key for e in _evaluations(trainer) for key in e.report.monitored(e.record)}
+        refuse_monitors(trainer, keys, complete=bool(record.loaders), first=not record.ends)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Logs the number of the task."""
+        """Logs the number of the task, and finds out which loader is its own."""
         log(trainer, {log_keys.TASK: task})
+        self._begin(trainer, task)
+
+    def _begin(self, trainer: Trainer, task: int) -> None:
+        known = loader_of_task(trainer, task, len(self.record.begun), self.record.loaders, self.order)
+        self.record.begin(known.loader)
+        self.record.assumed |= known.assumed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stores the scores of the Trainer's own validation."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
+        """Stores the scores of the Trainer's own validation; in the sanity check, sees whether they exist."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            scores = self._scores(trainer, trainer.callback_metrics)
+            if not trainer.sanity_checking:
+                self._keep(trainer, scores)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores all tasks if there was no validation and another callback is about to look."""
+        if self._latest[0] != trainer.global_step and monitored_at_epoch_end(trainer):
+            self._validated(trainer)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Adds a row to the matrix and reports it."""
-        self._add_row(trainer)
-        self.record.learned.append(task)
+        index = len(self.record.ends)
+        if len(self.record.begun) == index:  # it began before this callback was there
+            self._begin(trainer, task)
+        self._add_row(trainer, index + 1)
         self.record.ends.append(trainer.global_step)
-        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
         log(trainer, {log_keys.TASK: task})
-        index, seconds = len(self.record.learned) - 1, sum(rule.seconds for rule in rules)
-        self._warn_of_too_many_tasks(index)
-        self.report.log_task(trainer, index, consolidation_seconds=seconds)
+        self._warn_of_order()
+        seconds: dict[str, float] = {}
+        if self is _evaluations(trainer)[0]:
+            rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+            seconds = {log_keys.task("consolidation_seconds"): sum(rule.seconds for rule in rules)}
+        self.report.log_task(trainer, index, seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a row for a last task that is still open, since its end can only be found later."""
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, MonitoredBoundaries) and boundaries.task_is_open:
-            self._add_row(trainer)
-            self.report.log_task(trainer, len(self.record.learned))
+            self._add_row(trainer, len(self.record.ends) + 1)
+            self.report.log_task(trainer, len(self.record.ends))
 
-    def _add_row(self, trainer: Trainer) -> None:
+    def _add_row(self, trainer: Trainer, learned: int) -> None:
         if boundaries_of(trainer).looking_back:
-            scores = self._scores(trainer, quiet_validation(trainer, _WHAT, averaged=False))
-        elif self._latest[0] == trainer.global_step:
-            scores = self._latest[1]
+            if self._rewound is None:
+                metrics = quiet_validation(trainer, _WHAT, averaged=False)
+                for evaluation in _evaluations(trainer):
+                    evaluation._rewound = evaluation._scores(trainer, metrics)
+            scores, self._rewound = self._rewound or [], None
         else:
-            scores = self._validated(trainer)
-        self.record.keep(len(self.record.learned) + 1, scores)
-
-    def _warn_of_too_many_tasks(self, index: int) -> None:
-        tasks = len(self.record.columns)
-        if index == tasks:
-            rank_zero_warn(
-                f"TaskEvaluation: more tasks have ended than there are validation loaders, {tasks}, so that "
-                f"rows and columns of the task matrix are not of the same tasks: forgetting and transfers "
-                f"mean little; the scores stand as they are."
-            )
+            scores = self._latest[1] if self._latest[0] == trainer.global_step else self._validated(trainer)
+        self.record.keep(learned, scores)
+        if not boundaries_of(trainer).looking_back:
+            publish(trainer, self.report.monitored(self.record))
 
     def _validated(self, trainer: Trainer) -> list[float]:
-        return self._keep(trainer, self._scores(trainer, quiet_validation(trainer, _WHAT)))
+        metrics = quiet_validation(trainer, _WHAT)
+        for evaluation in _evaluations(trainer):  # one validation for all
+            evaluation._keep(trainer, evaluation._scores(trainer, metrics))
+        return self._latest[1]
 
-    def _keep(self, trainer: Trainer, scores: list[float]) -> list[float]:
+    def _keep(self, trainer: Trainer, scores: list[float]) -> None:
         self._latest = (trainer.global_step, scores)
         self.record.curve.append(self._latest)
-        return scores
+        publish(trainer, self.report.monitored(self.record.now(scores)))
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
-        return task_scores(trainer, metrics, self.monitor, "TaskEvaluation")
+        scores = task_scores(trainer, metrics, self.monitor, "TaskEvaluation")
+        beyond = [task for task in self.order or () if task is not None and task >= len(scores)]
+        if beyond:
+            raise MisconfigurationException(
+                f"TaskEvaluation: order={self.order} names the validation loader {beyond[0]}, and there are "
+                f"{len(scores)}, counted from 0."
+            )
+        return scores
+
+    # -- the order of the tasks --------------------------------------------------------------------
+
+    def _mismatch(self) -> str | None:
+        found = self.record.mismatch()
+        if found is None:
+            return None
+        return (
+            f"TaskEvaluation({self.monitor!r}) took the tasks in the order of the validation loaders, and "
+            f"they seem to come in another: {found}. So that none is wrong, no figures are given: say "
+            f"order=[…], the loader of each task in the order of learning, or set the attribute `order` "
+            f"afterwards; order={list(range(self.record.loaders))} if it is that of the loaders after all."
+        )
+
+    def _warn_of_order(self) -> None:
+        sentence = self._mismatch()
+        if sentence is None and self.record.is_beyond_loaders:
+            sentence = (
+                f"TaskEvaluation: more tasks have ended than there are validation loaders, "
+                f"{self.record.loaders}, and nobody says which were learned again: forgetting, backward "
+                f"transfer and learning are not given. Say order=[…], the loader of each task, None for one "
+                f"without."
+            )
+        if sentence is not None and not self._warned:
+            self._warned = True
+            rank_zero_warn(sentence)
 
     # -- reporting ---------------------------------------------------------------------------------
 
@@ -193,8 +326,8 @@ class TaskEvaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, prints the table and logs the artifact; with one fit per task, only after the last."""
-        tasks = len(self.record.columns)
-        if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.learned) < tasks:
+        tasks = len(self.record.columns if self.order is None else self.order)
+        if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.ends) < tasks:
             return
         self.report.draw(trainer)
         if self.artifact:
@@ -217,3 +350,14 @@ class TaskEvaluation(Callback):
         """
         if not self._evaluating:
             restore_atomically(self.record, state_dict)
+            if self.order is not None:
+                self.order = self.order  # which counts, and not that of the checkpoint
+
+
+def _evaluations(trainer: Trainer) -> list[TaskEvaluation]:
+    return [c for c in trainer.callbacks if isinstance(c, TaskEvaluation)]  # type: ignore[attr-defined]
+
+
+def _slug(monitor: str) -> str:
+    """A name for keys and files: ``val_loss`` for ``val/loss``."""
+    return re.sub(r"[^\w.-]+", "_", monitor.replace("{task}", "")).strip("_")

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
@@ -63,6 +69,25 @@ def may_stop_early(trainer: Trainer) -> bool:
 def last_saved_step(checkpoint: ModelCheckpoint) -> int:
     """The global step at which a checkpoint was last written."""
     return checkpoint._last_global_step_saved
+
+
+def looks_at_epoch_end(monitoring: Callback, trainer: Trainer) -> bool:
+    """Whether a callback reads its monitored value when an epoch ends, and not when a validation does."""
+    if isinstance(monitoring, ModelCheckpoint):
+        return monitoring._should_save_on_train_epoch_end(trainer)
+    return isinstance(monitoring, EarlyStopping) and bool(monitoring._check_on_train_epoch_end)
+
+
+def looks_within_epochs(monitoring: Callback) -> bool:
+    """Whether a callback reads its monitored value after a number of steps or seconds."""
+    if not isinstance(monitoring, ModelCheckpoint):
+        return False
+    return monitoring._every_n_train_steps > 0 or monitoring._train_time_interval is not None
+
+
+def monitored_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
+    """Metrics that callbacks monitor, by key; changes of this mapping are seen by them."""
+    return trainer._logger_connector._callback_metrics
 
 
 def is_live(bar: RichProgressBar) -> bool:

@@ -99,7 +99,9 @@ def log_configuration(trainer: Trainer) -> None:
     found = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(callback).__mro__):
-            found[getattr(callback, "name", type(callback).__name__.lower())] = configuration(callback)
+            name = getattr(callback, "name", None) or type(callback).__name__.lower()
+            number = sum(key.partition(" ")[0] == name for key in found)
+            found[f"{name} {number + 1}" if number else name] = configuration(callback)
     offer(trainer, lambda logger: _configure(logger, found))
 
 
