@@ -43,9 +43,9 @@ def loader_of_task(
             )
         if numbered and order[position] not in (None, current):
             raise MisconfigurationException(
-                f"TaskEvaluation: by order={order} the next task has the validation loader {order[position]}, "
-                f"and the data module trains on task {current}: leave out the order, or set `current_task` of "
-                f"the data module."
+                f"TaskEvaluation: by order={order} the next task has the validation loader "
+                f"{order[position]}, and the data module trains on task {current}: leave out the order, or "
+                f"set `current_task` of the data module."
             )
         return TaskLoader(order[position])
     if isinstance(boundaries_of(trainer), BatchBoundaries):
