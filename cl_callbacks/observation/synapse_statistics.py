@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import integer, number
 from cl_callbacks.observation.histograms import log_histograms
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.survey import ALL, RATIO, Statistics, Survey, read
@@ -79,7 +79,7 @@ class SynapseStatistics(Callback):
         super().__init__()
         if every_n_steps is not None:
             integer("every_n_steps", every_n_steps, least=1)
-        if not 0 < frozen_below <= 1:
+        if not 0 < number("frozen_below", frozen_below) <= 1:
             raise ValueError(f"frozen_below is a plasticity, above 0 and at most 1; got {frozen_below}")
         self.every_n_steps, self.frozen_below = every_n_steps, frozen_below
         self.by_layer, self.histograms = by_layer, histograms

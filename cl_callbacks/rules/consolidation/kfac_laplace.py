@@ -16,6 +16,7 @@ from cl_callbacks.functional.fisher import Estimator, Likelihood, check_fisher, 
 from cl_callbacks.functional.kronecker import Factors, kronecker_trace, paired
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
 from cl_callbacks.rules.rule_options import AnchoredOptions
@@ -92,7 +93,7 @@ class KFACLaplace(ReadsOutputs, AnchoredRule):
                 f"{type(self).__name__} has no importance of single weights to be limited: leave "
                 f"max_importance out"
             )
-        if isinstance(decay, str) or not 0 <= decay <= 1:
+        if isinstance(decay, str) or not 0 <= number("decay", decay) <= 1:
             raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
         check_fisher(estimator, likelihood)
         self.estimator, self.likelihood = estimator, likelihood

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
+from cl_callbacks.guards.arguments import integer, number
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
@@ -85,13 +86,12 @@ class RWalk(BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         super().__init__(strength, decay=decay, **options)
-        if not 0 <= fisher_decay < 1:
+        if not 0 <= number("fisher_decay", fisher_decay) < 1:
             raise ValueError(
                 f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
             )
-        if window_steps < 1:
-            raise ValueError(f"a window has at least one step; got window_steps={window_steps}")
-        if not damping > 0:
+        integer("window_steps", window_steps, least=1)
+        if not number("damping", damping) > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0

@@ -18,7 +18,7 @@ from cl_callbacks.functional.beakers import (
     level_differences,
 )
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
-from cl_callbacks.guards.arguments import at_most_one, integer, positive
+from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
@@ -115,7 +115,7 @@ class MESU(UncertainRule):
             std_lr_scale=std_lr_scale,
             **options,
         )
-        if not 0 <= coupling <= largest_coupling():
+        if not 0 <= number("coupling", coupling) <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
         for name, window in (("memory_steps", memory_steps), ("memory_epochs", memory_epochs)):
             if window is not None:
