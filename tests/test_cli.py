@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from itertools import product
@@ -225,7 +226,8 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one(
     (tmp_path / "rule.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [rule]}}))
     with pytest.raises(SystemExit):
         run(["fit", "--config", str(CONFIGS / "digits.yaml"), "--config", str(tmp_path / "rule.yaml")])
-    assert "Option 'stength' is not accepted; the nearest is 'strength'" in capsys.readouterr().err
+    sentence = "cl-callbacks: EWC has no argument 'stength'; the nearest is 'strength'"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
 
 
 def test_the_printed_configuration_has_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,8 +380,12 @@ def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(
     assert "class_path: mine.Net" in capsys.readouterr().out
 
 
-def test_without_jsonargparse_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jsonargparse_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "jsonargparse", None)  # as Python marks what cannot be imported
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == "jsonargparse is not installed: pip install 'cl_callbacks[cli]'"
+    assert ended.value.code == 1
+    sentence = f"cl-callbacks: jsonargparse is not installed: pip install -e {shlex.quote(f'{ROOT}[cli]')}"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence

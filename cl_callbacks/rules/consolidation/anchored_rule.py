@@ -80,6 +80,10 @@ class AnchoredRule(SynapticCallback):
         self.offset = 0.0
         """The part of the penalty that does not depend on the weights."""
 
+    def _forget(self, known: list[str], names: list[str]) -> None:
+        super()._forget(known, names)
+        self.offset = 0.0
+
     @property
     def stiffness(self) -> float:
         """Stiffness :math:`k`: the pull on a weight of importance 1 at distance 1 from its anchor."""

@@ -37,6 +37,13 @@ class RWalk(BoundaryRule):
     earlier tasks. It needs no extra pass over the data; memory is six tensors per parameter. Its Fisher is
     that of batch gradients, smaller than EWC's by about the batch size, which the scaling cancels.
 
+    At the published :math:`\xi=10^{-3}` the term :math:`\frac12F\,\Delta\theta^2` is mostly far below
+    :math:`\xi` and the division only scales: the score is then the positive part of the path integral over
+    each window, divided by :math:`\xi`, which the scaling to 1 cancels. A smaller ``damping`` lets it count.
+    At a boundary the score is the average of the old and the new one, as in the paper; the released code adds
+    this average to the old score, :math:`\frac32 s_{\text{old}}+\frac12 s_{\text{new}}`, and so counts old
+    tasks twice.
+
     Source: Chaudhry et al. 2018 (arXiv 1801.10112).
 
     Args:

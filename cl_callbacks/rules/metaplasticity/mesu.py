@@ -51,7 +51,11 @@ class MESU(UncertainRule):
     the last term of :math:`\Delta\mu`; the beakers :math:`u_2\dots u_m` follow the mean.
 
     Source: Bonnet et al. 2025, "Bayesian continual learning and forgetting in neural networks" (Nature
-    Communications); the chain is this package's.
+    Communications); the chain is this package's. The factors :math:`c_\mu` and :math:`c_\sigma` of its
+    convolutional networks multiply, in the released code, the whole of a step, that of :math:`\sigma` without
+    its one half: the terms with :math:`g` are those of ``lr_scale`` :math:`=c_\mu` and ``std_lr_scale``
+    :math:`=2c_\sigma`, and the windows are :math:`N/c_\mu` for :math:`\mu` and :math:`N/2c_\sigma` for
+    :math:`\sigma`. Here both have one window, as in the equation, so that only one of these can be given.
 
     Args:
         memory_steps: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
