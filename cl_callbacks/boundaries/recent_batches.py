@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.tensors.batches import (
     count_samples,
     flat_tensors,
@@ -121,7 +122,7 @@ class RecentBatches:
         restore, are left out with a warning.
         """
         savable = [k for k in self._kept if is_plain(k.batch)]
-        if len(savable) < len(self._kept):
+        if len(savable) < len(self._kept) and first_time(self, "types that are not saved"):
             rank_zero_warn(
                 "recent batches hold values of types that no checkpoint can give back, so they are not in "
                 "it, and after a resume rules measure on what comes then. Use dicts, lists, tuples, tensors."

@@ -6,6 +6,7 @@ module that owns them.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,10 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.sample_gradients import Magnitude
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.tensors.batches import split_samples, take_samples
+
+logger = logging.getLogger(__name__)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -69,13 +73,15 @@ class WholeNetwork:
                 return self._by_vmap(parameters, batch, vectors)
             except Exception as error:  # the loop does not need vmap, or raises the same error
                 self._vmap_works = False
-                warnings.warn(
-                    f"torch.func.vmap cannot follow {type(self.module).__name__} "
-                    f"({type(error).__name__}: {str(error).splitlines()[0]}); the per-sample gradients "
-                    f"of {len(parameters)} parameters are computed one sample at a time, which is slow. "
-                    f"`exclude` them, or use fewer `samples`, if it takes too long.",
-                    stacklevel=2,
-                )
+                logger.debug("vmap cannot follow %s: %s", type(self.module).__name__, error)
+                if first_time(self.module, "vmap"):
+                    warnings.warn(
+                        f"torch.func.vmap cannot follow {type(self.module).__name__} "
+                        f"({type(error).__name__}); the per-sample gradients of {len(parameters)} parameters "
+                        f"are computed one sample at a time, which is slow. `exclude` them, or use fewer "
+                        f"`samples`, if it takes too long.",
+                        stacklevel=2,
+                    )
         return self._by_loop(parameters, batch, vectors)
 
     def _by_vmap(self, parameters: dict[str, Tensor], batch: Any, vectors: list[Tensor]) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from cl_callbacks.gradients.network_gradients import WholeNetwork, wide_dtype
 from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pass, output_cotangents
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
 from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.tensors.batches import take_samples
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,6 @@ class PerSampleGradients:
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._without_vmap: set[nn.Module] = set()
         self._network = WholeNetwork(module, lambda batch: forward(batch)[0], magnitude, max_bytes)
-        self._warned = False
 
     def sums(
         self, batch: Any, cotangents: Cotangents, totals: list[Tensor] | None = None
@@ -240,8 +240,7 @@ class PerSampleGradients:
 
     def _check_alone(self, alone: Tensor, in_batch: Tensor) -> None:
         apart = alone.shape != in_batch.shape or (alone - in_batch).norm() > 0.1 * in_batch.norm()
-        if apart and not self._warned:
-            self._warned = True
+        if apart and first_time(self.module, "samples that influence each other"):
             warnings.warn(
                 f"A sample alone has other outputs than in its batch: either samples of "
                 f"{type(self.module).__name__} influence each other in evaluation mode, or the batch holds "

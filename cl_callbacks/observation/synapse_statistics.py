@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.observation.histograms import log_histograms
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.survey import ALL, RATIO, Statistics, Survey, read
@@ -103,7 +104,7 @@ class SynapseStatistics(Callback):
         if not rules:
             rank_zero_info(f"{type(self).__name__}: this Trainer has no rule, whose synapses it would show.")
         for key, rule in rules.items():
-            if key != rule.name:
+            if key != rule.name and first_time(self, key):
                 rank_zero_warn(
                     f"{type(self).__name__}: two rules are called {rule.name!r}, and the second, a "
                     f"{type(rule).__name__}, is shown as {key!r}: give each a name of its own, with name=."
@@ -158,7 +159,8 @@ class SynapseStatistics(Callback):
                 try:
                     figure = draw(measures)
                 except ValueError as error:  # such as from a user's rule; it must not end the training
-                    rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
+                    if first_time(self, f"{key}/{name}"):
+                        rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
                     continue
                 if figure is not None:
                     log_figure(trainer, log_keys.synapses(key, name), figure)
