@@ -56,13 +56,17 @@ def run(args: list[str] | None = None) -> LightningCLI:
     )
 
 
-def _classes() -> list[str]:
-    """Names of classes that need no module path."""
-    from lightning.pytorch import callbacks, loggers
+def _classes() -> set[str]:
+    """Names of the classes that need no module path: those that have been imported."""
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+    from lightning.pytorch.loggers import Logger
 
-    import cl_callbacks
-
-    return [*cl_callbacks.__all__, *callbacks.__all__, *loggers.__all__]
+    found: set[type] = set()
+    new: set[type] = {Callback, LightningDataModule, LightningModule, Logger}
+    while new:
+        found |= new
+        new = {kind for parent in new for kind in parent.__subclasses__()} - found
+    return {kind.__name__ for kind in found if not kind.__name__.startswith("_")}
 
 
 def _end(sentence: str, status: int) -> NoReturn:

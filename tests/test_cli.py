@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -228,6 +229,77 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one(
         run(["fit", "--config", str(CONFIGS / "digits.yaml"), "--config", str(tmp_path / "rule.yaml")])
     sentence = "cl-callbacks: EWC has no argument 'stength'; the nearest is 'strength'"
     assert capsys.readouterr().err.splitlines()[-1] == sentence
+
+
+MISTAKES: dict[str, tuple[list[str], Any, str]] = {
+    "class": ([], {"class_path": "EWK"}, r"there is no class 'EWK'; the nearest is 'EWC'"),
+    "boundaries": ([], {"class_path": "EpochBoundary"}, "the nearest is 'EpochBoundaries'"),
+    "module": ([], {"class_path": "nope.Rule"}, "there is no module 'nope' for the class 'nope.Rule'"),
+    "not in module": ([], {"class_path": "cl_callbacks.EWCC"}, "has no 'EWCC'; the nearest is 'EWC'"),
+    "argument": ([], {"class_path": "MAS", "init_args": {"nrom": "l2"}}, "MAS has no argument 'nrom'; .* 'norm'"),
+    "type": ([], {"class_path": "EWC", "init_args": {"strength": "much"}}, "strength.*'?much'?"),
+    "value": ([], {"class_path": "EWC", "init_args": {"strength": -1}}, "EWC: strength must be a finite number"),
+    "file": ([], {"class_path": "EWC", "init_args": {"importance_file": "/no/such"}}, "'/no/such' is not a file"),
+    "two": ([], [{"class_path": "FitBoundaries"}, {"class_path": "EpochBoundaries", "init_args": {
+        "every_n_epochs": 1}}], "One callback must say when a task ends, and this Trainer has 2"),
+    "option": (["--trainer.max_epoch=3"], [], "no option 'trainer.max_epoch'; the nearest is 'trainer.max_epochs'"),
+    "option of data": (["--data.init_args.permutation=3"], [], "ImageTasks has no argument 'permutation'; .*'permut"),
+    "data class": (["--data=ImageTaks"], [], "there is no class 'ImageTaks'; the nearest is 'ImageTasks'"),
+    "folder": (["--data.init_args.data=/no/such"], [], "there is no file or folder /no/such"),
+    "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
+    "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
+    "training": (["--trainer.reload_dataloaders_every_n_epochs=0"], [], "reload_dataloaders_every_n_epochs=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_ends_in_one_sentence_last_and_alone(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, callbacks, sentence = MISTAKES[kind]
+    content: Any = {"seed_everything": 0}
+    if callbacks:
+        content["trainer"] = {"callbacks": callbacks if isinstance(callbacks, list) else [callbacks]}
+    files = [f"--config={CONFIGS / 'digits.yaml'}", f"--config={write(tmp_path / 'mistake.yaml', content)}"]
+    short = [*QUIET, "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.limit_train_batches=1"]
+    fit = ["cl-callbacks", "fit", *files, f"--trainer.default_root_dir={tmp_path}", *short, *arguments]
+    monkeypatch.setattr(sys, "argv", fit)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (1, 2)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert re.match(f"cl-callbacks: .*{sentence}", error[-1]), error[-1]
+    assert len(error[-1]) < 500
+    assert not any("Traceback" in line or "usage:" in line for line in error)
+
+
+def test_an_error_of_ones_own_module_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from examples.digits import Classifier\n\n\nclass Net(Classifier):\n"
+        "    def training_step(self, batch, batch_idx):\n        raise ValueError('mine')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder] + [str(ROOT)])
+    more = [
+        "--model=broken.Net",
+        "--model.inputs=256",
+        f"--trainer.default_root_dir={tmp_path}",
+        *DEV,
+        *QUIET,
+    ]
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", f"--config={CONFIGS / 'digits.yaml'}", *more])
+    with pytest.raises(ValueError, match="mine"):
+        main()
+
+
+def test_the_traceback_of_a_mistake_is_there_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
+    missing = ["--data.init_args.data=/no/such", *QUIET]
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", f"--config={CONFIGS / 'digits.yaml'}", *missing])
+    with pytest.raises(FileNotFoundError, match="/no/such"):
+        main()
 
 
 def test_the_printed_configuration_has_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
