@@ -231,25 +231,32 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one(
     assert capsys.readouterr().err.splitlines()[-1] == sentence
 
 
-MISTAKES: dict[str, tuple[list[str], Any, str]] = {
-    "class": ([], {"class_path": "EWK"}, r"there is no class 'EWK'; the nearest is 'EWC'"),
-    "boundaries": ([], {"class_path": "EpochBoundary"}, "the nearest is 'EpochBoundaries'"),
-    "module": ([], {"class_path": "nope.Rule"}, "there is no module 'nope' for the class 'nope.Rule'"),
-    "not in module": ([], {"class_path": "cl_callbacks.EWCC"}, "has no 'EWCC'; the nearest is 'EWC'"),
-    "argument": ([], {"class_path": "MAS", "init_args": {"nrom": "l2"}}, "MAS has no argument 'nrom'; .* 'norm'"),
-    "type": ([], {"class_path": "EWC", "init_args": {"strength": "much"}}, "strength.*'?much'?"),
-    "value": ([], {"class_path": "EWC", "init_args": {"strength": -1}}, "EWC: strength must be a finite number"),
-    "file": ([], {"class_path": "EWC", "init_args": {"importance_file": "/no/such"}}, "'/no/such' is not a file"),
-    "two": ([], [{"class_path": "FitBoundaries"}, {"class_path": "EpochBoundaries", "init_args": {
-        "every_n_epochs": 1}}], "One callback must say when a task ends, and this Trainer has 2"),
-    "option": (["--trainer.max_epoch=3"], [], "no option 'trainer.max_epoch'; the nearest is 'trainer.max_epochs'"),
-    "option of data": (["--data.init_args.permutation=3"], [], "ImageTasks has no argument 'permutation'; .*'permut"),
+def of(kind: str, **arguments: Any) -> list[Any]:
+    return [{"class_path": kind, "init_args": arguments}]
+
+
+MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
+    "class": ([], of("EWK"), "there is no class 'EWK'; the nearest is 'EWC'"),
+    "boundaries": ([], of("EpochBoundary"), "the nearest is 'EpochBoundaries'"),
+    "module": ([], of("nope.Rule"), "there is no module 'nope' for the class 'nope.Rule'"),
+    "not in module": ([], of("cl_callbacks.EWCC"), "has no 'EWCC'; the nearest is 'EWC'"),
+    "argument": ([], of("MAS", nrom="l2"), "MAS has no argument 'nrom'; the nearest is 'norm'"),
+    "type": ([], of("EWC", strength="much"), "strength.*'?much'?"),
+    "value": ([], of("EWC", strength=-1), "EWC: strength must be a finite number"),
+    "file": ([], of("EWC", importance_file="/no/such"), "'/no/such' is not a file"),
+    "two": ([], [*of("FitBoundaries"), *of("EpochBoundaries", every_n_epochs=1)], "this Trainer has 2: "),
+    "option": (["--trainer.max_epoch=3"], [], "no option 'trainer.max_epoch'; .* 'trainer.max_epochs'"),
+    "of data": (["--data.init_args.permutation=3"], [], "no argument 'permutation'; .* 'permutations'"),
     "data class": (["--data=ImageTaks"], [], "there is no class 'ImageTaks'; the nearest is 'ImageTasks'"),
     "folder": (["--data.init_args.data=/no/such"], [], "there is no file or folder /no/such"),
     "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
     "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
-    "training": (["--trainer.reload_dataloaders_every_n_epochs=0"], [], "reload_dataloaders_every_n_epochs=1"),
-}  # fmt: skip
+    "training": (
+        ["--trainer.reload_dataloaders_every_n_epochs=0"],
+        [],
+        "reload_dataloaders_every_n_epochs=1",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
@@ -259,7 +266,7 @@ def test_a_mistake_ends_in_one_sentence_last_and_alone(
     arguments, callbacks, sentence = MISTAKES[kind]
     content: Any = {"seed_everything": 0}
     if callbacks:
-        content["trainer"] = {"callbacks": callbacks if isinstance(callbacks, list) else [callbacks]}
+        content["trainer"] = {"callbacks": callbacks}
     files = [f"--config={CONFIGS / 'digits.yaml'}", f"--config={write(tmp_path / 'mistake.yaml', content)}"]
     short = [*QUIET, "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.limit_train_batches=1"]
     fit = ["cl-callbacks", "fit", *files, f"--trainer.default_root_dir={tmp_path}", *short, *arguments]
