@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +14,19 @@ from torch import Tensor
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.guards.saved_state import restore_atomically
-from cl_callbacks.observation.task_loader import loader_of_task, loaders_of_past_tasks
+from cl_callbacks.observation.task_keys import checked_name, names_apart
 from cl_callbacks.observation.task_monitors import (
     look_last,
     monitored_at_epoch_end,
     publish,
     refuse_monitors,
+)
+from cl_callbacks.observation.task_order import (
+    checked_order,
+    loader_of_task,
+    loaders_of_past_tasks,
+    unknown_order,
+    wrong_order,
 )
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
@@ -111,9 +117,7 @@ class TaskEvaluation(Callback):
             raise ValueError(f"names must be a list of different names, one for each task; got {names!r}")
         self.monitor, self.mode, self.names = monitor, mode, None if names is None else list(names)
         self.untrained, self.artifact, self.table = untrained, artifact, table
-        if name is not None and not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"name is for keys and files: letters, digits, '_', '-' and '.'; got {name!r}")
-        self.name = name
+        self.name = checked_name(name)
         self.record = TaskRecord(higher_is_better=mode == "max")
         self.report = TaskReport(self.record, monitor, names)
         self.order = order
@@ -128,22 +132,9 @@ class TaskEvaluation(Callback):
 
     @order.setter
     def order(self, order: Sequence[int | None] | None) -> None:
-        for task in () if order is None else order:
-            if task is not None and (not isinstance(task, int) or isinstance(task, bool) or task < 0):
-                raise ValueError(f"order must hold the numbers of loaders, from 0, or None; got {order!r}")
-        self._order = None if order is None else list(order)
+        self._order = None if order is None else checked_order(order, self.record)
         if self._order is not None:
-            self._refuse_order(self._order)
             self.record.take_order(self._order)
-
-    def _refuse_order(self, order: list[int | None]) -> None:
-        loaders, begun = self.record.loaders, len(self.record.begun)
-        beyond = [task for task in order if loaders and task is not None and task >= loaders]
-        if beyond or len(order) < begun:
-            raise ValueError(
-                f"order={order} does not fit: there are {loaders} validation loaders, counted from 0, and "
-                f"{begun} tasks have begun"
-            )
 
     @property
     def matrix(self) -> Tensor:
@@ -160,9 +151,9 @@ class TaskEvaluation(Callback):
         Raises:
             ValueError: the tasks came in another order than the loaders', and there is no ``order``.
         """
-        mismatch = self._mismatch()
-        if mismatch:
-            raise ValueError(mismatch)
+        wrong = wrong_order(self.record, self.monitor)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self.record.results()
 
     @property
@@ -179,18 +170,9 @@ class TaskEvaluation(Callback):
         if stage == "fit":
             ensure_boundaries(trainer)
             look_last(trainer)
-            self.report.name = self._name_among(_evaluations(trainer))
-
-    def _name_among(self, evaluations: list[TaskEvaluation]) -> str:
-        first = next((e for e in evaluations if e.name is None), None)
-        names = ["" if e is first else e.name or _slug(e.monitor) for e in evaluations]
-        name = names[evaluations.index(self)]
-        if names.count(name) > 1:
-            raise MisconfigurationException(
-                f"Two TaskEvaluations of this Trainer would write the same keys, "
-                f"{log_keys.task('average', name)!r}: give one of them another name=."
-            )
-        return name
+            evaluations = _evaluations(trainer)
+            names = names_apart([(evaluation.name, evaluation.monitor) for evaluation in evaluations])
+            self.report.name = names[evaluations.index(self)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that there is validation, and scores the tasks before training."""
@@ -209,10 +191,12 @@ class TaskEvaluation(Callback):
         learned = len(record.ends)
         if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
             record.keep(learned, self._validated(trainer))
-        known = self.report.monitored(record)
-        publish(trainer, known)
-        keys = {key for e in _evaluations(trainer) for key in e.report.monitored(e.record)}
-        refuse_monitors(trainer, keys, complete=bool(record.loaders), first=not record.ends)
+        publish(trainer, self.report.monitored(record))
+        evaluations = _evaluations(trainer)
+        if self is evaluations[-1]:
+            keys = {key for e in evaluations for key in e.report.monitored(e.record)}
+            complete = all(evaluation.record.loaders for evaluation in evaluations)
+            refuse_monitors(trainer, keys, complete, first=not record.ends)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Logs the number of the task, and finds out which loader is its own."""
@@ -292,28 +276,8 @@ class TaskEvaluation(Callback):
             )
         return scores
 
-    # -- the order of the tasks --------------------------------------------------------------------
-
-    def _mismatch(self) -> str | None:
-        found = self.record.mismatch()
-        if found is None:
-            return None
-        return (
-            f"TaskEvaluation({self.monitor!r}) took the tasks in the order of the validation loaders, and "
-            f"they seem to come in another: {found}. So that none is wrong, no figures are given: say "
-            f"order=[…], the loader of each task in the order of learning, or set the attribute `order` "
-            f"afterwards; order={list(range(self.record.loaders))} if it is that of the loaders after all."
-        )
-
     def _warn_of_order(self) -> None:
-        sentence = self._mismatch()
-        if sentence is None and self.record.is_beyond_loaders:
-            sentence = (
-                f"TaskEvaluation: more tasks have ended than there are validation loaders, "
-                f"{self.record.loaders}, and nobody says which were learned again: forgetting, backward "
-                f"transfer and learning are not given. Say order=[…], the loader of each task, None for one "
-                f"without."
-            )
+        sentence = wrong_order(self.record, self.monitor) or unknown_order(self.record)
         if sentence is not None and not self._warned:
             self._warned = True
             rank_zero_warn(sentence)
@@ -356,8 +320,3 @@ class TaskEvaluation(Callback):
 
 def _evaluations(trainer: Trainer) -> list[TaskEvaluation]:
     return [c for c in trainer.callbacks if isinstance(c, TaskEvaluation)]  # type: ignore[attr-defined]
-
-
-def _slug(monitor: str) -> str:
-    """A name for keys and files: ``val_loss`` for ``val/loss``."""
-    return re.sub(r"[^\w.-]+", "_", monitor.replace("{task}", "")).strip("_")

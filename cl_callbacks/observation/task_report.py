@@ -47,10 +47,12 @@ class TaskReport:
     @property
     def names(self) -> list[str]:
         """Name of each column of the matrix: the task's name, or else its number."""
+        return self._names_of(self.record)
+
+    def _names_of(self, record: TaskRecord) -> list[str]:
         given, taken = dict(enumerate(self._names)), set(self._names)
         return [
-            given.get(task, f"task {task}" if str(task) in taken else str(task))
-            for task in self.record.columns
+            given.get(task, f"task {task}" if str(task) in taken else str(task)) for task in record.columns
         ]
 
     def key(self, metric: str) -> str:
@@ -88,10 +90,11 @@ class TaskReport:
 
     def monitored(self, record: TaskRecord) -> dict[str, float]:
         """All metrics of a record by key, as callbacks that monitor one look them up; NaN if not defined."""
-        names = [f"{what}/{name}" for what in ("score", "forgetting") for name in self.names]
-        latest = record.rows.get(max(record.rows, default=0), [])
-        scores = zip((f"score/{name}" for name in self.names), record.ordered(latest), strict=True)
-        found = dict.fromkeys(names, math.nan) | record.of_tasks(self.names) | dict(scores) | record.results()
+        names = self._names_of(record)
+        found = dict.fromkeys((f"forgetting/{name}" for name in names), math.nan)
+        latest = record.ordered(record.rows.get(max(record.rows, default=0), []))
+        found |= {f"score/{name}": score for name, score in zip(names, latest, strict=True)}
+        found |= record.of_tasks(names) | record.results()
         return {self.key(name): value for name, value in found.items()}
 
     def print_table(self) -> None:

@@ -1,7 +1,8 @@
-"""Finds out which validation loader has the data of the task that begins."""
+"""Which validation loader has the data of which task, and the words for where that is not known."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning.pytorch import Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries, boundaries_of
+from cl_callbacks.observation.task_record import TaskRecord
 
 
 class TaskLoader(NamedTuple):
@@ -66,3 +68,46 @@ def loaders_of_past_tasks(boundaries: TaskBoundaries, order: list[int | None] | 
     if isinstance(boundaries, BatchBoundaries):
         return []
     return list(range(boundaries.task) if order is None else order[: boundaries.task])
+
+
+def checked_order(order: Sequence[int | None], record: TaskRecord) -> list[int | None]:
+    """An order as a list.
+
+    Raises:
+        ValueError: it does not hold numbers of loaders, or not for all tasks that have begun.
+    """
+    for task in order:
+        if task is not None and (not isinstance(task, int) or isinstance(task, bool) or task < 0):
+            raise ValueError(f"order must hold the numbers of loaders, from 0, or None; got {order!r}")
+    loaders, begun = record.loaders, len(record.begun)
+    beyond = [task for task in order if loaders and task is not None and task >= loaders]
+    if beyond or len(order) < begun:
+        raise ValueError(
+            f"order={list(order)} does not fit: there are {loaders} validation loaders, counted from 0, and "
+            f"{begun} tasks have begun"
+        )
+    return list(order)
+
+
+def wrong_order(record: TaskRecord, monitor: str) -> str | None:
+    """The sentence about tasks that come in another order than that of the loaders, if they seem to."""
+    found = record.mismatch()
+    if found is None:
+        return None
+    return (
+        f"TaskEvaluation({monitor!r}) took the tasks in the order of the validation loaders, and they seem to "
+        f"come in another: {found}. So that none is wrong, no figures are given: say order=[…], the loader of "
+        f"each task in the order of learning, or set the attribute `order` afterwards; "
+        f"order={list(range(record.loaders))} if it is that of the loaders after all."
+    )
+
+
+def unknown_order(record: TaskRecord) -> str | None:
+    """The sentence about more tasks than loaders, of which nobody says what they are."""
+    if not record.is_beyond_loaders:
+        return None
+    return (
+        f"TaskEvaluation: more tasks have ended than there are validation loaders, {record.loaders}, and "
+        f"nobody says which were learned again: forgetting, backward transfer and learning are not given. Say "
+        f"order=[…], the loader of each task, None for one without."
+    )
