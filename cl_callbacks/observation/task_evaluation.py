@@ -190,7 +190,7 @@ class TaskEvaluation(Callback):
             record.begun, record.ends, record.assumed = past, [0] * len(past), bool(past) and not self.order
         learned = len(record.ends)
         if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
-            record.keep(learned, self._validated(trainer))
+            record.keep(learned, self._present_scores(trainer))
         publish(trainer, self.report.monitored(record))
         evaluations = _evaluations(trainer)
         if self is evaluations[-1]:
@@ -217,8 +217,8 @@ class TaskEvaluation(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores all tasks if there was no validation and another callback is about to look."""
-        if self._latest[0] != trainer.global_step and monitored_at_epoch_end(trainer):
-            self._validated(trainer)
+        if monitored_at_epoch_end(trainer):
+            self._present_scores(trainer)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Adds a row to the matrix and reports it."""
@@ -250,15 +250,16 @@ class TaskEvaluation(Callback):
                     evaluation._rewound = evaluation._scores(trainer, metrics)
             scores, self._rewound = self._rewound or [], None
         else:
-            scores = self._latest[1] if self._latest[0] == trainer.global_step else self._validated(trainer)
+            scores = self._present_scores(trainer)
         self.record.keep(learned, scores)
         if not boundaries_of(trainer).looking_back:
             publish(trainer, self.report.monitored(self.record))
 
-    def _validated(self, trainer: Trainer) -> list[float]:
-        metrics = quiet_validation(trainer, _WHAT)
-        for evaluation in _evaluations(trainer):  # one validation for all
-            evaluation._keep(trainer, evaluation._scores(trainer, metrics))
+    def _present_scores(self, trainer: Trainer) -> list[float]:
+        if self._latest[0] != trainer.global_step:
+            metrics = quiet_validation(trainer, _WHAT)
+            for evaluation in _evaluations(trainer):  # one validation for all
+                evaluation._keep(trainer, evaluation._scores(trainer, metrics))
         return self._latest[1]
 
     def _keep(self, trainer: Trainer, scores: list[float]) -> None:

@@ -95,9 +95,9 @@ def wrong_order(record: TaskRecord, monitor: str) -> str | None:
     if found is None:
         return None
     return (
-        f"TaskEvaluation({monitor!r}) took the tasks in the order of the validation loaders, and they seem to "
-        f"come in another: {found}. So that none is wrong, no figures are given: say order=[…], the loader of "
-        f"each task in the order of learning, or set the attribute `order` afterwards; "
+        f"TaskEvaluation({monitor!r}) took the tasks in the order of the validation loaders, and they seem "
+        f"to come in another: {found}. So that none is wrong, no figures are given: say order=[…], the loader "
+        f"of each task in the order of learning, or set the attribute `order` afterwards; "
         f"order={list(range(record.loaders))} if it is that of the loaders after all."
     )
 
@@ -108,6 +108,6 @@ def unknown_order(record: TaskRecord) -> str | None:
         return None
     return (
         f"TaskEvaluation: more tasks have ended than there are validation loaders, {record.loaders}, and "
-        f"nobody says which were learned again: forgetting, backward transfer and learning are not given. Say "
-        f"order=[…], the loader of each task, None for one without."
+        f"nobody says which were learned again: forgetting, backward transfer and learning are not given. "
+        f"Say order=[…], the loader of each task, None for one without."
     )
