@@ -86,10 +86,11 @@ def _learned(matrix: Tensor, order: Order | None) -> _Learned:
     rows = tasks_learned(matrix, order)
     known = range(rows) if order is None else order[:rows]
     events = [(row, task) for row, task in enumerate(known, 1) if task is not None]
-    first = {task: row for row, task in reversed(events)}
-    # By the time of first learning, in both.
-    first = dict(sorted(first.items(), key=lambda item: item[1]))
-    last = dict.fromkeys(first, 0) | {task: row for row, task in events}
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for row, task in events:
+        first.setdefault(task, row)
+        last[task] = row
     return _Learned(rows, events, first, last)
 
 

@@ -96,8 +96,8 @@ def wrong_order(record: TaskRecord, monitor: str) -> str | None:
         return None
     return (
         f"TaskEvaluation({monitor!r}) took the tasks in the order of the validation loaders, and they seem "
-        f"to come in another: {found}. So that none is wrong, no figures are given: say order=[…], the loader "
-        f"of each task in the order of learning, or set the attribute `order` afterwards; "
+        f"to come in another: {found}. So that none is wrong, no figures are given: say order=[…], the "
+        f"loader of each task in the order of learning, or set the attribute `order` afterwards; "
         f"order={list(range(record.loaders))} if it is that of the loaders after all."
     )
 
