@@ -130,8 +130,8 @@ class TaskRecord:
     def mismatch(self) -> str | None:
         """What shows that tasks do not come in the order of the loaders, which was assumed; else ``None``.
 
-        In some task the score of another loader improved by a quarter of the range of all scores or more, and
-        by four times as much as the score that should have.
+        In some task the score of another loader improved by more than a twentieth of the range of all scores,
+        and by more than four times as much as the score that should have.
         """
         if not self.assumed or self.loaders < 2:
             return None
@@ -140,7 +140,7 @@ class TaskRecord:
         gains = (scores[1 : rows + 1] - scores[:rows]).nan_to_num(-math.inf, math.inf, -math.inf)
         if not gains.isfinite().any():
             return None
-        best, least = gains.max(dim=1), 0.25 * float(finite.max() - finite.min())
+        best, least = gains.max(dim=1), 0.05 * float(finite.max() - finite.min())
         for task, column in enumerate(self._order[:rows]):
             own = 0.0 if column is None else float(gains[task, column])
             if math.isfinite(own) and float(best.values[task]) > max(least, 4 * own):

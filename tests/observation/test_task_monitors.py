@@ -72,7 +72,7 @@ def saved(checkpoint: ModelCheckpoint) -> dict[Path, float]:
 MODES: dict[str, dict[str, Any]] = {
     "epochs": {},
     "validations": {"check_val_every_n_epoch": 2},
-    "within epochs": {"val_check_interval": 1},
+    "within epochs": {"val_check_interval": 0.4},
     "epochs between validations": {"check_val_every_n_epoch": 4, "save_on_train_epoch_end": True},
 }
 

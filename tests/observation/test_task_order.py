@@ -88,7 +88,7 @@ def test_a_declared_order_gives_the_figures_by_hand(order: list[int], monitor: s
     assert evaluation.matrix.shape == (max(len(order), TASKS) + 1, TASKS)
 
 
-@pytest.mark.parametrize("order", [[2, 0, 1], [1, 0], [2, 1, 0], [0, 1, 0, 2], [0, 2]], ids=str)
+@pytest.mark.parametrize("order", [[2, 0, 1], [1, 0], [2, 1, 0], [0, 1, 0], [0, 1, 0, 2], [0, 2]], ids=str)
 def test_another_order_than_that_of_the_loaders_is_noticed_and_may_be_told_afterwards(
     order: list[int],
 ) -> None:
