@@ -32,9 +32,10 @@ from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
+from cl_callbacks.training.lightning_private import names_in_validation
 from cl_callbacks.training.log import log
 from cl_callbacks.training.quiet_validation import quiet_validation
-from cl_callbacks.training.task_scores import task_scores
+from cl_callbacks.training.task_scores import score_names, task_scores
 
 _WHAT = "TaskEvaluation: all tasks"
 
@@ -210,10 +211,12 @@ class TaskEvaluation(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores the scores of the Trainer's own validation; in the sanity check, sees whether they exist."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            scores = self._scores(trainer, trainer.callback_metrics)
-            if not trainer.sanity_checking:
-                self._keep(trainer, scores)
+        if trainer.sanity_checking:
+            names = names_in_validation(trainer)
+            if names and not self.untrained:  # else all tasks are scored before the first step
+                score_names(names, self.monitor, "TaskEvaluation")
+        elif trainer.state.fn == TrainerFn.FITTING:
+            self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores all tasks if there was no validation and another callback is about to look."""

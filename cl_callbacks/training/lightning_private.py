@@ -90,6 +90,16 @@ def monitored_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
     return trainer._logger_connector._callback_metrics
 
 
+def names_in_validation(trainer: Trainer) -> list[str]:
+    """Names of what the validation within a fit has logged, also in the sanity check, which has no metrics."""
+    metas = [found.meta for found in trainer.fit_loop.epoch_loop.val_loop._results.values()]
+    suffixes = [
+        f"/dataloader_idx_{m.dataloader_idx}" if m.add_dataloader_idx and m.dataloader_idx is not None else ""
+        for m in metas
+    ]
+    return [f"{m.name}{suffix}" for m, suffix in zip(metas, suffixes, strict=True)]
+
+
 def is_live(bar: RichProgressBar) -> bool:
     """Whether the bar is on the screen."""
     return bar.progress is not None and not bar._progress_stopped
