@@ -91,7 +91,7 @@ def monitored_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
 
 
 def names_in_validation(trainer: Trainer) -> list[str]:
-    """Names of what the validation within a fit has logged, also in the sanity check, which has no metrics."""
+    """Names of what the validation of a fit has logged, also in the sanity check, which has no metrics."""
     metas = [found.meta for found in trainer.fit_loop.epoch_loop.val_loop._results.values()]
     suffixes = [
         f"/dataloader_idx_{m.dataloader_idx}" if m.add_dataloader_idx and m.dataloader_idx is not None else ""
