@@ -70,8 +70,8 @@ class Plateau:
             raise ValueError(f"margin must be at least 0; got {margin}")
         self.window, self.threshold, self.margin = window, threshold, margin
         default = _DEFAULTS[threshold]
-        self.level = default[0] if level is None else level
-        self.spread = default[1] if spread is None else spread
+        self.level = default[0] if level is None else number("level", level)
+        self.spread = default[1] if spread is None else number("spread", spread)
         self._reset()
 
     def _reset(self) -> None:

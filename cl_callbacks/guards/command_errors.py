@@ -17,6 +17,9 @@ _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 _MISTAKES = (ValueError, TypeError, OSError, ImportError)
 """What a wrong argument, a missing file or a missing package raises."""
 
+_NOT_BUILT = "Does not validate against any of the Union subtypes"
+"""How jsonargparse begins where a class raised an error when it was built."""
+
 _NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (?P<name>[^\s.]+)")
 _NO_SUCH_MODULE = re.compile(r"class_path '(?P<path>[\w.]+)':\s+No module named '(?P<module>[\w.]+)'")
 _NOT_IN_MODULE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
@@ -74,6 +77,8 @@ def sentence_of(error: BaseException) -> str | None:
     That is an error of another kind, or one that passed through code that is neither installed nor of this
     package: a module of the user's.
     """
+    while error.__cause__ is not None and str(error).startswith(_NOT_BUILT):
+        error = error.__cause__
     mistake = isinstance(error, _MISTAKES) or type(error).__name__ == "MisconfigurationException"
     files = [Path(file) for file, _ in _frames(error.__traceback__)]
     known = (_PACKAGE in file.parents or str(file).startswith((*_INSTALLED, "<frozen")) for file in files)

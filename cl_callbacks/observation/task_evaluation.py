@@ -230,6 +230,8 @@ class TaskEvaluation(Callback):
             self._begin(trainer, task)
         self._add_row(trainer, index + 1)
         self.record.ends.append(trainer.global_step)
+        if not boundaries_of(trainer).looking_back:  # else they are not of the present weights
+            publish(trainer, self.report.monitored(self.record))
         log(trainer, {log_keys.TASK: task})
         self._warn_of_order()
         seconds: dict[str, float] = {}
@@ -255,8 +257,6 @@ class TaskEvaluation(Callback):
         else:
             scores = self._present_scores(trainer)
         self.record.keep(learned, scores)
-        if not boundaries_of(trainer).looking_back:
-            publish(trainer, self.report.monitored(self.record))
 
     def _present_scores(self, trainer: Trainer) -> list[float]:
         if self._latest[0] != trainer.global_step:

@@ -18,6 +18,8 @@ SEVERAL = {"factors", "degrees", "order", "samples", "label_groups", "num_labels
 def numeric(kind: type, name: str, parameter: inspect.Parameter) -> bool:
     """Whether an argument is declared as a number, or as one or ``None``."""
     text = str(parameter.annotation)
+    if "str" in text:  # a key, or a mode besides the number
+        return "Decay" in text
     parts = {part.strip() for part in text.split("|")}
     return bool(parts & {"int", "float", "<class 'int'>", "<class 'float'>", "Decay"}) or text in ("Decay",)
 

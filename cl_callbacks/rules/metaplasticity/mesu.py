@@ -109,6 +109,7 @@ class MESU(UncertainRule):
             raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
         at_most_one(memory_steps=memory_steps, memory_epochs=memory_epochs)
         at_most_one(prior_std=prior_std, relative_std=relative_std)
+        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
         integer("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
@@ -125,7 +126,6 @@ class MESU(UncertainRule):
             if window is not None:
                 positive(name, window, endless=True)
         self.memory_steps, self.memory_epochs = memory_steps, memory_epochs
-        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
         self._epochs = MEMORY_EPOCHS if memory_steps is None and memory_epochs is None else memory_epochs
         self._window = math.nan if memory_steps is None else float(memory_steps)
         self.prior, self.beakers, self.coupling = prior, beakers, coupling
