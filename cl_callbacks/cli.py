@@ -20,7 +20,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
 
     Model, data, callbacks and loggers are classes given by ``class_path`` and ``init_args``; classes of this
     package need no module path. Files given by several ``--config`` are merged in order. Arguments that are
-    wrong end in one sentence, or with the environment variable ``JSONARGPARSE_DEBUG`` in a traceback.
+    wrong end in one sentence, or with the environment variable ``JSONARGPARSE_DEBUG=true`` in a traceback.
 
     Args:
         args: command-line arguments; ``None`` for those of the process.
@@ -76,7 +76,7 @@ def _end(sentence: str, status: int) -> NoReturn:
 
 
 def _debugging() -> bool:
-    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false", "no")
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true"
 
 
 def main() -> None:

@@ -241,7 +241,13 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
     "module": ([], of("nope.Rule"), "there is no module 'nope' for the class 'nope.Rule'"),
     "not in module": ([], of("cl_callbacks.EWCC"), "has no 'EWCC'; the nearest is 'EWC'"),
     "argument": ([], of("MAS", nrom="l2"), "MAS has no argument 'nrom'; the nearest is 'norm'"),
-    "type": ([], of("EWC", strength="much"), "strength.*'?much'?"),
+    "type": ([], of("EWC", strength="much"), "EWC: strength must be float; got 'much'$"),
+    "several types": ([], of("EWC", samples="many"), "EWC: samples must be int or null; got 'many'$"),
+    "literal": ([], of("EWC", estimator="exat"), "EWC: estimator must be one of 'exact', .*; got 'exat'$"),
+    "needed": ([], of("EpochBoundaries"), "EpochBoundaries needs the argument 'every_n_epochs'$"),
+    "number": (["--trainer.max_epochs=many"], [], "trainer.max_epochs must be int or null; got 'many'$"),
+    "yaml": (["--config={broken}"], [], "Problems parsing config"),
+    "missing model": (["--model=nope.Net"], [], "there is no module 'nope'"),
     "value": ([], of("EWC", strength=-1), "EWC: strength must be a finite number"),
     "file": ([], of("EWC", importance_file="/no/such"), "'/no/such' is not a file"),
     "two": ([], [*of("FitBoundaries"), *of("EpochBoundaries", every_n_epochs=1)], "this Trainer has 2: "),
@@ -269,6 +275,8 @@ def test_a_mistake_ends_in_one_sentence_last_and_alone(
         content["trainer"] = {"callbacks": callbacks}
     files = [f"--config={CONFIGS / 'digits.yaml'}", f"--config={write(tmp_path / 'mistake.yaml', content)}"]
     short = [*QUIET, "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.limit_train_batches=1"]
+    (tmp_path / "broken.yaml").write_text("trainer: {callbacks: [")
+    arguments = [argument.format(broken=tmp_path / "broken.yaml") for argument in arguments]
     fit = ["cl-callbacks", "fit", *files, f"--trainer.default_root_dir={tmp_path}", *short, *arguments]
     monkeypatch.setattr(sys, "argv", fit)
     with pytest.raises(SystemExit) as ended:
@@ -302,10 +310,10 @@ def test_an_error_of_ones_own_module_keeps_its_traceback(
 
 
 def test_the_traceback_of_a_mistake_is_there_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
     missing = ["--data.init_args.data=/no/such", *QUIET]
     monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", f"--config={CONFIGS / 'digits.yaml'}", *missing])
-    with pytest.raises(FileNotFoundError, match="/no/such"):
+    with pytest.raises(ValueError, match="/no/such"):
         main()
 
 

@@ -26,9 +26,13 @@ _NOT_IN_MODULE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<
 _NO_SUCH_ARGUMENT = re.compile(r"class_path '(?P<path>[\w.]+)':\s+Option '(?P<name>\w+)' is not accepted")
 _NO_SUCH_KEY = re.compile(r"Option '(?P<name>[\w.+]+)' is not accepted")
 _NO_SUCH_OPTION = re.compile(r"unrecognized arguments: --(?P<name>[\w.+-]+)")
-_WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.+]+)":\s*(?P<why>.*)', re.DOTALL)
-_GIVEN = re.compile(r"Given value: (?P<value>.*)")
-_TYPES = re.compile(r"Subtypes: [\[(](?P<types>.*)[\])]\n")
+_KEY = re.compile(r'Parser key "(?P<key>[\w.+]+)":')
+_CLASS = re.compile(r"class_path '(?P<path>[\w.]+)'")
+_REQUIRED = re.compile(r'Key "(?P<name>[\w.]+)" is required')
+_EXPECTED = re.compile(r"Expected an? (?P<wanted>.+)\. Got value: (?P<value>.*)")
+_SUBTYPES = re.compile(r"Subtypes: [\[(](?P<wanted>.*)[\])]\n(?:.*\n)*?.*Given value: (?P<value>.*)")
+_FIRST = re.compile(r"Errors:\n\s*- (?P<reason>(?:.*\n)*?.*?)\n\s*(?:- |Given value type: )")
+_END = re.compile(r"\n\s*(?:- |Given value type: )")
 
 
 def in_one_sentence(message: str, classes: Collection[str], keys: Collection[str]) -> str:
@@ -57,18 +61,32 @@ def in_one_sentence(message: str, classes: Collection[str], keys: Collection[str
         return f"the module {found['module']!r} has no {found['name']!r}{_nearest(found['name'], names)}"
     if found := _NO_SUCH_KEY.search(message) or _NO_SUCH_OPTION.search(message):
         return f"there is no option {found['name']!r}{_nearest(found['name'], keys)}"
-    if found := _WRONG_VALUE.search(message):
-        return _wrong_value(found["key"], found["why"])
-    return _joined(message)
+    return _wrong_value(message)
 
 
-def _wrong_value(key: str, why: str) -> str:
-    while inner := _WRONG_VALUE.search(why):  # of an argument of an argument
-        key, why = f"{key}: {inner['key']}", inner["why"]
-    given, types = _GIVEN.search(why), _TYPES.search(why)
-    if given and types:
-        return f"{key} must be one of {_joined(types['types'])}; got {given['value']!r}"
-    return f"{key}: {_joined(why)}"
+def _wrong_value(message: str) -> str:
+    """What is said of the innermost argument, and whose it is; the first reason of several."""
+    keys = list(_KEY.finditer(message))
+    key, reason = (keys[-1]["key"], message[keys[-1].end() :]) if keys else ("", message)
+    makers = _CLASS.findall(message, 0, keys[-1].start() if keys else len(message))
+    found, first = _SUBTYPES.search(reason) or _EXPECTED.search(reason), _FIRST.search(reason)
+    if first and not first["reason"].startswith("Expected a"):  # the type is right
+        found, reason = None, first["reason"]
+        key, makers = "", makers or _CLASS.findall(reason)
+        reason = reason.rpartition("':\n")[2]  # without: Problem with given class_path
+    where = ": ".join(filter(None, (_short(makers[-1]) if makers else "", key)))
+    if required := _REQUIRED.search(reason):
+        return f"{where} needs the argument {required['name']!r}"
+    if found and where:
+        return f"{where} must be {_types(found['wanted'])}; got {found['value']!r}"
+    return ": ".join(filter(None, (where, _joined(_END.split(reason)[0]))))
+
+
+def _types(text: str) -> str:
+    """Types as a user would name them."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return text if text.startswith("one of") else " or ".join(text.split(", "))
 
 
 def sentence_of(error: BaseException) -> str | None:
