@@ -233,6 +233,8 @@ def test_accuracy_and_loss_of_every_task(tmp_path: Path, capsys: pytest.CaptureF
         found = json.loads((folder / f"{file}.json").read_text())
         assert torch.tensor(found["matrix"], dtype=torch.float64).equal(evaluation.matrix)
         assert (folder / f"{file}.csv").is_file()
+    told = (folder / "hparams.yaml").read_text()
+    assert "taskevaluation:" in told and "taskevaluation 2:" in told and "val/loss" in told
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     last = {key: value for row in rows for key, value in row.items() if value}
     assert float(last["cl_task/average"]) == pytest.approx(scores.results()["average"])
