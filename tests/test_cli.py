@@ -244,7 +244,7 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
     "type": ([], of("EWC", strength="much"), "EWC: strength must be float; got 'much'$"),
     "several types": ([], of("EWC", samples="many"), "EWC: samples must be int or null; got 'many'$"),
     "literal": ([], of("EWC", estimator="exat"), "EWC: estimator must be one of 'exact', .*; got 'exat'$"),
-    "needed": ([], of("EpochBoundaries"), "EpochBoundaries needs the argument 'every_n_epochs'$"),
+    "needed": ([], of("EpochBoundaries"), "EpochBoundaries needs a value for every_n_epochs$"),
     "number": (["--trainer.max_epochs=many"], [], "trainer.max_epochs must be int or null; got 'many'$"),
     "yaml": (["--config={broken}"], [], "Problems parsing config"),
     "missing model": (["--model=nope.Net"], [], "there is no module 'nope'"),

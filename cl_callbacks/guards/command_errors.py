@@ -28,7 +28,7 @@ _NO_SUCH_KEY = re.compile(r"Option '(?P<name>[\w.+]+)' is not accepted")
 _NO_SUCH_OPTION = re.compile(r"unrecognized arguments: --(?P<name>[\w.+-]+)")
 _KEY = re.compile(r'Parser key "(?P<key>[\w.+]+)":')
 _CLASS = re.compile(r"class_path '(?P<path>[\w.]+)'")
-_REQUIRED = re.compile(r'Key "(?P<name>[\w.]+)" is required')
+_REQUIRED = re.compile(r'(?:arguments are required: |Key ")(?P<names>[\w., ]+)')
 _EXPECTED = re.compile(r"Expected an? (?P<wanted>.+)\. Got value: (?P<value>.*)")
 _SUBTYPES = re.compile(r"Subtypes: [\[(](?P<wanted>.*)[\])]\n(?:.*\n)*?.*Given value: (?P<value>.*)")
 _FIRST = re.compile(r"Errors:\n\s*- (?P<reason>(?:.*\n)*?.*?)\n\s*(?:- |Given value type: )")
@@ -76,7 +76,7 @@ def _wrong_value(message: str) -> str:
         reason = reason.rpartition("':\n")[2]  # without: Problem with given class_path
     where = ": ".join(filter(None, (_short(makers[-1]) if makers else "", key)))
     if required := _REQUIRED.search(reason):
-        return f"{where} needs the argument {required['name']!r}"
+        return f"{where} needs a value for {required['names']}"
     if found and where:
         return f"{where} must be {_types(found['wanted'])}; got {found['value']!r}"
     return ": ".join(filter(None, (where, _joined(_END.split(reason)[0]))))
