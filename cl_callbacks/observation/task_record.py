@@ -131,7 +131,8 @@ class TaskRecord:
         """What shows that tasks do not come in the order of the loaders, which was assumed; else ``None``.
 
         In some task the score of another loader improved by more than a twentieth of the range of all scores,
-        and by more than four times as much as the score that should have.
+        by more than four times as much as the score that should have, and to a better one: related tasks
+        that are still to come may improve more than the task itself, but not beyond it.
         """
         if not self.assumed or self.loaders < 2:
             return None
@@ -140,17 +141,20 @@ class TaskRecord:
         gains = (scores[1 : rows + 1] - scores[:rows]).nan_to_num(-math.inf, math.inf, -math.inf)
         if not gains.isfinite().any():
             return None
-        best, least = gains.max(dim=1), 0.05 * float(finite.max() - finite.min())
+        most, best = gains.max(dim=1)
+        least = 0.05 * float(finite.max() - finite.min())
         for task, column in enumerate(self._order[:rows]):
-            own = 0.0 if column is None else float(gains[task, column])
-            if math.isfinite(own) and float(best.values[task]) > max(least, 4 * own):
-                loader = self.columns[int(best.indices[task])]
-                other = (
-                    "no loader is left for it"
-                    if column is None
-                    else f"that on loader {self.columns[column]} not"
+            other, own, below = int(best[task]), 0.0, True
+            if column is not None:
+                own, below = (
+                    float(gains[task, column]),
+                    bool(scores[task + 1, column] < scores[task + 1, other]),
                 )
-                return f"in task {task}, counted from 0, the score on loader {loader} improved and {other}"
+            if below and math.isfinite(own) and float(most[task]) > max(least, 4 * own):
+                loader = (
+                    "no loader is left" if column is None else f"not that on loader {self.columns[column]}"
+                )
+                return f"in task {task}, counted from 0, the score on loader {self.columns[other]} improved, {loader}"
         return None
 
     def results(self) -> dict[str, float]:
