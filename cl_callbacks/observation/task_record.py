@@ -151,10 +151,9 @@ class TaskRecord:
                     bool(scores[task + 1, column] < scores[task + 1, other]),
                 )
             if below and math.isfinite(own) and float(most[task]) > max(least, 4 * own):
-                loader = (
-                    "no loader is left" if column is None else f"not that on loader {self.columns[column]}"
-                )
-                return f"in task {task}, counted from 0, the score on loader {self.columns[other]} improved, {loader}"
+                own_loader = "no loader is left" if column is None else f"not that on {self.columns[column]}"
+                loader = self.columns[other]
+                return f"in task {task}, counted from 0, the score on loader {loader} improved, {own_loader}"
         return None
 
     def results(self) -> dict[str, float]:

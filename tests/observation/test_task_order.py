@@ -111,7 +111,7 @@ def test_related_tasks_that_are_still_to_come_may_improve_more() -> None:
     rows = [[0.1, 0.1, 0.1], [0.95, 0.93, 0.5], [0.93, 0.96, 0.75], [0.8, 0.93, 0.97]]
     for order, sentence in (
         ([0, 1, 2], None),
-        ([2, 1, 0], "the score on loader 2 improved, not that on loader 0"),
+        ([2, 1, 0], "the score on loader 0 improved, not that on 2"),
     ):
         record = TaskRecord(higher_is_better=True)
         record.assumed, record.ends = True, [1, 2, 3]
