@@ -144,12 +144,9 @@ class TaskRecord:
         most, best = gains.max(dim=1)
         least = 0.05 * float(finite.max() - finite.min())
         for task, column in enumerate(self._order[:rows]):
-            other, own, below = int(best[task]), 0.0, True
-            if column is not None:
-                own, below = (
-                    float(gains[task, column]),
-                    bool(scores[task + 1, column] < scores[task + 1, other]),
-                )
+            other = int(best[task])
+            own = 0.0 if column is None else float(gains[task, column])
+            below = column is None or bool(scores[task + 1, column] < scores[task + 1, other])
             if below and math.isfinite(own) and float(most[task]) > max(least, 4 * own):
                 own_loader = "no loader is left" if column is None else f"not that on {self.columns[column]}"
                 loader = self.columns[other]
