@@ -65,7 +65,10 @@ def _classes() -> set[str]:
     new: set[type] = {Callback, LightningDataModule, LightningModule, Logger}
     while new:
         found |= new
-        new = {kind for parent in new for kind in parent.__subclasses__()} - found
+        children: list[type] = []
+        for parent in new:
+            children += type.__subclasses__(parent)
+        new = set(children) - found
     return {kind.__name__ for kind in found if not kind.__name__.startswith("_")}
 
 

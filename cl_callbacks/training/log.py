@@ -96,7 +96,7 @@ def folder_of(logger: Logger) -> Path | None:
 
 def log_configuration(trainer: Trainer) -> None:
     """Logs the arguments of this package's callbacks to all loggers, as hyperparameters."""
-    found = {}
+    found: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(callback).__mro__):
             name = getattr(callback, "name", None) or type(callback).__name__.lower()
