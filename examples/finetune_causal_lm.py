@@ -15,7 +15,7 @@ The model is any causal one that transformers can load, or with ``--model scratc
 nothing yet and has a tokeniser trained on the training texts: the first domain is then what it is pretrained
 on. One Trainer trains it in one ``fit``; all that differs between the methods is the list of callbacks. The
 score is the perplexity on the test texts: lower is better. Needs ``pip install
-'cl_callbacks[transformers]'``. Writes a W&B run for each method, offline unless you are logged in.
+'.[transformers]'``. Writes a W&B run for each method, offline unless you are logged in.
 """
 
 from __future__ import annotations

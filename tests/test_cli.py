@@ -6,6 +6,8 @@ import importlib.util
 import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from itertools import product
@@ -226,7 +228,94 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one(
     (tmp_path / "rule.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [rule]}}))
     with pytest.raises(SystemExit):
         run(["fit", "--config", str(CONFIGS / "digits.yaml"), "--config", str(tmp_path / "rule.yaml")])
-    assert "Option 'stength' is not accepted; the nearest is 'strength'" in capsys.readouterr().err
+    sentence = "cl-callbacks: EWC has no argument 'stength'; the nearest is 'strength'"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+
+
+def of(kind: str, **arguments: Any) -> list[Any]:
+    return [{"class_path": kind, "init_args": arguments}]
+
+
+MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
+    "class": ([], of("EWK"), "there is no class 'EWK'; the nearest is 'EWC'"),
+    "boundaries": ([], of("EpochBoundary"), "the nearest is 'EpochBoundaries'"),
+    "module": ([], of("nope.Rule"), "there is no module 'nope' for the class 'nope.Rule'"),
+    "not in module": ([], of("cl_callbacks.EWCC"), "has no 'EWCC'; the nearest is 'EWC'"),
+    "argument": ([], of("MAS", nrom="l2"), "MAS has no argument 'nrom'; the nearest is 'norm'"),
+    "type": ([], of("EWC", strength="much"), "EWC: strength must be float; got 'much'$"),
+    "several types": ([], of("EWC", samples="many"), "EWC: samples must be int or null; got 'many'$"),
+    "literal": ([], of("EWC", estimator="exat"), "EWC: estimator must be one of 'exact', .*; got 'exat'$"),
+    "needed": ([], of("EpochBoundaries"), "EpochBoundaries needs a value for every_n_epochs$"),
+    "number": (["--trainer.max_epochs=many"], [], "trainer.max_epochs must be int or null; got 'many'$"),
+    "yaml": (["--config={broken}"], [], "Problems parsing config"),
+    "missing model": (["--model=nope.Net"], [], "there is no module 'nope'"),
+    "value": ([], of("EWC", strength=-1), "EWC: strength must be a finite number"),
+    "file": ([], of("EWC", importance_file="/no/such"), "'/no/such' is not a file"),
+    "two": ([], [*of("FitBoundaries"), *of("EpochBoundaries", every_n_epochs=1)], "this Trainer has 2: "),
+    "option": (["--trainer.max_epohcs=3"], [], "no option 'trainer.max_epohcs'; .* 'trainer.max_epochs'"),
+    "of data": (["--data.init_args.permutation=3"], [], "no argument 'permutation'; .* 'permutations'"),
+    "data class": (["--data=ImageTaks"], [], "there is no class 'ImageTaks'; the nearest is 'ImageTasks'"),
+    "folder": (["--data.init_args.data=/no/such"], [], "there is no file or folder /no/such"),
+    "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
+    "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
+    "training": (
+        ["--trainer.reload_dataloaders_every_n_epochs=0"],
+        [],
+        "reload_dataloaders_every_n_epochs=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_ends_in_one_sentence_last_and_alone(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, callbacks, sentence = MISTAKES[kind]
+    content: Any = {"seed_everything": 0}
+    if callbacks:
+        content["trainer"] = {"callbacks": callbacks}
+    files = [f"--config={CONFIGS / 'digits.yaml'}", f"--config={write(tmp_path / 'mistake.yaml', content)}"]
+    short = [*QUIET, "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.limit_train_batches=1"]
+    (tmp_path / "broken.yaml").write_text("trainer: {callbacks: [")
+    arguments = [argument.format(broken=tmp_path / "broken.yaml") for argument in arguments]
+    fit = ["cl-callbacks", "fit", *files, f"--trainer.default_root_dir={tmp_path}", *short, *arguments]
+    monkeypatch.setattr(sys, "argv", fit)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (1, 2)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert re.match(f"cl-callbacks: .*{sentence}", error[-1]), error[-1]
+    assert len(error[-1]) < 500
+    assert not any("Traceback" in line or "usage:" in line for line in error)
+
+
+def test_an_error_of_ones_own_module_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from examples.digits import Classifier\n\n\nclass Net(Classifier):\n"
+        "    def training_step(self, batch, batch_idx):\n        raise ValueError('mine')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder] + [str(ROOT)])
+    more = [
+        "--model=broken.Net",
+        "--model.inputs=256",
+        f"--trainer.default_root_dir={tmp_path}",
+        *DEV,
+        *QUIET,
+    ]
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", f"--config={CONFIGS / 'digits.yaml'}", *more])
+    with pytest.raises(ValueError, match="mine"):
+        main()
+
+
+def test_the_traceback_of_a_mistake_is_there_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
+    missing = ["--data.init_args.data=/no/such", *QUIET]
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "fit", f"--config={CONFIGS / 'digits.yaml'}", *missing])
+    with pytest.raises(ValueError, match="/no/such"):
+        main()
 
 
 def test_the_printed_configuration_has_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,8 +468,12 @@ def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(
     assert "class_path: mine.Net" in capsys.readouterr().out
 
 
-def test_without_jsonargparse_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jsonargparse_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "jsonargparse", None)  # as Python marks what cannot be imported
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == "jsonargparse is not installed: pip install 'cl_callbacks[cli]'"
+    assert ended.value.code == 1
+    sentence = f"cl-callbacks: jsonargparse is not installed: pip install -e {shlex.quote(f'{ROOT}[cli]')}"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.guards.arguments import integer
 from cl_callbacks.training.fit_end import renews_statistics
 
 
@@ -36,8 +37,7 @@ class BatchBoundaries(TaskBoundaries):
 
     def __init__(self, key: str | int, recent_samples: int = 500) -> None:
         super().__init__()
-        if recent_samples < 1:
-            raise ValueError(f"recent_samples must be at least 1; got {recent_samples}")
+        integer("recent_samples", recent_samples, least=1)
         self.key = key
         self.recent_samples, self.recent_batches = recent_samples, RecentBatches(recent_samples)
 

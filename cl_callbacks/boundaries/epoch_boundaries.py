@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.guards.arguments import integer
 from cl_callbacks.training.fit_end import renews_statistics
 
 
@@ -32,9 +33,7 @@ class EpochBoundaries(TaskBoundaries):
 
     def __init__(self, every_n_epochs: int) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"a task has at least one epoch; got every_n_epochs={every_n_epochs}")
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs = integer("every_n_epochs", every_n_epochs, least=1)
         self._epoch = -1  # the latest epoch that has begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

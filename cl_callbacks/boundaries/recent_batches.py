@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.tensors.batches import count_samples, take_samples
 from cl_callbacks.tensors.containers import copied, is_plain, nodes, plain_containers
 from cl_callbacks.tensors.shards import group_of
@@ -164,7 +165,7 @@ class RecentBatches:
         restore, are left out with a warning.
         """
         savable = [k for k in self._kept if is_plain(k.batch)]
-        if len(savable) < len(self._kept):
+        if len(savable) < len(self._kept) and first_time(self, "types that are not saved"):
             rank_zero_warn(
                 "recent batches hold values of types that no checkpoint can give back, so they are not in "
                 "it, and after a resume rules measure on what comes then. Use dicts, lists, tuples, tensors."

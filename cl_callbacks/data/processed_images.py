@@ -9,6 +9,7 @@ import torch
 
 from cl_callbacks.data.task_rows import with_task
 from cl_callbacks.guards.optional import optional
+from cl_callbacks.guards.pretrained_files import from_pretrained
 
 
 def image_processor(name: str) -> Any:
@@ -19,7 +20,7 @@ def image_processor(name: str) -> Any:
     """
     found = optional("transformers", "transformers").AutoImageProcessor
     try:
-        return found.from_pretrained(name, backend="pil")
+        return from_pretrained(found, name, "image processor", backend="pil")
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"transformers has no image processor for {name} that works with PIL alone: name a model whose "

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cl_callbacks.data.task_rows import with_task
 from cl_callbacks.guards.optional import optional
+from cl_callbacks.guards.pretrained_files import from_pretrained
 
 Kind = Literal["sequence_classification", "token_classification", "causal_lm"]
 Padding = Literal["longest", "max_length"]
@@ -14,7 +15,7 @@ Padding = Literal["longest", "max_length"]
 
 def tokeniser(name: str) -> Any:
     """Loads a tokeniser from the hub or a folder; without a padding token it pads with the end token."""
-    found = optional("transformers", "transformers").AutoTokenizer.from_pretrained(name)
+    found = from_pretrained(optional("transformers", "transformers").AutoTokenizer, name, "tokeniser")
     if found.pad_token is None:
         if found.eos_token is None:
             raise ValueError(f"the tokeniser {name} has neither a padding token nor an end token to pad with")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_callbacks.guards.arguments import number
+
 _FLOOR = 1e-2  # share of the mean variance that is added to each: features that hardly vary count for less
 _LIMIT = 2.0  # largest deviation of a batch that enters the averages, in standard deviations
 
@@ -39,7 +41,7 @@ class FeatureShift:
     """
 
     def __init__(self, decay: float = 0.9) -> None:
-        if not 0 <= decay < 1:
+        if not 0 <= number("decay", decay) < 1:
             raise ValueError(f"decay is the share that the averages keep, 0 to below 1; got {decay}")
         self.decay = decay
         self.seen = 0

@@ -6,6 +6,8 @@ import statistics
 import warnings
 from typing import Any, Literal, get_args
 
+from cl_callbacks.guards.arguments import integer, number
+
 Threshold = Literal["relative", "absolute"]
 
 _DEFAULTS = {"relative": (0.5, 0.1), "absolute": (0.2, 0.1)}
@@ -61,16 +63,15 @@ class Plateau:
         spread: float | None = None,
         margin: float = 0.5,
     ) -> None:
-        if window < 2:
-            raise ValueError(f"a variance needs a window of at least 2 values; got {window}")
+        integer("window", window, least=2)  # of which there is a variance
         if threshold not in get_args(Threshold):
             raise ValueError(f"threshold={threshold!r} is not one of {get_args(Threshold)}")
-        if margin < 0:
+        if number("margin", margin) < 0:
             raise ValueError(f"margin must be at least 0; got {margin}")
         self.window, self.threshold, self.margin = window, threshold, margin
         default = _DEFAULTS[threshold]
-        self.level = default[0] if level is None else level
-        self.spread = default[1] if spread is None else spread
+        self.level = default[0] if level is None else number("level", level)
+        self.spread = default[1] if spread is None else number("spread", spread)
         self._reset()
 
     def _reset(self) -> None:

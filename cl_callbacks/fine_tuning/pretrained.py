@@ -13,6 +13,7 @@ from torch import nn
 from cl_callbacks.data.tokenised import Kind as TextKind
 from cl_callbacks.fine_tuning.task_heads import Pooling, TaskHeads, image_vector
 from cl_callbacks.guards.optional import optional
+from cl_callbacks.guards.pretrained_files import from_pretrained
 
 Kind = Literal[TextKind, "image_classification"]
 
@@ -47,6 +48,9 @@ def pretrained(
     For the arguments see :class:`~cl_callbacks.SequentialFineTuner`. ``num_labels`` has the number of outputs
     of each head, and is empty for a language model. :class:`TaskHeads` are used with a pooling, and for
     several heads.
+
+    Raises:
+        FileNotFoundError: no such model.
     """
     transformers = optional("transformers", "transformers")
     name, task_type = _CLASSES[kind]
@@ -58,7 +62,7 @@ def pretrained(
     elif num_labels:
         # Image classifiers have a head for their own labels; one of another size is initialised anew.
         options = {"num_labels": num_labels[0]} | ({"ignore_mismatched_sizes": True} if images else {})
-    network = getattr(transformers, name).from_pretrained(model, **options)
+    network = from_pretrained(getattr(transformers, name), model, "model", **options)
     config = network.config.get_text_config()
     if not images and config.pad_token_id is None:  # text classifiers read the last token that is not padding
         config.pad_token_id = config.eos_token_id

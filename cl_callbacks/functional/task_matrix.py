@@ -6,6 +6,12 @@ The task matrix :math:`R` has the shape (T + 1, T). Row :math:`k` holds the scor
 after task :math:`j`, and :math:`R_{j,j}` just before it. The papers count tasks from 1 and omit row 0; their
 :math:`R_{i,i}` and :math:`R_{i-1,i}` are these two.
 
+For tasks that are learned in another order than that of the columns, or more than once, give their
+``order``: the column of the task that was learned first, second and so on, ``None`` for one that has no
+column. The matrix then has a row for each of them and one before, and any number of columns. Where a task was
+learned twice, :math:`R_{j+1,j}` in a backward transfer is the score just after it was learned last,
+:math:`R_{j,j}` in a forward transfer that before it was learned first, and a mean over tasks has it once.
+
 NaN marks scores that were not measured, and is left out of means. In all equations :math:`T` is the number
 of tasks learned so far: the index of the last row in which anything was measured. A metric for which no
 score is left, such as the forgetting of a single task, is NaN and no error.
@@ -17,31 +23,84 @@ is positive where they rose, and a transfer where they fell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+Order = Sequence["int | None"]
+"""The column of the task that was learned first, second and so on; ``None`` for one without a column."""
 
-def tasks_learned(matrix: Tensor) -> int:
+
+def tasks_learned(matrix: Tensor, order: Order | None = None) -> int:
     """Number of tasks learned: the index of the last row of the matrix in which anything was measured.
 
     Raises:
-        ValueError: a matrix of another shape, such as one without the row from before training.
+        ValueError: a matrix of another shape, such as one without the row from before training, or an order
+            of fewer tasks or other columns than it has.
 
     Example:
         >>> nan = float("nan")
         >>> tasks_learned(torch.tensor([[0.1, 0.1], [0.9, nan], [nan, nan]]))
         1
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1:
+    if matrix.ndim != 2 or (order is None and matrix.shape[0] != matrix.shape[1] + 1):
         raise ValueError(
             f"a task matrix has the shape (T + 1, T), not {tuple(matrix.shape)}: one row from before any "
-            "training (NaN if it was not measured) and one after each of T tasks"
+            "training (NaN if it was not measured) and one after each of T tasks. If tasks were learned more "
+            "than once, or not all have a column, give `order`: the column of each task that was learned"
         )
     measured = (~matrix.isnan()).any(dim=1).nonzero()
-    return int(measured[-1]) if len(measured) else 0
+    learned = int(measured[-1]) if len(measured) else 0
+    if order is not None:
+        wrong = [task for task in order if task is not None and not 0 <= task < matrix.shape[1]]
+        if wrong or len(order) < learned:
+            raise ValueError(
+                f"order must hold the column of each of the {learned} tasks learned, below "
+                f"{matrix.shape[1]}, or None; got {list(order)}"
+            )
+    return learned
 
 
-def average_accuracy(matrix: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Learned:
+    """What was learned when, as rows and columns of the matrix."""
+
+    rows: int
+    """The number of tasks learned, T."""
+    events: list[tuple[int, int]]
+    """Row just after each task that has a column, and this column."""
+    first: dict[int, int]
+    """Row just after each column's task was learned first."""
+    last: dict[int, int]
+    """Row just after it was learned last."""
+
+    @property
+    def earlier(self) -> list[int]:
+        """Columns of the tasks learned before the latest one, and not by it."""
+        return [task for task, row in self.last.items() if row < self.rows]
+
+
+def _learned(matrix: Tensor, order: Order | None) -> _Learned:
+    rows = tasks_learned(matrix, order)
+    known = range(rows) if order is None else order[:rows]
+    events = [(row, task) for row, task in enumerate(known, 1) if task is not None]
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for row, task in events:
+        first.setdefault(task, row)
+        last[task] = row
+    return _Learned(rows, events, first, last)
+
+
+def _entries(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """The entries of a matrix at pairs of a row and a column."""
+    at = torch.tensor([rows, columns], dtype=torch.long, device=matrix.device)
+    return matrix[at[0], at[1]]
+
+
+def average_accuracy(matrix: Tensor, order: Order | None = None) -> Tensor:
     r"""Mean current score on all tasks learned so far; NaN before the first.
 
     .. math:: \frac1T \sum_{j<T} R_{T,j}
@@ -52,11 +111,11 @@ def average_accuracy(matrix: Tensor) -> Tensor:
         >>> average_accuracy(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
         tensor(0.6250)
     """
-    learned = tasks_learned(matrix)
-    return matrix[learned, :learned].nanmean()
+    learned = _learned(matrix, order)
+    return matrix[learned.rows, list(learned.first)].nanmean()
 
 
-def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
+def last_tasks_accuracy(matrix: Tensor, last: int, order: Order | None = None) -> Tensor:
     r"""Mean current score on the ``last`` (at least 1) tasks learned; NaN before the first.
 
     .. math:: \frac1m \sum_{T-m \le j<T} R_{T,j}, \qquad m = \min(\text{last}, T)
@@ -70,27 +129,28 @@ def last_tasks_accuracy(matrix: Tensor, last: int) -> Tensor:
     """
     if last < 1:
         raise ValueError(f"last must be at least 1, not {last}")
-    learned = tasks_learned(matrix)
-    return matrix[learned, max(learned - last, 0) : learned].nanmean()
+    learned = _learned(matrix, order)
+    latest = sorted(learned.last, key=learned.last.__getitem__)[-last:]
+    return matrix[learned.rows, latest].nanmean()
 
 
-def learning_accuracy(matrix: Tensor) -> Tensor:
+def learning_accuracy(matrix: Tensor, order: Order | None = None) -> Tensor:
     r"""Mean score on each task just after it was learned, whether or not it was forgotten later.
 
     .. math:: \frac1T \sum_{j<T} R_{j+1,j}
 
-    NaN before the first task.
+    A task that was learned twice counts twice. NaN before the first task.
     Source: Riemer et al. 2019 (arXiv 1810.11910), LA.
 
     Example:
         >>> learning_accuracy(torch.tensor([[0.1, 0.1], [1.0, 0.3], [0.5, 0.75]]))
         tensor(0.8750)
     """
-    learned = tasks_learned(matrix)
-    return matrix.diagonal(-1)[:learned].nanmean()
+    events = _learned(matrix, order).events
+    return _entries(matrix, [row for row, _ in events], [task for _, task in events]).nanmean()
 
 
-def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True, order: Order | None = None) -> Tensor:
     r"""Fall of each task's score below the best that it has had since the task was learned.
 
     .. math:: f_j = \max_{j < k < T} R_{k,j} - R_{T,j}, \qquad j < T - 1
@@ -109,16 +169,17 @@ def forgetting_per_task(matrix: Tensor, higher_is_better: bool = True) -> Tensor
         >>> forgetting_per_task(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
         tensor([0.4000,    nan])
     """
-    learned = tasks_learned(matrix)
-    scores = matrix if higher_is_better else -matrix
+    learned, scores = _learned(matrix, order), matrix if higher_is_better else -matrix
+    since = torch.full((matrix.shape[1],), learned.rows, device=matrix.device)
+    for task in learned.earlier:
+        since[task] = learned.first[task]
     row = torch.arange(matrix.shape[0], device=matrix.device).unsqueeze(1)
-    task = torch.arange(matrix.shape[1], device=matrix.device)
-    remembered = (task < row) & (row < learned) & ~scores.isnan()
+    remembered = (since <= row) & (row < learned.rows) & ~scores.isnan()
     best = scores.masked_fill(~remembered, -torch.inf).amax(dim=0)
-    return torch.where(remembered.any(dim=0), best - scores[learned], torch.nan)
+    return torch.where(remembered.any(dim=0), best - scores[learned.rows], torch.nan)
 
 
-def forgetting(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+def forgetting(matrix: Tensor, higher_is_better: bool = True, order: Order | None = None) -> Tensor:
     r"""Mean of :func:`forgetting_per_task` over all tasks but the last.
 
     .. math:: \frac1{T-1} \sum_{j<T-1} f_j
@@ -130,10 +191,10 @@ def forgetting(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
         >>> forgetting(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
         tensor(0.4000)
     """
-    return forgetting_per_task(matrix, higher_is_better).nanmean()
+    return forgetting_per_task(matrix, higher_is_better, order).nanmean()
 
 
-def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+def backward_transfer(matrix: Tensor, higher_is_better: bool = True, order: Order | None = None) -> Tensor:
     r"""Mean change of a task's score by later tasks, from just after it was learned until now.
 
     .. math:: \frac1{T-1} \sum_{j<T-1} (R_{T,j} - R_{j+1,j})
@@ -145,12 +206,13 @@ def backward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
         >>> backward_transfer(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
         tensor(-0.4000)
     """
-    learned = tasks_learned(matrix)
-    scores = matrix if higher_is_better else -matrix
-    return (scores[learned] - scores.diagonal(-1))[: max(learned - 1, 0)].nanmean()
+    learned, scores = _learned(matrix, order), matrix if higher_is_better else -matrix
+    tasks = learned.earlier
+    after = _entries(scores, [learned.last[task] for task in tasks], tasks)
+    return (scores[learned.rows, tasks] - after).nanmean()
 
 
-def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
+def forward_transfer(matrix: Tensor, higher_is_better: bool = True, order: Order | None = None) -> Tensor:
     r"""Mean change of a task's score by earlier tasks, from before any training until just before it.
 
     .. math:: \frac1{T-1} \sum_{0<j<T} (R_{j,j} - R_{0,j})
@@ -163,12 +225,15 @@ def forward_transfer(matrix: Tensor, higher_is_better: bool = True) -> Tensor:
         >>> forward_transfer(torch.tensor([[0.1, 0.1], [0.9, 0.3], [0.5, 0.75]]))
         tensor(0.2000)
     """
-    learned = tasks_learned(matrix)
-    scores = matrix if higher_is_better else -matrix
-    return (scores.diagonal() - scores[0])[1:learned].nanmean()
+    learned, scores = _learned(matrix, order), matrix if higher_is_better else -matrix
+    tasks = [task for task, row in learned.first.items() if row > 1]
+    before = _entries(scores, [learned.first[task] - 1 for task in tasks], tasks)
+    return (before - scores[0, tasks]).nanmean()
 
 
-def intransigence(matrix: Tensor, reference: Tensor, higher_is_better: bool = True) -> Tensor:
+def intransigence(
+    matrix: Tensor, reference: Tensor, higher_is_better: bool = True, order: Order | None = None
+) -> Tensor:
     r"""Mean lag of scores just after learning behind those of a reference network that need not remember.
 
     .. math:: \frac1T \sum_{j<T} (R^*_j - R_{j+1,j})
@@ -188,11 +253,12 @@ def intransigence(matrix: Tensor, reference: Tensor, higher_is_better: bool = Tr
         >>> intransigence(R, torch.tensor([1.0, 1.0]))
         tensor(0.1250)
     """
-    learned = tasks_learned(matrix)
-    if reference.ndim != 1 or len(reference) < learned:
+    events = _learned(matrix, order).events
+    tasks = [task for _, task in events]
+    if reference.ndim != 1 or len(reference) <= max(tasks, default=-1):
         raise ValueError(
             f"the reference must hold one score per task: its shape is {tuple(reference.shape)}, "
-            f"and {learned} tasks have been learned"
+            f"and {len(tasks)} tasks have been learned"
         )
-    best, reached = reference[:learned].to(matrix), matrix.diagonal(-1)[:learned]
+    best, reached = reference.to(matrix)[tasks], _entries(matrix, [row for row, _ in events], tasks)
     return (best - reached if higher_is_better else reached - best).nanmean()

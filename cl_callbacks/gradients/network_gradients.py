@@ -19,11 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.sample_gradients import Magnitude, add_magnitudes
 from cl_callbacks.gradients.sample_slices import SampleSlices
-
-logger = logging.getLogger(__name__)
+from cl_callbacks.guards.once import first_time
 
 ROWS_AT_A_TIME = 16
 """Most rows whose gradients are computed in one backward: each takes the memory of a batch's backward."""
+
+logger = logging.getLogger(__name__)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -128,13 +129,15 @@ class WholeNetwork:
                 return self._by_vmap(parameters, *apart, [v[:samples] for v in vectors])
             except Exception as error:  # the loop does not need vmap, or raises the same error
                 self._vmap_works = False
-                warnings.warn(
-                    f"torch.func.vmap cannot follow {type(self.module).__name__} "
-                    f"({type(error).__name__}: {str(error).splitlines()[0]}); the per-sample gradients "
-                    f"of {len(parameters)} parameters are computed one sample at a time, which is slow. "
-                    f"`exclude` them, or use fewer `samples`, if it takes too long.",
-                    stacklevel=2,
-                )
+                logger.debug("vmap cannot follow %s: %s", type(self.module).__name__, error)
+                if first_time(self.module, "vmap"):
+                    warnings.warn(
+                        f"torch.func.vmap cannot follow {type(self.module).__name__} "
+                        f"({type(error).__name__}); the per-sample gradients of {len(parameters)} parameters "
+                        f"are computed one sample at a time, which is slow. `exclude` them, or use fewer "
+                        f"`samples`, if it takes too long.",
+                        stacklevel=2,
+                    )
         return self._by_loop(parameters, batch, outputs, vectors, samples)
 
     def _by_vmap(

@@ -37,6 +37,7 @@ from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pas
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
 from cl_callbacks.gradients.sample_slices import SampleSlices, alike
 from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
+from cl_callbacks.guards.once import first_time
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,8 @@ class PerSampleGradients:
     def _try_twice(self, batch: Any, outputs: Tensor) -> None:
         """Warns once of outputs that are random."""
         self._tried_twice = True
-        if not alike(self.forward(batch)[0].detach(), outputs.detach()):
+        random = not alike(self.forward(batch)[0].detach(), outputs.detach())
+        if random and first_time(self.module, "random outputs"):
             warnings.warn(
                 f"The forward of {type(self.module).__name__} is random in evaluation mode: the same batch "
                 f"gave other outputs the second time. Each sample is measured once, with the noise of that "

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
+
+
+def number(name: str, value: Any) -> float:
+    """Returns ``value`` if it is a number, and raises otherwise, as for a text or ``True``.
+
+    Example:
+        >>> number("strength", "70")
+        Traceback (most recent call last):
+        ValueError: strength must be a number; got '70'
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    return value  # type: ignore[return-value]
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:

@@ -33,7 +33,7 @@ class AverageAccuracy(_MeanScore):
 
     def compute(self) -> Tensor:
         """Mean of the last row over the tasks learned, a scalar."""
-        return average_accuracy(self.matrix)
+        return average_accuracy(self.matrix, self.order)
 
 
 class LearningAccuracy(_MeanScore):
@@ -52,7 +52,7 @@ class LearningAccuracy(_MeanScore):
 
     def compute(self) -> Tensor:
         """Mean of the scores on tasks just learned, a scalar."""
-        return learning_accuracy(self.matrix)
+        return learning_accuracy(self.matrix, self.order)
 
 
 class LastTasksAccuracy(_MeanScore):
@@ -77,4 +77,4 @@ class LastTasksAccuracy(_MeanScore):
 
     def compute(self) -> Tensor:
         """Mean of the last row over the latest tasks learned, a scalar."""
-        return last_tasks_accuracy(self.matrix, self.last)
+        return last_tasks_accuracy(self.matrix, self.last, self.order)

@@ -30,7 +30,7 @@ class Forgetting(TaskMatrixMetric):
 
     def compute(self) -> Tensor:
         """Mean over all tasks but the last, a scalar."""
-        return forgetting(self.matrix, self.higher_scores_are_better)
+        return forgetting(self.matrix, self.higher_scores_are_better, self.order)
 
 
 class BackwardTransfer(TaskMatrixMetric):
@@ -51,7 +51,7 @@ class BackwardTransfer(TaskMatrixMetric):
 
     def compute(self) -> Tensor:
         """Mean over all tasks but the last, a scalar."""
-        return backward_transfer(self.matrix, self.higher_scores_are_better)
+        return backward_transfer(self.matrix, self.higher_scores_are_better, self.order)
 
 
 class ForwardTransfer(TaskMatrixMetric):
@@ -74,7 +74,7 @@ class ForwardTransfer(TaskMatrixMetric):
 
     def compute(self) -> Tensor:
         """Mean over all tasks but the first, a scalar."""
-        return forward_transfer(self.matrix, self.higher_scores_are_better)
+        return forward_transfer(self.matrix, self.higher_scores_are_better, self.order)
 
 
 class Intransigence(TaskMatrixMetric):
@@ -101,4 +101,4 @@ class Intransigence(TaskMatrixMetric):
 
     def compute(self) -> Tensor:
         """Mean over the tasks learned so far, a scalar."""
-        return intransigence(self.matrix, self.reference, self.higher_scores_are_better)
+        return intransigence(self.matrix, self.reference, self.higher_scores_are_better, self.order)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from cl_callbacks.functional.task_matrix import Order
+
 
 def mean_of_processes(matrices: Tensor) -> Tensor:
     """Mean over processes ``(P, T + 1, T)``, leaving out NaN where a process measured nothing.
@@ -37,6 +39,8 @@ class TaskMatrixMetric(Metric):
     Args:
         higher_is_better: whether a higher *score* is a better one; False for losses and perplexities. The
             attribute of the same name tells whether a higher value of the metric is better.
+        order: index in a row of the task that is learned first, second and so on, if they are not 0, 1, 2 …:
+            for tasks that are learned in another order or more than once; ``None`` for one without a score.
         kwargs: options of :class:`torchmetrics.Metric`.
     """
 
@@ -44,17 +48,17 @@ class TaskMatrixMetric(Metric):
     full_state_update = True
     matrix: Tensor
 
-    def __init__(self, higher_is_better: bool = True, **kwargs: Any) -> None:
+    def __init__(self, higher_is_better: bool = True, *, order: Order | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.higher_scores_are_better = higher_is_better
+        self.higher_scores_are_better, self.order = higher_is_better, order
         self.add_state("matrix", torch.empty(1, 0), dist_reduce_fx=mean_of_processes, persistent=True)
 
     def update(self, row: Tensor, learned: int) -> None:
         """Records the scores on all tasks after ``learned`` of them, replacing that row if it exists.
 
         Args:
-            row: one score per task ``(T,)``, in the order of learning; NaN for a task that was not measured.
-                Tasks still unknown may be missing at its end.
+            row: one score per task ``(T,)``, in the order of learning unless there is an ``order``; NaN for a
+                task that was not measured. Tasks still unknown may be missing at its end.
             learned: number of tasks learned before the scores were measured; 0 before any training.
         """
         if row.ndim != 1:

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.observation.histograms import log_histograms
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.survey import ALL, RATIO, Statistics, Survey, read
@@ -80,7 +81,7 @@ class SynapseStatistics(Callback):
         super().__init__()
         if every_n_steps is not None:
             integer("every_n_steps", every_n_steps, least=1)
-        if not 0 < frozen_below <= 1:
+        if not 0 < number("frozen_below", frozen_below) <= 1:
             raise ValueError(f"frozen_below is a plasticity, above 0 and at most 1; got {frozen_below}")
         self.every_n_steps, self.frozen_below = every_n_steps, frozen_below
         self.by_layer, self.histograms = by_layer, histograms
@@ -104,7 +105,7 @@ class SynapseStatistics(Callback):
         if not rules:
             rank_zero_info(f"{type(self).__name__}: this Trainer has no rule, whose synapses it would show.")
         for key, rule in rules.items():
-            if key != rule.name:
+            if key != rule.name and first_time(self, key):
                 rank_zero_warn(
                     f"{type(self).__name__}: two rules are called {rule.name!r}, and the second, a "
                     f"{type(rule).__name__}, is shown as {key!r}: give each a name of its own, with name=."
@@ -163,7 +164,8 @@ class SynapseStatistics(Callback):
                 try:
                     figure = draw(measures)
                 except ValueError as error:  # such as from a user's rule; it must not end the training
-                    rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
+                    if first_time(self, f"{key}/{name}"):
+                        rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
                     continue
                 if figure is not None:
                     log_figure(trainer, log_keys.synapses(key, name), figure)

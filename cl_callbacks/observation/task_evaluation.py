@@ -12,18 +12,32 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.boundaries.batch_boundaries import BatchBoundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.guards.saved_state import restore_atomically
+from cl_callbacks.observation.task_keys import checked_name, names_apart
+from cl_callbacks.observation.task_monitors import (
+    look_last,
+    monitored_at_epoch_end,
+    publish,
+    refuse_monitors,
+)
+from cl_callbacks.observation.task_order import (
+    checked_order,
+    loader_of_task,
+    loaders_of_past_tasks,
+    unknown_order,
+    wrong_order,
+)
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_report import TaskReport
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import after_training, same_weights, weight_norms
+from cl_callbacks.training.lightning_private import names_in_validation
 from cl_callbacks.training.log import log
 from cl_callbacks.training.quiet_validation import quiet_validation
-from cl_callbacks.training.task_scores import task_scores
+from cl_callbacks.training.task_scores import score_names, task_scores
 
 _WHAT = "TaskEvaluation: all tasks"
 
@@ -36,6 +50,11 @@ class TaskEvaluation(Callback):
     :func:`~cl_callbacks.training.quiet_validation.quiet_validation`, also for what a module must not do in
     it). If the end of a task is found late, the network of that earlier step is scored.
 
+    Which loader is whose is told by ``order``; else by the numbers in the batches with
+    :class:`~cl_callbacks.BatchBoundaries`, or by the data module's ``current_task``, which
+    :class:`~cl_callbacks.TaskSequence` has; else the tasks are taken to come in the order of the loaders. If
+    the scores contradict that, a warning says so and no figure is given, since it would be wrong.
+
     Logged with ``cl_task/index``, the number of tasks that ended before, as the x axis: ``cl_task/average``
     over the tasks learned so far, ``cl_task/forgetting``, ``cl_task/backward_transfer``,
     ``cl_task/forward_transfer`` and ``cl_task/learning`` (see :mod:`cl_callbacks.functional.task_matrix`),
@@ -45,6 +64,13 @@ class TaskEvaluation(Callback):
     first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
     are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
 
+    ``ModelCheckpoint(monitor="cl_task/average", mode="max")``, ``EarlyStopping`` and others that monitor find
+    the same keys. For them, and in ``trainer.callback_metrics``, they are up to date after each validation as
+    if the present task ended there, and NaN where not defined; ``cl_task/score/1`` is there before its task.
+
+    A Trainer may have several, such as for accuracy and loss. The first without a ``name`` has the keys and
+    files above, another one keys such as ``cl_task/NAME/average`` and ``task_matrix_NAME.json``.
+
     Args:
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
             ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
@@ -53,6 +79,9 @@ class TaskEvaluation(Callback):
         untrained: whether to score the tasks before training, which forward transfer needs.
         artifact: whether to log the matrix and the rules' state as a W&B artifact at the end of training.
         table: whether to print the matrix at the end of training.
+        order: the loader of the task that is learned first, second and so on, counted from 0, such as
+            ``[2, 0, 1, 2]``; ``None`` for a task without a loader. May also be set afterwards.
+        name: for keys and files; default: none for the first, else that of the ``monitor``.
 
     Attributes:
         record: the scores, also those of validations between tasks.
@@ -60,7 +89,8 @@ class TaskEvaluation(Callback):
 
     Raises:
         ValueError: an invalid argument, at construction.
-        MisconfigurationException: in training, without validation data, and when the score is not logged.
+        MisconfigurationException: in training, without validation data, when the score is not logged, when a
+            task begins that is not in the ``order`` or has no loader, or two would have the same keys.
 
     Example:
         >>> from lightning import Trainer
@@ -81,6 +111,8 @@ class TaskEvaluation(Callback):
         untrained: bool = True,
         artifact: bool = False,
         table: bool = True,
+        order: Sequence[int | None] | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         if mode not in ("max", "min"):
@@ -89,36 +121,68 @@ class TaskEvaluation(Callback):
             raise ValueError(f"names must be a list of different names, one for each task; got {names!r}")
         self.monitor, self.mode, self.names = monitor, mode, None if names is None else list(names)
         self.untrained, self.artifact, self.table = untrained, artifact, table
+        self.name = checked_name(name)
         self.record = TaskRecord(higher_is_better=mode == "max")
-        self._evaluating = False
         self.report = TaskReport(self.record, monitor, names)
+        self.order = order
+        self._evaluating = self._warned = False
         self._latest: tuple[int, list[float]] = (-1, [])
         self._norms: dict[str, Tensor] = {}
+        self._rewound: list[float] | None = None
+
+    @property
+    def order(self) -> list[int | None] | None:
+        """The loader of each task in the order of learning; setting it changes the figures."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Sequence[int | None] | None) -> None:
+        self._order = None if order is None else checked_order(order, self.record)
+        if self._order is not None:
+            self.record.take_order(self._order)
 
     @property
     def matrix(self) -> Tensor:
         """The task matrix ``(T + 1, T)``: row k after k tasks, row 0 before training; NaN if not measured.
 
-        Columns are in the order in which the tasks were learned.
+        Columns are in the order in which the tasks were learned first. If tasks were learned again, it has as
+        many rows as tasks were learned, and one before.
         """
         return self.record.matrix.clone()
 
     def results(self) -> dict[str, float]:
-        """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning."""
+        """Summary metrics: average, forgetting, backward_transfer, forward_transfer and learning.
+
+        Raises:
+            ValueError: the tasks came in another order than the loaders', and there is no ``order``.
+        """
+        wrong = wrong_order(self.record, self.monitor)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self.record.results()
 
     @property
     def next_task(self) -> int:
         """Number of the next task after those that were learned, in whatever Trainer."""
-        return max(self.record.learned, default=-1) + 1
+        return len(self.record.ends)
+
+    @property
+    def state_key(self) -> str:
+        """Key of this instance's state in a checkpoint."""
+        return self._generate_state_key(monitor=self.monitor, name=self.name)
 
     # -- measuring ---------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Adds the default boundary callback if there is none."""
+        """Adds the default boundary callback if there is none, and names this one among several."""
         self._evaluating = stage != "fit"
+        self._latest = (-1, [])
         if stage == "fit":
             ensure_boundaries(trainer)
+            look_last(trainer)
+            evaluations = _evaluations(trainer)
+            names = names_apart([(evaluation.name, evaluation.monitor) for evaluation in evaluations])
+            self.report.name = names[evaluations.index(self)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that there is validation, and scores the tasks before training."""
@@ -128,40 +192,67 @@ class TaskEvaluation(Callback):
                 "validation loader per task, the module a `validation_step`, and leave limit_val_batches "
                 "above 0."
             )
-        self._latest = (-1, [])
         self.report.begin(trainer)
         boundaries, record = boundaries_of(trainer), self.record
-        if not record.rows and not isinstance(boundaries, BatchBoundaries):
+        if not record.rows and not record.begun:
             # Tasks that ended before this callback was added were learned, though not scored.
-            record.learned, record.ends = list(range(boundaries.task)), [0] * boundaries.task
-        learned = len(record.learned)
+            past = loaders_of_past_tasks(boundaries, self.order)
+            record.begun, record.ends, record.assumed = past, [0] * len(past), bool(past) and not self.order
+        learned = len(record.ends)
         if not boundaries.task_is_open and learned not in record.rows and (self.untrained or learned):
-            record.keep(learned, self._validated(trainer))
+            record.keep(learned, self._present_scores(trainer))
+        publish(trainer, self.report.monitored(record))
+        evaluations = _evaluations(trainer)
+        if self is evaluations[-1]:
+            keys = {key for e in evaluations for key in e.report.monitored(e.record)}
+            complete = all(evaluation.record.loaders for evaluation in evaluations)
+            refuse_monitors(trainer, keys, complete, first=not record.ends)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Logs the number of the task."""
+        """Logs the number of the task, and finds out which loader is its own."""
         log(trainer, {log_keys.TASK: task})
+        self._begin(trainer, task)
+
+    def _begin(self, trainer: Trainer, task: int) -> None:
+        known = loader_of_task(trainer, task, len(self.record.begun), self.record.loaders, self.order)
+        self.record.begin(known.loader)
+        self.record.assumed |= known.assumed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stores the scores of the Trainer's own validation."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        """Stores the scores of the Trainer's own validation; in the sanity check, sees whether they exist."""
+        if trainer.sanity_checking:
+            names = names_in_validation(trainer)
+            if names and not self.untrained:  # else all tasks are scored before the first step
+                score_names(names, self.monitor, "TaskEvaluation")
+        elif trainer.state.fn == TrainerFn.FITTING:
             self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores all tasks if there was no validation and another callback is about to look."""
+        if monitored_at_epoch_end(trainer):
+            self._present_scores(trainer)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Adds a row to the matrix and reports it."""
-        self._add_row(trainer)
-        self.record.learned.append(task)
+        index = len(self.record.ends)
+        if len(self.record.begun) == index:  # it began before this callback was there
+            self._begin(trainer, task)
+        self._add_row(trainer, index + 1)
         self.record.ends.append(trainer.global_step)
-        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        if not boundaries_of(trainer).looking_back:  # else they are not of the present weights
+            publish(trainer, self.report.monitored(self.record))
         log(trainer, {log_keys.TASK: task})
-        index, seconds = len(self.record.learned) - 1, sum(rule.seconds for rule in rules)
-        self._warn_of_too_many_tasks(index)
-        self.report.log_task(trainer, index, consolidation_seconds=seconds)
+        self._warn_of_order()
+        seconds: dict[str, float] = {}
+        if self is _evaluations(trainer)[0]:
+            rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+            seconds = {log_keys.task("consolidation_seconds"): sum(rule.seconds for rule in rules)}
+        self.report.log_task(trainer, index, seconds)
 
     def on_task_revised(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Scores the weights that the fit leaves, in place of those at the task's end."""
-        self.record.keep(len(self.record.learned), self._validated(trainer))
-        self.report.log_task(trainer, len(self.record.learned) - 1)
+        self.record.keep(len(self.record.ends), self._present_scores(trainer))
+        self.report.log_task(trainer, len(self.record.ends) - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds a row for a last task that is still open, since its end can only be found later."""
@@ -170,42 +261,53 @@ class TaskEvaluation(Callback):
             after_training(trainer, partial(self._score_open_task, trainer))
 
     def _score_open_task(self, trainer: Trainer) -> None:
-        self._add_row(trainer)
-        self.report.log_task(trainer, len(self.record.learned))
+        self._add_row(trainer, len(self.record.ends) + 1)
+        self.report.log_task(trainer, len(self.record.ends))
 
-    def _add_row(self, trainer: Trainer) -> None:
+    def _add_row(self, trainer: Trainer, learned: int) -> None:
         if boundaries_of(trainer).looking_back:
-            scores = self._scores(trainer, quiet_validation(trainer, _WHAT, averaged=False))
-        elif self._latest[0] == trainer.global_step and self._at_the_weights_of_the_latest(trainer):
-            scores = self._latest[1]
+            if self._rewound is None:
+                metrics = quiet_validation(trainer, _WHAT, averaged=False)
+                for evaluation in _evaluations(trainer):
+                    evaluation._rewound = evaluation._scores(trainer, metrics)
+            scores, self._rewound = self._rewound or [], None
         else:
-            scores = self._validated(trainer)
-        self.record.keep(len(self.record.learned) + 1, scores)
+            scores = self._present_scores(trainer)
+        self.record.keep(learned, scores)
 
-    def _warn_of_too_many_tasks(self, index: int) -> None:
-        tasks = len(self.record.columns)
-        if index == tasks:
-            rank_zero_warn(
-                f"TaskEvaluation: more tasks have ended than there are validation loaders, {tasks}, so that "
-                f"rows and columns of the task matrix are not of the same tasks: forgetting and transfers "
-                f"mean little; the scores stand as they are."
-            )
-
-    def _validated(self, trainer: Trainer) -> list[float]:
-        return self._keep(trainer, self._scores(trainer, quiet_validation(trainer, _WHAT)))
+    def _present_scores(self, trainer: Trainer) -> list[float]:
+        current = self._latest[0] == trainer.global_step
+        if not current or not self._at_the_weights_of_the_latest(trainer):
+            metrics = quiet_validation(trainer, _WHAT)
+            for evaluation in _evaluations(trainer):  # one validation for all
+                evaluation._keep(trainer, evaluation._scores(trainer, metrics))
+        return self._latest[1]
 
     def _at_the_weights_of_the_latest(self, trainer: Trainer) -> bool:
         """Whether the weights are those of the latest scores; averages may have been put in their place."""
         same = same_weights(self._norms, weight_norms(trainer.lightning_module)) == 1.0
         return trainer.strategy.reduce_boolean_decision(same)
 
-    def _keep(self, trainer: Trainer, scores: list[float]) -> list[float]:
+    def _keep(self, trainer: Trainer, scores: list[float]) -> None:
         self._latest, self._norms = (trainer.global_step, scores), weight_norms(trainer.lightning_module)
         self.record.curve.append(self._latest)
-        return scores
+        publish(trainer, self.report.monitored(self.record.now(scores)))
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
-        return task_scores(trainer, metrics, self.monitor, "TaskEvaluation")
+        scores = task_scores(trainer, metrics, self.monitor, "TaskEvaluation")
+        beyond = [task for task in self.order or () if task is not None and task >= len(scores)]
+        if beyond:
+            raise MisconfigurationException(
+                f"TaskEvaluation: order={self.order} names the validation loader {beyond[0]}, and there are "
+                f"{len(scores)}, counted from 0."
+            )
+        return scores
+
+    def _warn_of_order(self) -> None:
+        sentence = wrong_order(self.record, self.monitor) or unknown_order(self.record)
+        if sentence is not None and not self._warned:
+            self._warned = True
+            rank_zero_warn(sentence)
 
     # -- reporting ---------------------------------------------------------------------------------
 
@@ -215,8 +317,8 @@ class TaskEvaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, prints the table and logs the artifact; with one fit per task, only after the last."""
-        tasks = len(self.record.columns)
-        if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.learned) < tasks:
+        tasks = len(self.record.columns if self.order is None else self.order)
+        if isinstance(boundaries_of(trainer), FitBoundaries) and len(self.record.ends) < tasks:
             return
         self.report.draw(trainer)
         if self.artifact:
@@ -239,3 +341,9 @@ class TaskEvaluation(Callback):
         """
         if not self._evaluating:
             restore_atomically(self.record, state_dict)
+            if self.order is not None:
+                self.order = self.order  # which counts, and not that of the checkpoint
+
+
+def _evaluations(trainer: Trainer) -> list[TaskEvaluation]:
+    return [c for c in trainer.callbacks if isinstance(c, TaskEvaluation)]  # type: ignore[attr-defined]

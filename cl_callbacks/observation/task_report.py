@@ -34,22 +34,30 @@ class TaskReport:
         record: the scores.
         monitor: name of the score.
         names: names of the tasks; ``None`` for their numbers.
+
+    Attributes:
+        name: that tells keys and files from those of another report of the same Trainer; may be empty.
     """
 
     def __init__(self, record: TaskRecord, monitor: str, names: Sequence[str] | None) -> None:
+        self.name = ""
         self.record, self.monitor, self._names = record, monitor, list(names or [])
         self._drawn_at, self._drawing = 0.0, 0.5
 
     @property
     def names(self) -> list[str]:
         """Name of each column of the matrix: the task's name, or else its number."""
-        columns, tasks = self.record.columns, self.record.matrix.shape[1]
-        given = dict(enumerate(self._names))
-        taken = set(self._names)
+        return self._names_of(self.record)
+
+    def _names_of(self, record: TaskRecord) -> list[str]:
+        given, taken = dict(enumerate(self._names)), set(self._names)
         return [
-            given.get(task, f"task {task}" if str(task) in taken else str(task))
-            for task in [*columns, *range(len(columns), tasks)]
+            given.get(task, f"task {task}" if str(task) in taken else str(task)) for task in record.columns
         ]
+
+    def key(self, metric: str) -> str:
+        """Log key of a metric by task."""
+        return log_keys.task(metric, self.name)
 
     def begin(self, trainer: Trainer) -> None:
         """Sets the x axis of per-task metrics in W&B."""
@@ -57,24 +65,37 @@ class TaskReport:
         if trainer.is_global_zero:
             offer(trainer, define_task_axis)
 
-    def log_task(self, trainer: Trainer, index: int, **more: float) -> None:
-        """Logs all metrics, and ``more``, and writes the files at a task's end; draws if that is due.
+    def log_task(self, trainer: Trainer, index: int, more: Mapping[str, float] | None = None) -> None:
+        """Logs all metrics, and ``more`` by key, and writes the files at a task's end; draws if that is due.
 
         The ``index`` of the task is the number of tasks that ended before.
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
-        values = {"index": index, **results, **self.record.of_tasks(self.names), **more}
-        log(trainer, {log_keys.task(name): value for name, value in values.items()})
+        values = {**results, **self.record.of_tasks(self.names)}
+        found = {self.key(name): value for name, value in values.items()}
+        log(trainer, {log_keys.TASK_INDEX: index, **found, **(more or {})})
         self.write(trainer)
         if time.monotonic() - self._drawn_at > self._drawing / _SHARE_OF_DRAWING:
             self.draw(trainer)
 
     def line(self) -> str:
         """Summary in one line: the average, and the task that was forgotten most."""
-        text, worst = f"average {self.record.results()['average']:.3f}", self.record.worst()
+        average, worst = self.record.results()["average"], self.record.worst()
+        if math.isnan(average):
+            return ""
+        text = f"{self.name} average {average:.3f}".strip()
         if worst is None:
             return text
         return f"{text} · worst forgetting {worst[1]:.3f} (task {self.names[worst[0]]})"
+
+    def monitored(self, record: TaskRecord) -> dict[str, float]:
+        """All metrics of a record by key, as callbacks that monitor one look them up; NaN if not defined."""
+        names = self._names_of(record)
+        found = dict.fromkeys((f"forgetting/{name}" for name in names), math.nan)
+        latest = record.ordered(record.rows.get(max(record.rows, default=0), []))
+        found |= {f"score/{name}": score for name, score in zip(names, latest, strict=True)}
+        found |= record.of_tasks(names) | record.results()
+        return {self.key(name): value for name, value in found.items()}
 
     def print_table(self) -> None:
         """Prints the matrix and its summary metrics."""
@@ -83,7 +104,7 @@ class TaskReport:
 
         console = Console()
         title = escape(f"{self.monitor} on each task (column) after learning each (row)")
-        console.print(task_table(self.record.matrix, self.names, title))
+        console.print(task_table(self.record.matrix, self.names, title, self.record.order))
         results = {name.replace("_", " "): value for name, value in self.record.results().items()}
         known = [f"{name} {value:.3f}" for name, value in results.items() if not math.isnan(value)]
         console.print(" · ".join(known), highlight=False)
@@ -92,7 +113,7 @@ class TaskReport:
         """Writes the matrix into the log folder, if there is one, from rank 0."""
         folder = log_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
-            with unless_it_fails("task_matrix.json", OSError):
+            with unless_it_fails(f"{self._file_name}.json", OSError):
                 self._files(folder)
 
     def draw(self, trainer: Trainer) -> None:
@@ -103,8 +124,8 @@ class TaskReport:
         for key, figure in self.figures(trainer).items():
             log_figure(trainer, key, figure)
         rows = [[learned, *row] for learned, row in enumerate(self.record.table())]
-        columns = ["tasks learned", *self.names[: len(self.record.columns)]]
-        offer(trainer, lambda logger: log_table(logger, log_keys.TASK_TABLE, columns, rows))
+        columns = ["tasks learned", *self.names]
+        offer(trainer, lambda logger: log_table(logger, self.key("table"), columns, rows))
         self._drawn_at = time.monotonic()
         self._drawing = self._drawn_at - start
 
@@ -112,14 +133,14 @@ class TaskReport:
         """Figures by log key: the task matrix, task curves, and with DriftBoundaries loss and drift score."""
         from cl_callbacks.observation.figures import accuracy_matrix, loss_and_drift, task_curves
 
-        names, record = self.names, self.record
+        record, names = self.record, self.names
         mode: Literal["max", "min"] = "max" if record.higher_is_better else "min"
         steps = [step for step, _ in record.curve]
-        missing = [math.nan] * (len(names) - len(record.columns))
-        scores = [record.ordered(scores) + missing for _, scores in record.curve]
+        scores = [record.ordered(scores) for _, scores in record.curve]
+        common: dict[str, Any] = {"names": names, "order": record.order}
         drawn = {
-            log_keys.TASK_MATRIX: accuracy_matrix(record.matrix, names=names, mode=mode, title=self.monitor),
-            log_keys.TASK_CURVES: task_curves(steps, scores, record.ends, names=names, monitor=self.monitor),
+            self.key("matrix"): accuracy_matrix(record.matrix, mode=mode, title=self.monitor, **common),
+            self.key("curves"): task_curves(steps, scores, record.ends, monitor=self.monitor, **common),
         }
         boundaries = boundaries_of(trainer)
         if isinstance(boundaries, DriftBoundaries) and boundaries.trace.points:
@@ -134,8 +155,13 @@ class TaskReport:
             with TemporaryDirectory() as folder:
                 files = self._files(Path(folder))
                 torch.save(dict(states), Path(folder) / "rules.pt")
-                offer(trainer, lambda logger: log_artifact(logger, [*files, Path(folder) / "rules.pt"]))
+                files.append(Path(folder) / "rules.pt")
+                offer(trainer, lambda logger: log_artifact(logger, files, self.name))
 
     def _files(self, folder: Path) -> list[Path]:
-        names = self.names[: len(self.record.columns)]
-        return self.record.write(folder, {"monitor": self.monitor, "names": names}, names)
+        about = {"monitor": self.monitor, "names": self.names}
+        return self.record.write(folder, about, self.names, self._file_name)
+
+    @property
+    def _file_name(self) -> str:
+        return "_".join(filter(None, ("task_matrix", self.name)))

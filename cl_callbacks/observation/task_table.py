@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cl_callbacks.functional.task_matrix import tasks_learned
+from cl_callbacks.functional.task_matrix import Order, tasks_learned
 from cl_callbacks.observation.figures.labels import cut, every
 
 if TYPE_CHECKING:
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 _ROOM, _NAME = 8, 12
 
 
-def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
+def task_table(matrix: Tensor, names: Sequence[str], title: str, order: Order | None = None) -> Table:
     """A table of scores on each task (column) after learning each (row), thinned out if there are many.
 
-    Made from the task matrix ``(T + 1, T)``. Columns are headed by the tasks' numbers, rows by their numbers
-    and names.
+    Made from the task matrix ``(T + 1, T)``, or with an ``order`` one with a row for each task learned (see
+    :mod:`cl_callbacks.functional.task_matrix`). Columns are headed by the tasks' numbers, rows by their
+    numbers and names.
 
     Example:
         >>> import torch
@@ -34,7 +35,8 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    tasks, learned = len(names), tasks_learned(matrix)
+    tasks, learned = len(names), tasks_learned(matrix, order)
+    order = range(tasks) if order is None else order
     shown = sorted({*range(0, tasks, every(tasks, room=_ROOM)), tasks - 1})
     numbers = [str(task) for task in range(tasks)]
     pairs = zip(numbers, names, strict=True)
@@ -43,11 +45,11 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str) -> Table:
     table.add_column("after", no_wrap=True)
     for task in shown:
         table.add_column(numbers[task], justify="right", no_wrap=True, min_width=5)
-    for row in range(learned + 1):
-        if matrix[row].isnan().all() or not (row == 0 or row == learned or row - 1 in shown):
-            continue
-        cells = (_cell(matrix[row, task].item(), task < row, latest=task == row - 1) for task in shown)
-        table.add_row("—" if row == 0 else named[row - 1], *cells)
+    rows = {0, *range(1, learned + 1, every(learned, room=_ROOM)), learned}
+    for row in sorted(row for row in rows if not matrix[row].isnan().all()):
+        latest = order[row - 1] if row else None
+        cells = (_cell(matrix[row, task].item(), task in order[:row], task == latest) for task in shown)
+        table.add_row("—" if row == 0 else str(row - 1) if latest is None else named[latest], *cells)
     return table
 
 

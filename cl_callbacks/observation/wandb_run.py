@@ -24,12 +24,14 @@ def log_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[S
         logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
-def log_artifact(logger: Logger, files: Sequence[Path]) -> None:
-    """Logs files as one artifact of the run, ``task-matrix-ID``."""
+def log_artifact(logger: Logger, files: Sequence[Path], name: str = "") -> None:
+    """Logs files as one artifact of the run, ``task-matrix-ID``, or ``task-matrix-ID-NAME``."""
     if isinstance(logger, WandbLogger):
         import wandb
 
-        artifact = wandb.Artifact(f"task-matrix-{logger.experiment.id}", type="task-matrix")
+        artifact = wandb.Artifact(
+            "-".join(filter(None, ("task-matrix", logger.experiment.id, name))), type="task-matrix"
+        )
         for file in files:
             artifact.add_file(str(file))
         logger.experiment.log_artifact(artifact)

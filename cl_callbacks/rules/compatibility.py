@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import LBFGS
 
 from cl_callbacks.guards.few import few
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.rules.rule_options import state_dtype_of
 from cl_callbacks.synapses.step import Need, Rule
 from cl_callbacks.tensors.shards import misfits
@@ -131,7 +132,7 @@ def refuse_two_owners(rules: Sequence[Rule], pulling: Sequence[Rule]) -> None:
             f"{' and '.join(owners)} each replace the optimizer's update by their own, so only one of them "
             f"can be in the callback list."
         )
-    if owners and pulling:
+    if owners and pulling and first_time(rules[0], "two memories"):
         rank_zero_warn(
             f"{owners[0]} already remembers through its own update, and "
             f"{', '.join(type(rule).__name__ for rule in pulling)} pulls on the gradient that goes into it: "
@@ -143,7 +144,7 @@ def warn_of_half_precision(rule: Rule) -> None:
     """Warns that weights in half precision round away updates as small as the rule's."""
     view = rule.synapses.view
     narrow = [n for n, p in zip(view.names, view.parameters, strict=True) if torch.finfo(p.dtype).bits < 32]
-    if narrow:
+    if narrow and first_time(rule, "half precision"):
         rank_zero_warn(
             f"{type(rule).__name__} changes weights in steps that are mostly smaller than the rounding of "
             f"half precision, in which {few(narrow)} are kept, and lost there: train with "

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import boundaries_of, ensure_boundaries
+from cl_callbacks.guards.few import few
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.signatures import call_text, declare_arguments, refuse_unknown, snake_case
 from cl_callbacks.guards.uninterrupted import uninterrupted
@@ -468,7 +469,19 @@ class SynapticCallback(Callback):
         )
         selected = selection.select(pl_module, model, trainable)
         refuse_shards(self, trainer, {name: model[name] for name in selected})
+        known = self.synapses.names
         self.synapses.place(model, selected)
+        if known and known.isdisjoint(model):  # without strict
+            self._forget(sorted(known), list(model))
+
+    def _forget(self, known: list[str], names: list[str]) -> None:
+        """Counts no task after a state of other parameters than the model's was loaded, and says so."""
+        rank_zero_warn(
+            f"{type(self).__name__}(strict=False): none of the parameters of which there was state "
+            f"({few(known)}) is in this model ({few(names)}), so nothing is remembered and no task is "
+            f"counted. If they are the same under other names, rename those of the file."
+        )
+        self.tasks = 0
 
     def _compare_weights(self) -> None:
         """Warns once if the state is that of weights which are not there any more, when a task begins."""

@@ -148,6 +148,11 @@ class Synapses:
         """Whether there is any state."""
         return any(self._state.values())
 
+    @property
+    def names(self) -> set[str]:
+        """Names of all parameters of which there is state."""
+        return {name for state in self._state.values() for name in state}
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The live state: ``{field: {name: tensor}}``.
 

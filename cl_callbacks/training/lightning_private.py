@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
     ModelCheckpoint,
     RichProgressBar,
     StochasticWeightAveraging,
@@ -86,6 +88,35 @@ def last_saved_file(checkpoint: ModelCheckpoint) -> str:
 def last_averaged_epoch(averaging: StochasticWeightAveraging) -> float:
     """The last epoch of the fit that trains; infinite before the fit starts, and where there is no limit."""
     return averaging.swa_end if "_max_epochs" in vars(averaging) else math.inf
+
+
+def looks_at_epoch_end(monitoring: Callback, trainer: Trainer) -> bool:
+    """Whether a callback reads its monitored value when an epoch ends, and not when a validation does."""
+    if isinstance(monitoring, ModelCheckpoint):
+        return monitoring._should_save_on_train_epoch_end(trainer)
+    return isinstance(monitoring, EarlyStopping) and bool(monitoring._check_on_train_epoch_end)
+
+
+def looks_within_epochs(monitoring: Callback) -> bool:
+    """Whether a callback reads its monitored value after a number of steps or seconds."""
+    if not isinstance(monitoring, ModelCheckpoint):
+        return False
+    return monitoring._every_n_train_steps > 0 or monitoring._train_time_interval is not None
+
+
+def monitored_metrics(trainer: Trainer) -> MutableMapping[str, Any]:
+    """Metrics that callbacks monitor, by key; changes of this mapping are seen by them."""
+    return trainer._logger_connector._callback_metrics
+
+
+def names_in_validation(trainer: Trainer) -> list[str]:
+    """Names of what the validation of a fit has logged, also in the sanity check, which has no metrics."""
+    metas = [found.meta for found in trainer.fit_loop.epoch_loop.val_loop._results.values()]
+    suffixes = [
+        f"/dataloader_idx_{m.dataloader_idx}" if m.add_dataloader_idx and m.dataloader_idx is not None else ""
+        for m in metas
+    ]
+    return [f"{m.name}{suffix}" for m, suffix in zip(metas, suffixes, strict=True)]
 
 
 def is_live(bar: RichProgressBar) -> bool:

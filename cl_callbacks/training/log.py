@@ -96,10 +96,12 @@ def folder_of(logger: Logger) -> Path | None:
 
 def log_configuration(trainer: Trainer) -> None:
     """Logs the arguments of this package's callbacks to all loggers, as hyperparameters."""
-    found = {}
+    found: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if is_of_this_package(callback):
-            found[getattr(callback, "name", type(callback).__name__.lower())] = configuration(callback)
+            name = getattr(callback, "name", None) or type(callback).__name__.lower()
+            number = sum(key.partition(" ")[0] == name for key in found)
+            found[f"{name} {number + 1}" if number else name] = configuration(callback)
     offer(trainer, lambda logger: _configure(logger, found))
 
 

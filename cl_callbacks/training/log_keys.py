@@ -25,12 +25,6 @@ TASK_AXIS = "cl_task/*"
 """Pattern of all keys logged by task, for W&B's definition of their x axis."""
 TASK_INDEX = "cl_task/index"
 """The number of tasks that ended before."""
-TASK_TABLE = "cl_task/table"
-"""The task matrix as a table."""
-TASK_MATRIX = "cl_task/matrix"
-"""A figure: the score on each task after each task."""
-TASK_CURVES = "cl_task/curves"
-"""A figure: the score on each task over training."""
 
 
 def penalty(rule: str) -> str:
@@ -48,9 +42,14 @@ def timescale(rule: str, beaker: int) -> str:
     return f"cl/timescale_steps/{rule}/beaker_{beaker}"
 
 
-def task(name: str) -> str:
-    """Key of a metric by task: ``average``, ``forgetting``, ``score/0``, and others."""
-    return f"cl_task/{name}"
+def task(name: str, evaluation: str = "") -> str:
+    """Key of a metric by task: ``average``, ``forgetting``, ``score/0``, and others.
+
+    Also of ``table``, the task matrix as a table, and of the figures ``matrix``, of the score on each task
+    after each task, and ``curves``, of the score on each task over training. Of several
+    :class:`~cl_callbacks.TaskEvaluation` in a Trainer all but one have a name.
+    """
+    return "/".join(filter(None, ("cl_task", evaluation, name)))
 
 
 def synapses(rule: str, *what: str) -> str:

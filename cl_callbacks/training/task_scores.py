@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 from lightning.pytorch import Trainer
@@ -27,13 +26,16 @@ def task_scores(trainer: Trainer, metrics: Mapping[str, Tensor], monitor: str, a
     Raises:
         MisconfigurationException: the score is not among the metrics; the message lists what is.
     """
-    found = [metrics[name] for name in _names(metrics, monitor, asker)]
+    found = [metrics[name] for name in score_names(metrics, monitor, asker)]
     values = torch.stack([value.detach().float().to(trainer.strategy.root_device) for value in found])
     return trainer.strategy.reduce(values, reduce_op="mean").tolist()
 
 
-def _names(metrics: Mapping[str, Any], monitor: str, asker: str) -> list[str]:
-    """Names of the tasks' scores among the logged metrics, in the order of the loaders."""
+def score_names(metrics: Collection[str], monitor: str, asker: str) -> list[str]:
+    """Names of the tasks' scores among those of the logged metrics, in the order of the loaders.
+
+    For arguments and errors see :func:`task_scores`.
+    """
     if "{task}" not in monitor:
         if monitor in metrics:  # with a single loader
             return [monitor]

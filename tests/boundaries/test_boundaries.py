@@ -160,7 +160,7 @@ def test_processes_that_disagree_on_the_task_are_told_so() -> None:
 def test_two_boundary_callbacks_are_refused() -> None:
     with pytest.raises(MisconfigurationException, match="FitBoundaries, EpochBoundaries"):
         make_trainer(FitBoundaries(), EpochBoundaries(1)).fit(Net(), loader(*task(0)))
-    with pytest.raises(ValueError, match="at least one epoch"):
+    with pytest.raises(ValueError, match="every_n_epochs must be a whole number, at least 1"):
         EpochBoundaries(0)
     with pytest.raises(ValueError, match="at least 1"):
         BatchBoundaries(key="x", recent_samples=0)

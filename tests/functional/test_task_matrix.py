@@ -161,6 +161,59 @@ def test_references_that_do_not_cover_the_tasks_learned_are_refused() -> None:
         functional.intransigence(MATRIX, two)
 
 
+def random_orders(count: int) -> list[tuple[Tensor, list[int | None]]]:
+    """Matrices of 1 to 7 tasks on 4 loaders in random orders, with repetitions and tasks without a loader."""
+    random = torch.Generator().manual_seed(1)
+    made = []
+    for n in range(count):
+        rows = 2 + n % 7
+        matrix = torch.rand(rows, 4, generator=random, dtype=torch.float64)
+        missing = torch.rand(matrix.shape, generator=random) < (n % 3) * 0.2
+        drawn = torch.randint(5, (rows - 1,), generator=random).tolist()
+        made.append((matrix.masked_fill(missing, nan), [None if task == 4 else task for task in drawn]))
+    return made
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_tasks_in_any_order_agree_with_loops_over_lists(higher: bool) -> None:
+    for matrix, order in random_orders(70):
+        expected = reference.in_order(matrix.tolist(), order, 1.0 if higher else -1.0)
+        for name, value in expected.items():
+            given = {} if "accuracy" in name else {"higher_is_better": higher}
+            close(getattr(functional, name)(matrix, order=order, **given), value)
+
+
+def test_an_order_is_the_same_as_columns_in_that_order() -> None:
+    permuted = MATRIX[:, [1, 2, 0]]  # column 0 is of the task learned second
+    for function, _ in BY_HAND.values():
+        if function is not BY_HAND["intransigence"][0]:
+            close(function(permuted, order=[2, 0, 1]), function(MATRIX))
+    close(
+        functional.intransigence(permuted, JOINT[[1, 2, 0]], order=[2, 0, 1]), BY_HAND["intransigence"][1][3]
+    )
+
+
+def test_a_task_that_is_learned_twice_is_by_hand() -> None:
+    #                        task:  0    1
+    matrix = torch.tensor([[0.1, 0.2], [0.8, 0.3], [0.5, 0.9], [0.7, 0.6], [0.4, 0.8]]).double()
+    order = [0, 1, 0, 1]
+    close(functional.average_accuracy(matrix, order), 0.6)
+    close(functional.forgetting_per_task(matrix, order=order), [0.8 - 0.4, nan])
+    close(functional.backward_transfer(matrix, order=order), 0.4 - 0.7)  # since it was learned last
+    close(functional.forward_transfer(matrix, order=order), 0.3 - 0.2)
+    close(functional.learning_accuracy(matrix, order), (0.8 + 0.9 + 0.7 + 0.8) / 4)
+    close(functional.last_tasks_accuracy(matrix, 1, order), 0.8)
+
+
+def test_an_order_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"more than once.*give `order`"):
+        functional.forgetting(torch.rand(5, 2))
+    with pytest.raises(ValueError, match="each of the 3 tasks learned, below 3"):
+        functional.forgetting(MATRIX, order=[0, 1])
+    with pytest.raises(ValueError, match="below 3"):
+        functional.forgetting(MATRIX, order=[0, 1, 3])
+
+
 def test_no_tasks_to_look_back_on_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         functional.last_tasks_accuracy(MATRIX, last=0)

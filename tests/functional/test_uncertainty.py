@@ -154,6 +154,23 @@ def test_the_standard_deviation_stays_positive(dtype: torch.dtype) -> None:
             assert stds[1].isfinite().all()
 
 
+def test_the_factors_of_the_published_convolutional_networks() -> None:
+    """There they multiply a whole step, that of the standard deviation without its one half."""
+    window, prior, of_mean, of_std = 1e4, 1.5, 5.0, 132.0
+    for steps, which in ((window / of_mean, 0), (window / (2 * of_std), 1)):
+        means, stds, gradients, noise = random_state()
+        published = []
+        for mean, std, g, q in zip(means, stds, gradients, noise, strict=True):
+            back = (std**2 - prior**2) / (window * prior**2)
+            moved = mean - of_mean * (std**2 * g + std**2 * mean / (window * prior**2))
+            published.append((moved, std - of_std * (std**2 * q + std * back)))
+        scales = {"lr_scale": of_mean, "std_lr_scale": 2 * of_std}
+        mesu_(means, stds, gradients, noise, memory_steps=steps, prior_std=prior, **scales)
+        for found, expected in zip(zip(means, stds, strict=True), published, strict=True):
+            wanted = expected[which].clamp_min(SMALLEST_STD) if which else expected[which]
+            torch.testing.assert_close(found[which], wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_the_trust_region_limits_both_steps() -> None:
     for sign in (-1, 1):
         means, stds = one(0.0), one(0.2)

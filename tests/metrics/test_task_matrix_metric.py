@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,23 @@ def test_a_call_returns_the_row_alone_and_records_it() -> None:
         assert same(value, ROWS[learned, :learned].nanmean())
         assert forgetting(ROWS[learned], learned).isnan()
     assert same(forgetting.compute(), functional.forgetting(ROWS))
+
+
+def test_tasks_may_be_learned_in_any_order_and_again() -> None:
+    order = [2, 0, 0]
+    for build, function in (
+        (AverageAccuracy, functional.average_accuracy),
+        (LearningAccuracy, functional.learning_accuracy),
+        (partial(LastTasksAccuracy, 1), partial(functional.last_tasks_accuracy, last=1)),
+        (Forgetting, functional.forgetting),
+        (BackwardTransfer, functional.backward_transfer),
+        (ForwardTransfer, functional.forward_transfer),
+        (partial(Intransigence, JOINT), partial(functional.intransigence, reference=torch.tensor(JOINT))),
+    ):
+        metric = build(order=order)
+        told(metric)
+        assert same(metric.compute(), function(ROWS, order=order))
+        assert not same(metric.compute(), function(ROWS))
 
 
 def test_reset_forgets_the_stream() -> None:

@@ -254,8 +254,8 @@ def test_a_gap_in_the_modules_own_names_is_refused() -> None:
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = TaskEvaluation(names=["[cat]", "[/INST]", "3"])
     for learned in (1, 2, 3):
+        evaluation.record.begin(learned - 1)
         evaluation.record.keep(learned, [0.5, 0.25, 0.75, 1.0])
-    evaluation.record.learned += [0, 1, 2]
     evaluation.report.print_table()
     printed = capsys.readouterr().out
     assert "0 [cat]" in printed and "1 [/INST]" in printed
@@ -357,21 +357,11 @@ def test_a_state_of_something_else_is_refused_whole() -> None:
     assert evaluation.record.rows == {0: [0.5]}
 
 
-def test_more_tasks_than_loaders_is_said() -> None:
-    evaluation = TaskEvaluation(table=False)
-    with pytest.warns(match="more tasks have ended than there are validation loaders"):
-        fit(evaluation, EpochBoundaries(1), data=sequence(epochs_per_task=2))
-    assert evaluation.matrix.shape == (7, 6)
-    assert evaluation.results()["average"] == pytest.approx(evaluation.matrix[-1, :TASKS].mean().item())
-
-
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="neither 'max' nor 'min'"):
         TaskEvaluation(mode="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="names must be a list"):
         TaskEvaluation(names="abc")
-    with pytest.raises(RuntimeError, match="more than one"):
-        fit(TaskEvaluation(), TaskEvaluation("val_loss", "min"))
     with pytest.raises(MisconfigurationException, match="there is none"):
         fit(TaskEvaluation(), model=Net())
     with pytest.raises(MisconfigurationException, match="there is none"):

@@ -73,3 +73,28 @@ def forward_transfer(scores: Scores) -> float:
 def intransigence(scores: Scores, reference: list[float]) -> float:
     """Intransigence: 1/T sum_{i=1}^T a*_i - R_{i,i}."""
     return mean([reference[i - 1] - scores[i][i - 1] for i in range(1, learned(scores) + 1)])
+
+
+def in_order(scores: Scores, order: list[int | None], sign: float = 1.0) -> dict[str, float]:
+    """All metrics of tasks in any order: order[k - 1] is the column, from 0, of the k-th task learned."""
+    t = learned(scores)
+    when: dict[int, list[int]] = {}
+    for k in range(1, t + 1):
+        if order[k - 1] is not None:
+            when.setdefault(order[k - 1], []).append(k)
+    now, just_learned = scores[t], order[t - 1] if t else None
+    lost, changed, ahead = [], [], []
+    for j, rows in when.items():
+        if j != just_learned:
+            kept = [sign * scores[k][j] for k in range(rows[0], t) if not math.isnan(scores[k][j])]
+            lost.append(max(kept) - sign * now[j] if kept else math.nan)
+            changed.append(sign * (now[j] - scores[rows[-1]][j]))
+        if rows[0] > 1:
+            ahead.append(sign * (scores[rows[0] - 1][j] - scores[0][j]))
+    return {
+        "average_accuracy": mean([now[j] for j in when]),
+        "learning_accuracy": mean([scores[k][j] for j, rows in when.items() for k in rows]),
+        "forgetting": mean(lost),
+        "backward_transfer": mean(changed),
+        "forward_transfer": mean(ahead),
+    }

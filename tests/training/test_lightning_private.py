@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     ModelCheckpoint,
     RichProgressBar,
     StochasticWeightAveraging,
@@ -141,6 +143,59 @@ def test_last_averaged_epoch() -> None:
     assert private.last_averaged_epoch(averaging) == math.inf
     make_trainer(averaging, max_epochs=3).fit(Net(), loader(*task(0)))
     assert private.last_averaged_epoch(averaging) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "at_epoch_end"),
+    [({}, True), ({"check_val_every_n_epoch": 2}, False)],
+    ids=["epochs", "rarer"],
+)
+def test_looks_at_epoch_end(options: dict[str, Any], at_epoch_end: bool) -> None:
+    def look(trainer: Any, module: Any) -> list[bool]:
+        return [private.looks_at_epoch_end(c, trainer) for c in (checkpoint, stopping, Callback())]
+
+    checkpoint, stopping = ModelCheckpoint(), EarlyStopping("train_loss")
+    assert asked(look, stopping, **options) == [[at_epoch_end, at_epoch_end, False]] * 3
+    set_by_hand = ModelCheckpoint(save_on_train_epoch_end=not at_epoch_end)
+    assert asked(lambda t, m: private.looks_at_epoch_end(set_by_hand, t), **options) == [not at_epoch_end] * 3
+
+
+def test_looks_within_epochs() -> None:
+    assert private.looks_within_epochs(ModelCheckpoint(every_n_train_steps=3))
+    assert private.looks_within_epochs(ModelCheckpoint(train_time_interval=timedelta(seconds=1)))
+    assert not private.looks_within_epochs(ModelCheckpoint(every_n_epochs=3))
+    assert not private.looks_within_epochs(EarlyStopping("train_loss"))
+
+
+def test_monitored_metrics() -> None:
+    def tell(trainer: Any, module: Any) -> Any:
+        private.monitored_metrics(trainer)["mine"] = torch.tensor(1.0)
+        return trainer.callback_metrics["mine"]
+
+    assert asked(tell) == [1.0] * 3
+
+
+def test_names_in_validation() -> None:
+    class Look(Callback):
+        def __init__(self) -> None:
+            self.found: list[Any] = []
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            self.found.append((trainer.sanity_checking, sorted(set(private.names_in_validation(trainer)))))
+
+    class Several(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("score", 0.5)
+            self.log(f"mine_{dataloader_idx}", 0.5, add_dataloader_idx=False)
+
+    look = Look()
+    loaders = [loader(*task(k)) for k in range(2)]
+    make_trainer(look).fit(Several(plain_net()), loader(*task(0)), loaders)
+    names = ["mine_0", "mine_1", "score/dataloader_idx_0", "score/dataloader_idx_1"]
+    assert look.found == [(True, names), (False, names)]
+    look.found.clear()
+    make_trainer(look).fit(Several(plain_net()), loader(*task(0)), loaders[:1])
+    assert look.found == [(True, ["mine_0", "score"]), (False, ["mine_0", "score"])]
 
 
 def test_the_rich_bar() -> None:

@@ -29,6 +29,7 @@ def task_curves(
     *,
     names: Sequence[str] | None = None,
     monitor: str = "accuracy",
+    order: Sequence[int | None] | None = None,
 ) -> Figure:
     """Draws the score on each task over training, from dark for the first task to light for the last.
 
@@ -41,6 +42,8 @@ def task_curves(
         boundaries: the steps at which tasks ended, in order; numbered from 0 at the top.
         names: names of the tasks; default: their numbers, from 0.
         monitor: name of the score.
+        order: column of the task that was learned first, second and so on, ``None`` for one without, if they
+            are not 0, 1, 2 ….
 
     Raises:
         ValueError: incompatible shapes, or nothing measured.
@@ -60,10 +63,14 @@ def task_curves(
     few = tasks <= MOST_LABELS
     style: dict[str, Any] = {"linestyle": "-", "linewidth": 1.6 if few else 0.9, "markersize": 3}
     style["marker"] = "o" if few and len(x) <= MOST_MARKERS else "none"
+    learned_at: dict[int | None, int] = {}
+    for position, column in enumerate(range(tasks) if order is None else order):
+        learned_at.setdefault(column, position)
     for task in range(tasks):
         measured = np.isfinite(y[:, task])
         at, score = x[measured], y[measured, task]
-        begins = boundaries[task - 1] if 0 < task <= len(boundaries) else -np.inf
+        position = learned_at.get(task, 0)
+        begins = boundaries[position - 1] if 0 < position <= len(boundaries) else -np.inf
         since = int(np.searchsorted(at, begins, side="right"))
         if since > 0:
             axes.plot(at[:since], score[:since], color=_pale(colours[task]), zorder=1.5, **style)
@@ -143,8 +150,8 @@ def _add_scale(figure: Figure, axes: Axes, tasks: int, names: Sequence[str] | No
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
 
-    norm = BoundaryNorm(np.arange(tasks + 1) - 0.5, _map_of_ages().N)
-    bar = figure.colorbar(ScalarMappable(norm, _map_of_ages()), ax=axes)
+    norm = BoundaryNorm(np.arange(tasks + 1) - 0.5, tasks)
+    bar = figure.colorbar(ScalarMappable(norm, _map_of_ages().resampled(tasks)), ax=axes)
     shown = range(0, tasks, every(tasks, room=10))
     short = [str(task) for task in range(tasks)] if names is None else shortened(names, size=16)
     bar.set_ticks(list(shown), labels=[short[task] for task in shown])

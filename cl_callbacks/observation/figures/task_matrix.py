@@ -35,6 +35,7 @@ def accuracy_matrix(
     names: Sequence[str] | None = None,
     mode: Literal["max", "min"] = "max",
     title: str | None = None,
+    order: Sequence[int | None] | None = None,
 ) -> Figure:
     """Draws the scores on every task after each task; brighter is better.
 
@@ -47,6 +48,8 @@ def accuracy_matrix(
         names: names of the tasks; default: their numbers, from 0.
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
         title: title above the matrix.
+        order: column of the task that was learned first, second and so on, ``None`` for one without, if they
+            are not 0, 1, 2 …; the matrix then has any number of rows.
 
     Raises:
         ValueError: invalid arguments, or nothing measured.
@@ -57,13 +60,13 @@ def accuracy_matrix(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['0.10', '0.90', '0.20', '0.80', '0.90']
     """
-    values = _checked(matrix, names, mode)
-    tasks = values.shape[1]
-    width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * tasks, 1.8), 5.2))
+    values = _checked(matrix, names, mode, order)
+    rows, tasks = values.shape
+    width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * (rows - 1), 1.8), 5.2))
     figure = card(width + 1.8, height + (1.5 if title else 1.2))
     axes = figure.add_subplot()
     dress(axes, x="score on task", y="tasks learned", title=title)
-    handles = _mark(axes, values)
+    handles = _mark(axes, values, range(tasks) if order is None else order)
     low, high = _limits(values, mode)
     image = axes.imshow(
         np.ma.masked_where(np.isnan(values), values),
@@ -74,8 +77,8 @@ def accuracy_matrix(
         interpolation="nearest",
         zorder=1,
     )
-    _label_tasks(axes, tasks, names)
-    if tasks <= MOST_NUMBERS:
+    _label_tasks(axes, rows, tasks, names)
+    if max(tasks, rows - 1) <= MOST_NUMBERS:
         _write_numbers(axes, image, values)
     bar = figure.colorbar(image, ax=axes)
     dress(bar.ax, y="higher is better" if mode == "max" else "lower is better")
@@ -84,11 +87,13 @@ def accuracy_matrix(
     return figure
 
 
-def _checked(matrix: ArrayLike, names: Sequence[str] | None, mode: str) -> np.ndarray[Any, Any]:
+def _checked(
+    matrix: ArrayLike, names: Sequence[str] | None, mode: str, order: Sequence[int | None] | None
+) -> np.ndarray[Any, Any]:
     values = np.asarray(matrix, dtype=float)
     if values.size == 0:
         raise ValueError("matrix is empty: there is no score to draw")
-    if values.ndim != 2 or values.shape[0] != values.shape[1] + 1:
+    if values.ndim != 2 or (order is None and values.shape[0] != values.shape[1] + 1):
         raise ValueError(
             f"matrix must have one row more than tasks, (T + 1, T), row 0 before any training; "
             f"its shape is {values.shape}"
@@ -113,13 +118,14 @@ def _limits(values: np.ndarray[Any, Any], mode: str) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _mark(axes: Axes, values: np.ndarray[Any, Any]) -> list[Any]:
+def _mark(axes: Axes, values: np.ndarray[Any, Any], order: Sequence[int | None]) -> list[Any]:
     """Outlines tasks just learned and hatches missing scores; returns the legend handles for both."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Patch, Rectangle
 
     rows, tasks = values.shape
-    cells = [Rectangle((task - 0.5, task + 0.5), 1, 1) for task in range(tasks)]
+    learned = [(task, row) for row, task in enumerate(order[: rows - 1], 1) if task is not None]
+    cells = [Rectangle((task - 0.5, row - 0.5), 1, 1) for task, row in learned]
     edge = 1.8 if tasks <= MOST_NUMBERS else 0.7
     outline = PatchCollection(cells, facecolor="none", edgecolor=VERMILLION, linewidth=edge, zorder=3)
     axes.add_collection(outline, autolim=False)
@@ -132,9 +138,9 @@ def _mark(axes: Axes, values: np.ndarray[Any, Any]) -> list[Any]:
     return handles
 
 
-def _label_tasks(axes: Axes, tasks: int, names: Sequence[str] | None) -> None:
+def _label_tasks(axes: Axes, rows: int, tasks: int, names: Sequence[str] | None) -> None:
     shown = range(0, tasks, every(tasks, room=13))
-    axes.set_yticks(range(0, tasks + 1, every(tasks + 1, room=14)))
+    axes.set_yticks(range(0, rows, every(rows, room=14)))
     if names is None:
         axes.set_xticks(shown, labels=[str(task) for task in shown])
     else:

@@ -18,6 +18,7 @@ from cl_callbacks.functional.anchoring import (
     quadratic_penalty,
     relax_to_anchor_,
 )
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.rule_options import Normalize, RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -68,9 +69,9 @@ class AnchoredRule(SynapticCallback):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(**options)
-        if not (math.isfinite(strength) and strength >= 0):
+        if not (math.isfinite(number("strength", strength)) and strength >= 0):
             raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
-        if max_importance is not None and not max_importance > 0:
+        if max_importance is not None and not number("max_importance", max_importance) > 0:
             raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
         if normalize not in ("mean", None):
             raise ValueError(f"normalize={normalize!r} is neither 'mean' nor None, the papers' units")
@@ -78,6 +79,10 @@ class AnchoredRule(SynapticCallback):
         self.proximal, self.max_importance = proximal, max_importance
         self.offset = 0.0
         """The part of the penalty that does not depend on the weights."""
+
+    def _forget(self, known: list[str], names: list[str]) -> None:
+        super()._forget(known, names)
+        self.offset = 0.0
 
     @property
     def stiffness(self) -> float:

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
 from cl_callbacks.functional.normalization import sum_and_number
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
 from cl_callbacks.rules.rule_options import AnchoredOptions, Anchors, Decay
@@ -54,7 +55,7 @@ class BoundaryRule(AnchoredRule):
         super().__init__(strength, **options)
         if anchors not in get_args(Anchors):
             raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
-        if decay != "mean" and (isinstance(decay, str) or not 0 <= decay <= 1):
+        if decay != "mean" and (isinstance(decay, str) or not 0 <= number("decay", decay) <= 1):
             raise ValueError(
                 f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
             )

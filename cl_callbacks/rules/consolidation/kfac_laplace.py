@@ -17,6 +17,7 @@ from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
 from cl_callbacks.rules.rule_options import AnchoredOptions
@@ -100,7 +101,7 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
                 f"{type(self).__name__} has no importance of single weights to be limited: leave "
                 f"max_importance out"
             )
-        if isinstance(decay, str) or not 0 <= decay <= 1:
+        if isinstance(decay, str) or not 0 <= number("decay", decay) <= 1:
             raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
         self.read_as(estimator, likelihood, class_dim, ignore_index)
         self.samples, self.decay = checked_samples(samples), decay

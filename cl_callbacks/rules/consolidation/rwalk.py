@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
+from cl_callbacks.guards.arguments import integer, number
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
@@ -35,6 +36,13 @@ class RWalk(BoundaryRule):
     :math:`\lambda` does not depend on the loss. At each boundary the score is averaged with that of the
     earlier tasks. It needs no extra pass over the data; memory is six tensors per parameter. Its Fisher is
     that of batch gradients, smaller than EWC's by about the batch size, which the scaling cancels.
+
+    At the published :math:`\xi=10^{-3}` the term :math:`\frac12F\,\Delta\theta^2` is mostly far below
+    :math:`\xi` and the division only scales: the score is then the positive part of the path integral over
+    each window, divided by :math:`\xi`, which the scaling to 1 cancels. A smaller ``damping`` lets it count.
+    At a boundary the score is the average of the old and the new one, as in the paper; the released code adds
+    this average to the old score, :math:`\frac32 s_{\text{old}}+\frac12 s_{\text{new}}`, and so counts old
+    tasks twice.
 
     Source: Chaudhry et al. 2018 (arXiv 1801.10112).
 
@@ -85,13 +93,12 @@ class RWalk(BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         super().__init__(strength, decay=decay, **options)
-        if not 0 <= fisher_decay < 1:
+        if not 0 <= number("fisher_decay", fisher_decay) < 1:
             raise ValueError(
                 f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
             )
-        if window_steps < 1:
-            raise ValueError(f"a window has at least one step; got window_steps={window_steps}")
-        if not damping > 0:
+        integer("window_steps", window_steps, least=1)
+        if not number("damping", damping) > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0

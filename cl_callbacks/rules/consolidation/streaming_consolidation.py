@@ -15,6 +15,7 @@ from cl_callbacks.functional.anchoring import add_quadratic_pull_
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Need, Step
@@ -88,10 +89,10 @@ class StreamingConsolidation(AnchoredRule):
         super().__init__(strength, **options)
         if measure not in get_args(Measure):
             raise ValueError(f"measure={measure!r} is not one of {get_args(Measure)}")
-        for decay in (importance_decay, anchor_decay):
-            if not 0 <= decay <= 1:
-                raise ValueError(f"a decay is the share that each step keeps, 0 to 1; got {decay}")
-        if not damping > 0:
+        for name, decay in (("importance_decay", importance_decay), ("anchor_decay", anchor_decay)):
+            if not 0 <= number(name, decay) <= 1:
+                raise ValueError(f"{name}: a decay is the share that each step keeps, 0 to 1; got {decay}")
+        if not number("damping", damping) > 0:
             raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.measure, self.damping = measure, damping
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay

@@ -20,7 +20,7 @@ from cl_callbacks.functional.beakers import (
     level_differences,
     timescales,
 )
-from cl_callbacks.guards.arguments import at_most_one, integer, positive
+from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -170,7 +170,7 @@ def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio
                 f"beakers, or a longer horizon"
             )
         return ratio ** (2 * (beakers - 1)) / horizon
-    found = 1e-2 if coupling is None else coupling
+    found = 1e-2 if coupling is None else number("coupling", coupling)
     if not 0 <= found <= largest:
         raise ValueError(
             f"coupling must be from 0 to {largest:g}, beyond which beakers with timescale_ratio={ratio:g} "

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import integer, number
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -73,7 +73,7 @@ class Cascade(SynapticCallback):
         super().__init__(**options)
         integer("levels", levels, least=1)
         integer("seed", seed)
-        if not 0 < ratio <= 0.5:
+        if not 0 < number("ratio", ratio) <= 0.5:
             raise ValueError(f"ratio must be above 0 and at most 0.5; got {ratio}")
         self.levels, self.seed, self.ratio = levels, seed, ratio
         self.steps = 0

@@ -18,7 +18,7 @@ from cl_callbacks.functional.beakers import (
     level_differences,
 )
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
-from cl_callbacks.guards.arguments import at_most_one, integer, positive
+from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
@@ -51,7 +51,11 @@ class MESU(UncertainRule):
     the last term of :math:`\Delta\mu`; the beakers :math:`u_2\dots u_m` follow the mean.
 
     Source: Bonnet et al. 2025, "Bayesian continual learning and forgetting in neural networks" (Nature
-    Communications); the chain is this package's.
+    Communications); the chain is this package's. The factors :math:`c_\mu` and :math:`c_\sigma` of its
+    convolutional networks multiply, in the released code, the whole of a step, that of :math:`\sigma` without
+    its one half: the terms with :math:`g` are those of ``lr_scale`` :math:`=c_\mu` and ``std_lr_scale``
+    :math:`=2c_\sigma`, and the windows are :math:`N/c_\mu` for :math:`\mu` and :math:`N/2c_\sigma` for
+    :math:`\sigma`. Here both have one window, as in the equation, so that only one of these can be given.
 
     Args:
         memory_steps: :math:`N`, the window in optimizer steps, above 0; ``inf`` never forgets. Short windows
@@ -105,6 +109,7 @@ class MESU(UncertainRule):
             raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
         at_most_one(memory_steps=memory_steps, memory_epochs=memory_epochs)
         at_most_one(prior_std=prior_std, relative_std=relative_std)
+        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
         integer("beakers", beakers, least=2)
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
@@ -115,13 +120,12 @@ class MESU(UncertainRule):
             std_lr_scale=std_lr_scale,
             **options,
         )
-        if not 0 <= coupling <= largest_coupling():
+        if not 0 <= number("coupling", coupling) <= largest_coupling():
             raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
         for name, window in (("memory_steps", memory_steps), ("memory_epochs", memory_epochs)):
             if window is not None:
                 positive(name, window, endless=True)
         self.memory_steps, self.memory_epochs = memory_steps, memory_epochs
-        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
         self._epochs = MEMORY_EPOCHS if memory_steps is None and memory_epochs is None else memory_epochs
         self._window = math.nan if memory_steps is None else float(memory_steps)
         self.prior, self.beakers, self.coupling = prior, beakers, coupling

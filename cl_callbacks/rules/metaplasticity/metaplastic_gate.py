@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
+from cl_callbacks.guards.arguments import number
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
@@ -53,7 +54,7 @@ class MetaplasticGate(SynapticCallback):
 
     def __init__(self, steepness: float = 20.0, **options: Unpack[RuleOptions]) -> None:
         super().__init__(**options)
-        if not (math.isfinite(steepness) and steepness >= 0):
+        if not (math.isfinite(number("steepness", steepness)) and steepness >= 0):
             raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")
         self.steepness = steepness
 

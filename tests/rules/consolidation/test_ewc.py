@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,42 @@ def test_importance_travels_as_a_file(tmp_path: Path) -> None:
     for old, new in zip(source.synapses.view["anchor"], fresh.synapses.view["anchor"], strict=True):
         assert torch.equal(old, new)
     torch.testing.assert_close(source.penalty(fresh.synapses.view), fresh.penalty(fresh.synapses.view))
+
+
+def test_a_file_of_which_nothing_fits_is_said_and_counts_no_task(tmp_path: Path) -> None:
+    source = EWC(10.0, samples=None, anchors="each")
+    fit_tasks(Net(plain_net()), source, tasks=2)
+    source.save_importance(tmp_path / "file")
+
+    class Other(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = plain_net()
+            del self.net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.model(x)
+
+    fresh = EWC(10.0, samples=None, anchors="each", importance_file=tmp_path / "file", strict=False)
+    assert fresh.tasks == 2
+    with pytest.warns(match=r"strict=False\): none of the parameters .*net.0.bias.* in this model \(model.0"):
+        fit_tasks(Other(), fresh, tasks=1)
+    assert fresh.tasks == 1  # its own
+    plain = EWC(10.0, samples=None, anchors="each")
+    fit_tasks(Other(), plain, tasks=1)
+    assert fresh.offset == plain.offset
+    restored = EWC(10.0, strict=False)
+    restored.load_state_dict(source.state_dict())
+    with pytest.warns(match="no task is counted"):
+        fit_tasks(Other(), restored, tasks=1)
+    assert restored.tasks == 1
+    with pytest.raises(ValueError, match="does not fit this model"):
+        fit_tasks(Other(), EWC(10.0, anchors="each", importance_file=tmp_path / "file"), tasks=1)
+    half = EWC(10.0, samples=None, anchors="each", importance_file=tmp_path / "file", strict=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*strict=False.*")
+        fit_tasks(Net(nn.Sequential(nn.Linear(FEATURES, 8))), half, tasks=1)
+    assert half.tasks == 3
 
 
 def test_importance_file_errors(tmp_path: Path) -> None:
