@@ -194,7 +194,7 @@ class DriftBoundaries(MonitoredBoundaries):
         """Adds the evidence for a change; for CUSUM, in per cent of its threshold."""
         detector, score = self.rise.detector, f"{self.rise.score:.1f}"
         if isinstance(detector, CUSUM):
-            score = f"{detector.sum / detector.threshold:.0%}"
+            score = f"{min(1.0, self.rise.score / detector.threshold):.0%}"
         return super().progress_bar_items() | {"drift": score}
 
     def task_summary(self, task: int) -> str | None:
