@@ -1,7 +1,7 @@
 """False alarms on losses that do not change, but depend on each other.
 
-    python benchmarks/alarms.py --json alarms.json             # two minutes, and as long for each seed of digits
-    python benchmarks/alarms.py --seeds                        # made-up losses only
+    python benchmarks/alarms.py --json alarms.json    # some minutes
+    python benchmarks/alarms.py --seeds               # made-up losses only
 
 Made-up: 20 streams of 5,000 losses each. Independent ones; autoregressive ones, whose logarithm correlates by
 rho with the one before; a sine of 30 % with a random phase; and data sorted by class, where each of ten
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from boundaries import Classifier, task_sequence
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import DataLoader, TensorDataset
 
-from boundaries import Classifier, task_sequence
 from cl_callbacks import DriftBoundaries
 from cl_callbacks.drift import RiseMonitor
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-_SCALES = (4, 8, 16, 32)  # lengths of the compared sums; dependence over more than some 60 values counts as drift
+_SCALES = (
+    4,
+    8,
+    16,
+    32,
+)  # lengths of the compared sums; dependence over more than some 60 values counts as drift
 _MEMORY = 500  # values that the means are taken over, about
 _PRIOR = 2  # pairs of sums that count as seen, and independent, before the first
 _DOUBT = 2.0  # standard deviations above 1 from which a mean counts

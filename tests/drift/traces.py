@@ -44,7 +44,8 @@ def sine(period: int, steps: int, seed: int) -> list[float]:
     numbers = random.Random(seed)
     phase = numbers.uniform(0, 2 * math.pi)
     return [
-        math.exp(0.3 * math.sin(2 * math.pi * i / period + phase) + numbers.gauss(0, 0.2)) for i in range(steps)
+        math.exp(0.3 * math.sin(2 * math.pi * i / period + phase) + numbers.gauss(0, 0.2))
+        for i in range(steps)
     ]
 
 
