@@ -52,6 +52,8 @@ class RiseMonitor:
         window: number of recent values in the ranking.
         logarithm: whether values are compared by their logarithms, whose differences below 0.02 count as
             none. The first negative value turns it off.
+        independent: whether to take :math:`\tau=1` without measuring it. Tasks that are learned in less than
+            some 150 values each look like a period, and are missed unless it is set.
 
     Attributes:
         drift_detected: whether the last value raised an alarm.
@@ -78,6 +80,7 @@ class RiseMonitor:
         warm_up: int = 50,
         window: int = 200,
         logarithm: bool = True,
+        independent: bool = False,
     ) -> None:
         detector = CUSUM() if detector is None else detector
         protocol = callable(getattr(detector, "update", None)) and hasattr(detector, "drift_detected")
@@ -92,7 +95,7 @@ class RiseMonitor:
                 f"run, or another process, would decide otherwise: give it seed=0"
             )
         self._scores = NormalScores(window, warm_up)
-        self._dependence = Dependence()
+        self._dependence, self.independent = Dependence(), independent
         self._pristine, self.logarithm = detector, logarithm
         self.restart()
 
@@ -137,7 +140,8 @@ class RiseMonitor:
             self.detector.update(z)
             self._weigh(x, z)
         hold = self.age > 0
-        self._dependence.add(self._scores.rank(x) if z is None else z, hold)
+        if not self.independent:
+            self._dependence.add(self._scores.rank(x) if z is None else z, hold)
         self._scores.add(x, hold)
 
     def _weigh(self, x: float, z: float) -> None:

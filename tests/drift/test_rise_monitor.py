@@ -92,6 +92,16 @@ def test_goes_on_from_its_state_among_dependent_losses(cut: int) -> None:
     assert second.state_dict() == whole.state_dict()
 
 
+def test_short_tasks_are_found_where_losses_are_taken_to_be_independent() -> None:
+    numbers = random.Random(1)
+    tasks = [
+        (0.05 + 2.5 * math.exp(-(i % 100) / 30)) * math.exp(0.3 * numbers.gauss(0, 1)) for i in range(2000)
+    ]
+    found = alarms(tasks, RiseMonitor(independent=True))
+    assert [i // 100 for i in found] == list(range(1, 20))
+    assert len(alarms(tasks)) < 10  # they look like a period, as docs/boundaries.md says
+
+
 def test_alarms_of_other_detectors_wait_for_the_evidence_too() -> None:
     class MeanOfTen:
         def __init__(self) -> None:
