@@ -109,6 +109,15 @@ def test_detectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_alarms(tmp_path: Path) -> None:
+    arguments = ["--streams", "1", "--steps", "600", "--seeds", "0", "--json", "alarms.json"]
+    run("alarms.py", *arguments, folder=tmp_path)
+    found = json.loads((tmp_path / "alarms.json").read_text())
+    assert found["independent"] == 0.0
+    assert {"rho = 0.9", "by class, period 200", "digits, restarts every 450"} <= set(found)
+
+
+@pytest.mark.slow
 def test_streams(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
     for name, label in (("elec2", "class"), ("insects_gradual", "label")):

@@ -84,6 +84,8 @@ class DriftBoundaries(MonitoredBoundaries):
         check_every_n_batches: batches between two reads of values from the device, each of which waits for
             it; a change is found up to this many batches later.
         feature_layer: name of the module whose input are the features; default: the last ``nn.Linear``.
+        independent: whether losses are taken to be independent of each other, as those of shuffled data are,
+            instead of measuring it. For tasks of less than some 150 batches, which look like a period.
 
     Attributes:
         found: the boundaries so far.
@@ -113,6 +115,7 @@ class DriftBoundaries(MonitoredBoundaries):
         recent_bytes: float = 2**28,
         check_every_n_batches: int = 5,
         feature_layer: str | None = None,
+        independent: bool = False,
     ) -> None:
         super().__init__(signal_of(monitor, feature_layer), check_every_n_batches)
         if isinstance(detector, Plateau):
@@ -128,7 +131,10 @@ class DriftBoundaries(MonitoredBoundaries):
                 f"min_task_batches={min_task_batches}, or two tasks would end at once"
             )
         self.min_task_batches = min_task_batches
-        self.rise = RiseMonitor(detector, warm_up=min_task_batches, logarithm=mode == "min")
+        self.independent = independent
+        self.rise = RiseMonitor(
+            detector, warm_up=min_task_batches, logarithm=mode == "min", independent=independent
+        )
         self.snapshot_every_n_batches = integer("snapshot_every_n_batches", snapshot_every_n_batches, least=1)
         self.found: list[Boundary] = []
         self.trace = Trace()
@@ -199,7 +205,7 @@ class DriftBoundaries(MonitoredBoundaries):
         """Adds the evidence for a change; for CUSUM, in per cent of its threshold."""
         detector, score = self.rise.detector, f"{self.rise.score:.1f}"
         if isinstance(detector, CUSUM):
-            score = f"{detector.sum / detector.threshold:.0%}"
+            score = f"{min(1.0, self.rise.score / detector.threshold):.0%}"
         return super().progress_bar_items() | {"drift": score}
 
     def task_summary(self, task: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from statistics import NormalDist
@@ -55,12 +56,21 @@ class NormalScores:
 
     def __call__(self, x: float) -> float | None:
         """Returns the score :math:`z` of a value, without adding it; ``None`` while warming up."""
-        if self.seen < self.warm_up:
-            return None
+        return None if self.seen < self.warm_up else self.rank(x)
+
+    def rank(self, x: float) -> float:
+        """Returns the score :math:`z` of a value among those so far, however few."""
         values = sorted(self.recent)
         below = bisect_left(values, x - self.resolution)
         equal = bisect_right(values, x + self.resolution) - below
         return _NORMAL.inv_cdf((below + equal / 2 + 0.5) / (len(values) + 1))
+
+    def reach(self, x: float) -> float:
+        """Returns how many times as far above the median as the highest recent value a value is."""
+        values = sorted(self.recent)
+        median = values[len(values) // 2]
+        highest = max(values[-1] - median, self.resolution)
+        return (x - median) / highest if highest else math.inf if x > median else 0.0
 
     def add(self, x: float, hold: bool = False) -> None:
         """Adds a value to the recent ones; with ``hold``, only along with the next one that is not held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from statistics import NormalDist
@@ -12,7 +13,7 @@ import pytest
 
 from cl_callbacks.drift import CUSUM, RiseMonitor
 from cl_callbacks.drift.normal_scores import NormalScores
-from tests.drift.traces import falling, noisy
+from tests.drift.traces import autoregressive, by_class, falling, noisy, sine
 
 
 def alarms(trace: list[float], monitor: RiseMonitor | None = None) -> list[int]:
@@ -37,6 +38,84 @@ def test_at_rest_false_alarms_are_rare(seed: int) -> None:
     skewed = [1.0 if numbers.random() < 0.1 else 0.01 * math.exp(numbers.gauss(0, 0.5)) for _ in range(4000)]
     assert len(alarms(skewed)) <= 1
     assert len(alarms(noisy([(0.1, 4000)], seed=seed))) <= 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "most"),
+    [
+        (lambda seed: autoregressive(0.5, 5000, seed), 2),
+        (lambda seed: autoregressive(0.7, 5000, seed), 3),
+        (lambda seed: autoregressive(0.9, 5000, seed), 8),
+        (lambda seed: sine(100, 5000, seed), 4),
+        (lambda seed: sine(200, 5000, seed), 4),
+        (lambda seed: by_class(100, 5000, seed), 2),
+        (lambda seed: by_class(200, 5000, seed), 5),
+    ],
+    ids=["rho .5", "rho .7", "rho .9", "sine 100", "sine 200", "classes 100", "classes 200"],
+)
+def test_losses_that_depend_on_each_other_raise_few_alarms(stream: Any, most: int) -> None:
+    """In four streams of 5,000; before the dependence counted there were some 20 to 200."""
+    assert sum(len(alarms(stream(seed))) for seed in range(4)) <= most
+
+
+@pytest.mark.parametrize(("rise", "latest"), [(4.0, 40), (8.0, 15)])
+def test_a_large_rise_is_found_soon_among_dependent_losses(rise: float, latest: int) -> None:
+    """Ranks alone would take 20 values for either, since they end at the highest recent one."""
+    delays = []
+    for seed in range(9):
+        trace = autoregressive(0.5, 700, seed, spread=1.0)
+        trace[500:] = [x * math.exp(rise) for x in trace[500:]]
+        delays.append(next((i - 500 for i in alarms(trace) if i >= 500), 200))
+    assert sorted(delays)[4] < latest
+
+
+def test_dependence_is_remembered_over_restarts_and_divides_the_evidence() -> None:
+    monitor = RiseMonitor()
+    for x in autoregressive(0.9, 1000, seed=0):
+        monitor.update(x)
+    known = monitor.dependence
+    assert known > 4
+    monitor.restart()
+    assert monitor.dependence == known
+    assert monitor.score == 0.0
+
+
+@pytest.mark.parametrize("cut", [30, 400, 503, 506])
+def test_goes_on_from_its_state_among_dependent_losses(cut: int) -> None:
+    trace = autoregressive(0.5, 700, seed=0, spread=1.0)
+    trace[500:] = [x * math.exp(6.0) for x in trace[500:]]
+    whole, first, second = RiseMonitor(), RiseMonitor(), RiseMonitor()
+    for x in trace[:cut]:
+        first.update(x)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert alarms(trace[:cut]) + [cut + i for i in alarms(trace[cut:], second)] == alarms(trace, whole)
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_short_tasks_are_found_where_losses_are_taken_to_be_independent() -> None:
+    numbers = random.Random(1)
+    tasks = [
+        (0.05 + 2.5 * math.exp(-(i % 100) / 30)) * math.exp(0.3 * numbers.gauss(0, 1)) for i in range(2000)
+    ]
+    found = alarms(tasks, RiseMonitor(independent=True))
+    assert [i // 100 for i in found] == list(range(1, 20))
+    assert len(alarms(tasks)) < 10  # they look like a period, as docs/boundaries.md says
+
+
+def test_alarms_of_other_detectors_wait_for_the_evidence_too() -> None:
+    class MeanOfTen:
+        def __init__(self) -> None:
+            self.recent: list[float] = []
+
+        @property
+        def drift_detected(self) -> bool:
+            return sum(self.recent) > 12.0
+
+        def update(self, x: float) -> None:
+            self.recent = [*self.recent, x][-10:]
+
+    assert len(alarms(autoregressive(0.9, 5000, seed=0), RiseMonitor(MeanOfTen()))) <= 5
+    assert len(alarms(noisy([(0.1, 300), (1.0, 30)]), RiseMonitor(MeanOfTen()))) == 1
 
 
 def test_a_single_outlier_is_no_change() -> None:
