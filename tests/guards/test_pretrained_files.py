@@ -20,7 +20,9 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "what"), [(tokeniser, "tokeniser"), (image_processor, "image processor")], ids=str
+    ("load", "what"),
+    [(tokeniser, "tokeniser"), (image_processor, "image processor")],
+    ids=["tokeniser", "image processor"],
 )
 def test_the_name_is_said(load: object, what: str) -> None:
     with pytest.raises(
