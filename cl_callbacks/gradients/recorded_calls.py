@@ -45,7 +45,8 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]
             inputs = map_tensors(lambda t: detached.setdefault(id(t), t.detach()), (args, kwargs))
             calls.append(RecordedCall(module, inputs, edges))
 
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
+    # Before the user's own hooks, which may put something else in the place of a layer's outputs.
+    handles = [module.register_forward_hook(record, with_kwargs=True, prepend=True) for module in modules]
     try:
         yield calls
     finally:

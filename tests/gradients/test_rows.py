@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cl_callbacks.functional import fisher_cotangents, sensitivity_cotangent
 from cl_callbacks.gradients import KroneckerFactors, PerSampleGradients, fisher_information
 from cl_callbacks.tensors.containers import map_tensors
-from tests.odd_batches import OWN, odd
+from tests.odd.batches import OWN, odd
 from tests.references.rows import (
     exact_scores,
     labelled_scores,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from cl_callbacks.tensors.containers import copied, flat_tensors, map_tensors, moved, nodes
-from tests.odd_batches import Checked, Fields, Graph, Sized
+from tests.odd.batches import Checked, Fields, Graph, Sized
 from tests.tensors.test_batches import Encoding, Named
 
 
