@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import DataLoader, TensorDataset
 
 from cl_callbacks import DriftBoundaries
+from cl_callbacks.data.image_tasks import as_is
 from cl_callbacks.drift import RiseMonitor
 
 FIRST_SEED = 100  # of the made-up streams; the estimate of the dependence was chosen on other seeds
@@ -97,7 +98,7 @@ def trained(seed: int, steps: int, period: int, batch_size: int = 32, ordered: b
     """Number of tasks that end while digits are trained on for so many batches, without a change."""
     seed_everything(seed, verbose=False)
     data = task_sequence("digits", None, 2, seed).tasks[0]["train"]
-    x, y = next(iter(DataLoader(data, len(data))))
+    x, y = next(iter(DataLoader(data, len(data), collate_fn=as_is)))
     if ordered:
         order = y.argsort(stable=True)
         x, y = x[order], y[order]

@@ -136,4 +136,5 @@ def test_one_process_goes_on_with_the_samples_of_the_first_of_two(folder: Path, 
     boundaries = parts("drift")[2]
     with pytest.warns(UserWarning, match="written by 2 processes and is resumed by 1"):
         boundaries.load_state_dict(saved)
+        boundaries._restore_process()  # as when a fit begins
     assert same(boundaries.state_dict()["processes"], saved["processes"][:1])

@@ -94,7 +94,8 @@ class Interrupted(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found = super().forward(x)
-        if self.training != self.in_evaluation:
+        # What is measured for a try before the first step does not count.
+        if self.training != self.in_evaluation and (self.training or self.trainer.global_step):
             self.passes = getattr(self, "passes", 0) + 1
             if self.passes == 3:
                 signal.raise_signal(signal.SIGINT)

@@ -119,10 +119,16 @@ class Seeing(EWC):
 
     drawn: ClassVar[list[Tensor]] = []
 
-    def _cotangents(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
-        for vector in super()._cotangents(outputs, labels):
-            self.drawn.append(vector)
-            yield vector
+    def read_as(self, *arguments: Any) -> None:
+        super().read_as(*arguments)
+        cotangents = self.reader.cotangents
+
+        def seen(outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+            for vector in cotangents(outputs, labels):
+                self.drawn.append(vector)
+                yield vector
+
+        self.reader.cotangents = seen  # type: ignore[method-assign]
 
 
 def left_out(folder: Path, name: str, kind: type[Net], **options: Any) -> None:

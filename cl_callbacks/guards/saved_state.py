@@ -28,7 +28,7 @@ def restore_atomically(keeper: Keeper, state: Any) -> None:
         >>> from cl_callbacks import EWC
         >>> restore_atomically(EWC(1.0), {"tasks": 1})
         Traceback (most recent call last):
-        ValueError: This is no state of EWC, whose own state is kept: without 'normalized', ...
+        ValueError: This is no state of EWC, whose own state is kept: without 'next_task', ...
     """
     own = keeper.state_dict()
     misfits = list(_misfits(state, own))

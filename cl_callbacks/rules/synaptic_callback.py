@@ -113,7 +113,7 @@ class SynapticCallback(Callback):
     """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
-    unsaved_before: ClassVar[Mapping[str, Any]] = {}
+    unsaved_before: ClassVar[Mapping[str, Any]] = {"next_task": 0}
     """Values of what older checkpoints do not contain."""
     dial: str = "strength"
     """The argument that sets how strong the rule is, which advice names; of a rule that owns the update, the
@@ -349,7 +349,6 @@ class SynapticCallback(Callback):
         self._place(pl_module)
         if self._watch is not None:
             self._watch.end_task(trainer, self, task)
-        self.next_task = max(self.next_task, task + 1)
         revisable = self.consolidates and weights_may_change(trainer)
         if revisable and not boundaries_of(trainer).looking_back:
             self._before_task_end = copy.deepcopy(self.state_dict())
@@ -372,11 +371,13 @@ class SynapticCallback(Callback):
                 f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "
                 f"was consolidated and the earlier state is kept. Lower the learning rate or clip gradients."
             )
+            self.next_task = max(self.next_task, task + 1)
         else:
             start = time.perf_counter()
             with ExitStack() as self._committing, self.synapses.on_device():
                 if self.consolidate(trainer, pl_module, view, task):
                     self.tasks += 1
+                self.next_task = max(self.next_task, task + 1)
             self._committing = None
             self.seconds = time.perf_counter() - start
             self._continuity.end(view)
@@ -427,8 +428,9 @@ class SynapticCallback(Callback):
             ValueError: a state that is not of this rule, which is then left unchanged.
         """
         if isinstance(state_dict, Mapping):
-            state_dict = {"next_task": 0, **self.unsaved_before, **state_dict}
-        if not (self._evaluating and self.synapses.known):
+            state_dict = {**self.unsaved_before, **state_dict}
+        known = self.synapses.known or self.next_task > 0
+        if not (self._evaluating and known):
             restore_atomically(self, state_dict)
 
     def restore(self, state_dict: dict[str, Any]) -> None:
@@ -482,6 +484,7 @@ class SynapticCallback(Callback):
             f"counted. If they are the same under other names, rename those of the file."
         )
         self.tasks = 0
+        self._continuity = Continuity()
 
     def _compare_weights(self) -> None:
         """Warns once if the state is that of weights which are not there any more, when a task begins."""

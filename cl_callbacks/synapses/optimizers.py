@@ -16,6 +16,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     optimizer.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimizer = torch.optim.SGD([weight])
         >>> optimizer.base = torch.optim.Adam([weight])

@@ -44,7 +44,7 @@ class StepHooks:
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimizer = torch.optim.SGD([weight])
         >>> hooks = StepHooks(lambda *_: print("before"), lambda *_: print("after"))
-        >>> hooks.attach([optimizer]); optimizer.step(); hooks.detach()
+        >>> _ = hooks.attach([optimizer]); optimizer.step(); hooks.detach()
         before
         after
         >>> optimizer.step()

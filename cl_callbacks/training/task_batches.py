@@ -160,7 +160,8 @@ def _in_batches(order: list[int], most: int, size: int, whole: bool) -> list[lis
         number = min(-(-most // size), len(order) // size)
         return [order[size * i : size * (i + 1)] for i in range(number)]
     number = -(-most // size)
-    return [order[:most][i::number] for i in range(number)]
+    # In their order, so that labels that are drawn do not depend on how they are divided.
+    return [order[most * i // number : most * (i + 1) // number] for i in range(number)]
 
 
 def sample_count(trainer: Trainer, samples: int | None) -> int | None:

@@ -123,7 +123,7 @@ def test_batches_name_their_tasks() -> None:
             seen[task] = sum(map(count_samples, task_batches(trainer, self.samples)))
             return super().estimate(trainer, pl_module, synapses, task)
 
-    ewc, boundaries = Counting(1.0), BatchBoundaries(key="domain", recent_samples=5)
+    ewc, boundaries = Counting(1.0, likelihood="categorical"), BatchBoundaries(key="domain", recent_samples=5)
     trainer = make_trainer(ewc, boundaries, diary)
     trainer.fit(Tagged(), tagged(*[7] * 10, *[3] * 4, *[7] * 2))
     assert [e[:2] for e in diary.events[1:]] == [
@@ -372,7 +372,7 @@ def test_recent_batches_survive_a_resume(tmp_path: Path) -> None:
 
     def run(ckpt: Path | None = None) -> EWC:
         torch.manual_seed(0)
-        model, ewc = Tagged(torch.nn.Linear(FEATURES, 3)), EWC(1.0)
+        model, ewc = Tagged(torch.nn.Linear(FEATURES, 3)), EWC(1.0, likelihood="categorical")
         saving = ModelCheckpoint(tmp_path / str(ckpt is None), filename="{epoch}", save_top_k=-1)
         trainer = make_trainer(
             ewc, BatchBoundaries("domain"), saving, enable_checkpointing=True,

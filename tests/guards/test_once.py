@@ -48,17 +48,6 @@ def test_a_network_that_vmap_cannot_follow_is_said_once_in_our_words() -> None:
     assert "RuntimeError" in told[0] and "report" not in told[0] and "issue" not in told[0]
 
 
-def test_samples_that_influence_each_other_are_said_once() -> None:
-    class Mixing(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * (1.0 + x.norm(dim=0).sum())
-
-    with pytest.warns(match="A sample alone") as found:
-        warnings.simplefilter("always")
-        fit_tasks(Net(Mixing(FEATURES, 3)), EWC(1.0, samples=8), tasks=3)
-    assert len([w for w in found if "A sample alone" in str(w.message)]) == 1
-
-
 def test_of_two_modules_each_is_said(recwarn: Any) -> None:
     for _ in range(2):
         fisher_information(Net(Item()), [task(0)])

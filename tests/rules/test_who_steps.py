@@ -412,9 +412,10 @@ def test_losses_in_place_of_a_closure_are_refused() -> None:
 
 def test_an_inner_optimizer_that_is_hidden_is_refused() -> None:
     class Hiding(Delegating):
+        inner = property(lambda self: self.find(), lambda self, inner: None)
+
         def __init__(self, inner: torch.optim.Optimizer) -> None:
             super().__init__(inner)
-            del self.inner
             self.find = lambda: inner
 
         def step(self, closure: Any = None) -> Any:

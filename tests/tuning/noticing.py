@@ -100,7 +100,7 @@ class Outcome(dict[str, Any]):
             optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
             schedulers=[config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             progress=trainer.fit_loop.state_dict(),
-            metrics=dict(trainer.callback_metrics),
+            metrics={key: value.nan_to_num(-1.0) for key, value in trainer.callback_metrics.items()},
             matrix=evaluation.matrix.nan_to_num(-1.0),
             random=random_numbers(),
         )

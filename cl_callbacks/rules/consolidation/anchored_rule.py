@@ -55,7 +55,10 @@ class AnchoredRule(SynapticCallback):
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
-    unsaved_before: ClassVar[Mapping[str, Any]] = {"normalized": False}
+    unsaved_before: ClassVar[Mapping[str, Any]] = {
+        **SynapticCallback.unsaved_before,
+        "normalized": False,
+    }
     stiffness_of_one: ClassVar[float] = 1.0
     """Stiffness at a strength of 1: 2 for a penalty that has no factor of one half."""
 
