@@ -25,6 +25,7 @@ from cl_callbacks import (
     Cascade,
     DriftBoundaries,
     EpochBoundaries,
+    FitBoundaries,
     KFACLaplace,
     RWalk,
     StreamingConsolidation,
@@ -281,6 +282,7 @@ def test_tasks_mix_around_the_change_on_every_process(tmp_path: Path) -> None:
     trainer = make_trainer(
         Shares(tmp_path),
         SynapticIntelligence(1.0),
+        FitBoundaries(),
         strategy=Forked(),
         devices=2,
         max_epochs=2,

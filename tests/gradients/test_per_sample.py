@@ -28,7 +28,7 @@ FALLBACK = {
     "spectral norm": {"0.weight_orig"},
     "spectral norm, convolution": {"0.weight_orig"},
     "spectral norm, parametrized": {"0.parametrizations.weight.original"},
-    "gain on outputs": {"0.weight", "0.bias", "0.gain"},
+    "gain on outputs": {"0.gain"},
     "scale of inputs": {"0.scale"},
     "gate on a layer": {"layer.gate"},
 }
