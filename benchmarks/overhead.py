@@ -136,6 +136,7 @@ class Alternating(Callback):
         trainer.callbacks = [*self.callbacks, *others] if self.active else others  # type: ignore[attr-defined]
         if isinstance(pl_module, Penalised):
             pl_module.active = self.active
+        self._listen(trainer)
         for rule in self.callbacks:
             if isinstance(rule, BGD | MESU) and rule._training is not None:  # which draw weights
                 if self.active:
@@ -143,6 +144,15 @@ class Alternating(Callback):
                 else:
                     rule._training.detach()
         self.last = time.perf_counter()
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Steps are heard whoever is among the callbacks, so the listener has to be deaf to plain ones."""
+        steps = [rule._step for rule in self.callbacks if isinstance(rule, SynapticCallback)]
+        if steps and steps[0] is not None:
+            if self.active:
+                steps[0].attach(trainer.optimizers)
+            else:
+                steps[0]._hooks.detach()
 
     def ratios(self) -> list[float]:
         """Of each step to the plain ones around it, but for the first two."""
