@@ -108,7 +108,7 @@ class WithLazyNorm(Lazy):
         self.odd = nn.LazyBatchNorm1d()
 
 
-@pytest.mark.parametrize("rule", ["ewc", "si"])
+@pytest.mark.parametrize("rule", ["ewc", "kfac", "mas", "si"])
 @pytest.mark.parametrize("odd", [Observed, WithLazyNorm])
 def test_buffers_without_a_shape_before_the_first_forward(rule: str, odd: Any) -> None:
     model, memory = Net(odd(), plain_sgd), make(rule, parameters="first|last")
