@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -146,8 +146,7 @@ def trained(net: Net, case: Case) -> tuple[Net, SynapticCallback] | None:
 @given(cases(), networks())
 def test_weights_and_state_stay_finite_and_survive_saving(case: Case, net: Net) -> None:
     found = trained(net, case)
-    if found is None:
-        return
+    assume(found is not None)  # too many refusals fail
     model, rule = found
     assert weights(model).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in state(rule).values())
@@ -161,8 +160,7 @@ def test_weights_and_state_stay_finite_and_survive_saving(case: Case, net: Net) 
 @given(cases().filter(lambda case: "strength" in RULES[case.rule]), networks())
 def test_a_strength_of_zero_changes_nothing(case: Case, net: Net) -> None:
     found = trained(net, Case(case.rule, case.arguments | {"strength": 0.0}))
-    if found is None:
-        return
+    assume(found is not None)  # too many refusals fail
     plain = copy.deepcopy(net)
     fit_tasks(plain)
     assert torch.equal(weights(found[0]), weights(plain))
