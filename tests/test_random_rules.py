@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from cl_callbacks import (
@@ -51,7 +50,7 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 positive = st.floats(1e-6, 1e6)
 share = st.floats(0.0, 1.0)
 OPTIONS = {
-    "exclude": one_of(None, "bias", ["*0.weight"]),
+    "exclude": one_of(None, "bias", [r"0\.bias"]),
     "state_dtype": one_of(None, "float32", "float64", "bfloat16"),
     "state_device": one_of(None, "cpu"),
     "strict": st.booleans(),
@@ -78,16 +77,17 @@ ESTIMATORS = one_of("exact", "sampled", "empirical", "logits_reversal")
 # Arguments from which the valid ones of each rule are drawn; those left out keep their defaults.
 RULES: dict[type[SynapticCallback], dict[str, st.SearchStrategy[Any]]] = {
     EWC: BOUNDARY | MEASURED | {"estimator": ESTIMATORS},
-    SynapticIntelligence: BOUNDARY | {"decay": share, "damping": positive},
+    SynapticIntelligence: PULL | {"decay": share, "damping": positive},
     MAS: BOUNDARY | MEASURED | {"norm": one_of("squared", "l2")},
     RWalk: BOUNDARY | {"fisher_decay": st.floats(0.0, 0.999), "window_steps": st.integers(1, 9)},
-    KFACLaplace: PULL | {"estimator": one_of("exact", "sampled", "empirical"), "samples": one_of(1, 7, 1000)},
+    KFACLaplace: {name: values for name, values in PULL.items() if name != "max_importance"}
+    | {"estimator": one_of("exact", "sampled", "empirical"), "samples": one_of(1, 7, 1000)},
     StreamingConsolidation: PULL
     | {"measure": one_of("path", "fisher", "sensitivity"), "importance_decay": share, "anchor_decay": share},
     BennaFusi: OPTIONS | {"beakers": st.integers(2, 8), "leak": st.booleans()},
     MetaplasticGate: OPTIONS | {"steepness": one_of(0.0) | positive},
     Cascade: OPTIONS
-    | {"levels": st.integers(1, 6), "ratio": st.floats(0.1, 1.0), "seed": st.integers(0, 99)},
+    | {"levels": st.integers(1, 6), "ratio": st.floats(0.1, 0.5), "seed": st.integers(0, 99)},
     MESU: UNCERTAIN | {"memory_epochs": optional(st.floats(1.0, 1e5)), "prior": one_of("zero", "chain")},
     BGD: UNCERTAIN,
 }
@@ -127,27 +127,19 @@ def networks(draw: st.DrawFn) -> Net:
     return Net(nn.Sequential(*copy.deepcopy(layers)), draw(st.sampled_from(optimizers)))
 
 
-def trained(net: Net, case: Case) -> tuple[Net, SynapticCallback] | None:
-    """A copy of the network after two tasks with the rule; ``None`` if the rule refuses in a sentence."""
-    model = copy.deepcopy(net)
+def trained(net: Net, case: Case) -> tuple[Net, SynapticCallback]:
+    """A copy of the network after two tasks with the rule, which has no reason to refuse anything."""
+    model, rule = copy.deepcopy(net), case.rule(**case.arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            rule = case.rule(**case.arguments)
-            fit_tasks(model, rule)
-        except (ValueError, MisconfigurationException) as error:
-            # A sentence of this package, and not what some library says of the rule's insides.
-            assert len(str(error).split()) > 5, error
-            return None
+        fit_tasks(model, rule)
     return model, rule
 
 
 @bounded
 @given(cases(), networks())
 def test_weights_and_state_stay_finite_and_survive_saving(case: Case, net: Net) -> None:
-    found = trained(net, case)
-    assume(found is not None)  # too many refusals fail
-    model, rule = found
+    model, rule = trained(net, case)
     assert weights(model).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in state(rule).values())
     saved = copy.deepcopy(rule.state_dict())
@@ -159,8 +151,7 @@ def test_weights_and_state_stay_finite_and_survive_saving(case: Case, net: Net) 
 @bounded
 @given(cases().filter(lambda case: "strength" in RULES[case.rule]), networks())
 def test_a_strength_of_zero_changes_nothing(case: Case, net: Net) -> None:
-    found = trained(net, Case(case.rule, case.arguments | {"strength": 0.0}))
-    assume(found is not None)  # too many refusals fail
+    model, _ = trained(net, Case(case.rule, case.arguments | {"strength": 0.0}))
     plain = copy.deepcopy(net)
     fit_tasks(plain)
-    assert torch.equal(weights(found[0]), weights(plain))
+    assert torch.equal(weights(model), weights(plain))
