@@ -50,12 +50,13 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 positive = st.floats(1e-6, 1e6)
 share = st.floats(0.0, 1.0)
 OPTIONS = {
-    "exclude": one_of(None, "bias", [r"0\.bias"]),
-    "state_dtype": one_of(None, "float32", "float64", "bfloat16"),
+    "exclude": one_of(None, "bias", ["bias"]),
+    "state_dtype": one_of(None, "float32", "float64"),
     "state_device": one_of(None, "cpu"),
     "strict": st.booleans(),
 }
 PULL = OPTIONS | {
+    "state_dtype": one_of(None, "float32", "float64", "bfloat16"),
     "strength": one_of(0.0) | positive,
     "normalize": one_of("mean", None),
     "proximal": st.booleans(),
