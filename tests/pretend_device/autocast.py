@@ -1,4 +1,4 @@
-"""Mixed precision on the pretend device: what ``torch.autocast`` runs in half precision, and what in float32."""
+"""Mixed precision on the pretend device: what ``torch.autocast`` runs in half precision, what in float32."""
 
 from __future__ import annotations
 
