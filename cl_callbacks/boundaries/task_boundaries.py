@@ -224,13 +224,15 @@ class FitBoundaries(TaskBoundaries):
         self.carry_optimizer = carry_optimizer
         self.is_default = False  # whether it was added for want of another
         self._previous: list[Any] = []
+        self._names: dict[Tensor, str] = {}  # of the previous fit's parameters
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the previous fit's optimizer state to the new optimizers, with ``carry_optimizer``."""
         super().on_train_start(trainer, pl_module)
         if trainer.ckpt_path is None:  # a checkpoint contains the optimizers' state
+            same = self._of_previous_fit(pl_module)
             for old, new in zip(self._previous, trainer.optimizers, strict=False):
-                _carry_state(old, new)
+                _carry_state(old, new, same)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins the task, after every ``on_train_start``."""
@@ -253,6 +255,16 @@ class FitBoundaries(TaskBoundaries):
             self.end(trainer)
         super().on_train_end(trainer, pl_module)
         self._previous = list(trainer.optimizers) if self.carry_optimizer else []
+        self._names = {p: name for name, p in pl_module.named_parameters()} if self.carry_optimizer else {}
+
+    def _of_previous_fit(self, pl_module: LightningModule) -> dict[Tensor, Tensor]:
+        """The previous fit's parameter by the present one, where these are two objects of one name.
+
+        The Trainer moves a module to the CPU after a fit; on devices other than CUDA that gives new parameters.
+        """
+        before = {name: p for p, name in self._names.items()}
+        named = pl_module.named_parameters()
+        return {p: before[name] for name, p in named if p not in self._names and name in before}
 
 
 def boundaries_of(trainer: Trainer) -> TaskBoundaries:
@@ -309,7 +321,7 @@ def _rewrite_last_checkpoints(trainer: Trainer, also_others: bool = False) -> No
             trainer.save_checkpoint(path, checkpoint.save_weights_only)
 
 
-def _carry_state(old: Any, new: Any) -> None:
+def _carry_state(old: Any, new: Any, same: dict[Tensor, Tensor]) -> None:
     """Copies the state that ``old`` holds for the same parameters to ``new``."""
     if type(old) is not type(new):
         return
@@ -317,7 +329,7 @@ def _carry_state(old: Any, new: Any) -> None:
     parameters = [p for group in new.param_groups for p in group["params"]]
     indices = [i for group in state["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):
-        moments = old.state.get(parameter, {})
+        moments = old.state.get(same.get(parameter, parameter), {})
         shapes = {t.shape for t in moments.values() if isinstance(t, Tensor) and t.ndim}
         if moments and shapes <= {parameter.shape}:  # skips a parameter that was resized in place
             state["state"][index] = moments

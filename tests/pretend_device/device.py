@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,16 @@ def _index(device: Any = None) -> int:
     return int(torch.ops.pretend.device()) if index is None else index
 
 
+@contextmanager
+def _on(device: Any) -> Iterator[None]:
+    before = torch.ops.pretend.device()
+    torch.ops.pretend.set_device(_index(device))
+    try:
+        yield
+    finally:
+        torch.ops.pretend.set_device(before)
+
+
 def _module() -> ModuleType:
     """What ``torch.pretend`` is: the functions that torch expects of the module of a device."""
     ops = torch.ops.pretend
@@ -38,6 +49,7 @@ def _module() -> ModuleType:
         "_is_in_bad_fork": lambda: False,
         "device_count": lambda: DEVICES,
         "current_device": lambda: ops.device(),
+        "device": _on,
         "set_device": lambda device: ops.set_device(_index(device)),
         "manual_seed": lambda seed: ops.seed(seed, _index()),
         "manual_seed_all": lambda seed: [ops.seed(seed, i) for i in range(DEVICES)],

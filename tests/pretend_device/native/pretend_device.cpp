@@ -120,13 +120,14 @@ void to_device(const at::Tensor& from, const at::Tensor& to, bool non_blocking, 
   on_host(to).copy_(from);
 }
 
-void between_devices(const at::Tensor& from, const at::Tensor& to) {  // each waits for the other, as in CUDA
+void between_devices(const at::Tensor& from, const at::Tensor& to) {  // on the source's stream; each waits, as in CUDA
   int64_t a = current_stream(from.device().index()), b = current_stream(to.device().index());
   Locked locked(timeline().lock);
-  if (a != b) merge(timeline().clocks[b], timeline().clocks[a]);
-  touch(from, b, false, "a copy");
-  touch(to, b, true, "a copy");
   if (a != b) merge(timeline().clocks[a], timeline().clocks[b]);
+  next_tick(a);
+  touch(from, a, false, "a copy");
+  touch(to, a, true, "a copy");
+  if (a != b) merge(timeline().clocks[b], timeline().clocks[a]);
   on_host(to).copy_(on_host(from));
 }
 
