@@ -21,8 +21,18 @@ from cl_callbacks import (
 )
 from cl_callbacks.drift import CUSUM, Plateau
 from tests.pretend_device.device import trainer_on
-from tests.pretend_device.trainings import On, Outcome, assert_alike, net, on_the_cpu, outcome, tensors_in, trainer
+from tests.pretend_device.trainings import (
+    On,
+    Outcome,
+    assert_alike,
+    net,
+    on_the_cpu,
+    outcome,
+    tensors_in,
+    trainer,
+)
 from tests.small import loader, task
+
 
 def changing(batches_of_each: int = 80) -> DataLoader:
     """Two tasks one after the other, the second with other inputs and labels."""
@@ -46,7 +56,9 @@ BOUNDARIES: dict[str, Callable[[], Any]] = {
     "epoch": lambda: EpochBoundaries(1),
     "batch": lambda: BatchBoundaries(2, recent_samples=12),
     "drift": lambda: DriftBoundaries(CUSUM(threshold=6.0), min_task_batches=20),
-    "feature shift": lambda: DriftBoundaries(CUSUM(threshold=2.0), monitor="feature_shift", min_task_batches=20),
+    "feature shift": lambda: DriftBoundaries(
+        CUSUM(threshold=2.0), monitor="feature_shift", min_task_batches=20
+    ),
     "plateau": lambda: Resting(Plateau(threshold="absolute", level=0.7, spread=0.2)),
     "hard samples": lambda: Resting(Plateau(threshold="absolute", level=0.7, spread=0.2), hard_samples=6),
 }
