@@ -18,9 +18,9 @@ Written by `python -m tests.pretend_device`, which counts on a device that stand
 `tests/pretend_device/test_waits.py` counts again.
 
 A training is fast on a GPU as long as the host runs ahead of it. Whatever needs a number from the device (a
-`loss.item()`, a condition on a tensor, a copy to memory that is not pinned) makes the host wait until the device
-has done all that was asked of it. These are such waits per batch in steps that do not log, beyond those of the same
-training without a callback.
+`loss.item()`, a condition on a tensor, a copy to memory that is not pinned) makes the host wait until the
+device has done all that was asked of it. These are such waits per batch in steps that do not log, beyond those
+of the same training without a callback.
 """
 
 

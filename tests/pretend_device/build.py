@@ -15,17 +15,15 @@ import torch
 SOURCES = Path(__file__).parent / "native"
 
 
-class NoCompilerError(RuntimeError):
-    """There is no C++ compiler on this machine."""
+def compiler() -> str | None:
+    """The C++ compiler of this machine, if there is one."""
+    return shutil.which("c++") or shutil.which("g++")
 
 
 def library() -> Path:
     """Builds the library if it has not been built yet; half a minute on a slow machine.
 
     Processes that ask at the same time wait for the first one.
-
-    Raises:
-        NoCompilerError: there is no ``c++`` or ``g++``.
     """
     files = sorted(SOURCES.iterdir())
     content = b"".join(f.read_bytes() for f in files) + torch.__version__.encode()
@@ -40,9 +38,9 @@ def library() -> Path:
 
 
 def _compile(target: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise NoCompilerError("the pretend device needs a C++ compiler (c++ or g++)")
+    found = compiler()
+    if found is None:
+        raise RuntimeError("the pretend device needs a C++ compiler (c++ or g++)")
     root = Path(torch.__file__).parent
     part = target.with_suffix(".part")
     includes = [f"-I{root / 'include' / folder}" for folder in ("", "torch/csrc/api/include")]

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step that does not log, beyond what it does without a callback."""
+"""How often the host waits for the device in steps that do not log, and at the end of a task."""
 
 from __future__ import annotations
 
