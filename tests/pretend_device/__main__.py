@@ -19,8 +19,8 @@ Written by `python -m tests.pretend_device`, which counts on a device that stand
 
 A training is fast on a GPU as long as the host runs ahead of it. Whatever needs a number from the device (a
 `loss.item()`, a condition on a tensor, a copy to memory that is not pinned) makes the host wait until the
-device has done all that was asked of it. These are such waits per batch in steps that do not log, beyond those
-of the same training without a callback.
+device has done all that was asked of it. These are such waits per batch in steps that do not log, beyond
+those of the same training without a callback.
 """
 
 
