@@ -46,8 +46,8 @@ OTHERS: dict[str, Callable[[], list[Callback]]] = {
 }
 
 
-BATCHES = 56
-"""In an epoch; 50 of 56 are counted: a multiple of what checks every five batches."""
+BATCHES = 58
+"""In an epoch; 55 of 58 are counted: a multiple of what checks every five batches."""
 
 
 class Numbered(Net):

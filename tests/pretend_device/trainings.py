@@ -89,7 +89,7 @@ def statistics_and_evaluation(rule: str, on: On, **options: Any) -> Outcome:
     trainer(on, memory, EpochBoundaries(1), *watching, max_epochs=3, val_check_interval=2).fit(
         model, Streams()
     )
-    return outcome(model, memory) | {"matrix": torch.tensor(evaluation.matrix)}
+    return outcome(model, memory) | {"matrix": torch.as_tensor(evaluation.matrix)}
 
 
 def predictions(rule: str, on: On) -> Outcome:
