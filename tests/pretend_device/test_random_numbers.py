@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from cl_callbacks.tensors import random_numbers
 from cl_callbacks.tensors.random_numbers import Draws, numbered_generator
 from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.quiet import quiet
+from tests.every_rule import OWNING
+from tests.pretend_device.collectives import PretendDDP
 from tests.pretend_device.device import DEVICE, trainer_on, waits
-from tests.small import Net, loader, task
+from tests.processes import train_together
+from tests.small import Net, loader, make_trainer, plain_net, task, weights
 
 PLACES = ("cpu", f"{DEVICE}:0", f"{DEVICE}:1")
 
@@ -156,3 +160,50 @@ def test_devices_are_filled_on_the_stream_of_the_caller() -> None:
         draws.draw(0, 0)
         draws[weight].add_(1)  # a race if another stream had filled it
     torch.accelerator.current_stream().wait_stream(stream)
+
+
+class Waited(Callback):
+    """Remembers how often the host had waited before the third step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            self.before = waits()
+
+
+def fit_together(rank: int, rule: str, unlike: bool) -> tuple[Tensor, int]:
+    """Weights after a fit with another process, and how often the host has waited from its third step on."""
+    if rank and unlike:  # this GPU is of another model
+
+        def numbered_otherwise(seed: int, *numbers: Any) -> torch.Generator:
+            return numbered_generator(seed + 1, *numbers)
+
+        random_numbers.numbered_generator = numbered_otherwise
+    else:
+        random_numbers.numbered_generator = numbered_generator
+    torch.manual_seed(0)
+    model, waited = Net(plain_net()), Waited()
+    trainer = make_trainer(
+        OWNING[rule](), waited, accelerator="auto", devices=2, strategy=PretendDDP(), max_epochs=4
+    )
+    trainer.fit(model, loader(*task(0)))
+    return weights(model.cpu()), waits() - waited.before
+
+
+def together(rank: int, folder: Path) -> None:
+    found = {
+        (rule, unlike): fit_together(rank, rule, unlike)
+        for rule in ("mesu", "cascade")
+        for unlike in (False, True)
+    }
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def test_the_first_process_draws_for_unlike_devices_without_a_wait(tmp_path: Path) -> None:
+    train_together(2, together, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for rule in ("mesu", "cascade"):
+        alike, waited = one[rule, False]
+        for found in (one, other):
+            trained, also_waited = found[rule, True]
+            assert torch.equal(trained, alike)
+            assert also_waited == waited
