@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Generator
 
+from cl_callbacks.training.lightning_private import undivided
+
 
 def seed_torch(trainer: Trainer, pl_module: LightningModule, number: int) -> None:
     """Seeds torch's generators of the CPU and of the devices that a training uses.
@@ -52,9 +54,9 @@ def _devices(trainer: Trainer, pl_module: LightningModule) -> set[torch.device]:
 
 
 @contextmanager
-def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
-    """Restores generators, and those of loaders, which the training's loaders may share."""
-    drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
+def generators_kept(owners: Iterable[Any]) -> Iterator[None]:
+    """Restores generators, and those of loaders and samplers, which the training's loaders may share."""
+    drawn = {g: g.get_state() for owner in owners for g in _generators(owner)}
     try:
         yield
     finally:
@@ -62,8 +64,8 @@ def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _generators(loader: Any) -> list[Generator]:
-    batches = getattr(loader, "batch_sampler", None)
-    owners = loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
-    found = (loader, *(getattr(owner, "generator", None) for owner in owners))
-    return [generator for generator in found if isinstance(generator, Generator)]
+def _generators(owner: Any) -> list[Generator]:
+    if isinstance(owner, Generator):
+        return [owner]
+    parts = [getattr(owner, name, None) for name in ("generator", "sampler", "batch_sampler")]
+    return [g for part in (*parts, undivided(owner)) if part is not None for g in _generators(part)]
