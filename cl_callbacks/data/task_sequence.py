@@ -27,6 +27,7 @@ from cl_callbacks.data.image_tasks import (
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.guards.signatures import declare_arguments
+from cl_callbacks.tensors.random_numbers import mixed_seed
 from cl_callbacks.training.fit_end import renews_statistics
 
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
@@ -312,8 +313,9 @@ class TaskSequence(LightningDataModule):
         neighbours = [self.tasks[k]["train"] if 0 <= k <= last else None for k in (task - 1, task + 1)]
         limit = getattr(self.trainer, "limit_train_batches", 1.0)
         seed = None
-        if self.shuffle_seed is not None:  # different from the seeds of the order
-            seed = 2**32 + self.shuffle_seed + task * self.epochs_per_task + epoch
+        if self.shuffle_seed is not None:  # of other numbers than the order has, in each process
+            process = 0 if self.trainer is None else self.trainer.global_rank
+            seed = mixed_seed(self.shuffle_seed, task * self.epochs_per_task + epoch, process)
         return blended(plain, neighbours, ramp, self.epochs_per_task, limit, seed)
 
     def val_dataloader(self) -> list[DataLoader]:

@@ -14,7 +14,7 @@ from cl_callbacks.gradients.per_sample import Cotangents, Forward
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.tensors.batches import finite_samples
-from cl_callbacks.tensors.shards import group_of, held, reshard, total
+from cl_callbacks.tensors.shards import group_of, held, of_first, reshard, total
 
 
 class ShardedGradients:
@@ -89,7 +89,7 @@ class ShardedGradients:
             if number:  # the previous backward has freed the graph and the gathered weights
                 outputs, _ = self.forward(sample)
             of_row = torch.zeros_like(vector)
-            of_row[row] = vector[row]
+            of_row[row] = of_first(vector[row], self._group)  # labels may be drawn, and devices unlike
             outputs.backward(of_row)
             for so_far, p in zip(totals, self.parameters, strict=True):
                 if p.grad is not None:

@@ -20,10 +20,10 @@ class WeightNoise:
     r"""Replaces weights :math:`\mu` by :math:`\mu+\sigma\epsilon` in place, and restores the means.
 
     The means are restored bit for bit. The noise depends only on ``seed`` and the number of the draw: it
-    leaves the random number generators of training as they are, is the same on every process, and continues
-    from a checkpoint that contains ``draws``. Several draws may contribute to one step; gradient times noise,
-    summed over them, is computed by summation by parts from the gradients :math:`G_j=g_1+\dots+g_j` as they
-    accumulate in ``.grad``:
+    leaves the random number generators of training as they are, and continues from a checkpoint that contains
+    ``draws``; of processes that draw ``together`` it is the same. Several draws may contribute to one step;
+    gradient times noise, summed over them, is computed by summation by parts from the gradients
+    :math:`G_j=g_1+\dots+g_j` as they accumulate in ``.grad``:
 
     .. math:: \sum_{j\le J} g_j\epsilon_j = \sum_{j<J} G_j(\epsilon_j-\epsilon_{j+1}) + G_J\epsilon_J
 
@@ -50,6 +50,8 @@ class WeightNoise:
         """Averages a sum of draws over processes and removes the loss scale, in place."""
         self.compiled = False
         """Whether to compile the operations; set where ``CompileRules`` is among the callbacks."""
+        self.together = False
+        """Whether all processes draw at the same times and need the same noise."""
         self.parameters: list[Tensor] = []
         self.stds: list[Tensor] = []
         self._load: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = _as_they_are
@@ -220,7 +222,7 @@ class WeightNoise:
             return
         pair, second = divmod(self.draws, 2) if self.antithetic else (self.draws, 0)
         if not second or self._drawn != self.draws - 1:
-            self._noise.draw(self.seed, pair)
+            self._noise.draw(self.seed, pair, self.together)
         if second:
             torch._foreach_neg_(self._noise.flats)
         self._drawn = self.draws

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cl_callbacks.tensors.flat import flat_zeros
@@ -15,6 +18,9 @@ PIECE = 2**20
 
 STRIP = 2**15
 """Elements drawn in one call, which goes over them twice, so few enough for the cache."""
+
+COMPARED = 2**12
+"""Elements of each tensor by which processes find out whether they draw the same numbers."""
 
 
 def numbered_generator(seed: int, number: int, device: torch.device, piece: int = 0) -> torch.Generator:
@@ -38,6 +44,10 @@ class Draws:
     On a CPU a single generator is sequential and would take longer than the rest of a step: there each piece
     of the numbers has its own generator, and torch's threads share the pieces.
 
+    The numbers of one seed are not the same everywhere. On a GPU those of a large tensor depend on its number
+    of multiprocessors, on a CPU the last bits depend on its vector instructions. Processes that draw together
+    compare their first numbers, once; if these differ, the first process draws for all.
+
     Args:
         fill: ``torch.Tensor.normal_`` or ``torch.Tensor.uniform_``.
         parameters: to which they belong, and which give the devices.
@@ -60,6 +70,7 @@ class Draws:
         self._fill = fill
         self.flats, beside = flat_zeros(like, parameters)
         self._beside = dict(zip(parameters, beside, strict=True))
+        self._alike: bool | None = None  # unknown before the processes have drawn together
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
         return self._beside[parameter]
@@ -75,8 +86,32 @@ class Draws:
         )
 
     @torch.no_grad()
-    def draw(self, seed: int, number: int) -> None:
-        """Fills all tensors with the random numbers of this seed and number."""
+    def draw(self, seed: int, number: int, together: bool = False) -> None:
+        """Fills all tensors with the random numbers of this seed and number.
+
+        Args:
+            seed: of all numbers.
+            number: of the draw.
+            together: whether all processes of the default group call this, and need the same numbers.
+        """
+        self._draw_here(seed, number)
+        if not together:
+            return
+        if self._alike is None:
+            self._alike = alike_in_all_processes(self.flats)
+            if not self._alike and dist.get_rank() == 0:
+                size = sum(flat.nbytes for flat in self.flats) / 2**20
+                warnings.warn(
+                    f"The processes draw different random numbers from one seed, as devices of different "
+                    f"models and different versions of torch do. The first process now draws for all of "
+                    f"them and sends {size:.3g} MiB with each draw, so that their weights stay the same.",
+                    stacklevel=2,
+                )
+        if not self._alike:
+            for flat in self.flats:
+                dist.broadcast(flat, src=0)
+
+    def _draw_here(self, seed: int, number: int) -> None:
         pieces = [piece for flat in self.flats for piece in _pieces(flat, PIECE)]
         inference = torch.is_inference_mode_enabled()
 
@@ -86,11 +121,29 @@ class Draws:
                 for strip in _pieces(pieces[k], STRIP):
                     self._fill(strip, generator=generator)
 
-        if len(pieces) > 1:
+        for k, piece in enumerate(pieces):
+            if piece.device.type != "cpu":  # in this thread, since others have other streams
+                fill(k)
+        on_cpu = [k for k, piece in enumerate(pieces) if piece.device.type == "cpu"]
+        if len(on_cpu) == 1:
+            fill(on_cpu[0])
+        elif on_cpu:
             with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-                list(threads.map(fill, range(len(pieces))))
-        elif pieces:
-            fill(0)
+                list(threads.map(fill, on_cpu))
+
+
+def alike_in_all_processes(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors of one dimension have the same bits in all processes, which all have to call this.
+
+    Some of the elements are compared, from all over each tensor, and those at its end.
+    """
+    bits = hashlib.sha256()
+    for tensor in tensors:
+        some = torch.cat([tensor[:: 1 + len(tensor) // COMPARED], tensor[-COMPARED:]])
+        bits.update(some.cpu().view(torch.uint8).numpy().tobytes())
+    found = [""] * dist.get_world_size()
+    dist.all_gather_object(found, bits.hexdigest())
+    return len(set(found)) == 1
 
 
 def _pieces(flat: Tensor, length: int) -> Sequence[Tensor]:

@@ -61,6 +61,19 @@ def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return value
 
 
+def of_first(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The first process's value, on all processes that hold the shards.
+
+    Example:
+        >>> of_first(torch.tensor(2.0), None)
+        tensor(2.)
+    """
+    if group is not None:
+        value = value.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(value, group=group, group_src=0)
+    return value
+
+
 def extremes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Least and greatest value of all tensors over all shards; some may be empty.
 

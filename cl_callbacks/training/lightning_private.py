@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
+from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Callback,
@@ -198,6 +199,12 @@ def continued_fit_loop(trainer: Trainer, progress: dict[str, Any]) -> Any:
 def set_training_data(loop: Any, loaders: Any) -> None:
     """Sets the loader that a fit loop will iterate."""
     loop._data_source.instance = loaders
+
+
+def undivided(sampler: Any) -> Any:
+    """The sampler of the user whose samples this one divides between processes; ``None`` if it is another."""
+    source = getattr(sampler, "dataset", None)
+    return source._sampler if isinstance(source, _DatasetSamplerWrapper) else None
 
 
 def starts_processes(trainer: Trainer) -> bool:

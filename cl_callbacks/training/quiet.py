@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Generator, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from cl_callbacks.gradients.modes import evaluation_mode
+from cl_callbacks.training.generators import isolated_rng, seed_torch
 
 
 @contextmanager
@@ -74,7 +73,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     are enabled, compiled submodules run eagerly, and random numbers depend only on ``seed`` and the rank.
     """
     with ExitStack() as stack:
-        stack.enter_context(isolated_rng(trainer.strategy.root_device))
+        stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_precision(trainer))
@@ -85,37 +84,8 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(unlogged(pl_module))
         stack.enter_context(unremembered(pl_module))
         stack.enter_context(evaluation_mode(pl_module))
-        torch.manual_seed(seed + trainer.global_rank)
+        seed_torch(trainer, pl_module, seed + trainer.global_rank)
         yield
-
-
-@contextmanager
-def isolated_rng(device: torch.device) -> Iterator[None]:
-    """Restores random number generators like Lightning's ``isolate_rng``, but also after an exception."""
-    python, from_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(from_numpy)
-
-
-@contextmanager
-def generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
-    """Restores random generators, and those of loaders, which the training's loaders may share."""
-    drawn = {g: g.get_state() for loader in loaders for g in _generators(loader)}
-    try:
-        yield
-    finally:
-        for generator, state in drawn.items():
-            generator.set_state(state)
-
-
-def _generators(loader: Any) -> list[Generator]:
-    owners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    found = (loader, *(getattr(owner, "generator", None) for owner in owners))
-    return [generator for generator in found if isinstance(generator, Generator)]
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

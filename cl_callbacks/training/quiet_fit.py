@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from cl_callbacks.guards.uninterrupted import uninterrupted
+from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.lightning_private import metrics_kept
 from cl_callbacks.training.module_state import ModuleState
-from cl_callbacks.training.quiet import isolated_rng
 from cl_callbacks.training.silent_logger import SilentLogger
 
 _ANNOUNCEMENTS = logging.getLogger("lightning.pytorch.utilities.rank_zero")
@@ -38,7 +38,7 @@ def quiet_fits(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
     scale = copy.deepcopy(precision.state_dict())
     with ExitStack() as stack:
-        stack.enter_context(isolated_rng(strategy.root_device))
+        stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(attributes_kept(trainer, trainer.state))
         stack.enter_context(metrics_kept(trainer))
         trainer.loggers = [SilentLogger(logger) for logger in trainer.loggers]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from cl_callbacks.gradients.modes import modes_kept
 from cl_callbacks.tensors.shards import reshard
+from cl_callbacks.training.generators import generators_kept, isolated_rng
 from cl_callbacks.training.lightning_private import metrics_kept, validation_loop_kept
 from cl_callbacks.training.progress import Advance, progress
-from cl_callbacks.training.quiet import generators_kept, isolated_rng, unremembered
+from cl_callbacks.training.quiet import unremembered
 from cl_callbacks.training.silent_logger import SilentLogger
 
 
@@ -74,7 +75,7 @@ def _unnoticed(trainer: Trainer, counting: Callback, averaged: bool) -> Iterator
             for callback in callbacks:
                 if not (averaged and isinstance(callback, WeightAveraging)):
                     stack.enter_context(_deaf(callback))
-            stack.enter_context(isolated_rng(trainer.strategy.root_device))
+            stack.enter_context(isolated_rng(trainer, trainer.lightning_module))
             stack.enter_context(_as_before(loop))
             yield
     finally:

@@ -6,10 +6,10 @@ import random
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cl_callbacks.guards.arguments import integer
+from cl_callbacks.training.generators import seed_torch
 
 
 class SeedEpochs(Callback):
@@ -17,7 +17,12 @@ class SeedEpochs(Callback):
 
     Lightning saves no random number generators in its checkpoints, so that a resumed network with dropout
     draws other numbers. With this callback a training that is resumed from the end of an epoch draws the same
-    as one that was never stopped. It has no state, so it does not matter how a checkpoint was written.
+    as one that was never stopped, on as many processes and the same kind of device. It has no state, so it
+    does not matter how a checkpoint was written.
+
+    Processes that train on different data draw different numbers, such as masks of dropout; those that share
+    their data under tensor parallelism draw the same. Between epochs, when samplers draw the order of the
+    data, all processes have the same numbers again.
 
     The order of the data is not affected: loaders have begun by then. Give
     :class:`~cl_callbacks.TaskSequence` a ``shuffle_seed``, or your own loader a sampler with ``set_epoch``,
@@ -43,8 +48,16 @@ class SeedEpochs(Callback):
     ) -> None:
         """Seeds the generators after the loaders have drawn their numbers, which differ after a resume."""
         if batch_idx == 0:
-            sequence = np.random.SeedSequence([self.seed, trainer.current_epoch])
-            number = int(sequence.generate_state(1)[0])
-            torch.manual_seed(number)
-            np.random.seed(number)
-            random.seed(number)
+            share: Any = trainer.distributed_sampler_kwargs or {"rank": 0}  # of the data, of this process
+            self._seed(trainer, pl_module, trainer.current_epoch, share["rank"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives all processes the same numbers, which a sampler that knows of no process relies on."""
+        if trainer.world_size > 1:
+            self._seed(trainer, pl_module, trainer.current_epoch, 0, 1)
+
+    def _seed(self, trainer: Trainer, pl_module: LightningModule, *numbers: int) -> None:
+        number = int(np.random.SeedSequence([self.seed, *numbers]).generate_state(1)[0])
+        seed_torch(trainer, pl_module, number)
+        np.random.seed(number)
+        random.seed(number)

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from cl_callbacks.tensors.containers import moved
+from cl_callbacks.training.generators import seed_torch
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -32,5 +33,5 @@ def seen_by_all(batches: Iterable[Any], trainer: Trainer, seed: int) -> Iterator
         if not any(shown):
             return
         for (batch,) in filter(None, shown):
-            torch.manual_seed(1000003 * seed + next(numbers))
+            seed_torch(trainer, trainer.lightning_module, 1000003 * seed + next(numbers))
             yield moved(batch, trainer.strategy.root_device)

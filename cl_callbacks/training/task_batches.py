@@ -21,6 +21,8 @@ from torch.utils.data import (
 )
 
 from cl_callbacks.tensors.containers import moved
+from cl_callbacks.tensors.random_numbers import mixed_seed
+from cl_callbacks.training.generators import generators_kept
 from cl_callbacks.training.lightning_private import before_batch_transfer, loaders_in_use, loaders_like
 
 
@@ -101,13 +103,13 @@ def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Ite
 
     if isinstance(loader.dataset, IterableDataset):
         return load(loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
-    generator = torch.Generator().manual_seed(seed)
     if type(loader.batch_sampler) not in (BatchSampler, type(None)):
         # Only as this sampler makes them are they known to be batches: of one length, or of so many words.
-        visited = _visited(loader.batch_sampler, trainer)
+        visited = _visited(loader.batch_sampler, trainer, seed)
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(visited), generator=generator).tolist()
         return load(loader.dataset, batch_sampler=_until([visited[i] for i in order], samples))
-    chosen, most = _choose(loader, trainer, samples, generator)
+    chosen, most = _choose(loader, trainer, samples, seed)
     if loader.batch_sampler is None:  # the dataset gives whole batches, one for each index
         return load(Subset(loader.dataset, chosen[:most]), batch_size=None)
     sampler: Any = loader.batch_sampler
@@ -115,34 +117,31 @@ def _fresh(loader: Any, trainer: Trainer, samples: int | None, seed: int) -> Ite
     return load(loader.dataset, batch_sampler=batches)
 
 
-def _choose(
-    loader: DataLoader, trainer: Trainer, samples: int | None, generator: torch.Generator
-) -> tuple[list[int], int]:
+def _choose(loader: DataLoader, trainer: Trainer, samples: int | None, seed: int) -> tuple[list[int], int]:
     """Random order of the indices that the loader would visit on this rank, and how many of them to use."""
     sampler: Any = loader.sampler
+    generator = torch.Generator().manual_seed(seed)
     if type(sampler) in (RandomSampler, DistributedSampler):
         own = slice(trainer.global_rank, None, trainer.world_size)
         order = torch.randperm(len(loader.dataset), generator=generator).tolist()  # type: ignore[arg-type]
         return order[own], len(order[:samples][own])
     if loader.batch_sampler is None:
-        visited = _visited(sampler, trainer)
+        visited = _visited(sampler, trainer, seed)
     else:
-        visited = [i for batch in _visited(loader.batch_sampler, trainer) for i in batch]
+        visited = [i for batch in _visited(loader.batch_sampler, trainer, seed) for i in batch]
     order = torch.randperm(len(visited), generator=generator).tolist()
     return [visited[i] for i in order], len(order[:samples])
 
 
-def _visited(source: Any, trainer: Trainer) -> list[Any]:
+def _visited(source: Any, trainer: Trainer, seed: int) -> list[Any]:
     """What a sampler that defines the samples of the task gives in an epoch: indices, or batches of them.
 
-    The generator of the sampler does not advance. The epoch may be limited, and the sampler infinite.
+    Its generator does not advance. The epoch may be limited, and the sampler infinite.
     """
-    own: Any = getattr(getattr(source, "sampler", source), "generator", None)
-    state = own.get_state() if isinstance(own, torch.Generator) else None
-    visited = list(islice(_apart(source), _batches_in_epoch(trainer)))
-    if state is not None:
-        own.set_state(state)
-    return visited
+    with generators_kept([source, torch.default_generator]):
+        # The same in all processes, or one sampler that they divide would give some samples to two of them.
+        torch.default_generator.manual_seed(mixed_seed(seed, 1))  # and another than of the choice
+        return list(islice(_apart(source), _batches_in_epoch(trainer)))
 
 
 def _until(batches: list[list[int]], samples: int | None) -> list[list[int]]:
@@ -180,7 +179,9 @@ def _apart(used: Any) -> Any:
     """Copies an object for reading, since the one in use may save its position for a resume."""
     apart = copy.copy(used)
     if isinstance(apart, BatchSampler):
-        apart.sampler = copy.copy(apart.sampler)
+        apart.sampler = _apart(apart.sampler)
+    if isinstance(apart, DistributedSampler):  # Lightning's keep the order of the epoch there
+        apart.dataset = copy.copy(apart.dataset)
     return apart
 
 

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Generator
 from torch.utils.data import DataLoader
 
+from cl_callbacks.training.generators import generators_kept
 from cl_callbacks.training.lightning_private import set_training_data
-from cl_callbacks.training.quiet import generators_kept
 from cl_callbacks.training.quiet_fit import attributes_kept
 
 

@@ -15,9 +15,9 @@ from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.lightning_private import continued_fit_loop, new_fit_loop
 from cl_callbacks.training.module_state import ModuleState
-from cl_callbacks.training.quiet import isolated_rng
 from cl_callbacks.training.quiet_fit import unannounced
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.seed_epochs import SeedEpochs
@@ -85,7 +85,7 @@ class TaskTrials:
     def second(self, strengths: Mapping[AnchoredRule, float]) -> list[float]:
         """Learns the second task at these strengths; returns the scores of all tasks after it."""
         trainer = self.trainer
-        with self.source.kept(), isolated_rng(trainer.strategy.root_device):
+        with self.source.kept(), isolated_rng(trainer, self._module):
             self._state.restore()
             loop = continued_fit_loop(trainer, self._progress)
             self._raise_limits(loop, tasks=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from cl_callbacks import (
     TaskSequence,
 )
 from cl_callbacks.data.transition import Blend, Ramp
+from tests.processes import train_together
 from tests.small import CLASSES, Net, make_trainer, weights
 
 SAMPLES, BATCH = 40, 4  # ten batches in an epoch
@@ -102,6 +104,32 @@ def test_every_sample_of_the_task_is_visited_once() -> None:
     """Also by those that are replaced by a neighbour's of the same number."""
     seen, _ = fit(sequence(epochs_per_task=1, transition_batches=6), max_epochs=1)
     assert sorted(seen.rows) == sorted((torch.arange(SAMPLES) / SAMPLES).tolist())
+
+
+def test_the_mixture_has_other_random_numbers_than_the_order() -> None:
+    for epoch in range(2):
+        data = sequence(epochs_per_task=1, transition_batches=10, shuffle_seed=3)
+        data.trainer = make_trainer()
+        data.trainer.fit_loop.epoch_progress.current.completed = epoch
+        batches: Any = data.train_dataloader().batch_sampler
+        mixture, order = batches.seed, batches.sampler.seed + batches.sampler.epoch
+        assert batches.sampler.epoch == epoch
+        numbers = [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in (mixture, order)]
+        assert (numbers[0] != numbers[1]).all()
+
+
+def together(rank: int, folder: Path) -> None:
+    data = sequence(epochs_per_task=1, transition_batches=4, shuffle_seed=0)
+    seen, _ = fit(data, max_epochs=3, strategy="ddp", devices=2)
+    torch.save(seen.shares, folder / f"{rank}.pt")
+
+
+def test_processes_mix_differently(tmp_path: Path) -> None:
+    train_together(2, together, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(one) == len(other) == 15
+    assert one[:3] == other[:3]
+    assert one != other
 
 
 def test_a_ramp_wider_than_an_epoch() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -25,6 +26,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 import cl_callbacks
 from cl_callbacks.training import lightning_private as private
@@ -305,6 +307,13 @@ def test_starts_processes() -> None:
     assert not private.starts_processes(make_trainer())
     assert not private.starts_processes(make_trainer(strategy="ddp"))
     assert private.starts_processes(make_trainer(strategy="ddp_spawn"))
+
+
+def test_undivided() -> None:
+    own = SequentialSampler(range(4))
+    assert private.undivided(DistributedSamplerWrapper(own, num_replicas=2, rank=0)) is own
+    assert private.undivided(DistributedSampler(range(4), 2, 0)) is None  # type: ignore[arg-type, type-var]
+    assert private.undivided(own) is None
 
 
 def test_leave_fit() -> None:

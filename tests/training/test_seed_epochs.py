@@ -10,20 +10,26 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from cl_callbacks import EpochBoundaries, SeedEpochs, TaskSequence
 from tests.processes import train_together
-from tests.small import Net, loader, make_trainer, task
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, task, weights
 
 
 class Draws(Callback):
-    """Of all three sources, in each batch."""
+    """Of all three sources, in each batch and after each epoch."""
 
     def __init__(self) -> None:
         self.found: list[tuple[float, float, float]] = []
+        self.between: list[tuple[float, float, float]] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.found.append((torch.rand(()).item(), np.random.rand(), random.random()))
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        self.between.append((torch.rand(()).item(), np.random.rand(), random.random()))
 
 
 def drawn(seed: int, before: int) -> list[tuple[float, float, float]]:
@@ -89,12 +95,61 @@ def test_the_order_depends_on_the_shuffle_seed_and_the_epoch_alone(workers: int)
 
 
 def work(rank: int, folder: Path) -> None:
-    epochs = visited(0, before=rank, strategy="ddp", devices=2)
-    torch.save(epochs, folder / f"{rank}.pt")
+    visits = visited(0, before=rank, strategy="ddp", devices=2)
+    whole = dropping_out(folder, before=10 + rank)
+    again = dropping_out(folder, before=20 + rank, resume=True)
+    torch.save((visits, whole, again), folder / f"{rank}.pt")
 
 
-def test_processes_share_the_data_of_an_order(tmp_path: Path) -> None:
-    train_together(2, work, tmp_path)
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def dropping_out(folder: Path, before: int, resume: bool = False) -> dict[str, Any]:
+    """What one of two processes draws, and its weights after three epochs, or the last two of them."""
+    torch.manual_seed(0)
+    model = Net(nn.Sequential(nn.Linear(FEATURES, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)))
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(before)
+    draws = Draws()
+    each_epoch = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer = make_trainer(
+        SeedEpochs(), draws, each_epoch, max_epochs=3, strategy="ddp", devices=2, enable_checkpointing=True
+    )
+    trainer.fit(
+        model,
+        loader(*task(0), batch_size=4, shuffle=True),
+        ckpt_path=folder / "epoch=0.ckpt" if resume else None,
+        weights_only=False,
+    )
+    return {"numbers": draws.found, "between": draws.between, "weights": weights(model)}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("processes")
+    train_together(2, work, folder)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_processes_share_the_data_of_an_order(processes: list[Any]) -> None:
+    (one, *_), (other, *_) = processes
     for epoch in range(4):
         assert sorted(one[epoch] + other[epoch]) == list(range(12))
+
+
+def test_processes_draw_different_numbers(processes: list[Any]) -> None:
+    (_, one, _), (_, other, _) = processes
+    assert len(one["numbers"]) == 9
+    for own, others in zip(one["numbers"], other["numbers"], strict=True):
+        assert all(a != b for a, b in zip(own, others, strict=True))
+
+
+def test_processes_draw_the_same_numbers_between_epochs(processes: list[Any]) -> None:
+    """When a sampler of the user, which takes every second sample of an order, draws that order."""
+    (_, one, _), (_, other, _) = processes
+    assert one["between"] == other["between"]
+    assert len(set(one["between"])) == 3
+
+
+def test_processes_that_resume_draw_the_same_again(processes: list[Any]) -> None:
+    for _, whole, again in processes:
+        assert again["numbers"] == whole["numbers"][3:]
+        assert torch.equal(again["weights"], whole["weights"])
+    assert torch.equal(processes[0][1]["weights"], processes[1][1]["weights"])

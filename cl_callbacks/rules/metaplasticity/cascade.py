@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -80,12 +80,18 @@ class Cascade(SynapticCallback):
         """Number of optimizer steps, which determines the random numbers."""
         self._uniform = Draws(Tensor.uniform_)
         self._drawn: int | None = None
+        self._together = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws with all processes from here on."""
+        super().on_train_start(trainer, pl_module)
+        self._together = trainer.world_size > 1
 
     def rewrite(self, step: Step) -> None:
         """Replaces the update by random switches of the weights, and updates their levels."""
         synapses = step.synapses
         if self._drawn != self.steps:
-            self._uniform.draw(self.seed, self.steps)
+            self._uniform.draw(self.seed, self.steps, self._together)
             self._drawn = self.steps
         uniform = [rows_of(self._uniform[p], rows) for p, rows in synapses.part.items()]
         switch_weights_(synapses.parameters, step.before, synapses["level"], uniform, self.levels, self.ratio)

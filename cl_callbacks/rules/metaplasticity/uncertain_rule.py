@@ -164,7 +164,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
         self._samples = SampleCount(lambda batch: self._rows(trainer, pl_module, batch))
-        self.noise.compiled = compiles(trainer)
+        self.noise.compiled, self.noise.together = compiles(trainer), trainer.world_size > 1
         self._training = NoisyTraining(trainer, pl_module, self.noise, self.draws)
 
     def on_train_batch_start(
