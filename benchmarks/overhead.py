@@ -10,8 +10,8 @@ each such step is compared with the mean of the plain ones before and after it, 
 drifts does little harm. Printed are medians of the ratios, and in brackets their quartiles. On a GPU the time
 is that of events in its stream.
 
-With ``--compile`` the rules are compiled by ``CompileRules``; with ``--compile-each`` each of their operations
-is compiled by ``torch.compile`` on its own, to see what the former's one pass over memory is worth.
+With ``--compile`` the rules are compiled by ``CompileRules``; with ``--compile-each`` each of their
+operations is compiled by ``torch.compile`` on its own, to see what one pass over memory for all is worth.
 
 The floor is what the rule cannot do without: the bytes that it has to read and write, each once, over the
 bandwidth with which this machine copies memory. What is above it is arithmetic (random numbers above all),

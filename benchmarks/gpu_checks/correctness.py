@@ -21,6 +21,8 @@ from gpu_checks.training import (
     model,
     normalised,
     outcome,
+    plain,
+    sgd,
     task,
     weights,
 )
@@ -127,7 +129,8 @@ def drift(place: Place) -> str:
         x, y = task(samples=640)
         labels = torch.cat([y[:320], (y[320:] + 1) % 3])
         boundaries = DriftBoundaries(CUSUM(threshold=6.0), min_task_batches=20)
-        rules, module = [SynapticIntelligence(0.1), EWC(0.1, samples=40)], model().double()
+        rules = [SynapticIntelligence(0.1), EWC(0.1, samples=40)]
+        module = model(plain, sgd(0.01)).double()
         data = data_for(module, x, labels, batch_size=4)
         fit(where, rules[0], rules[1], module=module, data=data, epochs=1, boundaries=boundaries)
         states = [rule.state_dict() for rule in rules]

@@ -15,8 +15,7 @@ from gpu_checks import (
 )
 from gpu_checks.check import Check
 
-# Each with its share of the seconds. A check is ended after twice its share; together they take less than
-# eight minutes of an H200 if none does.
+# Each with its share of the eight minutes of an H200.
 CHECKS = [
     Check(correctness.as_on_the_cpu, 20),
     Check(correctness.repeatable, 15),

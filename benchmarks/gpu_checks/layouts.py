@@ -28,7 +28,7 @@ class Recurrent(nn.Module):
 
 
 def recurrent(place: Place) -> str:
-    """LSTM and GRU of cuDNN: EWC, MAS and KFACLaplace measure at resting weights what the CPU does, to 1 %."""
+    """LSTM and GRU of cuDNN: EWC, MAS and KFACLaplace measure at resting weights what the CPU does to 1 %."""
     said = []
     for kind in (nn.LSTM, nn.GRU):
         for name in ("EWC", "MAS", "KFACLaplace"):

@@ -27,6 +27,11 @@ def unnormalised() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
 
 
+def sixteen(place: Place, scaler: torch.amp.GradScaler) -> MixedPrecision:
+    """16-mixed also on the CPU, where ``precision=`` would take bfloat16 instead."""
+    return MixedPrecision("16-mixed", place.device, scaler=scaler)
+
+
 def overflow_under_16_mixed(place: Place) -> str:
     """A step that overflows under a real GradScaler leaves all rules finite, and halves the scale once."""
     x, y = task()
@@ -35,8 +40,8 @@ def overflow_under_16_mixed(place: Place) -> str:
     def overflow(name: str, make: Any) -> None:
         scaler = torch.amp.GradScaler(place.device, init_scale=SCALE)
         rule, module = make(), model(unnormalised)
-        plugin = MixedPrecision("16-mixed", place.device, scaler=scaler)
-        fit(place, rule, module=module, data=data_for(module, x, y), epochs=2, plugins=[plugin])
+        data = data_for(module, x, y)
+        fit(place, rule, module=module, data=data, epochs=2, plugins=[sixteen(place, scaler)])
         assert weights(module).isfinite().all(), "weights are not finite"
         state = flat(rule.state_dict())
         broken = [key for key, t in state.items() if not t.isfinite().all()]
@@ -68,7 +73,8 @@ def fused_optimizer(place: Place) -> str:
     # Cascade's transitions are drawn: a weight that differs by rounding may take another one.
     said = each({name: make for name, make in place.of(RULES).items() if name != "Cascade"}, compare)
     try:
-        fit(place, EWC(1.0), module=model(plain, adamw(fused=True)), precision="16-mixed")
+        scaler = torch.amp.GradScaler(place.device)
+        fit(place, EWC(1.0), module=model(plain, adamw(fused=True)), plugins=[sixteen(place, scaler)])
     except MisconfigurationException as refused:
         assert "fused=False" in str(refused), refused
     else:

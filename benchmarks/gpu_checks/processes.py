@@ -77,7 +77,7 @@ def alone(place: Place, kind: str, name: str, processes: int) -> dict[str, torch
     setting = settings_on(kind, place.device)[name]
     callbacks, trained = setting.make(), module(setting)
     trainer = place.on_cpu.trainer(*callbacks, max_epochs=EPOCHS)
-    trainer.fit(trained, data(processes, dealt=False))
+    trainer.fit(trained, data(setting, processes, dealt=False))
     return outcome(trained, callbacks)
 
 

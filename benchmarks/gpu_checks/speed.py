@@ -49,11 +49,11 @@ def speed_of(place: Place, rule: str) -> str:
     tape = overhead.measure(case, rule, overhead.replace(how, compiled="rules"))
     each = overhead.measure(case, rule, overhead.replace(how, compiled="each operation"))
     gain = each.ratio - tape.ratio
-    verdict = "worth it" if gain >= WORTH else "not worth it"
+    verdict = "at least" if gain >= WORTH else "less than"
     return (
         f"{case.name}, {case.shape}, bf16-mixed: a plain step {as_it_is.plain_ms:.2f} ms, as 1; floor "
         f"{as_it_is.floor:.3f}, as it is {ratio(as_it_is)}, CompileRules {ratio(tape)}, each operation "
-        f"compiled {ratio(each)}: one pass for all saves {gain:.3f} of a step ({verdict}, at {WORTH})"
+        f"compiled {ratio(each)}: one pass for all saves {gain:.3f} of a step, {verdict} {WORTH}"
     )
 
 

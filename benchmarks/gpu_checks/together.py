@@ -55,6 +55,8 @@ class Setting:
     as_one: bool = False
     normalised: bool = False
     """Whether the network has SyncBatchNorm, which needs CUDA."""
+    numbered: bool = False
+    """Whether batches carry the number of their task."""
 
 
 def of(rule: str, **options: Any) -> Callable[[], list[Callback]]:
@@ -85,7 +87,7 @@ REPLICATED: dict[str, Setting] = SHARDED | {
     "PlateauBoundaries, hard_samples": Setting(
         lambda: [MAS(1.0, samples=20), PlateauBoundaries(hard_samples=5)]
     ),
-    "BatchBoundaries": Setting(lambda: [SynapticIntelligence(1.0), BatchBoundaries(2)]),
+    "BatchBoundaries": Setting(lambda: [SynapticIntelligence(1.0), BatchBoundaries(2)], numbered=True),
 }
 SETTINGS = {"ddp": REPLICATED, "fsdp2": SHARDED}
 
@@ -107,11 +109,12 @@ class Dealt(Sampler[int]):
         return iter(range(dist.get_rank() if self.processes > 1 else 0, self.samples, self.processes))
 
 
-def data(processes: int, dealt: bool = True) -> DataLoader:
+def data(setting: Setting, processes: int, dealt: bool = True) -> DataLoader:
     """Batches for each of so many processes; or, if not dealt, for a single one in their place."""
     size = BATCH // 4
     x, y = task(samples=size * BATCHES * processes)
-    tensors = TensorDataset(x, y, torch.zeros(len(y), dtype=torch.long))
+    numbers = [torch.zeros(len(y), dtype=torch.long)] if setting.numbered else []
+    tensors = TensorDataset(x, y, *numbers)
     if dealt:
         return DataLoader(tensors, size, sampler=Dealt(len(y), processes))
     return DataLoader(tensors, size * processes)
@@ -177,7 +180,7 @@ class Together:
                 max_epochs=EPOCHS,
                 use_distributed_sampler=False,
             )
-            trainer.fit(trained, data(self.args.processes))
+            trainer.fit(trained, data(setting, self.args.processes))
         return outcome(trained, callbacks), str(end) if end else None
 
     def compare(self, found: dict[str, Tensor]) -> list[str]:
