@@ -21,16 +21,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from gpu_checks.check import Check, Result
 from gpu_checks.every_check import CHECKS
 from gpu_checks.place import Place
-from gpu_checks.worker import work
+from gpu_checks.worker import LOST, READY, work
 
 TO_BEGIN = 90.0
 """Seconds in which a process must have imported everything."""
+HANGS, DIED = "it was not over in time, and was ended", "its process has died"
 PATIENCE = {"cuda": 2.0, "cpu": 20.0, "pretend": 20.0}
 """How many times its share of an H200's seconds a check may take before it is ended."""
 
@@ -40,41 +42,35 @@ def results(checks: list[Check], place: Place, limit: float) -> Iterator[Result]
     last = time.monotonic() + limit
     left = list(checks)
     context = multiprocessing.get_context("spawn")
-    while left:
+    while left and time.monotonic() < last:
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(place, [check.name for check in left], theirs))
+        process = context.Process(target=work, args=(place, left, theirs))
         process.start()
         theirs.close()  # so that its end is noticed
-        begun = False
-        while left and (not begun or time.monotonic() < last):
-            seconds = (
-                min(PATIENCE[place.device] * left[0].seconds, last - time.monotonic()) if begun else TO_BEGIN
-            )
-            found = received(ours, seconds)
-            if found == "ready":
-                begun = True
-                continue
-            yield found if isinstance(found, Result) else Result(left[0].name, "FAIL", str(found), seconds)
-            left.pop(0)
-            if not isinstance(found, Result):
-                break
-        if not left:
-            process.join(TO_BEGIN)
+        said = received(ours, TO_BEGIN)
+        if said != READY:
+            yield Result(left.pop(0).name, "FAIL", f"there is no process to run it: {said}")
+        while left and said not in (LOST, DIED, HANGS) and time.monotonic() < last:
+            seconds = min(PATIENCE[place.device] * left[0].seconds, last - time.monotonic())
+            said = received(ours, seconds)
+            if said != LOST:
+                name = left.pop(0).name
+                yield said if isinstance(said, Result) else Result(name, "FAIL", said, seconds)
+        if isinstance(said, Result):
+            process.join(TO_BEGIN)  # it has nothing left to do
         process.kill()
         process.join()
-        if left and time.monotonic() >= last:
-            yield from (Result(check.name, "SKIP", "no time left") for check in left)
-            return
+    yield from (Result(check.name, "SKIP", "no time left") for check in left)
 
 
-def received(connection: multiprocessing.connection.Connection, seconds: float) -> object:
+def received(connection: Connection, seconds: float) -> Result | str:
     """What a process sends, or why it sends nothing."""
     if not connection.poll(seconds):
-        return f"not over after {seconds:.0f} s, ended"
+        return HANGS
     try:
         return connection.recv()
     except EOFError:
-        return "its process has died"
+        return DIED
 
 
 def chosen(names: list[str]) -> list[Check]:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from timing import quiet_trainer
 from torch import Tensor, nn
@@ -157,29 +158,37 @@ class Together:
         gpus = [torch.device("cuda", i % count) for i in range(args.processes)]
         self.devices = gpus if args.device == "cuda" else [torch.device("cpu")] * args.processes
 
-    def strategy(self) -> Any:
-        if self.args.kind == "ddp":
-            return DDPStrategy(parallel_devices=self.devices, process_group_backend=self.args.backend)
-        found = ModelParallelStrategy(self.args.processes, 1, process_group_backend=self.args.backend)
-        found.parallel_devices = self.devices
-        return found
+    def trainer(self, *callbacks: Callback) -> Trainer:
+        strategy: Any
+        if self.args.device == "pretend":
+            from tests.pretend_device.collectives import PretendDDP
+
+            strategy = PretendDDP(self.args.processes)
+        elif self.args.kind == "ddp":
+            strategy = DDPStrategy(parallel_devices=self.devices, process_group_backend=self.args.backend)
+        else:
+            strategy = ModelParallelStrategy(self.args.processes, 1, process_group_backend=self.args.backend)
+            strategy.parallel_devices = self.devices
+        return quiet_trainer(
+            *callbacks,
+            accelerator="auto" if self.args.device == "pretend" else self.args.device,
+            devices="auto" if self.args.device == "pretend" else 1,  # the strategy says which
+            strategy=strategy,
+            max_epochs=EPOCHS,
+            use_distributed_sampler=False,
+        )
 
     def train(self, setting: Setting) -> tuple[dict[str, Tensor], str | None]:
         """The outcome, and the waits of the host in a step where they are counted."""
-        counted = Waits(Place("cuda")) if self.args.device == "cuda" else None
+        counted = None if self.args.device == "cpu" else Waits(Place(self.args.device))
         with counted or nullcontext():
             callbacks = setting.make()
             start = FromStart(counted) if counted else None
             end = ToEnd(start) if start else None
             watched = [start, *callbacks, end] if start and end else callbacks
             trained = module(setting, Sharded if self.args.kind == "fsdp2" else Net)
-            trainer = quiet_trainer(
-                *watched,
-                accelerator=self.args.device,
-                strategy=self.strategy(),
-                max_epochs=EPOCHS,
-                use_distributed_sampler=False,
-            )
+            with warnings.catch_warnings():  # it silences warnings, which the waits are
+                trainer = self.trainer(*watched)
             trainer.fit(trained, data(setting, self.args.processes))
         return outcome(trained, callbacks), str(end) if end else None
 

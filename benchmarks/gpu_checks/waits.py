@@ -99,7 +99,7 @@ def waits_per_step(
         start = FromStart(waits)
         end = ToEnd(start)
         module = model()
-        with warnings.catch_warnings():  # it silences warnings
+        with warnings.catch_warnings():  # it silences warnings, which the waits are
             trainer = place.trainer(start, *callbacks, end, max_epochs=3, **options)
         trainer.fit(module, data or data_for(module, *task(samples=160)))
     return end
@@ -131,9 +131,10 @@ def waits_of_boundaries(place: Place) -> str:
     """Boundaries that watch the loss make the host wait in every fifth step, and others in none."""
     without = waits_per_step(place).per_step
     x, y = task(samples=160)
+    numbered = data_for(model(), x, y, torch.zeros(len(y), dtype=torch.long))
     said, wrong = [], []
     for name, (make, allowed) in BOUNDARIES.items():
-        data = data_for(model(), x, y, torch.zeros(len(y), dtype=torch.long))
+        data = numbered if name == "BatchBoundaries" else None
         steps = waits_per_step(place, PLAIN["SI"](), make(), data=data)
         said.append(f"{name} {steps}")
         if steps.per_step > without + allowed:

@@ -13,22 +13,23 @@ from multiprocessing.connection import Connection
 import torch
 
 from gpu_checks.check import Check, Result, Skip, described
-from gpu_checks.every_check import CHECKS
 from gpu_checks.place import Place
 
+READY, LOST = "ready", "the device is lost"
 
-def work(place: Place, names: list[str], out: Connection) -> None:
+
+def work(place: Place, checks: list[Check], out: Connection) -> None:
     """Sends a result for each check, until one has lost the device."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, for Trainer(deterministic=True)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if place.device != "cuda":
         torch.set_num_threads(1)
-    by_name = {check.name: check for check in CHECKS}
-    out.send("ready")
-    for name in names:
-        out.send(result_of(by_name[name], place))
+    out.send(READY)
+    for check in checks:
+        out.send(result_of(check, place))
         if not is_alive(place):
+            out.send(LOST)
             return
 
 
@@ -37,11 +38,21 @@ def result_of(check: Check, place: Place) -> Result:
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             outcome, seen = "PASS", check.run(place)
+            refuse_races(place)
     except Skip as reason:
         outcome, seen = "SKIP", str(reason)
     except Exception as error:
         outcome, seen = "FAIL", str(error) if isinstance(error, AssertionError) else described(error)
     return Result(check.name, outcome, seen, time.perf_counter() - start)
+
+
+def refuse_races(place: Place) -> None:
+    """Raises for what streams of the pretend device have done out of order; a GPU says nothing of it."""
+    if place.device == "pretend":
+        from tests.pretend_device.device import races
+
+        found = races()
+        assert not found, f"races between streams: {found[:3]}"
 
 
 def is_alive(place: Place) -> bool:
