@@ -69,16 +69,24 @@ class FromStart(Callback):
 
 
 class ToEnd(Callback):
-    """The last callback: the waits since, in the steps of all tasks after the first but for two."""
+    """The last callback: the waits since, in steps after the first epoch in which no task ends.
+
+    The first two steps of each epoch are left out: the first measures how strong the rules are.
+    """
 
     def __init__(self, start: FromStart) -> None:
         self.start = start
         self.steps, self.found = 0, Counter[str]()
+        self._task_ended = False
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        self._task_ended = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.current_epoch and batch_idx >= 2:
+        ended, self._task_ended = self._task_ended, False
+        if trainer.current_epoch and batch_idx >= 2 and not ended:
             self.steps += 1
             self.found.update(self.start.waits.so_far()[self.start.before :])
 
