@@ -12,12 +12,18 @@ import torch
 
 from cl_callbacks.compiled import fused
 from cl_callbacks.compiled.kernels import FusedCall, _do
+from cl_callbacks.synapses import step_plan
+
+ALL = 2**62
 
 
 @contextmanager
 def each_operation_compiled() -> Iterator[None]:
-    """Within, ``CompileRules`` compiles each operation by a plain ``torch.compile`` and runs it at once."""
-    with mock.patch.object(fused, "_Tape", AtOnce):
+    """Within, ``CompileRules`` compiles each operation by a plain ``torch.compile`` and runs it at once.
+
+    An operation is one compiled function for all weights, since blocks would each have their own to compile.
+    """
+    with mock.patch.object(fused, "_Tape", AtOnce), mock.patch.object(step_plan, "ELEMENTS_IF_COMPILED", ALL):
         yield
 
 

@@ -69,7 +69,7 @@ class FromStart(Callback):
 
 
 class ToEnd(Callback):
-    """The last callback: the waits since, in steps after the first epoch in which no task ends.
+    """The last callback: the waits since, in steps after the first epoch in which no task begins or ends.
 
     The first two steps of each epoch are left out: the first measures how strong the rules are.
     """
@@ -77,16 +77,19 @@ class ToEnd(Callback):
     def __init__(self, start: FromStart) -> None:
         self.start = start
         self.steps, self.found = 0, Counter[str]()
-        self._task_ended = False
+        self._new_task = False
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        self._new_task = True
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        self._task_ended = True
+        self._new_task = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        ended, self._task_ended = self._task_ended, False
-        if trainer.current_epoch and batch_idx >= 2 and not ended:
+        new_task, self._new_task = self._new_task, False
+        if trainer.current_epoch and batch_idx >= 2 and not new_task:
             self.steps += 1
             self.found.update(self.start.waits.so_far()[self.start.before :])
 
