@@ -69,27 +69,25 @@ class FromStart(Callback):
 
 
 class ToEnd(Callback):
-    """The last callback: the waits since, in steps after the first epoch in which no task begins or ends.
-
-    The first two steps of each epoch are left out: the first measures how strong the rules are.
-    """
+    """The last callback: the waits since, in steps after the first epoch, but for those around a new task."""
 
     def __init__(self, start: FromStart) -> None:
         self.start = start
         self.steps, self.found = 0, Counter[str]()
-        self._new_task = False
+        self._around = 0  # how many steps more are around a new task
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        self._new_task = True
+        self._around = 2
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        self._new_task = True
+        self._around = 2
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        new_task, self._new_task = self._new_task, False
-        if trainer.current_epoch and batch_idx >= 2 and not new_task:
+        counts = trainer.current_epoch > 0 and batch_idx >= 2 and not self._around
+        self._around = max(0, self._around - 1)
+        if counts:
             self.steps += 1
             self.found.update(self.start.waits.so_far()[self.start.before :])
 
@@ -117,16 +115,25 @@ def waits_per_step(
 
 
 def waits_of_rules(place: Place) -> str:
-    """No rule makes the host wait in a step that does not log, with its state on the device or on the CPU."""
+    """No rule makes the host wait in a step that does not log, with its state on the device or on the CPU.
+
+    But for StreamingConsolidation, which reads the mean of its importance, ever more rarely.
+    """
     without = waits_per_step(place).per_step
-    found = {}
+    found: dict[str, ToEnd] = {}
     for name, make in place.of(RULES).items():
         found[name] = waits_per_step(place, make(), EpochBoundaries(1))
         if name in PLAIN and name != "MetaplasticGate":
             found[f"{name}, offloaded"] = waits_per_step(place, make(state_device="cpu"), EpochBoundaries(1))
-    waiting = [f"{name} {steps}" for name, steps in found.items() if steps.per_step > without]
+    waiting = [f"{name} {steps}" for name, steps in found.items() if steps.per_step > without + allowed(name)]
     assert not waiting, f"without a rule {without:.2f}; {'; '.join(waiting)}"
-    return f"{len(found)} rules, {without:.2f} waits a step with each, as without"
+    some = "".join(f"; {name} {steps}" for name, steps in found.items() if steps.per_step > without)
+    return f"{len(found)} trainings, {without:.2f} waits a step, as without a rule{some}"
+
+
+def allowed(name: str) -> float:
+    """Waits in a step in this short training: reads after every second or third step, and its reduction."""
+    return 1.5 if name.startswith("Streaming") else 0.0
 
 
 BOUNDARIES: dict[str, tuple[Callable[[], Callback], float]] = {
@@ -144,11 +151,11 @@ def waits_of_boundaries(place: Place) -> str:
     x, y = task(samples=160)
     numbered = data_for(model(), x, y, torch.zeros(len(y), dtype=torch.long))
     said, wrong = [], []
-    for name, (make, allowed) in BOUNDARIES.items():
+    for name, (make, at_most) in BOUNDARIES.items():
         data = numbered if name == "BatchBoundaries" else None
         steps = waits_per_step(place, PLAIN["SI"](), make(), data=data)
         said.append(f"{name} {steps}")
-        if steps.per_step > without + allowed:
-            wrong.append(f"{name} {steps}, allowed {without + allowed:.2f}")
+        if steps.per_step > without + at_most:
+            wrong.append(f"{name} {steps}, allowed {without + at_most:.2f}")
     assert not wrong, "; ".join(wrong)
     return "; ".join(said)
