@@ -119,6 +119,10 @@ def waits_of_rules(place: Place) -> str:
 
     But for StreamingConsolidation, which reads the mean of its importance, ever more rarely.
     """
+    with Waits(place) as counted:
+        before = len(counted.so_far())
+        torch.ones(1, device=place.device).item()
+        assert len(counted.so_far()) == before + 1, "a wait is not counted here"
     without = waits_per_step(place).per_step
     found: dict[str, ToEnd] = {}
     for name, make in place.of(RULES).items():
