@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,11 +26,20 @@ class Place:
     def on_cpu(self) -> Place:
         return replace(self, device="cpu")
 
-    def trainer(self, *callbacks: Callback, **options: Any) -> Trainer:
+    def prepare(self) -> None:
+        """What a process has to do once before it uses the device."""
         if self.device == "pretend":
-            from tests.pretend_device.device import load, trainer_on
+            from tests.pretend_device.device import load
 
             load()
+        else:
+            # Read when CUDA is first used; Trainer(deterministic=True) needs it.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def trainer(self, *callbacks: Callback, **options: Any) -> Trainer:
+        if self.device == "pretend":
+            from tests.pretend_device.device import trainer_on
+
             return trainer_on(*callbacks, **options)
         return quiet_trainer(*callbacks, accelerator=self.device, **options)
 

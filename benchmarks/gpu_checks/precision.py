@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -84,7 +83,6 @@ def fused_optimizer(place: Place) -> str:
 
 def deterministic(place: Place) -> str:
     """Trainer(deterministic=True): no rule uses an operation that has no deterministic form."""
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     try:
         return each(
             place.of(RULES),
@@ -92,8 +90,6 @@ def deterministic(place: Place) -> str:
         )
     finally:
         torch.use_deterministic_algorithms(False)
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def matmul_precision(place: Place) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,11 +19,11 @@ READY, LOST = "ready", "the device is lost"
 
 def work(place: Place, checks: list[Check], out: Connection) -> None:
     """Sends a result for each check, until one has lost the device."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, for Trainer(deterministic=True)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if place.device != "cuda":
         torch.set_num_threads(1)
+    place.prepare()
     out.send(READY)
     for check in checks:
         out.send(result_of(check, place))
