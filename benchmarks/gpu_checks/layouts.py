@@ -57,7 +57,7 @@ def recurrent_with_precision_flags(place: Place) -> str:
 
 def convolutional() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(3, 8, 3, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.Conv2d(8, 8, 3),
