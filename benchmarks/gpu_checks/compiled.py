@@ -44,7 +44,7 @@ def cuda_graphs(place: Place) -> str:
 
 
 def compile_rules(place: Place) -> str:
-    """CompileRules, for layers large enough to be compiled: as without, to 0.1 % and a tenth of the effect."""
+    """CompileRules, for layers large enough to be compiled: as without, to a tenth of the effect."""
     if place.device == "pretend":
         raise Skip("there is no compiler for the device")
     if place.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
