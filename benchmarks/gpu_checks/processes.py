@@ -15,7 +15,7 @@ import torch
 
 from gpu_checks.check import Skip
 from gpu_checks.place import Place
-from gpu_checks.together import EPOCHS, data, module, outcome, settings_on
+from gpu_checks.together import EPOCHS, Outcome, data, module, settings_on
 from gpu_checks.training import distance
 from gpu_checks.waits import allowed
 
@@ -78,10 +78,11 @@ def per_step(waits: str) -> float:
 def alone(place: Place, kind: str, name: str, processes: int) -> dict[str, torch.Tensor]:
     """What one process on the CPU learns from batches that are as large as those of all together."""
     setting = settings_on(kind, place.device)[name]
-    callbacks, trained = setting.make(), module(setting)
-    trainer = place.on_cpu.trainer(*callbacks, max_epochs=EPOCHS)
-    trainer.fit(trained, data(setting, processes, dealt=False))
-    return outcome(trained, callbacks)
+    callbacks = setting.make()
+    kept = Outcome(callbacks)
+    trainer = place.on_cpu.trainer(*callbacks, kept, max_epochs=EPOCHS)
+    trainer.fit(module(setting), data(setting, processes, dealt=False))
+    return kept.found
 
 
 def run(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from timing import quiet_trainer
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Setting:
     make: Callable[[], list[Callback]]
     as_one: bool = False
     normalised: bool = False
-    """Whether the network has SyncBatchNorm, which needs CUDA."""
+    """Whether the network has BatchNorm, which in several processes is SyncBatchNorm and needs CUDA."""
     numbered: bool = False
     """Whether batches carry the number of their task."""
 
@@ -76,7 +76,7 @@ SHARDED: dict[str, Setting] = {
     "RWalk and MAS": Setting(lambda: [RWalk(1.0, window_steps=3), MAS(1.0), EpochBoundaries(1)], as_one=True),
     "Streaming, path": Setting(of("Streaming, path"), as_one=True),
     "BennaFusi": Setting(of("BennaFusi"), as_one=True),
-    "EWC, SyncBatchNorm": Setting(of("EWC"), normalised=True),
+    "EWC, SyncBatchNorm": Setting(of("EWC"), as_one=True, normalised=True),
 }
 REPLICATED: dict[str, Setting] = SHARDED | {
     "KFACLaplace": Setting(of("KFACLaplace"), as_one=True),
@@ -132,20 +132,23 @@ class Sharded(Net):
 
 def module(setting: Setting, kind: type[Net] = Net) -> Net:
     torch.manual_seed(0)
-    net = plain() if setting.normalised else unnormalised()
-    if setting.normalised:
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return kind(net, sgd()).double()
+    return kind(plain() if setting.normalised else unnormalised(), sgd()).double()
 
 
-def outcome(trained: nn.Module, callbacks: list[Callback]) -> dict[str, Tensor]:
-    """Whole weights, buffers and states; all processes have to call this."""
-    whole = {
-        name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in trained.state_dict().items()
-    }
-    states = [callback.state_dict() for callback in callbacks if hasattr(callback, "synapses")]
-    found = [list(map(list, getattr(callback, "found", ()))) for callback in callbacks]
-    return flat({"module": whole, "rules": states, "found": found})
+class Outcome(Callback):
+    """The last callback: whole weights, buffers and states, while all of them are still on the device."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.callbacks = callbacks
+        self.found: dict[str, Tensor] = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tensors = pl_module.state_dict()
+        whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+        states = [callback.state_dict() for callback in self.callbacks if hasattr(callback, "synapses")]
+        ends = [list(map(list, getattr(callback, "found", ()))) for callback in self.callbacks]
+        found = flat({"module": whole, "rules": states, "found": ends})
+        self.found = {name: t.clone() for name, t in found.items()}
 
 
 class Together:
@@ -186,11 +189,13 @@ class Together:
             start = FromStart(counted) if counted else None
             end = ToEnd(start) if start else None
             watched = [start, *callbacks, end] if start and end else callbacks
-            trained = module(setting, Sharded if self.args.kind == "fsdp2" else Net)
+            trained, kept = module(setting, Sharded if self.args.kind == "fsdp2" else Net), Outcome(callbacks)
+            if setting.normalised:
+                trained.net = nn.SyncBatchNorm.convert_sync_batchnorm(trained.net)
             with warnings.catch_warnings():  # it silences warnings, which the waits are
-                trainer = self.trainer(*watched)
+                trainer = self.trainer(*watched, kept)
             trainer.fit(trained, data(setting, self.args.processes))
-        return outcome(trained, callbacks), str(end) if end else None
+        return kept.found, str(end) if end else None
 
     def compare(self, found: dict[str, Tensor]) -> list[str]:
         """The tensors that are not the same on all processes."""
