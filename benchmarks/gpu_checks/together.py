@@ -45,7 +45,7 @@ from gpu_checks.rules import RULES
 from gpu_checks.training import BATCH, Net, flat, plain, sgd, task
 from gpu_checks.waits import FromStart, ToEnd, Waits
 
-EPOCHS, BATCHES = 3, 6
+EPOCHS, BATCHES = 3, 4
 
 
 @dataclass(frozen=True)
