@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As many processes as cores; the tests of a file share what they have trained, and stay together.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: demo test test-fast test-all lint bench-fisher bench-quick clean
+.PHONY: demo test test-fast test-all lint bench-fisher bench-quick gpu-check clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
@@ -35,6 +35,12 @@ bench-fisher: .venv/.core
 # What the rules add to a step, in a minute.
 bench-quick: .venv/.core
 	$(BIN)/python benchmarks/overhead.py --quick
+
+# Ten minutes on a GPU, see docs/gpu.md. It installs nothing, since what the other targets install is torch for the CPU:
+# it runs in a Python that has torch for CUDA and the package's other dependencies, as in
+# PYTHON=/opt/venv/bin/python make gpu-check ARGS="--only ddp fsdp2"
+gpu-check:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 # The stamps follow pyproject.toml: a changed dependency is installed before the next run.
 .venv/.core: pyproject.toml constraints.txt

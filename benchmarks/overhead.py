@@ -2,11 +2,16 @@
 
     python benchmarks/overhead.py --json FILE --plot FILE
     python benchmarks/overhead.py --networks transformer --rules EWC SI --pairs 50 --compile
+    python benchmarks/overhead.py --networks transformer-large-batch --device cuda --precision bf16-mixed
     python benchmarks/overhead.py --quick
 
 For each rule, one fit in which it takes part in every second step only, after it has consolidated a task;
 each such step is compared with the mean of the plain ones before and after it, so that a machine whose speed
-drifts does little harm. Printed are medians of the ratios, and in brackets their quartiles.
+drifts does little harm. Printed are medians of the ratios, and in brackets their quartiles. On a GPU the time
+is that of events in its stream.
+
+With ``--compile`` the rules are compiled by ``CompileRules``; with ``--compile-each`` each of their
+operations is compiled by ``torch.compile`` on its own, to see what one pass over memory for all is worth.
 
 The floor is what the rule cannot do without: the bytes that it has to read and write, each once, over the
 bandwidth with which this machine copies memory. What is above it is arithmetic (random numbers above all),
@@ -21,16 +26,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from networks import CASES, Case, Classifier
-from timing import bytes_of, quiet_trainer
+from operations import each_operation_compiled
+from timing import Moment, bytes_of, quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -109,6 +114,12 @@ class Penalised(Classifier):
             for _ in range(anchors)
         ]
 
+    def on_fit_start(self) -> None:
+        self.memories = [
+            [(p, importance.to(p.device), anchor.to(p.device)) for p, importance, anchor in memory]
+            for memory in self.memories
+        ]
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         for memory in self.memories if self.active else ():
@@ -122,15 +133,13 @@ class Alternating(Callback):
 
     def __init__(self, callbacks: list[Callback]) -> None:
         self.callbacks, self.active = callbacks, True
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.steps: dict[bool, list[tuple[Moment, Moment]]] = {True: [], False: []}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last = time.perf_counter()
+        self.last = Moment(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[self.active].append(time.perf_counter() - self.last)
+        self.steps[self.active].append((self.last, Moment(pl_module.device)))
         self.active = trainer.is_last_batch or not self.active
         others = [c for c in trainer.callbacks if c not in self.callbacks]  # type: ignore[attr-defined]
         trainer.callbacks = [*self.callbacks, *others] if self.active else others  # type: ignore[attr-defined]
@@ -143,7 +152,7 @@ class Alternating(Callback):
                     rule._training = NoisyTraining(trainer, pl_module, rule.noise, rule.draws)
                 else:
                     rule._training.detach()
-        self.last = time.perf_counter()
+        self.last = Moment(pl_module.device)
 
     def _listen(self, trainer: Trainer) -> None:
         """Steps are heard whoever is among the callbacks, so the listener has to be deaf to plain ones."""
@@ -154,10 +163,13 @@ class Alternating(Callback):
             else:
                 steps[0]._hooks.detach()
 
+    def seconds(self, active: bool) -> list[float]:
+        return [end.seconds_since(start) for start, end in self.steps[active]]
+
     def ratios(self) -> list[float]:
         """Of each step to the plain ones around it, but for the first two."""
-        plain = self.seconds[False]
-        pairs = zip(self.seconds[True][1:], plain, plain[1:], strict=False)
+        plain = self.seconds(False)
+        pairs = zip(self.seconds(True)[1:], plain, plain[1:], strict=False)
         return [with_it / statistics.mean(around) for with_it, *around in pairs][1:]
 
 
@@ -168,9 +180,23 @@ class Found:
     floor: float
     bytes_per_parameter: float
     peak_bytes_per_parameter: float | None
+    plain_ms: float
 
 
-def measure(case: Case, name: str, args: argparse.Namespace) -> Found:
+@dataclass(frozen=True)
+class How:
+    """How steps are measured: as in the arguments of the command line."""
+
+    device: str = "cpu"
+    precision: str = "32-true"
+    pairs: int = 20
+    compiled: Literal["not", "rules", "each operation"] = "not"
+
+
+def measure(case: Case, name: str, how: How) -> Found:
+    if how.compiled == "each operation":
+        with each_operation_compiled():
+            return measure(case, name, replace(how, compiled="rules"))
     torch.manual_seed(0)
     model = Classifier(case.make())
     parameters = sum(p.numel() for p in model.parameters())
@@ -179,32 +205,33 @@ def measure(case: Case, name: str, args: argparse.Namespace) -> Found:
     few = case.loader(3)
 
     def fit(data: DataLoader, *others: Callback) -> None:
-        quiet_trainer(*others, accelerator=args.device).fit(model, data)
+        quiet_trainer(*others, accelerator=how.device, precision=how.precision).fit(model, data)
 
-    with Peak(args.device) as plain:
+    with Peak(how.device) as plain:
         fit(few)
     if name in AUTOGRAD:
         model, state = Penalised(model, AUTOGRAD[name]), 8.0 * AUTOGRAD[name]
     else:
         callbacks, words = RULES[name].make(), RULES[name].words
-        if args.compile:
+        if how.compiled != "not":
             callbacks.append(CompileRules())
         rules = [callback for callback in callbacks if isinstance(callback, SynapticCallback)]
         if rules:
             fit(few, *callbacks, EpochBoundaries(1))  # the first task
         state = sum(bytes_of(rule.state_dict()) for rule in rules) / parameters
-    with Peak(args.device) as peak:
+    with Peak(how.device) as peak:
         fit(few, *callbacks)
-    bandwidth, alternating = copy_bandwidth(args.device), Alternating(callbacks)
-    fit(case.loader(2 * args.pairs + 5), *callbacks, alternating)
-    ratios = alternating.ratios()
+    bandwidth, alternating = copy_bandwidth(how.device), Alternating(callbacks)
+    fit(case.loader(2 * how.pairs + 5), *callbacks, alternating)
+    ratios, plain_seconds = alternating.ratios(), statistics.median(alternating.seconds(False))
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Found(
         middle,
         (low, high),
-        1 + 4 * words * parameters / bandwidth / statistics.median(alternating.seconds[False]),
+        1 + 4 * words * parameters / bandwidth / plain_seconds,
         state,
         None if plain.bytes is None or peak.bytes is None else (peak.bytes - plain.bytes) / parameters,
+        1e3 * plain_seconds,
     )
 
 
@@ -239,23 +266,22 @@ def copy_bandwidth(device: str, elements: int = 2**25) -> float:
     b = torch.ones_like(a)
 
     def seconds() -> float:
-        start = time.perf_counter()
+        start = Moment(a.device)
         b.copy_(a)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return Moment(a.device).seconds_since(start)
 
     return 2 * a.nbytes / statistics.median(seconds() for _ in range(20))
 
 
 def rows(names: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    how = How(args.device, args.precision, args.pairs, args.compiled)
     for network in args.networks:
         case = CASES[network]
         parameters = sum(p.numel() for p in case.make().parameters())
         print(f"\n{case.name}, {parameters / 1e6:.1f} M parameters, batch {case.shape}")
         print(f"{'':34} {'step':>6} {'':15} {'floor':>6} {'× floor':>8} {'state':>6} {'peak':>6}")
         for name in names:
-            found = measure(case, name, args)
+            found = measure(case, name, how)
             extra, least = found.ratio - 1, found.floor - 1
             times = f"{extra / least:8.1f}" if least else f"{'–':>8}"
             floor = f"{found.floor:6.3f}" if least else f"{'–':>6}"
@@ -293,7 +319,18 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=CASES, default=["mlp", "cnn", "transformer"])
     parser.add_argument("--rules", nargs="+", choices=[*RULES, *AUTOGRAD], default=[*RULES, *AUTOGRAD])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="the rules, with CompileRules")
+    parser.add_argument("--precision", default="32-true", help="of the Trainer")
+    compiled = parser.add_mutually_exclusive_group()
+    compiled.add_argument(
+        "--compile", dest="compiled", action="store_const", const="rules", default="not", help="CompileRules"
+    )
+    compiled.add_argument(
+        "--compile-each",
+        dest="compiled",
+        action="store_const",
+        const="each operation",
+        help="each operation of the rules by torch.compile, instead",
+    )
     parser.add_argument("--pairs", type=int, default=20, help="of steps with a rule and without")
     parser.add_argument("--quick", action="store_true", help="a minute: four rules on two small networks")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

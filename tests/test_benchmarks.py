@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_overhead(tmp_path: Path) -> None:
     assert [row["bytes_per_parameter"] for row in found["rows"]] == [8.0, 20.0, 0.0, 80.0]
     assert all(row["ratio"] > 0 for row in found["rows"])
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+def test_overhead_of_operations_that_are_compiled_one_by_one(tmp_path: Path) -> None:
+    arguments = ["--networks", "mlp", "--pairs", "2", "--rules", "EWC", "--precision", "bf16-mixed"]
+    run("overhead.py", *arguments, "--compile-each", "--json", "overhead.json", folder=tmp_path)
+    (row,) = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    assert row["ratio"] > 0
+    assert row["plain_ms"] > 0
+    assert row["bytes_per_parameter"] == 8.0
+    compiled = {key[0][0].__name__ for key in sys.modules["operations"].AtOnce._compiled}
+    assert compiled == {"add_quadratic_pull_", "copy_finite_"}  # the latter is tried by CompileRules
 
 
 @pytest.mark.slow
