@@ -126,6 +126,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   at::Generator getNewGenerator(c10::DeviceIndex i) const override { return at::make_generator<Generator>(i); }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex i) const override { return default_generator(i); }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t n) const override {
+    c10::DeviceGuard on_its_device(storage.device());
     auto grown = device_allocator.allocate(n);
     std::memcpy(grown.mutable_get(), storage.data(), std::min(n, storage.nbytes()));
     auto& changed = const_cast<c10::Storage&>(storage);
