@@ -147,7 +147,8 @@ class _Strand:
         ]
         self.slots = list(slot_of)
         own = [tensors[k] for k in self.slots]
-        lengths, orders = ({of(t) for t in own if t.ndim} for of in (Tensor.numel, _order))
+        lengths = {t.numel() for t in own if t.ndim}
+        orders = {_order(t) for t in own if t.ndim}
         self.length = max(lengths)
         self.is_large = self.length >= SMALLEST and len(lengths) == len(orders) == 1 and None not in orders
         self.kind = (
