@@ -97,9 +97,10 @@ class BatchBoundaries(TaskBoundaries):
         # Both in one read, which is all that waits if they are on the device.
         least, greatest = torch.stack(numbers.aminmax()).tolist() if numbers.numel() else (0, 1)
         if least != greatest or int(least) != least:
+            found = numbers.unique().tolist()
             raise ValueError(
-                f"a batch must come from one task, and batch[{self.key!r}] holds {numbers.unique().tolist()}: "
-                f"sort or group the training data by task, or use a batch sampler that never mixes tasks"
+                f"a batch must come from one task, and batch[{self.key!r}] holds {found}: sort or group "
+                f"the training data by task, or use a batch sampler that never mixes tasks"
             )
         return int(least)
 

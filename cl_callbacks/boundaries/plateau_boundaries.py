@@ -44,8 +44,9 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
             waits for it; a task ends up to this many batches late.
         recent_samples: number of recent samples to keep, on the device they arrive on.
         hard_samples: number of samples with the highest loss to keep and use instead; 0 for none. Costs one
-            extra forward pass of every batch; waits for the device only when losses are read. Batches are read as the rules read them, see :meth:`outputs`,
-            and must have one shape, apart from the number of samples.
+            extra forward pass of every batch, and waits for the device only when losses are read. Batches
+            are read as the rules read them, see :meth:`outputs`, and must have one shape, apart from the
+            number of samples.
 
     Raises:
         ValueError: invalid numbers; in training, a ``training_step`` that returns no loss.

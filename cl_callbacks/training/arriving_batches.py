@@ -40,7 +40,7 @@ class ArrivingBatches:
         self._strategy.batch_to_device = read_and_move  # type: ignore[method-assign]
 
     def read(self, batch: Any) -> Any:
-        """What was read of a batch before it was moved, if it was the latest to be moved; else reads it now."""
+        """What was read of a batch before it was moved, if it is the latest that was; else reads it now."""
         latest, self._latest = self._latest, None  # which would keep the batch in memory
         return latest[1] if latest is not None and latest[0] is batch else self._read(batch)
 
