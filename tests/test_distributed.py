@@ -147,8 +147,10 @@ def test_tasks_named_by_batches_end_together_or_not_at_all(tmp_path: Path) -> No
     first, second = by_number(tmp_path / "together", [0] * 12 + [1] * 12)
     assert first["states"][0]["tasks"] >= 1
     assert same(first["states"], second["states"])
-    with pytest.raises(ProcessRaisedException, match="different tasks at the same batch"):
-        by_number(tmp_path / "apart", [0, 1] * 12)
+    # From the first batch on, and in one that is new to one process only.
+    for name, apart in (("apart", [0, 1] * 12), ("earlier", [0] * 12 + [1, 0] * 3 + [1] * 6)):
+        with pytest.raises(ProcessRaisedException, match="different tasks at the same batch"):
+            by_number(tmp_path / name, apart)
 
 
 class Summing(Net):

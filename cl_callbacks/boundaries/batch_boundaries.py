@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 from cl_callbacks.guards.arguments import integer
+from cl_callbacks.training.arriving_batches import ArrivingBatches
 from cl_callbacks.training.fit_end import renews_statistics
 
 
@@ -20,6 +22,11 @@ class BatchBoundaries(TaskBoundaries):
     A new number ends the current task before training on the batch that carries it, and the end of the fit
     ends the last task. Task events get that number as ``task``. Since the end of a task becomes known only
     with the next one's first batch, its most recent samples are kept for the rules that read data at its end.
+
+    The number is read before the batch is moved to the device, so that training does not wait for the device.
+    It waits once in each batch if batches are on the device already when they come from the loader, or if the
+    module or the data module has a ``transfer_batch_to_device`` or ``on_after_batch_transfer`` of its own,
+    which may change a batch: keep numbers on the CPU there, or give plain integers.
 
     Args:
         key: where the batch holds its task number: a mapping's key or a tuple's position. The value is one
@@ -40,10 +47,12 @@ class BatchBoundaries(TaskBoundaries):
         integer("recent_samples", recent_samples, least=1)
         self.key = key
         self.recent_samples, self.recent_batches = recent_samples, RecentBatches(recent_samples)
+        self._arriving: ArrivingBatches | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out who reads the recent batches."""
+        """Finds out who reads the recent batches, and begins to read the numbers of batches that arrive."""
         super().on_train_start(trainer, pl_module)
+        self._arriving = ArrivingBatches(trainer, self._value_in)
         self.recent_batches.keep_for(trainer, pl_module, self)
 
     def on_train_batch_start(
@@ -53,9 +62,11 @@ class BatchBoundaries(TaskBoundaries):
         if renews_statistics(trainer):
             return
         task = self._task_of(batch)
+        is_new = not self.task_is_open or task != self.task
         if trainer.world_size > 1:
-            tasks = trainer.strategy.all_gather(torch.tensor([task], device=pl_module.device))
-            _refuse_disagreement(tasks)
+            tasks = _of_all_processes(trainer, task)
+            if is_new:  # reading them waits for the device; processes that agreed before agree without it
+                _refuse_disagreement(tasks)
         if self.task_is_open and task != self.task:
             self.end(trainer)
         if not self.task_is_open:
@@ -70,19 +81,43 @@ class BatchBoundaries(TaskBoundaries):
             self.end(trainer)
         super().on_train_end(trainer, pl_module)
 
-    def _task_of(self, batch: Any) -> int:
+    def _value_in(self, batch: Any) -> Any:
+        """What the batch has at the key; ``None`` without."""
         try:
-            value = batch[self.key]
-        except (KeyError, IndexError, TypeError) as error:
+            return batch[self.key]
+        except (KeyError, IndexError, TypeError):
+            return None
+
+    def _task_of(self, batch: Any) -> int:
+        value = self._value_in(batch) if self._arriving is None else self._arriving.read(batch)
+        if value is None:
             has = list(batch) if isinstance(batch, dict) else f"a {type(batch).__name__}"
-            raise ValueError(f"the batch has no task number at key={self.key!r}; it has {has}") from error
-        numbers = torch.as_tensor(value).unique().tolist()
-        if len(numbers) != 1 or int(numbers[0]) != numbers[0]:
+            raise ValueError(f"the batch has no task number at key={self.key!r}; it has {has}")
+        numbers = torch.as_tensor(value)
+        # Both in one read, which is all that waits if they are on the device.
+        least, greatest = torch.stack(numbers.aminmax()).tolist() if numbers.numel() else (0, 1)
+        if least != greatest or int(least) != least:
+            found = numbers.unique().tolist()
             raise ValueError(
-                f"a batch must come from one task, and batch[{self.key!r}] holds {numbers}: sort or group "
+                f"a batch must come from one task, and batch[{self.key!r}] holds {found}: sort or group "
                 f"the training data by task, or use a batch sampler that never mixes tasks"
             )
-        return int(numbers[0])
+        return int(least)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads no more of batches that arrive."""
+        self._detach()
+        super().teardown(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Reads no more of batches that arrive, also after an exception."""
+        self._detach()
+        super().on_exception(trainer, pl_module, exception)
+
+    def _detach(self) -> None:
+        if self._arriving is not None:
+            self._arriving.detach()
+            self._arriving = None
 
     def process_state(self) -> dict[str, Any]:
         """Recent batches, so that a resumed task ends exactly as without the interruption."""
@@ -91,6 +126,14 @@ class BatchBoundaries(TaskBoundaries):
     def restore_process(self, state_dict: dict[str, Any]) -> None:
         """Restores this process's recent batches."""
         self.recent_batches.load_state_dict(state_dict["recent_batches"])
+
+
+def _of_all_processes(trainer: Trainer, task: int) -> Tensor:
+    """The tasks of all processes, on the device, without waiting for it; all processes must call this."""
+    mine = torch.full((1,), task, device=trainer.strategy.root_device)
+    tasks = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+    dist.all_gather(tasks, mine)
+    return torch.cat(tasks)
 
 
 def _refuse_disagreement(tasks: Tensor) -> None:

@@ -50,6 +50,11 @@ class MonitoredBoundaries(TaskBoundaries):
         raise NotImplementedError
 
     @property
+    def reads_now(self) -> bool:
+        """Whether the next value is the one with which all that are unread are read."""
+        return len(self._unread) + 1 >= self.check_every_n_batches
+
+    @property
     def why_no_task_ended(self) -> None:
         """``None``: a fit in which nothing was found is usual, and the next one goes on."""
         return None

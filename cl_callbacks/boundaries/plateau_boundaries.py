@@ -13,7 +13,8 @@ from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import LossSignal
 from cl_callbacks.drift.plateau import Plateau
-from cl_callbacks.functional.fisher import sample_losses
+from cl_callbacks.functional.fisher import reading_of_losses, sample_losses
+from cl_callbacks.functional.likelihood import Reading
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples
@@ -43,8 +44,9 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
             waits for it; a task ends up to this many batches late.
         recent_samples: number of recent samples to keep, on the device they arrive on.
         hard_samples: number of samples with the highest loss to keep and use instead; 0 for none. Costs one
-            extra forward pass of every batch. Batches are read as the rules read them, see :meth:`outputs`,
-            and must have one shape, apart from the number of samples.
+            extra forward pass of every batch, and waits for the device only when losses are read. Batches
+            are read as the rules read them, see :meth:`outputs`, and must have one shape, apart from the
+            number of samples.
 
     Raises:
         ValueError: invalid numbers; in training, a ``training_step`` that returns no loss.
@@ -69,12 +71,18 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         self.hard_samples = integer("hard_samples", hard_samples, least=0)
         self.recent_samples = integer("recent_samples", recent_samples, least=1)
         self._recent = RecentBatches(recent_samples)
-        self._hard: Any = None
+        self._hard: Any = None  # samples by falling loss, and at the end copies of some of them
+        self._is_new: Tensor | None = None  # which of them are no copies
+        self._reading: Reading | None = None
 
     @property
     def recent_batches(self) -> Iterable[Any]:
-        """Samples on which rules measure at the end of a task."""
-        return self._recent if self._hard is None else [self._hard]
+        """Samples on which rules measure at the end of a task; of hard ones the number is read now."""
+        if self._hard is None:
+            return self._recent
+        return [
+            self._hard if self._is_new is None else take_samples(self._hard, self._is_new.nonzero()[:, 0])
+        ]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out who reads the recent batches."""
@@ -115,13 +123,18 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         if self._hard is not None:
             held = moved(self._hard, trainer.strategy.root_device)
             candidates = cat_samples(held, batch)
+        # Labels are looked at only when the host waits for the device anyway.
+        reading = None if self.reads_now else self._reading
         with quiet(trainer, pl_module), torch.no_grad():
-            losses = sample_losses(*self.outputs_and_labels(pl_module, candidates)).nan_to_num(nan=-1.0)
-        losses, order = losses.sort(descending=True)
-        # A sample that is seen again has the same loss as its stored copy, and is kept once.
+            losses = sample_losses(*self.outputs_and_labels(pl_module, candidates), reading)
+        losses, order = losses.nan_to_num(nan=-1.0).sort(descending=True)
+        # A sample that is seen again has the same loss as its stored copy, and is counted once.
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
-        self._hard = take_samples(candidates, order[new][: self.hard_samples])
+        # Copies go to the end and not away: how many are left, the host would have to wait for.
+        new, first = new.sort(descending=True, stable=True)
+        self._hard = take_samples(candidates, order[first[: self.hard_samples]])
+        self._is_new = new[: self.hard_samples]
 
     def try_batch(self, pl_module: LightningModule, batch: Any) -> None:
         """Also refuses batches from which single samples cannot be taken."""
@@ -136,8 +149,9 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
             )
 
     def check_outputs(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raises what :func:`~cl_callbacks.functional.fisher.sample_losses` raises."""
-        sample_losses(outputs, labels)
+        """Finds out how the loss of a sample is computed, or raises what is wrong with outputs and labels."""
+        self._reading = reading_of_losses(outputs, labels)
+        sample_losses(outputs, labels, self._reading)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the detector."""
@@ -148,13 +162,14 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         return super().process_state() | {
             "recent": self._recent.state_dict(),
             "hard": plain_containers(self._hard),
+            "is_new": self._is_new,
         }
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
         """Restores this process's samples."""
         super().restore_process(state_dict)
         self._recent.load_state_dict(state_dict["recent"])
-        self._hard = state_dict["hard"]
+        self._hard, self._is_new = state_dict["hard"], state_dict.get("is_new")
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Restores the detector too."""

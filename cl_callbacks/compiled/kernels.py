@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cl_callbacks.compiled.memory_order import in_memory_order, is_dense
+
 SMALLEST = 2**14
 """Smallest number of elements for which a tensor gets a loop, which takes 0.1 s to compile."""
 
@@ -73,7 +75,7 @@ def run(calls: Sequence[FusedCall]) -> None:
     tensors: list[Tensor] = []
     for t in (t for of_call in lists for some in of_call for t in some):
         if id(t) not in place_of:  # several may be the same memory
-            about = (t.data_ptr(), t.numel(), t.dtype, t.is_contiguous())
+            about = (t.data_ptr(), t.numel(), t.dtype, _order(t))
             place_of[id(t)] = found.setdefault(about, len(tensors))
             if place_of[id(t)] == len(tensors):
                 tensors.append(t)
@@ -131,7 +133,7 @@ class _Strand:
         steps: for each operation its call, and the slots of the tensors in its lists.
         slots: index of the tensor in each slot.
         length: number of elements of each of these tensors.
-        is_large: whether they are large enough for a kernel, contiguous and of one length.
+        is_large: whether they are large enough for a kernel, of one length, and lie in memory in one order.
         kind: key that is equal for strands that the same kernel can run.
     """
 
@@ -146,8 +148,9 @@ class _Strand:
         self.slots = list(slot_of)
         own = [tensors[k] for k in self.slots]
         lengths = {t.numel() for t in own if t.ndim}
+        orders = {_order(t) for t in own if t.ndim}
         self.length = max(lengths)
-        self.is_large = self.length >= SMALLEST and len(lengths) == 1 and all(t.is_contiguous() for t in own)
+        self.is_large = self.length >= SMALLEST and len(lengths) == len(orders) == 1 and None not in orders
         self.kind = (
             tuple((call.kind, tuple(slots)) for call, slots in self.steps),
             tuple((t.dtype, t.device) for t in own),
@@ -211,8 +214,15 @@ def _do(operation: Callable[..., None], layout: Mapping[str, Any], lists: Sequen
     operation(**{name: _put_back(value, lists) for name, value in layout.items()})
 
 
+def _order(tensor: Tensor) -> tuple[int, ...] | None:
+    """What is the same for tensors whose elements lie in one order without gaps; ``None`` with gaps."""
+    if tensor.is_contiguous():
+        return ()  # of any shape
+    return tensor.stride() if is_dense(tensor) else None
+
+
 def _flat(tensor: Tensor) -> Tensor:
-    return tensor.view(-1) if tensor.ndim else tensor
+    return in_memory_order(tensor) if tensor.ndim else tensor
 
 
 @dataclass(frozen=True)

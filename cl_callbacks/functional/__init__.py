@@ -19,7 +19,12 @@ from cl_callbacks.functional.cascade import (
     cascade_, cascade_memory_trace, deepen_probabilities, switch_probabilities, switch_weights_,
     transition_matrix,
 )
-from cl_callbacks.functional.fisher import check_fisher, fisher_cotangents, sample_losses
+from cl_callbacks.functional.fisher import (
+    check_fisher,
+    fisher_cotangents,
+    reading_of_losses,
+    sample_losses,
+)
 from cl_callbacks.functional.grid import as_importance_adds_up, best_on_grid, smoothed_on_grid
 from cl_callbacks.functional.kronecker import (
     Eigen, Factors, curvature_bound, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace,
@@ -51,7 +56,7 @@ __all__ = [
     "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
     "level_differences", "merge_each_", "merge_latest_", "mesu_", "metaplastic_gate", "min_max",
     "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
-    "relative_variance",
+    "reading_of_losses", "relative_variance",
     "relax_kronecker", "relax_to_anchor_", "resist_shrinking_", "sample_losses", "sensitivity_cotangent",
     "smoothed_on_grid", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
     "timescales", "transition_matrix", "without_decay",

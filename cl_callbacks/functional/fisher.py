@@ -113,27 +113,47 @@ def fisher_cotangents(
         yield from _gaussian(outputs, labels, estimator)
 
 
-def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
+def sample_losses(outputs: Tensor, labels: Tensor | None, reading: Reading | None = None) -> Tensor:
     """Loss of each sample, of shape ``(N,)``: cross-entropy of classes, summed over positions.
 
     For floating-point targets, of the shape of the outputs, it is half the squared error, unless they are
     probabilities of classes.
 
+    Args:
+        outputs: of a batch, shape ``(N, ...)``.
+        labels: of the same batch.
+        reading: how they are read, as :func:`reading_of_losses` has found for another batch. Then no value
+            is looked at and the host does not wait for the device; labels that are none count as ignored.
+
     Example:
         >>> sample_losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
         tensor([0.5000, 2.0000])
     """
-    if labels is None:
-        raise ValueError("the loss of a sample needs its label, and the batch has none")
-    if labels.is_floating_point() and are_targets(outputs, labels) and not _soft(outputs, labels):
+    checked = reading is None
+    reading = reading_of_losses(outputs, labels) if reading is None else reading
+    assert labels is not None
+    if reading.likelihood == "gaussian":
         residual = labels.reshape(len(outputs), -1) - outputs.reshape(len(outputs), -1)
         return 0.5 * residual.square().sum(1)
-    reading = decide_reading(outputs.detach(), labels)
-    logits, classes = read_labels(outputs, labels, reading)
+    logits, classes = read_labels(outputs, labels, reading, checked)
     assert classes is not None
     classes = classes.movedim(-1, 1) if classes.shape == logits.shape else classes
     losses = F.cross_entropy(logits.movedim(-1, 1), classes, ignore_index=IGNORED, reduction="none")
     return losses.reshape(len(losses), -1).sum(1)
+
+
+def reading_of_losses(outputs: Tensor, labels: Tensor | None) -> Reading:
+    """How :func:`sample_losses` reads a batch, for others of its kind.
+
+    Example:
+        >>> reading_of_losses(torch.zeros(2, 3), torch.tensor([0, 2])).likelihood
+        'categorical'
+    """
+    if labels is None:
+        raise ValueError("the loss of a sample needs its label, and the batch has none")
+    if labels.is_floating_point() and are_targets(outputs, labels) and not _soft(outputs, labels):
+        return Reading("gaussian")
+    return decide_reading(outputs.detach(), labels)
 
 
 def _soft(outputs: Tensor, labels: Tensor) -> bool:

@@ -37,11 +37,11 @@ def index_shapes(outputs: Tensor, dim: int) -> list[torch.Size]:
 
 
 def read_classes(
-    outputs: Tensor, labels: Tensor | None, dim: int, ignore_index: int
+    outputs: Tensor, labels: Tensor | None, dim: int, ignore_index: int, checked: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs with the classes of dimension ``dim`` last; labels as integers, or probabilities of that shape.
 
-    Positions without a label have -100.
+    Positions without a label have -100; and those with a wrong one, if it is not ``checked``.
 
     Raises:
         ValueError: outputs that are no logits of classes, labels that are none or do not fit.
@@ -57,17 +57,19 @@ def read_classes(
         return last, None
     if labels.shape == outputs.shape:
         soft = labels.movedim(dim, -1)
-        if not is_distribution(soft):
+        if checked and not is_distribution(soft):
             raise _are_no_classes(outputs, labels)
         return last, soft.to(outputs.dtype)
     if labels.shape not in index_shapes(outputs, dim):
         raise _are_no_classes(outputs, labels) if are_targets(outputs, labels) else _misfit(outputs, labels)
-    return last, _read_indices(labels.reshape(last.shape[:-1]), last.shape[-1], ignore_index)
+    return last, _read_indices(labels.reshape(last.shape[:-1]), last.shape[-1], ignore_index, checked)
 
 
-def _read_indices(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+def _read_indices(labels: Tensor, classes: int, ignore_index: int, checked: bool) -> Tensor:
     indices = labels.long()  # before comparing: -100 is 156 to unsigned bytes
     ignored = indices == ignore_index
+    if not checked:
+        return indices.masked_fill(ignored | (indices < 0) | (indices >= classes), IGNORED)
     if labels.is_floating_point() and bool((indices != labels).any()):
         raise ValueError(
             f"labels of {labels.dtype} that are no whole numbers are no classes: give likelihood='gaussian' "
@@ -106,7 +108,9 @@ def _misfit(outputs: Tensor, labels: Tensor) -> ValueError:
     )
 
 
-def read_targets(outputs: Tensor, labels: Tensor, likelihood: str, ignore_index: int) -> Tensor:
+def read_targets(
+    outputs: Tensor, labels: Tensor, likelihood: str, ignore_index: int, checked: bool = True
+) -> Tensor:
     """Labels in the shape and dtype of the outputs; -100 at positions without one, if they are from 0 to 1.
 
     Raises:
@@ -122,7 +126,7 @@ def read_targets(outputs: Tensor, labels: Tensor, likelihood: str, ignore_index:
     if likelihood == "gaussian":
         return targets
     ignored = targets == ignore_index
-    if not bool(((targets >= 0) & (targets <= 1) | ignored).all()):
+    if checked and not bool(((targets >= 0) & (targets <= 1) | ignored).all()):
         worst = targets.masked_fill(ignored, 0.5).sub(0.5).abs().argmax()
         raise ValueError(
             f"label {targets.flatten()[worst].item():g} is not between 0 and 1, as those of "

@@ -106,13 +106,17 @@ def decide_reading(
     return reading
 
 
-def read_labels(outputs: Tensor, labels: Tensor | None, reading: Reading) -> tuple[Tensor, Tensor | None]:
+def read_labels(
+    outputs: Tensor, labels: Tensor | None, reading: Reading, checked: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Brings outputs and labels into one form, or raises a ``ValueError`` if they contradict the reading.
 
     Args:
         outputs: of a batch, shape ``(N, ...)``.
         labels: of the same batch, if it has any.
         reading: how they are read.
+        checked: whether to look at the values, for which the host waits for the device; else labels that are
+            no class count as positions without a target.
 
     Returns:
         Outputs, with the classes last; and labels: integer classes or probabilities for
@@ -124,10 +128,10 @@ def read_labels(outputs: Tensor, labels: Tensor | None, reading: Reading) -> tup
         tensor([[   0,    1, -100]])
     """
     if reading.likelihood == "categorical":
-        return read_classes(outputs, labels, reading.class_dim, reading.ignore_index)
+        return read_classes(outputs, labels, reading.class_dim, reading.ignore_index, checked)
     if labels is None:
         return outputs, None
-    return outputs, read_targets(outputs, labels, reading.likelihood, reading.ignore_index)
+    return outputs, read_targets(outputs, labels, reading.likelihood, reading.ignore_index, checked)
 
 
 def _class_dim(outputs: Tensor, labels: Tensor | None, given: int | None) -> int:

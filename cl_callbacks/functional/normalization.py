@@ -34,4 +34,5 @@ def sum_and_number(importance: Sequence[Tensor]) -> Tensor:
     device = importance[0].device
     # In double precision, since half the synapses may be a millionth of the rest.
     total = torch.stack([t.sum(dtype=torch.float64).to(device) for t in importance]).sum()
-    return torch.stack([total, total.new_tensor(sum(t.numel() for t in importance))])
+    # Filled on the device, since the host would wait for a copy.
+    return torch.stack([total, total.new_full((), sum(t.numel() for t in importance))])

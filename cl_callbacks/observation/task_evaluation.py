@@ -224,8 +224,8 @@ class TaskEvaluation(Callback):
             names = names_in_validation(trainer)
             if names and not self.untrained:  # else all tasks are scored before the first step
                 score_names(names, self.monitor, "TaskEvaluation")
-        elif trainer.state.fn == TrainerFn.FITTING:
-            self._keep(trainer, self._scores(trainer, trainer.callback_metrics))
+        elif trainer.state.fn == TrainerFn.FITTING and self is _evaluations(trainer)[0]:
+            _keep_scores(trainer, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores all tasks if there was no validation and another callback is about to look."""
@@ -278,9 +278,7 @@ class TaskEvaluation(Callback):
     def _present_scores(self, trainer: Trainer) -> list[float]:
         current = self._latest[0] == trainer.global_step
         if not current or not self._at_the_weights_of_the_latest(trainer):
-            metrics = quiet_validation(trainer, _WHAT)
-            for evaluation in _evaluations(trainer):  # one validation for all
-                evaluation._keep(trainer, evaluation._scores(trainer, metrics))
+            _keep_scores(trainer, quiet_validation(trainer, _WHAT))  # one validation for all
         return self._latest[1]
 
     def _at_the_weights_of_the_latest(self, trainer: Trainer) -> bool:
@@ -288,8 +286,8 @@ class TaskEvaluation(Callback):
         same = same_weights(self._norms, weight_norms(trainer.lightning_module)) == 1.0
         return trainer.strategy.reduce_boolean_decision(same)
 
-    def _keep(self, trainer: Trainer, scores: list[float]) -> None:
-        self._latest, self._norms = (trainer.global_step, scores), weight_norms(trainer.lightning_module)
+    def _keep(self, trainer: Trainer, scores: list[float], norms: dict[str, Tensor]) -> None:
+        self._latest, self._norms = (trainer.global_step, scores), norms
         self.record.curve.append(self._latest)
         publish(trainer, self.report.monitored(self.record.now(scores)))
 
@@ -343,6 +341,13 @@ class TaskEvaluation(Callback):
             restore_atomically(self.record, state_dict)
             if self.order is not None:
                 self.order = self.order  # which counts, and not that of the checkpoint
+
+
+def _keep_scores(trainer: Trainer, metrics: Mapping[str, Tensor]) -> None:
+    """Stores the scores of a validation, and of which weights they are, in all evaluations of a Trainer."""
+    norms = weight_norms(trainer.lightning_module)
+    for evaluation in _evaluations(trainer):
+        evaluation._keep(trainer, evaluation._scores(trainer, metrics), norms)
 
 
 def _evaluations(trainer: Trainer) -> list[TaskEvaluation]:

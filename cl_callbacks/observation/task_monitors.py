@@ -45,7 +45,8 @@ def look_last(trainer: Trainer) -> None:
 def publish(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Makes metrics known to the callbacks that monitor them, and to ``trainer.callback_metrics``."""
     device = trainer.strategy.root_device
-    found = {key: torch.tensor(value, device=device) for key, value in values.items()}
+    # Filled on the device: for a copy of each number the host would wait.
+    found = {key: torch.full((), value, device=device) for key, value in values.items()}
     monitored_metrics(trainer).update(found)
 
 

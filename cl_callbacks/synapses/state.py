@@ -8,11 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.blocks import ALL
 from cl_callbacks.tensors.finite import zero_nonfinite_
+from cl_callbacks.tensors.flat import dense_strides
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, held
 
 Fill = Literal["zeros", "parameter"] | float | Callable[[str, Mapping[str, Tensor]], float]
@@ -219,6 +221,7 @@ class Synapses:
             fill = self._fill[field]
             value = fill(name, model) if callable(fill) else fill
             placed = distribute_like(self._new(old, parameter, value, dtype).to(device), parameter)
+        placed = _in_the_layout_of(parameter, placed)
         return placed if self.offload is None else self.offload.store(placed, parameter)
 
     def _new(
@@ -258,6 +261,14 @@ class Synapses:
         for state in self._state.values():
             for name in vanished:
                 state.pop(name, None)
+
+
+def _in_the_layout_of(parameter: Tensor, placed: Tensor) -> Tensor:
+    """The same state with the strides of its parameter, which a checkpoint may have had otherwise."""
+    strides = dense_strides(held(parameter))
+    if held(placed).stride() == strides or isinstance(placed, DTensor):
+        return placed
+    return torch.empty_strided(placed.shape, strides, dtype=placed.dtype, device=placed.device).copy_(placed)
 
 
 def known_rows(live: Tensor, known: Tensor) -> Tensor | None:

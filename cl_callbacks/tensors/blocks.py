@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from cl_callbacks.compiled.memory_order import in_memory_order, is_dense
 from cl_callbacks.tensors.shards import held
 
 Rows = slice
@@ -73,7 +74,7 @@ def rows_of(tensor: Tensor, rows: Rows) -> Tensor:
 
 
 def spans(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Flat views of contiguous tensors; tensors that are adjacent in memory share one view.
+    """Flat views of dense tensors; those that are adjacent in memory share one view. Others are as they are.
 
     Example:
         >>> import torch
@@ -82,13 +83,16 @@ def spans(tensors: Iterable[Tensor]) -> list[Tensor]:
         [tensor([0, 1, 2, 3])]
     """
     found: list[Tensor] = []
+    others: list[Tensor] = []
     for t in sorted(tensors, key=lambda t: (t.untyped_storage().data_ptr(), t.storage_offset())):
         last = found[-1] if found else None
-        if last is not None and _follows(t, last):
+        if not is_dense(t):
+            others.append(t)
+        elif last is not None and _follows(t, last):
             found[-1] = last.as_strided((len(last) + t.numel(),), (1,))
         else:
-            found.append(t.view(-1))
-    return found
+            found.append(in_memory_order(t))
+    return found + others
 
 
 def _follows(tensor: Tensor, last: Tensor) -> bool:

@@ -13,8 +13,11 @@ def flat_zeros(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Allocates zeros of given shapes as views of one flat tensor for each device and dtype.
 
+    The views have the strides of ``like``, which those of images are not if ``like`` is in the layout
+    ``torch.channels_last``: an operation on several tensors is fast if the strides of all are the same.
+
     Args:
-        like: tensors that give the shapes and dtypes.
+        like: tensors that give the shapes, strides and dtypes.
         beside: tensors that give the devices; default: ``like``.
 
     Returns:
@@ -35,5 +38,16 @@ def flat_zeros(
         flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         flats.append(flat)
         pieces = zip(mine, flat.split(sizes), strict=True)
-        views |= {i: piece.view_as(like[i]) for i, piece in pieces}
+        views |= {i: piece.as_strided(like[i].shape, dense_strides(like[i])) for i, piece in pieces}
     return flats, [views[i] for i in range(len(like))]
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor, but without gaps in memory if it has some.
+
+    Example:
+        >>> image = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> dense_strides(image), dense_strides(image[:, :2])
+        ((48, 1, 12, 3), (32, 1, 8, 2))
+    """
+    return torch.empty_like(tensor, device="meta").stride()

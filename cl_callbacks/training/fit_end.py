@@ -84,13 +84,19 @@ def weight_norms(module: LightningModule) -> dict[str, Tensor]:
     reshard(module)
     named = {n: held(p.detach()) for n, p in module.named_parameters() if p.requires_grad and not is_lazy(p)}
     usual = {name: part for name, part in named.items() if part.layout == torch.strided and not part.is_meta}
-    return {name: _norm(part) for name, part in usual.items() if part.numel()}
+    norms = {name: _norm(part) for name, part in usual.items() if part.numel()}
+    found: dict[str, Tensor] = {}
+    for device in {norm.device for norm in norms.values()}:
+        names = [name for name, norm in norms.items() if norm.device == device]
+        # Together, so that the host waits once for a device and not for each parameter.
+        found |= zip(names, torch.stack([norms[name] for name in names]).cpu().unbind(), strict=True)
+    return found
 
 
 def _norm(tensor: Tensor) -> Tensor:
     # In double precision it is the same on every device, and the weights are back on the CPU after a fit.
     tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float64)).cpu()
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float64))
 
 
 def same_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.training.process_sums import mean_of_processes_
 from cl_callbacks.training.quiet import unlogged, unremembered
 
 
@@ -114,11 +115,11 @@ class NoisyTraining:
         return loss if scaler is None else scaler.scale(loss)
 
     def _reduce(self, gathered: Tensor) -> None:
-        if self.trainer.world_size > 1:
-            self.trainer.strategy.reduce(gathered, reduce_op="mean")
+        mean_of_processes_(self.trainer, gathered)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            gathered.div_(scaler.get_scale())
+            # By a tensor, since the host would have to wait for `get_scale`.
+            gathered.div_(scaler.scale(gathered.new_ones(())))
 
 
 class _Shadow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from cl_callbacks import MAS, PlateauBoundaries, SynapticIntelligence
 from cl_callbacks.drift import Plateau
-from tests.small import FEATURES, Net, loader, make_trainer, plain_net, task, weights
+from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
 class Scripted(Net):
@@ -99,18 +100,35 @@ def test_the_hardest_samples_are_kept() -> None:
     x, y, _ = data.dataset.tensors
     losses = F.cross_entropy(model(x), y, reduction="none")
     hardest = losses.topk(7).indices
-    kept = boundaries._hard[0]
+    ((kept, *_),) = boundaries.recent_batches
     torch.testing.assert_close(kept[kept[:, 0].argsort()], x[hardest][x[hardest][:, 0].argsort()])
-    assert list(boundaries.recent_batches) == [boundaries._hard]
     restored = OnTriples(hard_samples=7)
     restored.load_state_dict(boundaries.state_dict())
-    assert all(map(torch.equal, restored._hard, boundaries._hard))
+    ((again, *_),) = restored.recent_batches
+    assert torch.equal(again, kept)
 
 
-def test_a_sample_that_comes_again_is_held_once() -> None:
-    boundaries = OnTriples(hard_samples=10)
+@pytest.mark.parametrize(("hard", "kept"), [(10, 10), (30, 24)])
+def test_a_sample_that_comes_again_is_held_once(hard: int, kept: int) -> None:
+    boundaries = OnTriples(hard_samples=hard)
     make_trainer(boundaries, max_epochs=5).fit(Scripted(plain_net()), stream([1.0] * 6))
-    assert len(boundaries._hard[0].unique(dim=0)) == 10
+    ((x, *_),) = boundaries.recent_batches
+    assert len(x) == len(x.unique(dim=0)) == kept
+
+
+def test_labels_of_hard_samples_are_looked_at_when_losses_are_read() -> None:
+    """Nobody waits for the device to look at those of every batch."""
+
+    class Forgiving(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step([batch[0], batch[1].clamp(max=CLASSES - 1), batch[2]], batch_idx)
+
+    for wrong, refused in ((2, False), (4, True)):
+        data = stream([1.0] * 5)
+        data.dataset.tensors[1][4 * wrong] = CLASSES
+        fit = make_trainer(OnTriples(hard_samples=3, check_every_n_batches=5)).fit
+        with pytest.raises(ValueError, match="label 3 is none of 3 classes") if refused else nullcontext():
+            fit(Forgiving(plain_net()), data)
 
 
 def test_hard_samples_need_one_shape() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -172,11 +173,12 @@ def add_(weights: list[Tensor], others: list[Tensor]) -> None:
     [
         (torch.ones(kernels.SMALLEST), True),
         (torch.ones(kernels.SMALLEST - 1), False),
-        (torch.ones(kernels.SMALLEST, 2).T, False),
+        (torch.ones(kernels.SMALLEST, 2).T, True),
+        (torch.ones(kernels.SMALLEST // 4, 2, 1, 2).to(memory_format=torch.channels_last), True),
         (torch.ones(()), False),
     ],
 )
-def test_what_is_small_or_not_contiguous_is_not_compiled(
+def test_what_is_small_is_not_compiled(
     weight: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = kernels_of(monkeypatch)
@@ -187,6 +189,27 @@ def test_what_is_small_or_not_contiguous_is_not_compiled(
     double_([weight])  # nor is anything that nobody has asked for
     assert len(asked) == compiled
     assert (weight == 4).all()
+
+
+def test_what_lies_in_memory_in_one_order_is_compiled_as_one_dimension(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = kernels_of(monkeypatch)
+    shape = (kernels.SMALLEST // 16, 4, 2, 2)
+    like = [torch.empty(shape), torch.empty(shape).to(memory_format=torch.channels_last)]
+    for weight, other in product(like, like):
+        values = torch.randn(shape)
+        a, b = torch.empty_like(weight).copy_(values), torch.empty_like(other).copy_(2 * values)
+        with compiling():
+            add_([a], [b])
+        assert torch.equal(a, 3 * values)
+        assert bool(asked) == (weight is other)
+        asked.clear()
+    whole = torch.ones(kernels.SMALLEST, 2)
+    with compiling():
+        double_([whole[:, 0]])  # with gaps
+    assert whole.mean(0).tolist() == [2, 1]
+    assert not asked
 
 
 def test_operations_on_the_same_tensors_are_one_kernel_in_their_order(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_callbacks.functional import Reading, decide_reading, read_labels, sample_losses
+from cl_callbacks.functional import Reading, decide_reading, read_labels, reading_of_losses, sample_losses
 
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(8) % 3
@@ -131,3 +131,12 @@ def test_losses_of_samples_follow_the_layout() -> None:
     torch.testing.assert_close(
         sample_losses(outputs, targets), 0.5 * (outputs - targets).square().sum((1, 2))
     )
+    for other in (labels, soft, targets):
+        reading = reading_of_losses(outputs, other)
+        assert torch.equal(sample_losses(outputs, other, reading), sample_losses(outputs, other))
+    labels[0, 0], labels[1, 1] = 4, -1
+    with pytest.raises(ValueError, match="is none of 4 classes"):
+        sample_losses(outputs, labels)
+    unchecked = sample_losses(outputs, labels, reading_of_losses(outputs, classes(7)))
+    ignored = labels.masked_fill((labels < 0) | (labels > 3), -100)
+    assert torch.equal(unchecked, sample_losses(outputs, ignored))

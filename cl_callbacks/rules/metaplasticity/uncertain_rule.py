@@ -29,6 +29,7 @@ from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.finite import copy_each_
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.noisy_training import NoisyTraining
+from cl_callbacks.training.process_sums import sum_of_processes
 from cl_callbacks.training.quiet import quiet
 from cl_callbacks.training.sample_count import SampleCount, agreed_samples
 
@@ -119,7 +120,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._training: NoisyTraining | None = None
         self._scales: dict[str, float] = {}
         self._samples = SampleCount(agreed_samples)
-        self._counts: list[float | Tensor] = []
+        self._counts: list[int] = []  # of observations in each micro-batch of the step, in this process
+        self._scale: float | Tensor | None = None  # of the step: see `_summed_over_mean`
         self._micro_batches: int | None = None
         self._window_ended = False
 
@@ -170,11 +172,11 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the observations of the next step, over micro-batches and processes."""
+        """Counts the observations of the next step, over micro-batches."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._window_ended:
             self._counts, self._window_ended = [], False
-        self._counts.append(self._count(trainer, batch))
+        self._counts.append(self._count(batch))
         self._micro_batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
 
     def on_before_optimizer_step(
@@ -185,22 +187,37 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self._window_ended = True
 
     def begin_step(self) -> None:
-        """Ends the window of micro-batches, also where Lightning does not know of the step."""
-        self._window_ended = True
+        """Sums the observations of the step, over processes too, and ends the window of micro-batches.
 
-    def _count(self, trainer: Trainer, batch: Any) -> float | Tensor:
+        Also where Lightning does not know of the step.
+        """
+        self._window_ended = True
+        self._scale = self._summed_over_mean() if self._counts else None
+
+    def _count(self, batch: Any) -> int:
+        """Number of observations of a micro-batch over which its loss is averaged."""
         if self.reduction == "sum":
-            return float(trainer.world_size)
+            return 1
         found = self.observations(batch)
         if found < 1:
             raise ValueError(
                 f"{type(self).__name__}: `observations` returned {found} for a {type(batch).__name__}, and a "
                 f"batch has at least one: override `observations(batch)` of the rule to return their number."
             )
-        if trainer.world_size == 1:
-            return float(found)
-        count = torch.tensor(float(found), device=trainer.strategy.root_device)
-        return trainer.strategy.reduce(count, reduce_op="sum")
+        return found
+
+    def _summed_over_mean(self) -> float | Tensor:
+        """Factor from the gradient that Lightning averages to that of the loss summed over observations."""
+        if self._micro_batches is None:  # manual optimization: `observations` counts the whole step
+            count = float(self._counts[-1])
+        else:
+            # Lightning divides by this number of micro-batches, also in a last window with fewer.
+            count = sum(self._counts) * (self._micro_batches / len(self._counts))
+        assert self._training is not None
+        trainer = self._training.trainer
+        if self.reduction == "sum":
+            return trainer.world_size * count
+        return sum_of_processes(trainer, count)  # they may have different numbers
 
     def _rows(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> int:
         """Number of rows of the outputs; where these cannot be read, that of entries of all tensors."""
@@ -218,17 +235,15 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
                 f"of the rule to return one row per sample, or `observations(batch)` to return their number."
             ) from error
 
-    def _scale(self) -> float | Tensor:
-        """Factor from the gradient that Lightning averages to that of the loss summed over observations."""
-        if self._micro_batches is None:  # manual optimization: `observations` counts the whole step
-            return self._counts[-1]
-        # Lightning divides by this number of micro-batches, also in a last window with fewer.
-        return sum(self._counts) * (self._micro_batches / len(self._counts))
-
     def rewrite(self, step: Step) -> None:
         """Replaces the optimizer's update by the rule's."""
+        if self._scale is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__} counts the observations of each training batch, and an optimizer has "
+                f"stepped before the first one: let it step in `training_step` only."
+            )
         copy_each_(step.synapses.parameters, step.before)
-        self.replace_update(step, self._scale())
+        self.replace_update(step, self._scale)
 
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)

@@ -18,7 +18,7 @@ from cl_callbacks import BGD, EWC, MESU, MetaplasticGate, SynapticCallback
 from cl_callbacks.functional import mesu_
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from tests.references.uncertainty import bgd_step, chain_step, mesu_step
-from tests.small import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
+from tests.small import FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 RULES: dict[str, Any] = {
     "bgd": (lambda **o: BGD(0.1, lr_scale=2.0, trust_region=None, **o), {}),
@@ -112,9 +112,9 @@ def test_the_sum_and_the_mean_of_a_loss_give_the_same_training(rule: str) -> Non
 
 def test_all_micro_batches_of_a_step_count_and_no_other() -> None:
     class Noting(BGD):
-        def _scale(self) -> Any:
-            scales.append(super()._scale())
-            return scales[-1]
+        def replace_update(self, step: Any, scale: Any) -> None:
+            scales.append(scale)
+            super().replace_update(step, scale)
 
     class Interrupted(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -306,9 +306,9 @@ def test_under_manual_optimization_the_present_batch_counts() -> None:
                 optimizer.step()
 
     class Noting(BGD):
-        def _scale(self) -> Any:
-            self.scale = super()._scale()
-            return self.scale
+        def replace_update(self, step: Any, scale: Any) -> None:
+            self.scale = scale
+            super().replace_update(step, scale)
 
     class Twice(Noting):
         def observations(self, batch: Any) -> int:
@@ -317,6 +317,18 @@ def test_under_manual_optimization_the_present_batch_counts() -> None:
     for rule, expected in ((Noting(0.1), 8), (Twice(0.1), 16), (Noting(0.1, reduction="sum"), 1)):
         fit_tasks(Seldom(), rule, tasks=1)
         assert rule.scale == expected
+
+
+def test_a_step_before_the_first_batch_is_refused() -> None:
+    """Nobody knows of how many observations its gradient is."""
+
+    class Early(Net):
+        def on_train_epoch_start(self) -> None:
+            self.net(torch.randn(2, FEATURES)).sum().backward()
+            self.optimizers().optimizer.step()
+
+    with pytest.raises(MisconfigurationException, match="stepped before the first one"):
+        fit_tasks(Early(plain_net()), BGD(0.1), tasks=1)
 
 
 @pytest.mark.parametrize("prior", ["zero", "chain"])
