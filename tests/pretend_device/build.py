@@ -47,7 +47,7 @@ def _compile(target: Path) -> None:
     libraries = [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     options = ["-O1", "-std=c++20", "-fPIC", "-shared", "-w"]
     command = [
-        compiler,
+        found,
         *options,
         *includes,
         str(SOURCES / "pretend_device.cpp"),
