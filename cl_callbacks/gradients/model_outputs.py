@@ -19,8 +19,9 @@ def as_pair(found: Found) -> tuple[Tensor, Tensor | None]:
     Labels are moved to the outputs' device, which is not the batch's if layers are on several devices.
     """
     outputs, labels = (found, None) if isinstance(found, Tensor) else found
-    both = isinstance(outputs, Tensor) and isinstance(labels, Tensor)
-    return outputs, labels.to(outputs.device) if both else labels
+    if isinstance(outputs, Tensor) and isinstance(labels, Tensor):
+        labels = labels.to(outputs.device)
+    return outputs, labels
 
 
 def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:

@@ -184,6 +184,6 @@ class Buffers:
     def beside(self, view: SynapseView) -> list[Tensor]:
         """One tensor for each parameter of a view, restricted to the view's rows."""
         new = [p for p in view.sources if p not in self._found]
-        _, buffers = flat_zeros([held(p.detach()) for p in new])
+        _, buffers = flat_zeros([held(p.detach()) for p in new], laid_out=True)
         self._found |= dict(zip(new, buffers, strict=True))
         return [rows_of(self._found[p], rows) for p, rows in zip(view.sources, view.rows, strict=True)]

@@ -1,8 +1,8 @@
 """Results from several devices, on one of them.
 
-The layers of a network may be placed on several devices by hand. What belongs to one weight is on the device of
-that weight, and ``torch._foreach_*`` takes each tensor on its own device; but stacking and arithmetic between
-tensors need one device.
+The layers of a network may be placed on several devices by hand. What belongs to one weight is on the device
+of that weight, and ``torch._foreach_*`` takes each tensor on its own device; but stacking and arithmetic
+between tensors need one device.
 """
 
 from __future__ import annotations
