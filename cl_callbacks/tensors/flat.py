@@ -57,4 +57,6 @@ def memory_order(tensor: Tensor) -> list[int]:
         >>> memory_order(torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last))
         [0, 2, 3, 1]
     """
-    return sorted(range(tensor.ndim), key=tensor.stride().__getitem__, reverse=True)
+    # Of two equal steps the one of a single element is the inner one.
+    steps = list(zip(tensor.stride(), tensor.shape, strict=True))
+    return sorted(range(tensor.ndim), key=steps.__getitem__, reverse=True)
