@@ -115,7 +115,8 @@ class StreamingConsolidation(AnchoredRule):
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r"""Importance :math:`\Omega` as the pull uses it."""
-        found = torch._foreach_div(self._importance(synapses), self.unit_of_importance)
+        # In the first step the unit is not known yet, and nothing has any importance.
+        found = torch._foreach_div(self._importance(synapses), self.unit_of_importance or math.inf)
         if self.max_importance is not None:
             torch._foreach_clamp_max_(found, self.max_importance)
         return list(found)
