@@ -147,7 +147,7 @@ def test_a_gate_is_open_before_anything_is_important(rule: str) -> None:
     """From the first step on, in which a rule may not know yet in which unit importance is."""
     gate = make(rule)
     flow = BennaFusi(2, 0.4, gated_by=gate.name)
-    make_trainer(gate, flow, limit_train_batches=1).fit(Net(plain_net()), loader(*task(0)))
+    fit_tasks(Net(plain_net()), gate, flow, precision="64-true")
     (beakers,) = flow.synapses.state_dict().values()
     assert all(level.isfinite().all() for level in beakers.values())
 
