@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from cl_callbacks import EWC, MESU, BennaFusi, MetaplasticGate, SynapticIntelligence
 from cl_callbacks.functional.beakers import flow_, flow_matrix
-from tests.every_rule import make, pulling_rule
 from tests.references.beakers import capacities, conductances, flow
 from tests.small import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
@@ -140,16 +139,6 @@ def test_weights_that_the_other_does_not_know_flow_freely() -> None:
         return weights(model)
 
     assert torch.equal(train(gated_by="important"), train())
-
-
-@pulling_rule
-def test_a_gate_is_open_before_anything_is_important(rule: str) -> None:
-    """From the first step on, in which a rule may not know yet in which unit importance is."""
-    gate = make(rule)
-    flow = BennaFusi(2, 0.4, gated_by=gate.name)
-    fit_tasks(Net(plain_net()), gate, flow, precision="64-true")
-    (beakers,) = flow.synapses.state_dict().values()
-    assert all(level.isfinite().all() for level in beakers.values())
 
 
 def test_rules_that_cannot_gate_are_refused() -> None:
