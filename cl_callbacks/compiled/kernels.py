@@ -49,7 +49,7 @@ class FusedCall:
         self.lists: list[Sequence[Any]] = []
         given = {name: arguments[name] for name in numbers if arguments.get(name) is not None}
         self.layout = {n: _taken_out(v, self.lists) for n, v in arguments.items() if n not in given}
-        self.length, self.device = len(self.lists[0]), self.lists[0][0].device
+        self.length = len(self.lists[0])
         for name, value in given.items():
             self.layout[name] = _Place(len(self.lists))
             self.lists.append(list(value) if isinstance(value, list | tuple) else [value] * self.length)
@@ -64,7 +64,9 @@ class FusedCall:
         return [some if isinstance(some[0], Tensor) else self._scalars(some) for some in self.lists]
 
     def _scalars(self, numbers: Sequence[float]) -> Sequence[Tensor]:
-        return torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True).unbind()
+        devices, kept = [t.device for t in self.lists[0]], torch.tensor(numbers, dtype=torch.float64)
+        on = {device: kept.to(device, non_blocking=True).unbind() for device in dict.fromkeys(devices)}
+        return [on[device][i] for i, device in enumerate(devices)]
 
 
 def run(calls: Sequence[FusedCall]) -> None:
@@ -75,14 +77,14 @@ def run(calls: Sequence[FusedCall]) -> None:
     tensors: list[Tensor] = []
     for t in (t for of_call in lists for some in of_call for t in some):
         if id(t) not in place_of:  # several may be the same memory
-            about = (t.data_ptr(), t.numel(), t.dtype, _order(t))
+            about = (t.data_ptr(), t.numel(), t.dtype, t.device, _order(t))
             place_of[id(t)] = found.setdefault(about, len(tensors))
             if place_of[id(t)] == len(tensors):
                 tensors.append(t)
     places = tuple(tuple(tuple(place_of[id(t)] for t in some) for some in of_call) for of_call in lists)
     apart = not _overlap(tensors)
     key = (
-        tuple((call.kind, call.device) for call in calls),
+        tuple(call.kind for call in calls),
         places,
         tuple(about[1:] for about in found),
         apart,

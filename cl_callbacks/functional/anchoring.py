@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.fused import fusable
+from cl_callbacks.tensors.devices import stacked
 
 
 def quadratic_penalty(
@@ -39,7 +40,7 @@ def quadratic_penalty(
     """
     distance = torch._foreach_sub(list(parameters), list(anchor))
     terms = torch._foreach_mul(torch._foreach_mul(distance, distance), list(importance))
-    total = torch.stack([term.sum() for term in terms]).sum()
+    total = stacked([term.sum() for term in terms]).sum()
     return 0.5 * stiffness * (total + offset)
 
 
@@ -204,4 +205,4 @@ def merge_each_(
         growth.append((old * share * distance * distance).sum())
         mean.add_(share * distance)
         old.copy_(total)
-    return torch.stack(growth).sum()
+    return stacked(growth).sum()

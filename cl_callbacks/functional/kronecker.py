@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_callbacks.tensors.small_matrices import small_on_cpu
+
 
 class Factors(NamedTuple):
     r"""The two factors of a layer's curvature :math:`G \otimes A`."""
@@ -97,7 +99,7 @@ class Eigen(NamedTuple):
 
 def decompose(factors: Factors) -> Eigen:
     """Eigendecomposition of both factors, for :func:`relax_kronecker`; worth caching, since it is slow."""
-    (a_values, a_vectors), (g_values, g_vectors) = map(torch.linalg.eigh, factors)
+    (a_values, a_vectors), (g_values, g_vectors) = (small_on_cpu(torch.linalg.eigh, t) for t in factors)
     # Positive semi-definite up to rounding.
     return Eigen(a_values.clamp_min(0.0), a_vectors, g_values.clamp_min(0.0), g_vectors)
 
@@ -142,8 +144,7 @@ def nearest_sum(terms: Sequence[Factors]) -> Factors:
     a, g = (torch.stack([t.flatten().double() for t in side]) for side in zip(*terms, strict=True))
     # (Σ g_k a_kᵀ) v = s u with u = Σ x_k g_k, v = Σ y_k a_k: both are combinations of few vectors.
     gram_a, gram_g = a @ a.T, g @ g.T
-    values, vectors = torch.linalg.eig(gram_a @ gram_g)
-    x = vectors[:, values.real.argmax()].real.abs()
+    (x,) = small_on_cpu(_leading, gram_a @ gram_g)
     y = gram_g @ x
     u, v = x @ g, y @ a
     tiny = torch.finfo(u.dtype).tiny  # all factors may be 0
@@ -154,3 +155,9 @@ def nearest_sum(terms: Sequence[Factors]) -> Factors:
         (v * (size / norm_v.clamp_min(tiny))).view_as(first.inputs).to(first.inputs.dtype),
         (u * (size / norm_u.clamp_min(tiny))).view_as(first.outputs).to(first.outputs.dtype),
     )
+
+
+def _leading(matrix: Tensor) -> list[Tensor]:
+    """Magnitudes of the eigenvector of the largest eigenvalue."""
+    values, vectors = torch.linalg.eig(matrix)
+    return [vectors[:, values.real.argmax()].real.abs()]

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_callbacks.tensors.devices import stacked
+
 
 def sum_and_number(importance: Sequence[Tensor]) -> Tensor:
     r"""Sum :math:`\sum_j\Omega_j` of the importance of all synapses, and their number: a tensor of two.
@@ -31,8 +33,7 @@ def sum_and_number(importance: Sequence[Tensor]) -> Tensor:
         >>> sum_and_number([torch.ones(2, 2), torch.tensor([8.0])])
         tensor([12.,  5.], dtype=torch.float64)
     """
-    device = importance[0].device
     # In double precision, since half the synapses may be a millionth of the rest.
-    total = torch.stack([t.sum(dtype=torch.float64).to(device) for t in importance]).sum()
+    total = stacked([t.sum(dtype=torch.float64) for t in importance]).sum()
     # Filled on the device, since the host would wait for a copy.
     return torch.stack([total, total.new_full((), sum(t.numel() for t in importance))])

@@ -175,7 +175,7 @@ def min_max(tensors: Sequence[Tensor], least: Tensor, greatest: Tensor) -> list[
 
     Args:
         tensors: of any shapes.
-        least: the smallest value of all tensors, a scalar.
+        least: the smallest value of all tensors, a scalar; on any device, as each of the tensors.
         greatest: the largest one.
 
     Example:
@@ -183,4 +183,8 @@ def min_max(tensors: Sequence[Tensor], least: Tensor, greatest: Tensor) -> list[
         [tensor([0.0000, 0.2500]), tensor([1.])]
     """
     span = greatest - least
-    return [torch.where(span > 0, (t - least) / span, 0.0) for t in tensors]
+    found = []
+    for t in tensors:
+        low, width = least.to(t.device), span.to(t.device)
+        found.append(torch.where(width > 0, (t - low) / width, 0.0))
+    return found

@@ -73,7 +73,7 @@ def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> Gradients:
     return _channel_affine(delta, F.group_norm(x, layer.num_groups, eps=layer.eps))
 
 
-def _batch_norm(layer: nn.BatchNorm1d, x: Tensor, delta: Tensor) -> Gradients:
+def _batch_norm(layer: nn.BatchNorm1d | nn.SyncBatchNorm, x: Tensor, delta: Tensor) -> Gradients:
     assert layer.running_mean is not None and layer.running_var is not None  # see has_rule
     unit = F.batch_norm(x, layer.running_mean.to(x), layer.running_var.to(x), eps=layer.eps)
     return _channel_affine(delta, unit)
@@ -106,6 +106,7 @@ _RULES: dict[type[nn.Module], Callable[..., Gradients]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,  # in evaluation mode nothing is synchronised
 }
 
 

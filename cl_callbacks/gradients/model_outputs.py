@@ -14,8 +14,14 @@ _LABEL_KEYS = ("labels", "label")
 
 
 def as_pair(found: Found) -> tuple[Tensor, Tensor | None]:
-    """Outputs and labels, with ``None`` for labels where there are outputs alone."""
-    return (found, None) if isinstance(found, Tensor) else found
+    """Outputs and labels, with ``None`` for labels where there are outputs alone.
+
+    Labels are moved to the outputs' device, which is not the batch's if layers are on several devices.
+    """
+    outputs, labels = (found, None) if isinstance(found, Tensor) else found
+    if isinstance(outputs, Tensor) and isinstance(labels, Tensor):
+        labels = labels.to(outputs.device)
+    return outputs, labels
 
 
 def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:

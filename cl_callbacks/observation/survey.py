@@ -14,6 +14,7 @@ from cl_callbacks.rules.rule_scale import measure_of
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.pull_scale import by_layer, ratio, ratios
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.devices import stacked
 from cl_callbacks.tensors.shards import group_of
 from cl_callbacks.tensors.subsample import every_nth, quantiles_of, stride_for
 
@@ -70,7 +71,7 @@ class Survey:
         self.samples = {m: self._quantiles_of(_joined(parts), m, ALL) for m, parts in taken.items()}
         self._see_ratios(layers)
         self.entries = [entry for entry, _ in (*self._sums, *self._found)]
-        self._totals = [view.total(_stacked([value for _, value in self._sums]))] if self._sums else []
+        self._totals = [view.total(stacked([value for _, value in self._sums]))] if self._sums else []
 
     def numbers(self) -> list[Tensor]:
         """Tensors whose concatenated elements belong to ``entries``, in order."""
@@ -187,12 +188,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _stacked(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack([value.to(values[0].device) for value in values])
-
-
 def _sum(values: Sequence[Tensor]) -> Tensor:
-    return _stacked([value.sum(dtype=_wide(value)) for value in values]).sum()
+    return stacked([value.sum(dtype=_wide(value)) for value in values]).sum()
 
 
 def _joined(samples: Sequence[Tensor]) -> Tensor:

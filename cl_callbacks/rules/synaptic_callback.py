@@ -45,6 +45,7 @@ from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.synaptic_step import SynapticStep
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.weight_noise import WeightNoise
+from cl_callbacks.tensors.devices import stacked
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import weights_may_change
@@ -365,7 +366,7 @@ class SynapticCallback(Callback):
 
     def _consolidate(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         view, self.seconds = self.synapses.view, 0.0
-        lost = torch.stack([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
+        lost = stacked([p.isfinite().logical_not().sum() for p in view.parameters]).sum()
         if view.total(lost):  # the same on every process, or they would deadlock
             rank_zero_warn(
                 f"{type(self).__name__}: the weights are not finite at the end of task {task}, so nothing "

@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_callbacks.synapses.step import Rule
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.blocks import Rows, rows_of
+from cl_callbacks.tensors.devices import stacked
 from cl_callbacks.tensors.shards import held
 
 
@@ -91,8 +92,8 @@ class PullScale:
 
     def _close(self, rule: Rule, view: SynapseView, now: Sequence[Tensor]) -> None:
         latest = [self._latest[p] for p in view.sources]
-        change = _stacked(_squared_norms(torch._foreach_sub(list(now), latest)))
-        of = _stacked([self._squares[p] for p in view.sources])
+        change = stacked(_squared_norms(torch._foreach_sub(list(now), latest)))
+        of = stacked([self._squares[p] for p in view.sources])
         self._changes[id(rule)].append(Change(view.names, torch.stack([change, of.to(change)])))
         torch._foreach_copy_(latest, list(now))
 
@@ -107,7 +108,7 @@ def ratio(changes: Sequence[Change], view: SynapseView) -> Tensor:
         >>> ratio([Change(["a", "b"], torch.tensor([[4.0, 5.0], [16.0, 20.0]]))], view)
         tensor(0.5000)
     """
-    return ratios([_stacked([change.squares.sum(1) for change in changes]).sum(0)], view)[0]
+    return ratios([stacked([change.squares.sum(1) for change in changes]).sum(0)], view)[0]
 
 
 def ratios(squares: Sequence[Tensor], view: SynapseView) -> Tensor:
@@ -117,7 +118,7 @@ def ratios(squares: Sequence[Tensor], view: SynapseView) -> Tensor:
         >>> ratios([torch.tensor([4.0, 16.0]), torch.tensor([torch.nan, 1.0])], SynapseView([], {}, [], []))
         tensor([0.5000, 0.0000])
     """
-    change, of = view.total(_stacked(squares)).unbind(1)
+    change, of = view.total(stacked(squares)).unbind(1)
     return (change / of).sqrt().nan_to_num(0.0, torch.inf)
 
 
@@ -137,7 +138,7 @@ def by_layer(changes: Sequence[Change], layer_of: Mapping[str, str]) -> dict[str
         for name, squares in zip(change.names, change.squares.unbind(1), strict=True):
             if name in layer_of:
                 found[layer_of[name]].append(squares)
-    return {layer: _stacked(squares).sum(0) for layer, squares in found.items()}
+    return {layer: stacked(squares).sum(0) for layer, squares in found.items()}
 
 
 def _weights(part: Mapping[Tensor, Rows]) -> dict[Tensor, Tensor]:
@@ -149,7 +150,3 @@ def _squared_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     wide = torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
     norms = list(torch._foreach_norm(list(tensors), 2, wide))
     return list(torch._foreach_mul(norms, norms))
-
-
-def _stacked(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack([value.to(values[0].device) for value in values])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_callbacks.guards.few import few
 from cl_callbacks.synapses.step import Rule
+from cl_callbacks.tensors.devices import stacked
 from cl_callbacks.tensors.shards import held
 
 
@@ -68,7 +69,7 @@ class UnheardSteps:
 def _checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Sum of the bits of each tensor, read as integers: any change counts, also of weights that are NaN."""
     sums = [_bits(held(p.detach())).sum(dtype=torch.int64) for p in weights.values()]
-    values = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []
+    values = stacked(sums).tolist() if sums else []
     return dict(zip(weights, values, strict=True))
 
 

@@ -28,12 +28,20 @@ def count_samples(batch: Any) -> int:
 def take_samples(batch: Any, which: slice | Tensor) -> Any:
     """Selects samples from every tensor of a batch whose first dimension counts the samples.
 
+    Args:
+        batch: of any nesting.
+        which: samples to select; a tensor of indices may be on another device than the batch.
+
     Example:
         >>> take_samples((torch.arange(3), torch.tensor(7)), slice(0, 1))
         (tensor([0]), tensor(7))
     """
     n = count_samples(batch)
-    return map_tensors(lambda t: t[which] if t.ndim and t.shape[0] == n else t, batch)
+
+    def take(t: Tensor) -> Tensor:
+        return t[which.to(t.device) if isinstance(which, Tensor) else which]
+
+    return map_tensors(lambda t: take(t) if t.ndim and t.shape[0] == n else t, batch)
 
 
 def split_samples(batch: Any) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.memory_order import in_memory_order, is_dense
@@ -34,39 +35,39 @@ def in_blocks(parameters: Sequence[Tensor], elements: int | None = None) -> list
         elements: largest number of elements in a block, if a row is not larger; default: by device.
 
     Returns:
-        For each block, in the order of the parameters, its rows by parameter.
+        For each block, in the order of the parameters, its rows by parameter, which are on one device.
 
     Example:
-        >>> import torch
         >>> a, b = torch.zeros(4, 3), torch.zeros(2)
         >>> [list(block.values()) for block in in_blocks([a, b], 9)]
         [[slice(0, 3, None)], [slice(3, 4, None), slice(None, None, None)]]
     """
-    if elements is None:
-        on_cpu = all(p.device.type == "cpu" for p in parameters)
-        elements = ELEMENTS_ON_CPU if on_cpu else ELEMENTS_ELSEWHERE
-    blocks: list[dict[Tensor, Rows]] = [{}]
-    room = elements
+    blocks: list[dict[Tensor, Rows]] = []
+    device: torch.device | None = None
+    room = 0
     for p in parameters:
         rows = len(held(p)) if held(p).ndim else 1
         row, start = max(1, held(p).numel() // max(1, rows)), 0
         while True:
-            if blocks[-1] and row > room:
+            if p.device != device or row > room:
                 blocks.append({})
-                room = elements
+                device, room = p.device, elements or _elements_on(p.device)
             count = min(rows - start, max(1, room // row))
             blocks[-1][p] = ALL if count == rows else slice(start, start + count)
             start, room = start + count, room - count * row
             if start == rows:
                 break
-    return [block for block in blocks if block]
+    return blocks
+
+
+def _elements_on(device: torch.device) -> int:
+    return ELEMENTS_ON_CPU if device.type == "cpu" else ELEMENTS_ELSEWHERE
 
 
 def rows_of(tensor: Tensor, rows: Rows) -> Tensor:
     """Returns some rows of a tensor as a view; for :data:`ALL` the tensor itself.
 
     Example:
-        >>> import torch
         >>> rows_of(torch.arange(3), slice(1, 3))
         tensor([1, 2])
     """
@@ -77,7 +78,6 @@ def spans(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Flat views of dense tensors; those that are adjacent in memory share one view. Others are as they are.
 
     Example:
-        >>> import torch
         >>> flat = torch.arange(5)
         >>> spans([flat[:2].view(2, 1), flat[2:4]])
         [tensor([0, 1, 2, 3])]

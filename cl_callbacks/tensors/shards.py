@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from cl_callbacks.tensors.devices import stacked
+
 
 def held(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor, or the tensor itself if it is not sharded.
@@ -82,7 +84,7 @@ def extremes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tupl
         (tensor(1.), tensor(3.))
     """
     found = [torch.stack([-t.min(), t.max()]) for t in tensors if t.numel()]
-    bounds = torch.stack(found).amax(0) if found else tensors[0].new_full((2,), -torch.inf)
+    bounds = stacked(found).amax(0) if found else tensors[0].new_full((2,), -torch.inf)
     if group is not None:
         dist.all_reduce(bounds, dist.ReduceOp.MAX, group=group)
     return -bounds[0], bounds[1]

@@ -201,6 +201,20 @@ def convolutional() -> nn.Module:
     )
 
 
+def synchronised() -> nn.Module:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(convolutional())
+
+
+def with_instance_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, stride=2, bias=False),
+        nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4 * 9, CLASSES),
+    )
+
+
 def one_dimensional() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(3, 4, 3, stride=2),
@@ -299,6 +313,9 @@ def tokens() -> Tensor:
 NETWORKS = {
     "mlp": (mlp, lambda: torch.randn(N, 5)),
     "cnn": (convolutional, lambda: torch.randn(N, 2, 6, 6)),
+    "cnn, synchronised": (synchronised, images),
+    "cnn, channels last": (lambda: convolutional().to(memory_format=torch.channels_last), images),
+    "cnn, instance norm": (with_instance_norm, images),
     "cnn1d": (one_dimensional, lambda: torch.randn(N, 3, 5)),
     "sequence norm": (sequence_norm, lambda: torch.randn(N, 5, 3)),
     "transformer": (TransformerBlock, lambda: torch.randn(N, 5, 8)),

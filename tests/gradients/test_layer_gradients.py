@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_callbacks.gradients.attention_gradients import attention_gradients
-from cl_callbacks.gradients.layer_gradients import layer_gradients
+from cl_callbacks.gradients.layer_gradients import has_rule, layer_gradients
 
 N = 40  # more than the 8 bits of a sum in half precision keep apart
 LAYERS = {
@@ -18,7 +18,13 @@ LAYERS = {
     "layer norm": (lambda: nn.LayerNorm(6), lambda: torch.randn(N, 5, 6)),
     "group norm": (lambda: nn.GroupNorm(2, 4), lambda: torch.randn(N, 4, 5)),
     "batch norm": (lambda: nn.BatchNorm1d(4).eval(), lambda: torch.randn(N, 4, 5)),
+    "synchronised batch norm": (lambda: nn.SyncBatchNorm(4).eval(), lambda: torch.randn(N, 4, 5)),
 }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_they_are_of_the_layers_that_are_known(name: str) -> None:
+    assert has_rule(LAYERS[name][0]())
 
 
 @pytest.mark.parametrize("magnitude", [Tensor.square_, Tensor.abs_])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cl_callbacks.tensors.shards import full_tensor
 from tests import every_rule
 from tests.every_rule import RULES, SHARDABLE
 from tests.processes import train_together
+from tests.settings.memory_layout import images
 from tests.settings.outcomes import Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, module, outcome, train
 from tests.small import Net
@@ -93,10 +94,17 @@ def fsdp2() -> ModelParallelStrategy:
     return ModelParallelStrategy(data_parallel_size=PROCESSES, tensor_parallel_size=1)
 
 
+MODELS: dict[str, Callable[[], Net]] = {
+    "DDP": lambda: module().double(),
+    "DDP, channels_last": lambda: images(torch.channels_last, torch.channels_last, norm=False),
+    "FSDP2": lambda: module(Sharded).double(),
+}
+
+
 def learn(rank: int, kind: str, folder: str) -> None:
     for rule in [None, *RULES]:
         callback = make(rule)
-        model = module(Sharded if kind == "FSDP2" else Net).double()
+        model = MODELS[kind]()
         found: Any
         try:
             train(
@@ -131,8 +139,8 @@ def together_run(rule: str | None, kind: str) -> Run:
     return Run(*found)
 
 
-def alone(rule: str) -> Run:
-    return train(module().double(), make(rule), data=DoubleTasks())
+def alone(rule: str, kind: str = "DDP") -> Run:
+    return train(MODELS[kind](), make(rule), data=DoubleTasks())
 
 
 SUMS = Within(1e-9, "another order of summation; in double precision")
@@ -144,6 +152,14 @@ SETTINGS = [
         "one process, batches twice as large",
         partial(together_run, kind="DDP"),
         alone,
+        SUMS,
+        slow=True,
+    ),
+    Setting(
+        "DDP, two processes, `channels_last`",
+        "one process, batches twice as large",
+        partial(together_run, kind="DDP, channels_last"),
+        partial(alone, kind="DDP, channels_last"),
         SUMS,
         slow=True,
     ),

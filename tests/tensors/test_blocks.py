@@ -60,6 +60,19 @@ def test_what_lies_side_by_side_is_one_span() -> None:
     assert not other.any()
 
 
+def test_a_span_is_in_the_order_of_the_memory() -> None:
+    flat = torch.arange(48.0)
+    last = flat[:24].view(2, 2, 3, 2).permute(0, 3, 1, 2)  # as with channels_last
+    found = spans([flat[24:].view(4, 6), last])
+    assert [span.tolist() for span in found] == [flat.tolist()]
+    assert [span.tolist() for span in spans([last[1:]])] == [flat[12:24].tolist()]
+
+
+def test_what_has_gaps_in_memory_is_no_span() -> None:
+    with pytest.raises(RuntimeError, match="view"):
+        spans([torch.arange(6.0).view(2, 3)[:, :2]])
+
+
 def trained(*rules: SynapticCallback) -> tuple[Tensor, list[dict[str, Tensor]]]:
     torch.manual_seed(0)
     model = Net(plain_net())

@@ -24,6 +24,7 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.devices import stacked
 
 
 class AnchoredRule(SynapticCallback):
@@ -177,7 +178,7 @@ class AnchoredRule(SynapticCallback):
                 )
                 for block in (synapses.blocks() if self.local else [synapses])
             ]
-            return synapses.total(torch.stack(parts).sum()) + 0.5 * self.stiffness * self.offset
+            return synapses.total(stacked(parts).sum()) + 0.5 * self.stiffness * self.offset
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with whether its importance is in units of the mean."""

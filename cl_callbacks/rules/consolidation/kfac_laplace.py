@@ -124,7 +124,7 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
     def importance_of_each(self, synapses: SynapseView) -> list[Tensor]:
         """Diagonal of the curvature: from the factors, or else the diagonal Fisher information."""
         found = [importance.clone() for importance in synapses["importance"]]
-        self.memory.add_diagonal(synapses.names, found)
+        self.memory.add_diagonal(synapses, found)
         return found
 
     def penalty(self, synapses: SynapseView) -> Tensor:

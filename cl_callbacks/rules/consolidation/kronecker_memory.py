@@ -21,6 +21,7 @@ from cl_callbacks.functional.kronecker import (
 )
 from cl_callbacks.gradients.kronecker_factors import Factored, bias_name, has_factors
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.devices import stacked
 
 Accumulate = Literal["list", "nearest"]
 
@@ -147,14 +148,15 @@ class KroneckerMemory:
             (kronecker_pull(change, self._lent(synapses, name, change)) * change).sum()
             for name, change in changes.items()
         ]
-        return 0.5 * stiffness * torch.stack(parts).sum() if parts else torch.zeros(())
+        return 0.5 * stiffness * stacked(parts).sum() if parts else torch.zeros(())
 
-    def add_diagonal(self, names: list[str], importance: list[Tensor]) -> None:
-        """Adds the diagonal of the curvature to the importance of the named parameters, in place."""
-        target = dict(zip(names, importance, strict=True))
-        for name, terms in self.factors.items():
-            if {name, bias_name(name)} & target.keys():
-                _add(target, name, kronecker_diagonal(terms))
+    def add_diagonal(self, synapses: SynapseView, importance: list[Tensor]) -> None:
+        """Adds the diagonal of the curvature to the importance of the synapses, in place."""
+        target = dict(zip(synapses.names, importance, strict=True))
+        for name in self.factors:
+            own = [target[n] for n in (name, bias_name(name)) if n in target]
+            if own:
+                _add(target, name, kronecker_diagonal(self._lent(synapses, name, own[0])))
 
     def state_dict(self) -> dict[str, Any]:
         """Lists of tensors by the name of the weight: input factor, output factor, input factor, …."""
@@ -165,20 +167,21 @@ class KroneckerMemory:
         self.factors = {name: paired([t.detach().clone() for t in flat]) for name, flat in state.items()}
         self._eigen, self._bounds = {}, {}
 
-    def _lent(self, synapses: SynapseView, name: str, change: Tensor) -> list[Factors]:
-        """Loads the factors of one layer to the device of its parameters."""
-        return [Factors(*synapses.load_once(term, change)) for term in self.factors[name]]
+    def _lent(self, synapses: SynapseView, name: str, beside: Tensor) -> list[Factors]:
+        """Loads the factors of one layer to the device of its parameters, which another tensor tells."""
+        return [Factors(*synapses.load_once(term, beside)) for term in self.factors[name]]
 
     def _changes(self, synapses: SynapseView, names: list[str]) -> dict[str, Tensor]:
         """Weights minus anchor of each layer with a named parameter, as matrices of shape ``(O, I)``."""
-        place, anchors = {name: i for i, name in enumerate(synapses.names)}, synapses["anchor"]
+        at = dict(zip(synapses.names, synapses.parameters, strict=True))
+        anchors = dict(zip(synapses.names, synapses["anchor"], strict=True))
 
-        def part(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+        def part(name: str, shape: tuple[int, int], beside: Tensor, dtype: torch.dtype) -> Tensor:
             """Columns of a weight or a bias; zeros for one that is not among the synapses."""
-            if name not in place:
-                return like.new_zeros(shape, device=synapses.parameters[0].device)
-            i = place[name]
-            return (synapses.parameters[i].detach() - anchors[i]).to(like.dtype).view(shape)
+            if name not in at:
+                return beside.new_zeros(shape, dtype=dtype)
+            # Copies where the weight is not contiguous in memory, as with channels_last.
+            return (at[name].detach() - anchors[name]).to(dtype).reshape(shape)
 
         found, stepping = {}, set(names)
         for name, terms in self.factors.items():
@@ -186,10 +189,11 @@ class KroneckerMemory:
                 continue
             inputs, outputs = terms[0]
             rows, columns = len(outputs), len(inputs)
+            own = next(at[n] for n in (name, bias_name(name)) if n in at)
             # A weight that is not among the synapses is needed for its bias, the last column.
-            width = synapses.parameters[place[name]][0].numel() if name in place else columns - 1
-            weight = part(name, (rows, width), inputs)
-            bias = part(bias_name(name), (rows, columns - width), inputs)
+            width = own[0].numel() if name in at else columns - 1
+            weight = part(name, (rows, width), own, inputs.dtype)
+            bias = part(bias_name(name), (rows, columns - width), own, inputs.dtype)
             found[name] = torch.cat([weight, bias], 1)
         return found
 

@@ -20,6 +20,7 @@ from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.devices import stacked
 
 Measure = Literal["fisher", "sensitivity", "path"]
 
@@ -114,7 +115,8 @@ class StreamingConsolidation(AnchoredRule):
 
     def effective_importance(self, synapses: SynapseView) -> list[Tensor]:
         r"""Importance :math:`\Omega` as the pull uses it."""
-        found = torch._foreach_div(self._importance(synapses), self.unit_of_importance)
+        # In the first step the unit is not known yet, and nothing has any importance.
+        found = torch._foreach_div(self._importance(synapses), self.unit_of_importance or math.inf)
         if self.max_importance is not None:
             torch._foreach_clamp_max_(found, self.max_importance)
         return list(found)
@@ -169,7 +171,7 @@ class StreamingConsolidation(AnchoredRule):
         view = self.synapses.view
         with self.synapses.on_device(changing=False):
             parts = [sum_and_number(self._importance(block)) for block in view.blocks()]
-        total, number = view.total(torch.stack(parts).sum(0)).tolist()
+        total, number = view.total(stacked(parts).sum(0)).tolist()
         return total / number
 
     def _shares(self, names: list[str], decay: float) -> list[float]:

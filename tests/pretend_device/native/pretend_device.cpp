@@ -298,7 +298,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     return at::native::unfold(t, d, size, step);
   });
   m.impl("resize_", [](const at::Tensor& t, at::IntArrayRef size, std::optional<at::MemoryFormat> format)
-                        -> const at::Tensor& { return at::native::resize_(t, size, format); });
+                        -> const at::Tensor& {
+    c10::DeviceGuard guard(t.device());  // its memory is of the stream of its device
+    return at::native::resize_(t, size, format);
+  });
 }
 
 TORCH_LIBRARY(pretend, m) {
