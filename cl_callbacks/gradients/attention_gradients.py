@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from cl_callbacks.gradients.layer_gradients import Gradients, linear_gradients
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+ATTENTION_WEIGHTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 
 
 def is_self_attention(

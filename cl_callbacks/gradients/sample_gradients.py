@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -120,6 +121,49 @@ class Outer(PerSample):
         # One position: the square of a product is the product of the squares, one matmul for all n.
         delta, inputs = (magnitude(t.squeeze(2).clone()) for t in self.sides(0, self.samples))
         total.add_(torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape))
+
+
+class ClosedForm:
+    """Gradients of all parameters of one call, which are computed when the first of them is used.
+
+    They need copies in float32 of what went into a call in half precision: those of one call at a time.
+    """
+
+    def __init__(self, compute: Callable[[], dict[str, PerSample]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def gradients(self) -> dict[str, PerSample]:
+        """By name within the module."""
+        return self._compute()
+
+
+@dataclass
+class OfCall(PerSample):
+    """Gradients of one parameter of a :class:`ClosedForm`."""
+
+    call: ClosedForm
+    name: str
+    samples: int
+    shape: torch.Size
+
+    @property
+    def found(self) -> PerSample:
+        """The gradients, computed."""
+        return self.call.gradients[self.name]
+
+    @property
+    def row_bytes(self) -> int:
+        """See :class:`PerSample`."""
+        return self.found.row_bytes
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        return self.found.rows(start, stop)
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`."""
+        self.found.add_to(total, magnitude, max_bytes)
 
 
 @dataclass
