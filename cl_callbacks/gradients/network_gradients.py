@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ class WholeNetwork:
             if alone is None:  # this batch is not like those before it
                 return self._by_rows(parameters, outputs, vectors, samples)
             for v in vectors:
-                found = self._pulled(lambda v, of=alone: row_gradients(of, weights, v, [0]), v[i : i + 1])
+                found = self._pulled(partial(row_gradients, alone, weights, rows=[0]), v[i : i + 1])
                 for total, g in zip(totals.values(), found, strict=True):
                     if g is not None:
                         total.add_(self.magnitude(_wide(g)))
@@ -204,7 +205,7 @@ class WholeNetwork:
         for v in vectors:
             for start in range(0, samples, step):
                 rows = range(start, min(start + step, samples))
-                found = self._pulled(lambda v, rows=rows: self._of_rows(outputs, weights, v, rows), v)
+                found = self._pulled(partial(self._of_rows, outputs, weights, rows=rows), v)
                 for total, g in zip(totals.values(), found, strict=True):
                     if g is not None:
                         add_magnitudes(_wide(g), total, self.magnitude)

@@ -117,8 +117,8 @@ class NoisyTraining:
         if self.trainer.world_size > 1:
             self.trainer.strategy.reduce(gathered, reduce_op="mean")
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            gathered.div_(scaler.get_scale())
+        if scaler is not None:  # `get_scale` would wait for the device
+            gathered.div_(scaler.scale(gathered.new_ones(())))
 
 
 class _Shadow:
