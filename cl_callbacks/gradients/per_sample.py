@@ -124,6 +124,7 @@ class PerSampleGradients:
         self._batches = 0
         self._owners = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
         self._names = {id(p): name for name, p in self.parameters.items()}
+        self._only_as_it_ran: set[nn.Module] = set()
         self._without_vmap: set[nn.Module] = set()
         self._slices = SampleSlices(lambda batch: forward(batch)[0])
         self._scale = CotangentScale()
@@ -257,6 +258,7 @@ class PerSampleGradients:
                 samples,
             )
         pulled = ModuleCall(call, weights, deltas, samples, self._scale, factor)
+        pulled.full = pulled.full and call.module not in self._only_as_it_ran
         return {name: Pulled(pulled, name) for name in weights}
 
     def _check(self, batch: Any, outputs: Tensor, calls: list[RecordedCall]) -> None:
@@ -336,8 +338,13 @@ class PerSampleGradients:
             except Exception as error:
                 if not isinstance(part, Pulled):
                     raise
-                logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
-                self._without_vmap.add(part.call.module)
+                module = part.call.module
+                logger.debug("vmap cannot follow %s: %s", type(module).__name__, error)
+                if part.call.full:
+                    part.call.full = False
+                    self._only_as_it_ran.add(module)
+                    return self._row(i, parts)
+                self._without_vmap.add(module)
                 return None
             total = row if total is None else total.add_(row)
         return total
