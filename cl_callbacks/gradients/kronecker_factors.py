@@ -86,7 +86,7 @@ class KroneckerFactors:
                 # Removed one by one, so that the inputs and cotangents of one layer are copied at a time.
                 found = parts.pop(name, [])
                 parts.pop(bias_name(name), None)
-                closed = (part.found for part in found if isinstance(part, OfCall))
+                closed = (part.computed for part in found if isinstance(part, OfCall))
                 uses = [part for part in closed if isinstance(part, Outer)]
                 if len(uses) < len(found):
                     self._inside.add(name)

@@ -24,6 +24,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from cl_callbacks.gradients.attention_gradients import (
     ATTENTION_WEIGHTS,
+    Inputs,
     attention_gradients,
     is_self_attention,
 )
@@ -70,14 +72,25 @@ def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
 
 
 def _in_closed_form(
-    compute: Callable[[], Gradients], known: Collection[str], weights: Mapping[str, Tensor], samples: int
+    call: ClosedForm, known: Collection[str], weights: Mapping[str, Tensor]
 ) -> dict[str, PerSample]:
     """The gradients of some weights; a parameter that the closed form does not know has none.
 
     Pruning, weight normalisation and users put more parameters on a layer than its class has.
     """
-    call = ClosedForm(compute)
-    return {name: OfCall(call, name, samples, p.shape) for name, p in weights.items() if name in known}
+    return {name: OfCall(call, name, p.shape) for name, p in weights.items() if name in known}
+
+
+def _of_layer(
+    layer: nn.Module, x: Tensor, delta: Tensor, factor: Tensor | None, start: int, stop: int
+) -> Gradients:
+    return layer_gradients(layer, x[start:stop], unscaled(delta[start:stop], factor))
+
+
+def _of_attention(
+    attention: nn.MultiheadAttention, inputs: Inputs, delta: Tensor, factor: Tensor | None, *part: int
+) -> Gradients:
+    return attention_gradients(attention, inputs, unscaled(delta, factor), *part)
 
 
 class PerSampleGradients:
@@ -239,24 +252,14 @@ class PerSampleGradients:
             # A call whose first dimension does not count the samples cannot be separated by sample.
             if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
                 return {}
-            layer, x, delta = call.module, args[0], first
-            return _in_closed_form(
-                lambda: layer_gradients(layer, x, unscaled(delta, factor)),
-                known_weights(layer),
-                weights,
-                samples,
-            )
+            closed = ClosedForm(partial(_of_layer, call.module, args[0], first, factor), samples)
+            return _in_closed_form(closed, known_weights(call.module), weights)
         dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
         if None in dimensions or call.module in self._without_vmap:
             return {}
         if first is not None and is_self_attention(call.module, call.inputs, deltas):
-            attention, inputs, of_attended = call.module, call.inputs, first
-            return _in_closed_form(
-                lambda: attention_gradients(attention, inputs, unscaled(of_attended, factor)),
-                ATTENTION_WEIGHTS,
-                weights,
-                samples,
-            )
+            closed = ClosedForm(partial(_of_attention, call.module, call.inputs, first, factor), samples)
+            return _in_closed_form(closed, ATTENTION_WEIGHTS, weights)
         pulled = ModuleCall(call, weights, deltas, samples, self._scale, factor)
         pulled.full = pulled.full and call.module not in self._only_as_it_ran
         return {name: Pulled(pulled, name) for name in weights}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -124,18 +123,24 @@ class Outer(PerSample):
 
 
 class ClosedForm:
-    """Gradients of all parameters of one call, which are computed when the first of them is used.
+    """Gradients of all parameters of one call, which are computed when they are used.
 
-    They need copies in float32 of what went into a call in half precision: those of one call at a time.
+    They need copies in float32 of what was in half precision: those of one call at a time, or of less.
+
+    Args:
+        compute: function from the first sample and the one after the last to their gradients, by parameter.
+        samples: number of samples in the call.
     """
 
-    def __init__(self, compute: Callable[[], dict[str, PerSample]]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[[int, int], dict[str, PerSample]], samples: int) -> None:
+        self._compute, self.samples = compute, samples
+        self._last: tuple[tuple[int, int], dict[str, PerSample]] | None = None
 
-    @cached_property
-    def gradients(self) -> dict[str, PerSample]:
-        """By name within the module."""
-        return self._compute()
+    def of(self, start: int, stop: int) -> dict[str, PerSample]:
+        """Gradients of some samples, by parameter; the last result is kept for the next parameter."""
+        if self._last is None or self._last[0] != (start, stop):
+            self._last = ((start, stop), self._compute(start, stop))
+        return self._last[1]
 
 
 @dataclass
@@ -144,26 +149,28 @@ class OfCall(PerSample):
 
     call: ClosedForm
     name: str
-    samples: int
     shape: torch.Size
 
+    def __post_init__(self) -> None:
+        self.samples = self.call.samples
+
     @property
-    def found(self) -> PerSample:
-        """The gradients, computed."""
-        return self.call.gradients[self.name]
+    def computed(self) -> PerSample:
+        """The gradients of all samples."""
+        return self.call.of(0, self.samples)[self.name]
 
     @property
     def row_bytes(self) -> int:
         """See :class:`PerSample`."""
-        return self.found.row_bytes
+        return self.call.of(0, 1)[self.name].row_bytes
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See :class:`PerSample`."""
-        return self.found.rows(start, stop)
+        return self.call.of(start, stop)[self.name].rows(0, stop - start)
 
     def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
         """See :class:`PerSample`."""
-        self.found.add_to(total, magnitude, max_bytes)
+        self.computed.add_to(total, magnitude, max_bytes)
 
 
 @dataclass
