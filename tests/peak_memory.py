@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Within, ``peak`` is the most bytes that lived at a time since :meth:`restart`, beyond those there then."""
+    """Within, ``peak`` is the most bytes at a time since :meth:`restart`, beyond those there were then."""
 
     def __init__(self) -> None:
         super().__init__()
