@@ -16,7 +16,7 @@ from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.arguments import integer
-from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples
+from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples, unlike_previous
 from cl_callbacks.tensors.containers import moved, plain_containers
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.quiet import quiet
@@ -121,6 +121,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         # A sample that is seen again has the same loss as its stored copy, and is kept once.
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
+        new[1:] |= unlike_previous(candidates, order)  # others have that, too, where logits are rounded
         self._hard = take_samples(candidates, order[new][: self.hard_samples])
 
     def try_batch(self, pl_module: LightningModule, batch: Any) -> None:

@@ -117,7 +117,7 @@ def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
     """Loss of each sample, of shape ``(N,)``: cross-entropy of classes, summed over positions.
 
     For floating-point targets, of the shape of the outputs, it is half the squared error, unless they are
-    probabilities of classes.
+    probabilities of classes. It is computed in at least float32.
 
     Example:
         >>> sample_losses(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -125,6 +125,7 @@ def sample_losses(outputs: Tensor, labels: Tensor | None) -> Tensor:
     """
     if labels is None:
         raise ValueError("the loss of a sample needs its label, and the batch has none")
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if labels.is_floating_point() and are_targets(outputs, labels) and not _soft(outputs, labels):
         residual = labels.reshape(len(outputs), -1) - outputs.reshape(len(outputs), -1)
         return 0.5 * residual.square().sum(1)
