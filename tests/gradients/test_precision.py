@@ -129,6 +129,21 @@ def test_what_overflows_at_any_scale_is_not_finite_and_spoils_no_other_batch() -
     assert factor == 2.0**-30
 
 
+def test_the_scale_that_was_right_is_tried_first() -> None:
+    scale, tried = CotangentScale(), []
+    scale.active = True
+
+    def pull(vectors: list[Tensor]) -> Tensor:
+        tried.append(vectors[0])
+        return (vectors[0] * 100).half()
+
+    for _ in range(2):
+        pulled, factor = scale.pull_back(pull, [torch.ones(1)])
+        assert factor is not None
+        assert pulled.float() * factor == 100
+    assert torch.cat(tried).tolist() == [2.0**11, 2.0**9, 2.0**9]
+
+
 def test_the_factor_is_a_power_of_two() -> None:
     scale = CotangentScale()
     scale.active = True
