@@ -17,7 +17,7 @@ from cl_callbacks.functional.fisher import reading_of_losses, sample_losses
 from cl_callbacks.functional.likelihood import Reading
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.arguments import integer
-from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples
+from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples, unlike_previous
 from cl_callbacks.tensors.containers import moved, plain_containers
 from cl_callbacks.training.model_outputs import ReadsOutputs
 from cl_callbacks.training.quiet import quiet
@@ -131,6 +131,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         # A sample that is seen again has the same loss as its stored copy, and is counted once.
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = losses[1:] < losses[:-1] * (1.0 - 1e-5)
+        new[1:] |= unlike_previous(candidates, order)  # others have that, too, where logits are rounded
         # Copies go to the end and not away: how many are left, the host would have to wait for.
         new, first = new.sort(descending=True, stable=True)
         self._hard = take_samples(candidates, order[first[: self.hard_samples]])

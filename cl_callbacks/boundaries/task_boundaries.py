@@ -260,7 +260,7 @@ class FitBoundaries(TaskBoundaries):
     def _of_previous_fit(self, pl_module: LightningModule) -> dict[Tensor, Tensor]:
         """The previous fit's parameter by the present one, where these are two objects of one name.
 
-        The Trainer moves a module to the CPU after a fit; on devices other than CUDA that gives new parameters.
+        The Trainer moves a module to the CPU after a fit, which on some devices gives new parameters.
         """
         before = {name: p for p, name in self._names.items()}
         named = pl_module.named_parameters()

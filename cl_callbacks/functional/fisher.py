@@ -117,7 +117,7 @@ def sample_losses(outputs: Tensor, labels: Tensor | None, reading: Reading | Non
     """Loss of each sample, of shape ``(N,)``: cross-entropy of classes, summed over positions.
 
     For floating-point targets, of the shape of the outputs, it is half the squared error, unless they are
-    probabilities of classes.
+    probabilities of classes. It is computed in at least float32.
 
     Args:
         outputs: of a batch, shape ``(N, ...)``.
@@ -132,6 +132,7 @@ def sample_losses(outputs: Tensor, labels: Tensor | None, reading: Reading | Non
     checked = reading is None
     reading = reading_of_losses(outputs, labels) if reading is None else reading
     assert labels is not None
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if reading.likelihood == "gaussian":
         residual = labels.reshape(len(outputs), -1) - outputs.reshape(len(outputs), -1)
         return 0.5 * residual.square().sum(1)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from cl_callbacks.gradients.layer_gradients import Gradients, linear_gradients
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+ATTENTION_WEIGHTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 
 
 def is_self_attention(
@@ -43,16 +44,20 @@ def is_self_attention(
     )
 
 
-def attention_gradients(attention: nn.MultiheadAttention, inputs: Inputs, delta: Tensor) -> Gradients:
+def attention_gradients(
+    attention: nn.MultiheadAttention, inputs: Inputs, delta: Tensor, start: int = 0, stop: int | None = None
+) -> Gradients:
     """Per-sample gradients of all parameters of a self-attention, by their name within it.
 
     Args:
         attention: a module for whose call :func:`is_self_attention` holds.
         inputs: its positional and keyword arguments.
         delta: the cotangents of its first output, of the same shape.
+        start: the first sample to compute them for.
+        stop: the one after the last; default: all from ``start``.
 
     Returns:
-        Gradients of the call's samples; computed in at least float32.
+        Gradients of these samples; computed in at least float32.
 
     Example:
         >>> attention, x = nn.MultiheadAttention(4, 2, batch_first=True), torch.randn(3, 5, 4)
@@ -63,8 +68,8 @@ def attention_gradients(attention: nn.MultiheadAttention, inputs: Inputs, delta:
     x, padding, mask = _arguments(attention, inputs, "query", "key_padding_mask", "attn_mask")
     if not attention.batch_first:
         x, delta = x.transpose(0, 1), delta.transpose(0, 1)
-    dtype = torch.promote_types(delta.dtype, torch.float32)
-    x, delta = x.to(dtype), delta.to(dtype)
+    dtype, part, samples = torch.promote_types(delta.dtype, torch.float32), slice(start, stop), len(x)
+    x, delta = x[part].to(dtype), delta[part].to(dtype)
     weight, bias, out_weight = (
         None if p is None else p.detach().to(dtype)
         for p in (attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight)
@@ -72,6 +77,9 @@ def attention_gradients(attention: nn.MultiheadAttention, inputs: Inputs, delta:
     with torch.enable_grad():
         projected = F.linear(x, weight, bias).requires_grad_()
         q, k, v = projected.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        padding = None if padding is None else padding[part]
+        if mask is not None and mask.ndim == 3:  # (N * heads, T, T)
+            mask = mask.unflatten(0, (samples, -1))[part].flatten(0, 1)
         scores = _additive(padding, mask, len(x), dtype)
         attended = F.scaled_dot_product_attention(q, k, v, scores).transpose(1, 2).flatten(2)
     [of_projected] = torch.autograd.grad(attended, projected, delta @ out_weight)

@@ -14,8 +14,9 @@ from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.gradients.fisher_reader import FisherReader
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
-from cl_callbacks.gradients.modes import evaluation_mode
+from cl_callbacks.gradients.modes import differentiable_in_evaluation, evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
+from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.guards.parameters import parameter_fault
 from cl_callbacks.tensors.containers import moved
 
@@ -43,7 +44,8 @@ def fisher_information(
 
     .. math:: F_i = \mathrm E_x \sum_c p(c|x) \Bigl(\frac{\partial \log p(c|x)}{\partial\theta_i}\Bigr)^2
 
-    The network is in evaluation mode meanwhile. ``"sampled"`` draws labels with torch's global generator.
+    The network is in evaluation mode meanwhile, and under the caller's ``torch.autocast`` if there is one;
+    sums are float32. ``"sampled"`` draws labels with torch's global generator.
 
     Args:
         module: the network, a LightningModule or any other.
@@ -85,13 +87,15 @@ def fisher_information(
         if (fault := parameter_fault(p)) is not None:
             raise ValueError(f"{name} {fault}; or leave it out of `parameters`.")
     device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
+    precision = Precision.now(device.type)
 
     def forward(batch: Any) -> tuple[Tensor, Tensor | None]:
-        return as_pair(outputs(module, batch) if outputs else model_outputs(module, batch, _REMEDY))
+        with precision.again():
+            return as_pair(outputs(module, batch) if outputs else model_outputs(module, batch, _REMEDY))
 
     per_sample, samples = PerSampleGradients(module, parameters, forward), 0
     totals = per_sample.zeros()
-    with evaluation_mode(module):
+    with evaluation_mode(module), differentiable_in_evaluation(module), precision.full().again():
         for batch in batches:
             totals, count = per_sample.sums(moved(batch, device), reader.cotangents, totals)
             samples += count

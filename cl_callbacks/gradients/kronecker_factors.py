@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cl_callbacks.functional.kronecker import paired
-from cl_callbacks.gradients.network_gradients import wide_dtype
 from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGradients
-from cl_callbacks.gradients.sample_gradients import Outer
+from cl_callbacks.gradients.precision import wide_dtype, widened
+from cl_callbacks.gradients.sample_gradients import OfCall, Outer
 
 Factored = nn.Linear | nn.Conv2d
 """Layers whose curvature can be approximated by Kronecker factors."""
@@ -80,11 +80,15 @@ class KroneckerFactors:
         totals = dict(zip(self.layers, paired(self.zeros()), strict=True))
         passed = self._gradients.run(batch, most)
         outputs, samples = passed.outputs, passed.samples
-        for k, vector in enumerate(cotangents(outputs.detach(), passed.labels) if samples else ()):
+        for k, vector in enumerate(cotangents(widened(outputs), passed.labels) if samples else ()):
             parts = self._gradients.parts(outputs, passed.calls, vector)
             for name, layer in self.layers.items():
-                uses = [part for part in parts.get(name, []) if isinstance(part, Outer)]
-                if len(uses) < len(parts.get(name, [])):
+                # Removed one by one, so that the inputs and cotangents of one layer are copied at a time.
+                found = parts.pop(name, [])
+                parts.pop(bias_name(name), None)
+                closed = (part.computed for part in found if isinstance(part, OfCall))
+                uses = [part for part in closed if isinstance(part, Outer)]
+                if len(uses) < len(found):
                     self._inside.add(name)
                 if not uses or not self.explained[name]:
                     continue

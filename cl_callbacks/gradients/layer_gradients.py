@@ -122,6 +122,12 @@ def has_rule(layer: nn.Module) -> bool:
     return any(type(layer).forward is kind.forward for kind in _RULES)
 
 
+def known_weights(layer: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters whose gradients :func:`layer_gradients` returns."""
+    known = ("weight",) if isinstance(layer, nn.Embedding | Itself) else ("weight", "bias")
+    return tuple(name for name in known if getattr(layer, name) is not None)
+
+
 def layer_gradients(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Gradients:
     """Per-sample gradients of a layer's own parameters, by their name within the layer.
 

@@ -1,7 +1,8 @@
 """Per-sample gradients of one module that has no closed form, by ``torch.func.vmap`` of that module.
 
 A cross-attention, a recurrent layer or a custom norm is run again, sample by sample in one vectorised call,
-from its recorded inputs and the cotangents of its outputs. The rest of the network is not run again.
+from its recorded inputs and the cotangents of its outputs. The rest of the network is not run again. What ran
+under autocast runs again without, in full precision, unless the module refuses that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
+from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
+from cl_callbacks.gradients.precision import wide_dtype
+from cl_callbacks.gradients.recorded_calls import RecordedCall
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_magnitudes
 from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
@@ -35,22 +38,29 @@ class ModuleCall:
     """One call of a module, with its inputs and the cotangents of its outputs.
 
     Args:
-        module: the module; its samples must not influence each other.
-        weights: the parameters to differentiate, by their name in ``module``.
-        inputs: its positional and keyword arguments.
+        call: of the module; its samples must not influence each other.
+        weights: the parameters to differentiate, by their name in the module.
         deltas: cotangents of its output tensors, in order; ``None`` for one without influence.
         samples: number of samples in the call.
+        scale: of cotangents.
+        factor: that takes the scale out of ``deltas``, or ``None``.
+
+    Attributes:
+        full: whether to run it without autocast.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        call: RecordedCall,
         weights: Mapping[str, Tensor],
-        inputs: tuple[Sequence[Any], Mapping[str, Any]],
         deltas: Sequence[Tensor | None],
         samples: int,
+        scale: CotangentScale,
+        factor: Tensor | None,
     ) -> None:
-        self.module, self.inputs, self.samples = module, inputs, samples
+        self.module, self.inputs, self.precision = call.module, call.inputs, call.precision
+        self.samples, self.scale, self.factor = samples, scale, factor
+        self.full = call.precision.autocast is not None
         self.weights = {name: p.detach() for name, p in weights.items()}
         self.used = [i for i, delta in enumerate(deltas) if delta is not None]
         self.deltas = [delta for delta in deltas if delta is not None]
@@ -67,8 +77,11 @@ class ModuleCall:
         dimensions = [batch_dimension(self.module, t, self.samples) for t in seen]
         out_dimensions = [batch_dimension(self.module, d, self.samples) for d in self.deltas]
 
+        precision = self.precision.full() if self.full else self.precision
+
         def cut(tensor: Tensor, dimension: int | None) -> Tensor:
-            return tensor if dimension is None else tensor.narrow(dimension, start, stop - start)
+            part = tensor if dimension is None else tensor.narrow(dimension, start, stop - start)
+            return part.to(wide_dtype(part)) if self.full and part.is_floating_point() else part
 
         def of_one(own: dict[str, Tensor], sample: list[Tensor], deltas: list[Tensor]) -> dict[str, Tensor]:
             alone = [t if d is None else t.unsqueeze(d) for t, d in zip(sample, dimensions, strict=True)]
@@ -76,7 +89,8 @@ class ModuleCall:
             def run(weights: dict[str, Tensor]) -> list[Tensor]:
                 remaining = iter(alone)
                 args, kwargs = map_tensors(lambda _: next(remaining), self.inputs)
-                outputs = flat_tensors(functional_call(self.module, weights, tuple(args), kwargs))
+                with precision.again():
+                    outputs = flat_tensors(functional_call(self.module, weights, tuple(args), kwargs))
                 return [outputs[i] for i in self.used]
 
             pull_back = vjp(run, own)[1]
@@ -89,13 +103,18 @@ class ModuleCall:
             weights = {n: w.expand(stop - start, *w.shape) for n, w in weights.items()}
             weight_dimension = 0
         in_dims = (weight_dimension, dimensions, out_dimensions)
+        inputs = [cut(t, d) for t, d in zip(seen, dimensions, strict=True)]
+
+        deltas = [cut(t, d) for t, d in zip(self.deltas, out_dimensions, strict=True)]
+
+        def pull(scaled: list[Tensor]) -> dict[str, Tensor]:
+            cotangents = [s.to(d.dtype) for s, d in zip(scaled, deltas, strict=True)]
+            return vmap(of_one, in_dims=in_dims, randomness="different")(weights, inputs, cotangents)
+
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
             warnings.filterwarnings("ignore", "There is a performance drop")
-            return vmap(of_one, in_dims=in_dims, randomness="different")(
-                weights,
-                [cut(t, d) for t, d in zip(seen, dimensions, strict=True)],
-                [cut(t, d) for t, d in zip(self.deltas, out_dimensions, strict=True)],
-            )
+            found, factor = self.scale.pull_back(pull, [unscaled(d, self.factor) for d in deltas])
+        return {name: unscaled(gradients, factor) for name, gradients in found.items()}
 
 
 @dataclass

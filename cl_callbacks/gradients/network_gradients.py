@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
+from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
+from cl_callbacks.gradients.precision import wide_dtype
 from cl_callbacks.gradients.sample_gradients import Magnitude, add_magnitudes
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.guards.once import first_time
@@ -25,11 +28,6 @@ ROWS_AT_A_TIME = 16
 """Most rows whose gradients are computed in one backward: each takes the memory of a batch's backward."""
 
 logger = logging.getLogger(__name__)
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """Dtype in which squares are summed: float32, or the tensor's own where that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _wide(gradient: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ def row_gradients(
         >>> row_gradients(torch.tensor([[2.0], [3.0]]) * weight, [weight], torch.ones(2, 1), [1])
         (tensor([3.]),)
     """
-    where = torch.tensor(rows, device=vector.device)
+    where, vector = torch.tensor(rows, device=vector.device), vector.to(outputs.dtype)
     cotangents = vector.new_zeros(len(rows), *vector.shape)
     cotangents[torch.arange(len(rows), device=vector.device), where] = vector[where]
     return torch.autograd.grad(
@@ -93,6 +91,7 @@ class WholeNetwork:
         forward: function from a batch to the outputs ``(N, ...)`` of ``module``.
         slices: samples cut out of batches.
         magnitude: function of a gradient that is summed, such as the square.
+        scale: of cotangents.
         max_bytes: a sixteenth of the bound on the per-sample gradients that are held at a time.
     """
 
@@ -102,10 +101,11 @@ class WholeNetwork:
         forward: Callable[[Any], Tensor],
         slices: SampleSlices,
         magnitude: Magnitude,
+        scale: CotangentScale,
         max_bytes: int,
     ) -> None:
         self.module, self.forward, self.slices = module, forward, slices
-        self.magnitude, self.max_bytes = magnitude, max_bytes
+        self.magnitude, self.scale, self.max_bytes = magnitude, scale, max_bytes
         self._vmap_works = self._rows_batch = True
         self._rows_said = False
 
@@ -126,7 +126,7 @@ class WholeNetwork:
             return self._by_rows(parameters, outputs, vectors, samples)
         if self._vmap_works:
             try:
-                return self._by_vmap(parameters, *apart, [v[:samples] for v in vectors])
+                return self._by_vmap(parameters, *apart, torch.stack(vectors)[:, :samples], outputs.dtype)
             except Exception as error:  # the loop does not need vmap, or raises the same error
                 self._vmap_works = False
                 logger.debug("vmap cannot follow %s: %s", type(self.module).__name__, error)
@@ -145,7 +145,8 @@ class WholeNetwork:
         parameters: dict[str, Tensor],
         tensors: list[Tensor],
         rebuild: Callable[[list[Tensor]], Any],
-        vectors: list[Tensor],
+        vectors: Tensor,
+        dtype: torch.dtype,
     ) -> dict[str, Tensor]:
         within = _Within(self.module, self.forward)
 
@@ -162,12 +163,14 @@ class WholeNetwork:
 
         size = sum(p.numel() for p in parameters.values()) * 4 * len(vectors)
         chunk = max(1, 16 * self.max_bytes // size)
+        samples = [t[: vectors.shape[1]] for t in tensors]
+        of_all = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
             warnings.filterwarnings("ignore", "There is a performance drop")
-            sums = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)(
-                [t[: len(vectors[0])] for t in tensors], torch.stack(vectors)
-            )
-        return {name: value.sum(0) for name, value in sums.items()}
+            sums, factor = self.scale.pull_back(lambda v: of_all(samples, v[0].to(dtype)), [vectors])
+        # The magnitude of a product is the product of the magnitudes.
+        factor = None if factor is None else self.magnitude(factor)
+        return {name: unscaled(value.sum(0), factor) for name, value in sums.items()}
 
     def _by_loop(
         self, parameters: dict[str, Tensor], batch: Any, outputs: Tensor, vectors: list[Tensor], samples: int
@@ -178,7 +181,7 @@ class WholeNetwork:
             if alone is None:  # this batch is not like those before it
                 return self._by_rows(parameters, outputs, vectors, samples)
             for v in vectors:
-                found = torch.autograd.grad(alone, weights, v[i : i + 1], True, allow_unused=True)
+                found = self._pulled(partial(row_gradients, alone, weights, rows=[0]), v[i : i + 1])
                 for total, g in zip(totals.values(), found, strict=True):
                     if g is not None:
                         total.add_(self.magnitude(_wide(g)))
@@ -202,11 +205,17 @@ class WholeNetwork:
         for v in vectors:
             for start in range(0, samples, step):
                 rows = range(start, min(start + step, samples))
-                found = self._of_rows(outputs, weights, v, rows)
+                found = self._pulled(partial(self._of_rows, outputs, weights, rows=rows), v)
                 for total, g in zip(totals.values(), found, strict=True):
                     if g is not None:
                         add_magnitudes(_wide(g), total, self.magnitude)
         return totals
+
+    def _pulled(
+        self, function: Callable[[Tensor], Sequence[Tensor | None]], vector: Tensor
+    ) -> list[Tensor | None]:
+        found, factor = self.scale.pull_back(lambda scaled: function(scaled[0]), [vector])
+        return [None if g is None else unscaled(g, factor) for g in found]
 
     def _of_rows(self, outputs: Tensor, weights: list[Tensor], v: Tensor, rows: range) -> list[Tensor | None]:
         """Gradients ``(rows, *shape)`` of each weight; ``None`` where it has no influence."""

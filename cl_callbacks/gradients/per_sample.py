@@ -23,20 +23,29 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.gradients.attention_gradients import attention_gradients, is_self_attention
-from cl_callbacks.gradients.layer_gradients import Gradients, has_rule, layer_gradients
+from cl_callbacks.gradients.attention_gradients import (
+    ATTENTION_WEIGHTS,
+    Inputs,
+    attention_gradients,
+    is_self_attention,
+)
+from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
+from cl_callbacks.gradients.graph import graph_nodes
+from cl_callbacks.gradients.layer_gradients import Gradients, has_rule, known_weights, layer_gradients
 from cl_callbacks.gradients.module_gradients import ModuleCall, Pulled, batch_dimension
-from cl_callbacks.gradients.network_gradients import WholeNetwork, row_gradients, wide_dtype
+from cl_callbacks.gradients.network_gradients import WholeNetwork, row_gradients
+from cl_callbacks.gradients.precision import cotangent_dtypes, rounding, wide_dtype, widened
 from cl_callbacks.gradients.recorded_calls import Pass, RecordedCall, finite_pass, output_cotangents
-from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_in_chunks
+from cl_callbacks.gradients.sample_gradients import ClosedForm, Magnitude, OfCall, PerSample, add_in_chunks
 from cl_callbacks.gradients.sample_slices import SampleSlices, alike
-from cl_callbacks.gradients.shared_tensors import calls_by_sample, graph_nodes
+from cl_callbacks.gradients.shared_tensors import calls_by_sample
 from cl_callbacks.guards.once import first_time
 
 logger = logging.getLogger(__name__)
@@ -62,16 +71,33 @@ def _own(module: nn.Module, called: set[int]) -> dict[str, Tensor]:
     return found
 
 
-def _of_weights(gradients: Gradients, weights: Iterable[str]) -> Gradients:
+def _in_closed_form(
+    call: ClosedForm, known: Collection[str], weights: Mapping[str, Tensor]
+) -> dict[str, PerSample]:
     """The gradients of some weights; a parameter that the closed form does not know has none.
 
     Pruning, weight normalisation and users put more parameters on a layer than its class has.
     """
-    return {name: gradients[name] for name in weights if name in gradients}
+    return {name: OfCall(call, name, p.shape) for name, p in weights.items() if name in known}
+
+
+def _of_layer(
+    layer: nn.Module, x: Tensor, delta: Tensor, factor: Tensor | None, start: int, stop: int
+) -> Gradients:
+    return layer_gradients(layer, x[start:stop], unscaled(delta[start:stop], factor))
+
+
+def _of_attention(
+    attention: nn.MultiheadAttention, inputs: Inputs, delta: Tensor, factor: Tensor | None, *part: int
+) -> Gradients:
+    return attention_gradients(attention, inputs, unscaled(delta, factor), *part)
 
 
 class PerSampleGradients:
     """Sums of squared (or absolute) per-sample gradients, batch after batch.
+
+    The forward may run in half precision, or under ``torch.autocast`` within it. Cotangents and activations
+    are taken to float32 before they are multiplied, and cotangents of float16 are scaled meanwhile.
 
     Args:
         module: the network, in evaluation mode.
@@ -111,9 +137,13 @@ class PerSampleGradients:
         self._batches = 0
         self._owners = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
         self._names = {id(p): name for name, p in self.parameters.items()}
+        self._only_as_it_ran: set[nn.Module] = set()
         self._without_vmap: set[nn.Module] = set()
         self._slices = SampleSlices(lambda batch: forward(batch)[0])
-        self._network = WholeNetwork(module, lambda b: forward(b)[0], self._slices, magnitude, max_bytes)
+        self._scale = CotangentScale()
+        self._network = WholeNetwork(
+            module, lambda b: forward(b)[0], self._slices, magnitude, self._scale, max_bytes
+        )
         self._tried_twice = False
         self.rows = 0
 
@@ -130,7 +160,7 @@ class PerSampleGradients:
 
         Args:
             batch: a batch, on the module's device.
-            cotangents: function from outputs and labels to tensors of the shape of the outputs.
+            cotangents: function from outputs, in at least float32, and labels to tensors of their shape.
             totals: sums over earlier batches, as :meth:`zeros` and this method return them, to which this
                 batch's are added, in place: no tensors of the model's size are allocated for each batch.
             most: number of samples to sum over, from the first one; default: all of the batch.
@@ -145,7 +175,7 @@ class PerSampleGradients:
             return totals, 0
         so_far = dict(zip(self.parameters, totals, strict=True))
         vectors = []
-        for vector in cotangents(outputs.detach(), passed.labels):
+        for vector in cotangents(widened(outputs), passed.labels):
             if samples < len(vector):
                 vector = torch.cat([vector[:samples], torch.zeros_like(vector[samples:])])
             parts = self.parts(outputs, calls, vector)
@@ -180,6 +210,7 @@ class PerSampleGradients:
         self.rows = passed.rows
         if not len(passed.outputs):
             return passed
+        self._scale.active = torch.float16 in cotangent_dtypes(passed.outputs)
         called = {id(call.module) for call in passed.calls}
         owned = {id(p) for call in passed.calls for p in _own(call.module, called).values()}
         used = (self.parameters[name] for name in self._used_by(passed.outputs) - self.fallback)
@@ -195,10 +226,11 @@ class PerSampleGradients:
         """
         parts: dict[str, list[PerSample]] = {}
         called = {id(call.module) for call in calls}
-        for call, deltas in zip(calls, output_cotangents(outputs, calls, vector), strict=True):
+        of_calls, factor = self._scale.pull_back(lambda v: output_cotangents(outputs, calls, v[0]), [vector])
+        for call, deltas in zip(calls, of_calls, strict=True):
             weights = {name: p for name, p in _own(call.module, called).items() if id(p) in self._names}
             if weights and any(delta is not None for delta in deltas):
-                found_parts = self._of_call(call, weights, deltas, len(outputs))
+                found_parts = self._of_call(call, weights, deltas, len(outputs), factor)
                 for name, p in weights.items():
                     if name in found_parts:
                         parts.setdefault(self._names[id(p)], []).append(found_parts[name])
@@ -207,7 +239,12 @@ class PerSampleGradients:
         return parts
 
     def _of_call(
-        self, call: RecordedCall, weights: dict[str, Tensor], deltas: list[Tensor | None], samples: int
+        self,
+        call: RecordedCall,
+        weights: dict[str, Tensor],
+        deltas: list[Tensor | None],
+        samples: int,
+        factor: Tensor | None,
     ) -> Mapping[str, PerSample]:
         args, kwargs = call.inputs
         first = deltas[0]
@@ -215,13 +252,16 @@ class PerSampleGradients:
             # A call whose first dimension does not count the samples cannot be separated by sample.
             if first is None or not args[0].shape[:1] == first.shape[:1] == (samples,):
                 return {}
-            return _of_weights(layer_gradients(call.module, args[0], first), weights)
+            closed = ClosedForm(partial(_of_layer, call.module, args[0], first, factor), samples)
+            return _in_closed_form(closed, known_weights(call.module), weights)
         dimensions = [batch_dimension(call.module, d, samples) for d in deltas if d is not None]
         if None in dimensions or call.module in self._without_vmap:
             return {}
         if first is not None and is_self_attention(call.module, call.inputs, deltas):
-            return _of_weights(attention_gradients(call.module, call.inputs, first), weights)
-        pulled = ModuleCall(call.module, weights, call.inputs, deltas, samples)
+            closed = ClosedForm(partial(_of_attention, call.module, call.inputs, first, factor), samples)
+            return _in_closed_form(closed, ATTENTION_WEIGHTS, weights)
+        pulled = ModuleCall(call, weights, deltas, samples, self._scale, factor)
+        pulled.full = pulled.full and call.module not in self._only_as_it_ran
         return {name: Pulled(pulled, name) for name in weights}
 
     def _check(self, batch: Any, outputs: Tensor, calls: list[RecordedCall]) -> None:
@@ -240,17 +280,16 @@ class PerSampleGradients:
         self._checked |= names
         # A random cotangent, drawn without the global generator, is orthogonal to no error.
         generator = torch.Generator(outputs.device).manual_seed(0)
-        vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
+        dtype = wide_dtype(outputs)
+        vector = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=dtype)
         parts = self.parts(outputs, calls, vector)
-        weights = [self.parameters[name] for name in names]
+        weights, coarse = [self.parameters[name] for name in names], rounding(outputs)
         for i in samples:
             truth = self._gradient_of(i, batch, outputs, vector, weights)
-            # A gradient that is only rounding error (the bias of an attention's keys cancels in the softmax)
-            # has no direction to compare.
-            nothing = 1e-6 * max((_size(g) for g in truth), default=0.0)
+            same = _Same(truth, coarse)
             for name, expected in zip(names, truth, strict=True):
                 found = self._row(i, parts.get(name, []))
-                if found is None or not _same(found, expected, nothing):
+                if found is None or not same(found, expected):
                     self.fallback.add(name)
 
     def _gradient_of(
@@ -260,21 +299,24 @@ class PerSampleGradients:
         # The only sample of a batch does not tell what of it would have to be cut out of a larger one.
         alone = self._slices.alone(batch, [i], outputs) if len(outputs) > 1 else None
         if alone is not None:
-            found = torch.autograd.grad(alone, weights, vector[i : i + 1], allow_unused=True)
+            found = self._row_of(alone, 0, vector[i : i + 1], weights)
             if self._slices.right:
                 return found
-        truth = row_gradients(outputs, weights, vector, [i])
+        truth = self._row_of(outputs, i, vector, weights)
         if alone is not None:
-            nothing = 1e-6 * max((_size(g) for g in truth), default=0.0)
-            self._slices.right = all(_same(f, t, nothing) for f, t in zip(found, truth, strict=True))
+            self._slices.right = all(map(_Same(truth, rounding(outputs)), found, truth))
         elif not self._tried_twice:
             self._try_twice(batch, outputs)
         return truth
 
+    def _row_of(self, outputs: Tensor, i: int, vector: Tensor, weights: list[Tensor]) -> list[Tensor | None]:
+        found, factor = self._scale.pull_back(lambda v: row_gradients(outputs, weights, v[0], [i]), [vector])
+        return [None if g is None else unscaled(g, factor) for g in found]
+
     def _try_twice(self, batch: Any, outputs: Tensor) -> None:
         """Warns once of outputs that are random."""
         self._tried_twice = True
-        random = not alike(self.forward(batch)[0].detach(), outputs.detach())
+        random = not alike(self.forward(batch)[0], outputs)
         if random and first_time(self.module, "random outputs"):
             warnings.warn(
                 f"The forward of {type(self.module).__name__} is random in evaluation mode: the same batch "
@@ -299,8 +341,13 @@ class PerSampleGradients:
             except Exception as error:
                 if not isinstance(part, Pulled):
                     raise
-                logger.debug("vmap cannot follow %s: %s", type(part.call.module).__name__, error)
-                self._without_vmap.add(part.call.module)
+                module = part.call.module
+                logger.debug("vmap cannot follow %s: %s", type(module).__name__, error)
+                if part.call.full:
+                    part.call.full = False
+                    self._only_as_it_ran.add(module)
+                    return self._row(i, parts)
+                self._without_vmap.add(module)
                 return None
             total = row if total is None else total.add_(row)
         return total
@@ -310,10 +357,22 @@ def _size(gradient: Tensor | None) -> float:
     return 0.0 if gradient is None else float(gradient.norm())
 
 
-def _same(found: Tensor | None, expected: Tensor | None, nothing: float) -> bool:
-    """Whether two gradients, ``None`` being 0, differ by far less than any term and more than by rounding."""
-    if found is None or expected is None:
-        difference = _size(expected if found is None else found)
-    else:
-        difference = _size(found - expected)
-    return not difference > 1e-2 * _size(expected) + nothing
+class _Same:
+    """Whether gradients, ``None`` being 0, differ by far less than any term and more than by rounding.
+
+    Args:
+        truth: gradients of all parameters; what is smaller by far is only rounding error, as of the bias of
+            an attention's keys, which cancels in the softmax, and has no direction to compare.
+        rounding: relative size of the rounding.
+    """
+
+    def __init__(self, truth: Sequence[Tensor | None], rounding: float) -> None:
+        self.relative = max(1e-2, 16 * rounding)
+        self.nothing = max(1e-6, rounding / 4) * max(map(_size, truth), default=0.0)
+
+    def __call__(self, found: Tensor | None, expected: Tensor | None) -> bool:
+        if found is None or expected is None:
+            difference = _size(expected if found is None else found)
+        else:
+            difference = _size(found - expected)
+        return not difference > self.relative * _size(expected) + self.nothing

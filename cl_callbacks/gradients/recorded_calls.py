@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.tensors.batches import finite_samples
 from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
 
 class RecordedCall(NamedTuple):
-    """One call of a module: its inputs, and the edges of its outputs in the autograd graph."""
+    """One call of a module: its inputs, the edges of its outputs in the autograd graph, its precision."""
 
     module: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     # Edges of the outputs as returned, since in-place activations may overwrite the tensors.
     edges: list[GradientEdge | None]
+    precision: Precision
 
 
 @contextmanager
@@ -39,11 +41,12 @@ def recorded_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]
     calls: list[RecordedCall] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        edges = [get_gradient_edge(t) if t.requires_grad else None for t in flat_tensors(outputs)]
+        found = flat_tensors(outputs)
+        edges = [get_gradient_edge(t) if t.requires_grad else None for t in found]
         if any(edges):
             detached: dict[int, Tensor] = {}  # one for each tensor: identity of query and key is kept
             inputs = map_tensors(lambda t: detached.setdefault(id(t), t.detach()), (args, kwargs))
-            calls.append(RecordedCall(module, inputs, edges))
+            calls.append(RecordedCall(module, inputs, edges, Precision.now(found[0].device.type)))
 
     # Before the user's own hooks, which may put something else in the place of a layer's outputs.
     handles = [module.register_forward_hook(record, with_kwargs=True, prepend=True) for module in modules]
@@ -114,5 +117,6 @@ def output_cotangents(
     edges = [edge for call in calls for edge in call.edges if edge is not None]
     if not edges:
         return [[None] * len(call.edges) for call in calls]
+    vector = vector.to(outputs.dtype)
     found = iter(torch.autograd.grad(outputs, edges, vector, retain_graph=True, allow_unused=True))
     return [[None if edge is None else next(found) for edge in call.edges] for call in calls]

@@ -122,6 +122,57 @@ class Outer(PerSample):
         total.add_(torch.einsum("ngo,ngi->goi", delta, inputs).reshape(self.shape))
 
 
+class ClosedForm:
+    """Gradients of all parameters of one call, which are computed when they are used.
+
+    They need copies in float32 of what was in half precision: those of one call at a time, or of less.
+
+    Args:
+        compute: function from the first sample and the one after the last to their gradients, by parameter.
+        samples: number of samples in the call.
+    """
+
+    def __init__(self, compute: Callable[[int, int], dict[str, PerSample]], samples: int) -> None:
+        self._compute, self.samples = compute, samples
+        self._last: tuple[tuple[int, int], dict[str, PerSample]] | None = None
+
+    def of(self, start: int, stop: int) -> dict[str, PerSample]:
+        """Gradients of some samples, by parameter; the last result is kept for the next parameter."""
+        if self._last is None or self._last[0] != (start, stop):
+            self._last = ((start, stop), self._compute(start, stop))
+        return self._last[1]
+
+
+@dataclass
+class OfCall(PerSample):
+    """Gradients of one parameter of a :class:`ClosedForm`."""
+
+    call: ClosedForm
+    name: str
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        self.samples = self.call.samples
+
+    @property
+    def computed(self) -> PerSample:
+        """The gradients of all samples."""
+        return self.call.of(0, self.samples)[self.name]
+
+    @property
+    def row_bytes(self) -> int:
+        """See :class:`PerSample`."""
+        return self.call.of(0, 1)[self.name].row_bytes
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See :class:`PerSample`."""
+        return self.call.of(start, stop)[self.name].rows(0, stop - start)
+
+    def add_to(self, total: Tensor, magnitude: Magnitude, max_bytes: int) -> None:
+        """See :class:`PerSample`."""
+        self.computed.add_to(total, magnitude, max_bytes)
+
+
 @dataclass
 class Lookup(PerSample):
     r"""Gradients of an embedding table: :math:`\delta_{nt}` added to row ``index[n, t]``.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_callbacks.gradients.network_gradients import wide_dtype
+from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
 from cl_callbacks.gradients.per_sample import Cotangents, Forward
+from cl_callbacks.gradients.precision import cotangent_dtypes, wide_dtype, widened
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.tensors.batches import finite_samples
@@ -41,6 +42,7 @@ class ShardedGradients:
         self.parameters = list(parameters.values())
         self._group = group_of(self.parameters)
         self._slices = SampleSlices(lambda batch: forward(batch)[0])
+        self._scale = CotangentScale(self._group)
         self.rows = 0
 
     def zeros(self) -> list[Tensor]:
@@ -85,16 +87,24 @@ class ShardedGradients:
         outputs, labels = self.forward(sample)
         if total(outputs[row].isfinite().logical_not().sum(), self._group):
             return 0
-        for number, vector in enumerate(list(cotangents(outputs.detach(), labels))):
-            if number:  # the previous backward has freed the graph and the gathered weights
-                outputs, _ = self.forward(sample)
+        self._scale.active = torch.float16 in cotangent_dtypes(outputs)
+        fresh: list[Tensor] = [outputs]
+
+        def pull(vectors: list[Tensor]) -> list[Tensor | None]:
+            # A backward frees the graph and the gathered weights.
+            of_sample = fresh.pop() if fresh else self.forward(sample)[0]
+            of_sample.backward(vectors[0].to(of_sample.dtype))
+            found = [None if p.grad is None else held(p.grad) for p in self.parameters]
+            self.module.zero_grad()
+            return found
+
+        for vector in list(cotangents(widened(outputs), labels)):
             of_row = torch.zeros_like(vector)
             of_row[row] = of_first(vector[row], self._group)  # labels may be drawn, and devices unlike
-            outputs.backward(of_row)
-            for so_far, p in zip(totals, self.parameters, strict=True):
-                if p.grad is not None:
-                    so_far += self.magnitude(held(p.grad).to(so_far.dtype))
-            self.module.zero_grad()
+            found, factor = self._scale.pull_back(pull, [of_row])
+            for so_far, gradient in zip(totals, found, strict=True):
+                if gradient is not None:
+                    so_far += self.magnitude(unscaled(gradient, factor).to(so_far.dtype, copy=True))
         return 1
 
 

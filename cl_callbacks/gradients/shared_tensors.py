@@ -7,24 +7,15 @@ result of the addition or expansion has one entry per sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from cl_callbacks.gradients.graph import graph_nodes
 from cl_callbacks.gradients.layer_gradients import Itself, has_rule
+from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.gradients.recorded_calls import RecordedCall
-
-
-def graph_nodes(outputs: Tensor) -> Iterator[Node]:
-    """Yields all nodes of the autograd graph that the outputs depend on."""
-    seen, waiting = set(), [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            waiting.extend(source for source, _ in node.next_functions)
 
 
 def calls_by_sample(
@@ -52,9 +43,10 @@ def calls_by_sample(
         torch.Size([3, 5, 2])
     """
     # The "call" of a plain parameter is that of `Itself`; its edge is where its gradient accumulates.
+    now = Precision.now(outputs.device.type)
     calls = [
         *calls,
-        *(RecordedCall(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)]) for p in plain),
+        *(RecordedCall(Itself(p), ((p.detach()[None],), {}), [get_gradient_edge(p)], now) for p in plain),
     ]
     sources = [_source(call) for call in calls]
     users: dict[tuple[Node, int], list[Node]] = {s: [] for s in sources if s is not None}
@@ -91,4 +83,4 @@ def _expanded(call: RecordedCall, source: tuple[Node, int], user: Node, samples:
         x = x.expand(samples, *x.shape[1:])
     else:
         return None
-    return RecordedCall(call.module, ((x,), {}), [GradientEdge(user, 0)])
+    return call._replace(inputs=((x,), {}), edges=[GradientEdge(user, 0)])

@@ -86,6 +86,19 @@ def cat_samples(first: Any, second: Any) -> Any:
     return rebuild([torch.cat(pair) for pair in zip(tensors, others, strict=True)])
 
 
+def unlike_previous(batch: Any, order: Tensor) -> Tensor:
+    """Whether samples in this order differ from the one before them: a mask ``(N - 1,)``.
+
+    Example:
+        >>> unlike_previous(torch.tensor([5, 7, 5]), torch.tensor([0, 2, 1]))
+        tensor([False,  True])
+    """
+    unlike = torch.zeros(len(order) - 1, dtype=torch.bool, device=order.device)
+    for t in split_samples(take_samples(batch, order))[0]:
+        unlike |= (t[1:] != t[:-1]).reshape(len(unlike), -1).any(1)
+    return unlike
+
+
 def finite_samples(outputs: Tensor) -> Tensor:
     """Boolean mask ``(N,)`` of the samples whose outputs ``(N, ...)`` are all finite."""
     return torch.isfinite(outputs).reshape(len(outputs), -1).all(1)

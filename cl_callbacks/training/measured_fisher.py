@@ -8,7 +8,7 @@ from torch import Tensor
 from cl_callbacks.functional.fisher import Estimator
 from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.gradients.fisher_reader import FisherReader
-from cl_callbacks.gradients.shared_tensors import graph_nodes
+from cl_callbacks.gradients.graph import graph_nodes
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.training.drawn_samples import DrawsSamples
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.tensors.shards import group_of
-from cl_callbacks.training.quiet import quiet
+from cl_callbacks.training.quiet import forward_precision, quiet
 from cl_callbacks.training.task_batches import refuse_data_read_once
 
 _REMEDY = "override `outputs(pl_module, batch)` of the rule to return (outputs, labels) of your batch"
@@ -29,7 +29,7 @@ class OutputsOfBatch(Callback):
         anything, such as packed sequences, a graph, or several batches of different sizes.
 
         Args:
-            pl_module: the module, in evaluation mode.
+            pl_module: the module, in evaluation mode and in the Trainer's precision.
             batch: a training batch, on the device.
 
         Returns:
@@ -44,8 +44,9 @@ class OutputsOfBatch(Callback):
         return model_outputs(pl_module, batch, _REMEDY)
 
     def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Calls :meth:`outputs`, and returns a pair also where that returns only outputs."""
-        return as_pair(self.outputs(pl_module, batch))
+        """Calls :meth:`outputs` in the Trainer's precision; a pair also where that returns only outputs."""
+        with forward_precision(pl_module):
+            return as_pair(self.outputs(pl_module, batch))
 
     @property
     def own_outputs(self) -> bool:

@@ -117,8 +117,7 @@ class NoisyTraining:
     def _reduce(self, gathered: Tensor) -> None:
         mean_of_processes_(self.trainer, gathered)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            # By a tensor, since the host would have to wait for `get_scale`.
+        if scaler is not None:  # `get_scale` would wait for the device
             gathered.div_(scaler.scale(gathered.new_ones(())))
 
 

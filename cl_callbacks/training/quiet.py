@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
-from cl_callbacks.gradients.modes import evaluation_mode
+from cl_callbacks.gradients.modes import differentiable_in_evaluation, evaluation_mode
+from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.training.generators import isolated_rng, seed_torch
+from cl_callbacks.training.lightning_private import attached_trainer
 
 
 @contextmanager
@@ -76,11 +76,10 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_precision(trainer))
+        # Sums are of full precision wherever a task ends; `forward_precision` is for the network.
+        stack.enter_context(Precision.now(trainer.strategy.root_device.type).full().again())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(module, nn.RNNBase) for module in pl_module.modules()):
-            # cuDNN's recurrent layers cannot run backward in evaluation mode.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(differentiable_in_evaluation(pl_module))
         stack.enter_context(unlogged(pl_module))
         stack.enter_context(unremembered(pl_module))
         stack.enter_context(evaluation_mode(pl_module))
@@ -88,12 +87,11 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         yield
 
 
+def forward_precision(pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Context in which a forward runs as in the module's Trainer: autocast, dtype of created tensors."""
+    trainer = attached_trainer(pl_module)
+    return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+
+
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Does nothing, in place of ``log`` and ``log_dict``."""
-
-
-def _precision(trainer: Trainer) -> Any:
-    # Mixed precision keeps float32 weights, and float16 gradients without a scaler underflow: measure
-    # in full precision. True half and double precision have no wider weights to use.
-    plugin = trainer.precision_plugin
-    return nullcontext() if isinstance(plugin, MixedPrecision) else plugin.forward_context()

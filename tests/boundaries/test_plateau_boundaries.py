@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cl_callbacks import MAS, PlateauBoundaries, SynapticIntelligence
@@ -129,6 +129,17 @@ def test_labels_of_hard_samples_are_looked_at_when_losses_are_read() -> None:
         fit = make_trainer(OnTriples(hard_samples=3, check_every_n_batches=5)).fit
         with pytest.raises(ValueError, match="label 3 is none of 3 classes") if refused else nullcontext():
             fit(Forgiving(plain_net()), data)
+
+
+def test_samples_of_equal_loss_are_all_held() -> None:
+    """As those of a network whose logits are rounded to half precision, or all zero."""
+    net = plain_net()
+    nn.init.zeros_(net[2].weight)
+    nn.init.zeros_(net[2].bias)
+    boundaries = OnTriples(hard_samples=10)
+    model = Scripted(net, lambda p: torch.optim.SGD(p, lr=0.0))
+    make_trainer(boundaries, max_epochs=2).fit(model, stream([1.0] * 6))
+    assert len(boundaries._hard[0].unique(dim=0)) > 5
 
 
 def test_hard_samples_need_one_shape() -> None:

@@ -66,11 +66,15 @@ def without_huge_batches(rule: str) -> Run:
 
 
 class Autocasting(Net):
-    """Its training steps alone: importance is measured in full precision."""
+    """Its training steps, and the forward alone on which importance is measured."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return super().training_step(batch, batch_idx)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return super().forward(x)
 
 
 class Converted(Net):
@@ -100,7 +104,7 @@ SETTINGS = [
     ),
     Setting(
         '`precision="bf16-mixed"`',
-        "full precision, with a `training_step` under `torch.autocast`",
+        "full precision, with `training_step` and `forward` under `torch.autocast`",
         lambda rule: train(module(), make(rule), precision="bf16-mixed"),
         lambda rule: train(module(Autocasting), make(rule)),
     ),

@@ -26,7 +26,6 @@ from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
 from cl_callbacks.training.extra_pass import mean_over_task
 from cl_callbacks.training.quiet import quiet, unremembered
 from cl_callbacks.training.task_batches import task_batches
-from tests.references.fisher import exact_fisher
 from tests.small import FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
@@ -295,14 +294,6 @@ def test_a_buffer_that_forward_replaces_is_put_back() -> None:
     model = Counting()
     make_trainer(EWC(1.0)).fit(model, loader(*task(0)))
     assert model.calls == 3
-
-
-def test_mixed_precision_is_measured_in_full() -> None:
-    ewc, model = EWC(1.0, samples=None, normalize=None), Net(plain_net())
-    make_trainer(ewc, precision="bf16-mixed").fit(model, loader(*task(0)))
-    expected = exact_fisher(model.net, task(0)[0])
-    for found, value in zip(ewc.synapses.view["importance"], expected.values(), strict=True):
-        torch.testing.assert_close(found, value)
 
 
 def test_tensors_made_in_forward_have_the_precision_of_the_trainer() -> None:

@@ -464,3 +464,22 @@ def test_scaled_gradients_are_those_of_full_precision(samples: int) -> None:
         trainer.fit(model, loader(*task(0)))
         found.append(weights(model))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+class Impatient(torch.amp.GradScaler):
+    """A scaler that nobody may ask for its scale, for which the host would wait for the device."""
+
+    def get_scale(self) -> float:
+        raise AssertionError("waits for the device")
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_loss_scale_is_taken_out_without_asking_for_it(samples: int) -> None:
+    found = []
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=2.0**8), Impatient("cpu", init_scale=2.0**12)):
+        torch.manual_seed(0)
+        model = Net(plain_net(), lambda p: torch.optim.SGD(p, lr=0.1))
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        make_trainer(MESU(50, 0.2, draws=samples), plugins=[plugin]).fit(model, loader(*task(0)))
+        found.append(weights(model))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)

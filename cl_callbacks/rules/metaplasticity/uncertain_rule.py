@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from cl_callbacks.gradients.model_outputs import as_pair
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
@@ -299,7 +300,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
                 noise.end()
                 noise.draws = draw
                 noise.begin()
-                found.append(self.outputs_and_labels(pl_module, batch)[0])
+                found.append(as_pair(self.outputs(pl_module, batch))[0])
         return torch.stack(found)
 
     def state_dict(self) -> dict[str, Any]:
