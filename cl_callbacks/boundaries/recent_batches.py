@@ -64,6 +64,7 @@ class RecentBatches:
         self.samples, self.max_bytes, self.device = samples, max_bytes, device
         self.seen, self.wanted = 0, True
         self._count: Callable[[Any], int] = count_samples
+        self._copying: set[torch.device] = set()  # devices whose copies may still be under way
         self.clear()
 
     def keep_for(self, trainer: Trainer, pl_module: LightningModule, boundaries: Any) -> None:
@@ -76,6 +77,7 @@ class RecentBatches:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but how to count, which refers to the Trainer: copies and other processes find it out anew."""
+        self._arrive()
         return vars(self) | {"_count": count_samples}
 
     def clear(self) -> None:
@@ -109,6 +111,8 @@ class RecentBatches:
         self._trim()
 
     def _copied(self, batch: Any) -> Any:
+        if self.device is not None:
+            self._copying |= {t.device for t in _tensors(batch)} - {torch.device("cpu")}
         try:
             return copied(batch, self.device)
         except TypeError as error:
@@ -117,6 +121,12 @@ class RecentBatches:
                 f"{error}: let the batch consist of tensors, lists and dicts. If none of your callbacks "
                 f"reads data, set `reads_task_data = False` on those that have `on_task_end`."
             ) from error
+
+    def _arrive(self) -> None:
+        """Waits for copies from a device to the CPU, before the host reads them."""
+        for device in self._copying:
+            torch.accelerator.synchronize(device)
+        self._copying.clear()
 
     @property
     def capacity(self) -> int:
@@ -140,6 +150,7 @@ class RecentBatches:
                 "The most recent batches were not kept, since none of the Trainer's callbacks said that it "
                 "reads them: set `reads_task_data = True` on the class of the one that does."
             )
+        self._arrive()
         return (kept.batch for kept in self._parts()[0])
 
     def _parts(self) -> tuple[list[_Kept], list[_Kept]]:
@@ -164,6 +175,7 @@ class RecentBatches:
         Batches of other types (dataclasses, named tuples, custom objects), which a checkpoint could not
         restore, are left out with a warning.
         """
+        self._arrive()
         savable = [k for k in self._kept if is_plain(k.batch)]
         if len(savable) < len(self._kept) and first_time(self, "types that are not saved"):
             rank_zero_warn(
@@ -185,5 +197,8 @@ def _rows(trainer: Trainer, pl_module: LightningModule, rule: OutputsOfBatch, ba
 
 
 def _bytes(batch: Any) -> int:
-    tensors = [node for _, node in nodes(batch) if isinstance(node, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.numel() * t.element_size() for t in _tensors(batch))
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [node for _, node in nodes(batch) if isinstance(node, Tensor)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -84,3 +85,22 @@ def test_the_same_tasks_with_the_same_state(name: str) -> None:
     found, state_there = run(BOUNDARIES[name](), trainer_on)
     assert found == expected and found
     assert_alike(state_there, state)
+
+
+class Reading(Callback):
+    """Reads what the boundaries keep while the device may still be copying it."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        (boundaries,) = (c for c in trainer.callbacks if isinstance(c, DriftBoundaries))
+        for kept in (
+            boundaries.state_dict(),
+            copy.deepcopy(boundaries.recent_batches),
+            list(boundaries.recent_batches),
+        ):
+            found = tensors_in(kept if isinstance(kept, dict | list) else vars(kept)["_kept"])
+            assert found and not any(t.isnan().any() for t in found.values())
+
+
+def test_recent_batches_have_arrived_when_the_host_reads_them() -> None:
+    boundaries = BOUNDARIES["drift"]()
+    trainer(trainer_on, Remembering(samples=20), boundaries, Reading(), max_epochs=1).fit(net(), changing(20))
