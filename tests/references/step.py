@@ -15,8 +15,8 @@ from cl_callbacks.tensors.blocks import ALL
 class PlainStep:
     """Replaces :class:`cl_callbacks.synapses.synaptic_step.SynapticStep` in a test."""
 
-    def __init__(self, rules: Any, place: Any = lambda: None, compiled: bool = False, *others: Any) -> None:
-        self.rules, self.place, self.is_new = rules, place, True
+    def __init__(self, rules: Any, place: Any, compiled: bool, begin: Any, *others: Any) -> None:
+        self.rules, self.place, self.begin, self.is_new = rules, place, begin, True
         self.refresh = self.end_batch = self.detach = lambda: None
         self.start_batch = lambda optimizers: None
 
@@ -27,6 +27,7 @@ class PlainStep:
     @torch.no_grad()
     def about_to_step(self, optimizer: Optimizer) -> None:
         """Takes all snapshots that rules may need, then lets every rule add its pull to the gradients."""
+        self.begin([])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for rule in self.rules:
             if rule.noise is not None:

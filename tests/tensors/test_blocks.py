@@ -68,11 +68,6 @@ def test_a_span_is_in_the_order_of_the_memory() -> None:
     assert [span.tolist() for span in spans([last[1:]])] == [flat[12:24].tolist()]
 
 
-def test_what_has_gaps_in_memory_is_no_span() -> None:
-    with pytest.raises(RuntimeError, match="view"):
-        spans([torch.arange(6.0).view(2, 3)[:, :2]])
-
-
 def trained(*rules: SynapticCallback) -> tuple[Tensor, list[dict[str, Tensor]]]:
     torch.manual_seed(0)
     model = Net(plain_net())
