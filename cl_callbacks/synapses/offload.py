@@ -15,8 +15,8 @@ from cl_callbacks.synapses.copy_streams import CopyStreams, copy_streams, on_str
 from cl_callbacks.synapses.visit import Load, Visit, by_device
 
 BLOCK_ELEMENTS = 2**23
-"""Elements in a block of parameters whose state is copied while others are worked on: 32 MiB of each float32
-field. A bus of 25 GB/s needs more than a millisecond for it, a hundred times what it takes to start a copy."""
+"""Elements in a block of parameters whose state is copied while others are worked on: 32 MiB of each float32 field,
+a millisecond of a bus, which is a hundred times what it takes to start a copy."""
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Offload:
     changed it. The host waits for no copy from or to the pinned memory of the CPU, and so may read or write
     the stored state only after :meth:`flush`.
 
-    Where a rule works at a known place of each step, a :class:`~cl_callbacks.synapses.visit.Visit`, copies run
-    on streams of their own: while the rule works on one block of the parameters, the state of the next is
-    copied to the device and that of the one before is copied back. No more than two blocks are on the device,
-    and one between the steps. Elsewhere copies run between the computations, as on devices without streams.
+    Where a rule works in each step, at a :class:`~cl_callbacks.synapses.visit.Visit`, copies run on streams
+    of their own: while it works on one block of the parameters, the state of the next is copied to the device
+    and that of the one before is copied back. No more than two blocks are on the device, and one between the
+    steps. Everywhere else, and on devices without streams, copies run between the computations.
 
     Args:
         device: on which the state is stored.
@@ -81,7 +81,7 @@ class Offload:
 
     def block_elements(self, parameters: Iterable[Tensor]) -> int | None:
         """Elements in a block of parameters, if copies of their state can overlap with computations."""
-        return BLOCK_ELEMENTS if any(self._streams(p.device) for p in parameters) else None
+        return BLOCK_ELEMENTS if any(self._streams(p.device) is not None for p in parameters) else None
 
     def store(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """Moves a tensor of state to its storage device; pinned if that is the CPU of an accelerator."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,11 @@ class Synapses:
         """Brings offloaded state up to date where it is stored; call it before reading ``view.fields``."""
         if self.offload is not None:
             self.offload.flush()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a rule: the state, up to date."""
+        self.flush()
+        return dict(vars(self))
 
     @property
     def known(self) -> bool:

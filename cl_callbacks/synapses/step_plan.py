@@ -168,7 +168,7 @@ def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> 
     if rule.synapses.offload is None:
         return verb
 
-    visit = Visit()
+    visit = Visit(changing)
 
     def call(*arguments: Any) -> None:
         with rule.synapses.on_device(changing, visit):

@@ -16,6 +16,9 @@ AHEAD_BYTES = 2**27
 class Visit:
     """What a rule asked for when it was last at one place of a step, and where it asked for something next.
 
+    Args:
+        changing: whether the rule may change its state there.
+
     Example:
         >>> from torch import zeros
         >>> state, here, there = zeros(4), Visit(), Visit()
@@ -28,7 +31,8 @@ class Visit:
         [(tensor([0.]), device(type='cpu'))]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changing: bool = True) -> None:
+        self.changing = changing
         self.asked: list[Load] = []
         """In this order, and a new list whenever it changes."""
         self.next: Visit | None = None
@@ -36,13 +40,14 @@ class Visit:
         self._made_from: tuple[list[Load], list[Load]] | None = None
 
     def ahead(self) -> list[Load]:
-        """What the next visit will ask for, but for memory that this one may change, within the limit."""
+        """What the next visit will ask for, but for memory that this one changes, within the limit."""
         if self.next is None:
             return []
         asked = self.asked, self.next.asked
         if self._made_from is None or any(a is not b for a, b in zip(asked, self._made_from, strict=True)):
             self._made_from, self._ahead = asked, []
-            own, room = [_memory(kept) for kept, _ in self.asked], AHEAD_BYTES
+            own = [_memory(kept) for kept, _ in self.asked if self.changing]
+            room = AHEAD_BYTES
             for kept, where in self.next.asked:
                 start, stop = _memory(kept)
                 room -= kept.nbytes

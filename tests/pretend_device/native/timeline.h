@@ -106,22 +106,33 @@ inline int64_t next_tick(int64_t stream) {
 
 constexpr char POISON = (char)0xff;  // a NaN in every floating type
 
+inline void poison(char* begin, char* end) {
+  if (begin < end) std::memset(begin, POISON, end - begin);
+}
+
 // Copies that the host now knows to be done leave the queue.
 inline void complete_queued() {
   auto& line = timeline();
   Clock& seen = line.clocks[HOST];
-  std::erase_if(line.queued, [&](Queued& q) {
-    if (seen[q.stream] < q.tick) return false;
+  std::vector<Queued> remaining;
+  for (size_t i = 0; i < line.queued.size(); ++i) {
+    Queued& q = line.queued[i];
     size_t n = q.bytes.size();
-    if (q.to_host) {
+    if (seen[q.stream] < q.tick) {
+      remaining.push_back(q);
+    } else if (q.to_host) {
       if (!std::all_of(q.pinned, q.pinned + n, [](char c) { return c == POISON; }))
         race("the host wrote into pinned memory while a copy to it was queued");
       std::memcpy(q.pinned, q.bytes.data(), n);
+      for (size_t j = i + 1; j < line.queued.size(); ++j) {  // a later copy to a part of it is still to come
+        Queued& next = line.queued[j];
+        if (next.to_host) poison(std::max(q.pinned, next.pinned), std::min(q.pinned + n, next.pinned + next.bytes.size()));
+      }
     } else if (std::memcmp(q.pinned, q.bytes.data(), n) != 0) {
       race("the host wrote into pinned memory while a copy from it was queued");
     }
-    return true;
-  });
+  }
+  line.queued = std::move(remaining);
 }
 
 inline void host_sees(const Clock& clock) {
