@@ -15,8 +15,8 @@ from cl_callbacks.synapses.copy_streams import CopyStreams, copy_streams, on_str
 from cl_callbacks.synapses.visit import Load, Visit, by_device
 
 BLOCK_ELEMENTS = 2**23
-"""Elements in a block of parameters whose state is copied while others are worked on: 32 MiB of each float32 field,
-a millisecond of a bus, which is a hundred times what it takes to start a copy."""
+"""Elements in a block of parameters whose state is copied while others are worked on: 32 MiB of each float32
+field. A bus takes a millisecond for it, a hundred times as long as it takes to start a copy."""
 
 
 @dataclass
