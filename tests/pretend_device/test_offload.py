@@ -1,20 +1,19 @@
-"""State that is kept on the CPU while the network trains on a device: copies that overlap with computations."""
+"""State that is kept on the CPU while the network trains on a device, and copied while that computes."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_callbacks import BennaFusi, CompileRules, SynapticIntelligence
-from cl_callbacks.compiled import fused
-from cl_callbacks.compiled.kernels import FusedCall
 from cl_callbacks.synapses import offload
 from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
@@ -82,7 +81,9 @@ def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("rule", KEEPING)
 def test_training_is_the_same_bit_for_bit_and_the_host_waits_as_often(rule: str, small_blocks: None) -> None:
-    here, there = make(rule), make(rule, state_device="cpu")
+    # The mean importance is measured in steps that grow apart, of which these are too early.
+    options = {"normalize": None} if rule.startswith("streaming") else {}
+    here, there = make(rule, **options), make(rule, state_device="cpu", **options)
     (expected, without), (found, within) = trained(here), trained(there)
     assert torch.equal(weights(found).cpu(), weights(expected).cpu())
     assert_same(on_cpu(state(there)), on_cpu(state(here)))
@@ -102,7 +103,7 @@ def test_parameters_that_are_one_block(rule: str) -> None:
     assert within[17:] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("rule", ["ewc", "si", "rwalk", "kfac", "streaming path", "benna-fusi", "mesu chain"])
+@pytest.mark.parametrize("rule", ["ewc", "si", "rwalk", "streaming path", "benna-fusi", "mesu chain"])
 def test_what_is_read_within_a_step_and_after_it_is_up_to_date(rule: str, small_blocks: None) -> None:
     here, there = make(rule), make(rule, state_device="cpu")
     expected, found = Reading(here), Reading(there)
@@ -138,14 +139,8 @@ def test_a_checkpoint_of_mid_task_goes_on_on_the_cpu(rule: str, small_blocks: No
     assert_same(state(resumed), on_cpu(state(there)))
 
 
-def test_rules_whose_operations_are_deferred(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run on the stream that computes, before copies that need them. Nothing compiles for this device."""
-
-    def run(calls: list[FusedCall]) -> None:
-        for call in calls:
-            call.operation(**call.arguments)
-
-    monkeypatch.setattr(fused, "run", run)
+def test_rules_whose_operations_are_deferred(small_blocks: None) -> None:
+    """They run on the stream that computes, before copies that need them."""
     found = []
     for device in (None, "cpu"):
         rules = (
@@ -169,7 +164,7 @@ def layers(*shapes: tuple[int, ...], devices: tuple[str, ...] = (DEVICE,)) -> tu
     return synapses, synapses.place(weights, list(weights))
 
 
-def work(synapses: Synapses, blocks: list[tuple[SynapseView, Visit]], steps: int = 3) -> None:
+def work(synapses: Synapses, blocks: Sequence[tuple[SynapseView, Visit | None]], steps: int = 3) -> None:
     """Adds 1 to the state in each step, and 2 to what it was before."""
     for _ in range(steps):
         for block, visit in blocks:
@@ -200,6 +195,7 @@ def test_a_stream_of_the_users_own(small_blocks: None) -> None:
     stream.wait_stream(torch.accelerator.current_stream())
     with stream:
         work(synapses, [(block, Visit()) for block in view.blocks()])
+    torch.accelerator.current_stream().wait_stream(stream)
     assert paths(synapses) == {7.0}
 
 
@@ -281,25 +277,16 @@ def test_other_changes_between_two_blocks_are_not_missed(small_blocks: None) -> 
 
 def test_work_at_other_places_than_in_the_step_before(small_blocks: None) -> None:
     """Plans that alternate cut one weight into other blocks, and a rule may ask for more than it did."""
-    synapses, view = layers((6, 7), (5,))
-    halves = [(view.restrict_to({view.sources[0]: rows}), Visit()) for rows in (slice(0, 3), slice(3, 6))]
-    rows = [(block, Visit()) for block in view.blocks()]
-    work(synapses, [*halves, *rows, halves[0]], steps=2)
-    work(synapses, [*rows[:2], *reversed(rows), *halves], steps=2)
-    plain, same = layers((6, 7), (5,))
-    places = {id(visit): i for i, (_, visit) in enumerate([*halves, *rows])}
-    assert len(places) == len(halves) + len(rows)
-    for parts in ([*halves, *rows, halves[0]], [*rows[:2], *reversed(rows), *halves]):
-        for _ in range(2):
-            for block, _visit in parts:
-                with plain.on_device():
-                    part = same.restrict_to(
-                        {same.sources[view.sources.index(p)]: r for p, r in block.part.items()}
-                    )
-                    torch._foreach_mul_(part["path"], 2.0)
-                    torch._foreach_add_(part["path"], part.parameters)
-    for name, found in synapses.state_dict()["path"].items():
-        assert torch.equal(found, plain.state_dict()["path"][name])
+    found = []
+    for ahead in (False, True):
+        synapses, view = layers((6, 7), (5,))
+        halves = [view.restrict_to({view.sources[0]: rows}) for rows in (slice(0, 3), slice(3, 6))]
+        blocks = [(block, Visit() if ahead else None) for block in [*halves, *view.blocks()]]
+        for order in ([0, 1, 2, 3, 4, 0], [2, 3, 4, 3, 2, 1, 1, 0, 3], [0, 4, 1]):
+            work(synapses, [blocks[i] for i in order], steps=2)
+        found.append(synapses.state_dict()["path"])
+    for name, expected in found[0].items():
+        assert torch.equal(found[1][name], expected)
 
 
 def test_a_rule_that_is_copied_while_it_trains(small_blocks: None) -> None:

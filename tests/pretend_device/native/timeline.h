@@ -101,6 +101,7 @@ inline void access(int64_t stream, char* begin, size_t bytes, bool writes, const
 
 inline int64_t next_tick(int64_t stream) {
   Locked locked(timeline().lock);
+  merge(timeline().clocks[stream], timeline().clocks[HOST]);  // what is called after the host has waited comes later
   return ++timeline().clocks[stream][stream];
 }
 
