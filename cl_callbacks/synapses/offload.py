@@ -39,7 +39,7 @@ class Offload:
 
     Where a rule works in each step, at a :class:`~cl_callbacks.synapses.visit.Visit`, copies run on streams
     of their own: while it works on one block of the parameters, the state of the next is copied to the device
-    and that of the one before is copied back. No more than two blocks are on the device, and one between the
+    and that of the one before is copied back. No more than two blocks are on the device, and none between the
     steps. Everywhere else, and on devices without streams, copies run between the computations.
 
     Args:
@@ -121,11 +121,15 @@ class Offload:
             self._open.pop()
             self._release(opened)
 
+    def begin_step(self) -> None:
+        """Begins a step, before which nothing is copied: state takes no memory while the network computes."""
+        self._last, self._ahead = None, {}
+
     def flush(self) -> None:
         """Writes changed copies back to the stored state, and waits until all copies are done."""
         for opened in self._open:
             self._write_back(opened)
-        self._last, self._ahead = None, {}
+        self.begin_step()
         for device in self._busy:
             torch.accelerator.synchronize(device)
         self._busy.clear()

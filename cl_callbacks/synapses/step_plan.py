@@ -49,9 +49,10 @@ class Plan:
         known = {p for _, view in self._met for p in view.sources}
         stepping = [p for p in parameters if p in known]
         local = all(rule.local for rule, _ in self._met)
-        offloads = [rule.synapses.offload for rule, _ in self._met if rule.synapses.offload is not None]
-        travelling = next(filter(None, (offload.block_elements(stepping) for offload in offloads)), None)
-        elements = ELEMENTS_IF_COMPILED if compiled else travelling
+        found = (rule.synapses.offload for rule, _ in self._met)
+        self._offloads = [offload for offload in found if offload is not None]
+        offloaded = min(filter(None, (o.block_elements(stepping) for o in self._offloads)), default=None)
+        elements = ELEMENTS_IF_COMPILED if compiled else offloaded
         parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
         group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         met = [rule for rule, _ in self._met]
@@ -61,6 +62,8 @@ class Plan:
         """Takes the snapshots, then lets every rule add its pull to the gradients; ``scale`` measures it."""
         if self._noise is not None:
             self._noise.reduce_gathered()
+        for offload in self._offloads:
+            offload.begin_step()
         for block in self.blocks:
             gradients = block.gradients()
             if scale is not None:

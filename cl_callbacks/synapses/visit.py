@@ -10,7 +10,7 @@ Load = tuple[Tensor, device]
 """A tensor of stored state, and the device to which it is copied."""
 
 AHEAD_BYTES = 2**27
-"""Most bytes that are copied before a rule asks for them: they are on the device between the steps, too."""
+"""Most bytes that are copied before a rule asks for them, if it works on all parameters at once."""
 
 
 class Visit:

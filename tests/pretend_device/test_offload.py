@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks import BennaFusi, CompileRules, SynapticIntelligence
+from cl_callbacks.compiled import fused
 from cl_callbacks.synapses import offload
 from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
@@ -139,8 +139,9 @@ def test_a_checkpoint_of_mid_task_goes_on_on_the_cpu(rule: str, small_blocks: No
     assert_same(state(resumed), on_cpu(state(there)))
 
 
-def test_rules_whose_operations_are_deferred(small_blocks: None) -> None:
-    """They run on the stream that computes, before copies that need them."""
+def test_rules_whose_operations_are_deferred(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run on the stream that computes, before copies that need them; nothing compiles for this device."""
+    monkeypatch.setattr(fused, "run", lambda calls: [call.do(range(call.length)) for call in calls])
     found = []
     for device in (None, "cpu"):
         rules = (
@@ -166,7 +167,9 @@ def layers(*shapes: tuple[int, ...], devices: tuple[str, ...] = (DEVICE,)) -> tu
 
 def work(synapses: Synapses, blocks: Sequence[tuple[SynapseView, Visit | None]], steps: int = 3) -> None:
     """Adds 1 to the state in each step, and 2 to what it was before."""
+    assert synapses.offload is not None
     for _ in range(steps):
+        synapses.offload.begin_step()
         for block, visit in blocks:
             with synapses.on_device(visit=visit):
                 torch._foreach_mul_(block["path"], 2.0)
@@ -199,7 +202,7 @@ def test_a_stream_of_the_users_own(small_blocks: None) -> None:
     assert paths(synapses) == {7.0}
 
 
-def test_no_more_than_two_blocks_are_on_the_device_and_one_between_the_steps() -> None:
+def test_two_blocks_are_on_the_device_while_one_is_worked_on_and_none_between_the_steps() -> None:
     rows, size = 64, 4 * 64 * 1024
     synapses, view = layers((8 * rows, 1024))
     weight = view.sources[0]
@@ -212,15 +215,13 @@ def test_no_more_than_two_blocks_are_on_the_device_and_one_between_the_steps() -
     most = []
     blocks = [(block, Visit()) for block in parts]
     work(synapses, blocks, steps=2)
-    assert held() == pytest.approx(1.0, abs=0.1)  # of the next step
+    assert held() == pytest.approx(0.0, abs=0.1)
     for block, visit in blocks:
         with synapses.on_device(visit=visit):
             path = block["path"]
             most.append(held())
         del path
-    assert max(most) == pytest.approx(2.0, abs=0.1)
-    synapses.flush()
-    assert held() == pytest.approx(0.0, abs=0.1)
+    assert most == pytest.approx([2.0] * 7 + [1.0], abs=0.1)  # the second is the next one, copied ahead
 
 
 def test_the_host_waits_for_copies_only_where_it_reads_them() -> None:
@@ -296,16 +297,12 @@ def test_a_rule_that_is_copied_while_it_trains(small_blocks: None) -> None:
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
             if trainer.global_step == 8:
-                self.copies = (
-                    copy.deepcopy(self.rule.synapses),
-                    pickle.loads(pickle.dumps(self.rule.synapses)),
-                )
+                self.found = copy.deepcopy(self.rule.synapses)
                 self.expected = copy.deepcopy(self.rule.synapses.state_dict())
 
     rule = make("si", state_device="cpu")
     copying = Copying(rule)
     trained(rule, copying)
-    for found in copying.copies:
-        for field, tensors in found.state_dict().items():
-            for name, t in tensors.items():
-                assert torch.equal(t, copying.expected[field][name])
+    for field, tensors in copying.found.state_dict().items():
+        for name, t in tensors.items():
+            assert torch.equal(t, copying.expected[field][name])
