@@ -112,18 +112,17 @@ class Offload:
         opened = _Open(changing, visit)
         self._open.append(opened)
         try:
-            if visit is not None and visit.asked:
-                self._arrive(opened, visit)
             yield
-            self._write_back(opened)
             self._remember(opened)
+            self._write_back(opened)
         finally:
             self._open.pop()
             self._release(opened)
 
     def begin_step(self) -> None:
         """Begins a step, before which nothing is copied: state takes no memory while the network computes."""
-        self._last, self._ahead = None, {}
+        self._last = None
+        self._drop_ahead()
 
     def flush(self) -> None:
         """Writes changed copies back to the stored state, and waits until all copies are done."""
@@ -145,33 +144,33 @@ class Offload:
         return kept.to(device, copy=True, non_blocking=not waits)
 
     def _load(self, missing: list[Load], opened: _Open) -> dict[Tensor, Tensor]:
-        """Copies that are not there yet, for which the computation waits, and those that were made ahead."""
-        if opened.visit is not None and not opened.has_arrived:
-            self._arrive(opened, opened.visit)
+        """Takes the copies that were made ahead, and makes others, then those of the next visit."""
+        visit = None if opened.has_arrived else opened.visit
+        if visit is not None:
+            self._arrive(opened, visit)
         found = {t: opened.ahead[t] for t, _ in missing if t in opened.ahead}
         for device, tensors in by_device(load for load in missing if load[0] not in found).items():
             streams = self._streams(device)
-            if streams is None:
-                found |= {t: self._copy(t, device) for t in tensors}
-            elif opened.visit is None:
-                streams.computing().wait_stream(streams.inward)
-                found |= {t: self._copy(t, device) for t in tensors}
-            else:
-                with on_stream(streams.inward):
-                    found |= {t: self._copy(t, device) for t in tensors}
-                streams.computing().wait_stream(streams.inward)
+            if streams is not None:
+                streams.computing().wait_stream(streams.outward)
+            found |= {t: self._copy(t, device) for t in tensors}
+        if visit is not None:
+            self._look_ahead(visit)
         return found
 
     def _arrive(self, opened: _Open, visit: Visit) -> None:
-        """Takes what was copied ahead for this visit, and begins to copy what the next one will ask for."""
         opened.has_arrived = True
         if self._last is not None and self._last.next is visit:
             opened.ahead = self._ahead
             for device, event in self._ready.items():
                 torch.accelerator.current_stream(device).wait_event(event)
-        elif self._last is not None:
-            self._last.next = visit
+        else:
+            self._drop_ahead()
+            if self._last is not None:
+                self._last.next = visit
         self._last, self._ahead, self._ready = visit, {}, {}
+
+    def _look_ahead(self, visit: Visit) -> None:
         for device, tensors in by_device(visit.ahead()).items():
             streams = self._streams(device)
             if streams is not None:
@@ -179,11 +178,18 @@ class Offload:
                     self._ahead |= {t: self._copy(t, device) for t in tensors}
                 self._ready[device] = streams.inward.record_event()
 
+    def _drop_ahead(self) -> None:
+        for device in self._ready:
+            streams = self._streams(device)
+            if streams is not None:  # else the state could be written while it is read
+                streams.outward.wait_stream(streams.inward)
+        self._ahead, self._ready = {}, {}
+
     def _remember(self, opened: _Open) -> None:
         visit = opened.visit
         if visit is not None and [id(t) for t, _ in visit.asked] != [id(t) for t in opened.asked]:
             visit.asked = [(t, copy.device) for t, copy in opened.asked.items()]
-            self._ahead = {}  # some of it may be of the same memory
+            self._drop_ahead()  # some of it may be of the same memory
 
     @torch.no_grad()
     def _write_back(self, opened: _Open) -> None:
@@ -201,14 +207,15 @@ class Offload:
             with on_stream(stream):
                 for kept in tensors:
                     kept.copy_(opened.asked[kept], non_blocking=True)
+                    if kept not in opened.ahead:  # it is memory of the stream that computes
+                        opened.asked[kept].record_stream(stream)
             streams.inward.wait_stream(stream)
             if opened.visit is None:
-                self._ahead = {}  # it may have been changed
+                self._drop_ahead()  # it may have been changed
 
     def _release(self, opened: _Open) -> None:
-        """Lets the memory of copies be taken by others as soon as the computation is done with them."""
-        if opened.visit is not None:
-            for device in {copy.device for copy in opened.asked.values()}:
-                streams = self._streams(device)
-                if streams is not None:
-                    streams.inward.wait_stream(streams.computing())
+        """Lets copies ahead take the memory of those that the computation is done with."""
+        for device in {copy.device for copy in opened.ahead.values()}:
+            streams = self._streams(device)
+            if streams is not None:
+                streams.inward.wait_stream(streams.computing())
