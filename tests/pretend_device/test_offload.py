@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks import BennaFusi, CompileRules, SynapticIntelligence
+from cl_callbacks import BennaFusi, CompileRules, EpochBoundaries, SynapticIntelligence
 from cl_callbacks.compiled import fused
 from cl_callbacks.synapses import offload
 from cl_callbacks.synapses.state import Synapses
@@ -20,6 +20,7 @@ from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.visit import Visit
 from tests.every_rule import RULES, assert_same, make, state
 from tests.pretend_device.device import DEVICE, trainer_on, waits
+from tests.processes import train_together
 from tests.small import Net, loader, make_trainer, plain_net, task, weights
 
 # The metaplastic gate keeps nothing.
@@ -307,3 +308,44 @@ def test_a_rule_that_is_copied_while_it_trains(small_blocks: None) -> None:
     for field, tensors in copying.found.state_dict().items():
         for name, t in tensors.items():
             assert torch.equal(t, copying.expected[field][name])
+
+
+def test_two_processes_on_two_devices(tmp_path: Path) -> None:
+    train_together(2, train, str(tmp_path))
+    for rule in TOGETHER:
+        first, second = (torch.load(tmp_path / f"{rule}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert torch.equal(first["there"], first["here"])
+        assert torch.equal(second["there"], first["here"])
+        assert first["waits there"] == first["waits here"] and second["waits there"] == first["waits here"]
+
+
+TOGETHER = ["si", "ewc", "benna-fusi", "mesu"]
+
+
+def train(rank: int, folder: str) -> None:
+    from tests.pretend_device.collectives import PretendDDP
+    from tests.pretend_device.device import load, races
+
+    load()
+    offload.BLOCK_ELEMENTS = 7
+    for rule in TOGETHER:
+        found: dict[str, Any] = {}
+        for name, where in (("here", None), ("there", "cpu")):
+            torch.manual_seed(0)
+            model, counted = Net(plain_net()), Waits()
+            trainer = make_trainer(
+                make(rule, state_device=where),
+                EpochBoundaries(2),
+                counted,
+                accelerator="auto",
+                devices=2,
+                strategy=PretendDDP(),
+                max_epochs=4,
+                log_every_n_steps=1000,
+            )
+            trainer.fit(model, loader(*task(0, 64)))
+            found[name] = weights(model).cpu()
+            found[f"waits {name}"] = counted.found[-2:]
+        torch.save(found, Path(folder) / f"{rule}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+    assert not races()

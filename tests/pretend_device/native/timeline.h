@@ -169,10 +169,12 @@ inline std::vector<char> bytes_to_come(char* pinned, size_t n) {
 inline void queue_copy_to_host(int64_t stream, char* pinned, const char* device, size_t n) {
   auto& line = timeline();
   std::erase_if(line.queued, [&](Queued& q) {  // this one comes later, so earlier ones are done by then
-    bool covered = pinned <= q.pinned && q.pinned + q.bytes.size() <= pinned + n;
-    if (covered && !q.to_host && std::memcmp(q.pinned, q.bytes.data(), q.bytes.size()) != 0)
+    char* end = q.pinned + q.bytes.size();
+    if (q.to_host) return pinned <= q.pinned && end <= pinned + n;
+    if (pinned + n <= q.pinned || end <= pinned) return false;
+    if (std::memcmp(q.pinned, q.bytes.data(), q.bytes.size()) != 0)
       race("the host wrote into pinned memory while a copy from it was queued");
-    return covered;
+    return true;
   });
   line.queued.push_back({pinned, std::vector<char>(device, device + n), stream, line.clocks[stream][stream], true});
   std::memset(pinned, POISON, n);
