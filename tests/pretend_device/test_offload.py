@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cl_callbacks import BennaFusi, CompileRules, EpochBoundaries, SynapticIntelligence
 from cl_callbacks.compiled import fused
-from cl_callbacks.synapses import offload
+from cl_callbacks.synapses import offload, step_plan
 from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.visit import Visit
@@ -143,6 +143,7 @@ def test_a_checkpoint_of_mid_task_goes_on_on_the_cpu(rule: str, small_blocks: No
 def test_rules_whose_operations_are_deferred(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """They run on the stream that computes, before copies of what they change. Nothing compiles here."""
     monkeypatch.setattr(fused, "run", lambda calls: [call.do(range(call.length)) for call in calls])
+    monkeypatch.setattr(step_plan, "ELEMENTS_IF_COMPILED", 7)
     found = []
     for device in (None, "cpu"):
         rules = (
@@ -187,9 +188,10 @@ def test_layers_on_two_devices_and_on_the_cpu(small_blocks: None) -> None:
     synapses, view = layers((5, 2), (3,), (2, 2), (4, 3), devices=devices)
     blocks = [(block, Visit()) for block in view.blocks()]
     assert len(blocks) > 3
+    streams = [torch.accelerator.current_stream(device) for device in (None, 0, 1)]
     work(synapses, blocks)
+    assert [torch.accelerator.current_stream(device) for device in (None, 0, 1)] == streams
     assert paths(synapses) == {7.0}
-    assert torch.accelerator.current_stream(0) == torch.accelerator.current_stream()
     assert {t.is_pinned() for t in view.fields["path"]} == {True, False}
 
 
@@ -268,14 +270,35 @@ def test_other_changes_between_two_blocks_are_not_missed(small_blocks: None) -> 
     synapses, view = layers((6, 7))
     blocks = [(block, Visit()) for block in view.blocks()]
     work(synapses, blocks, steps=2)
-    with synapses.on_device():
-        view["path"][0].zero_()
-    work(synapses, blocks, steps=1)
-    assert paths(synapses) == {1.0}
+    for i, (block, visit) in enumerate(blocks):
+        if i == 2:
+            with synapses.on_device():
+                view["path"][0].fill_(20)
+        with synapses.on_device(visit=visit):
+            block["path"][0].add_(1)
+    assert synapses.state_dict()["path"]["0"][:, 0].tolist() == [20.0, 20.0, 21.0, 21.0, 21.0, 21.0]
     with synapses.rewound({"path": {"0": torch.full((6, 7), 5.0)}}):
         work(synapses, blocks, steps=1)
         assert paths(synapses) == {11.0}
-    assert paths(synapses) == {7.0}  # 11 - 5 + 1
+    assert paths(synapses) == {26.0, 27.0}  # 11 - 5 more
+
+
+def test_a_rule_that_asks_for_more_than_in_the_step_before() -> None:
+    """It changes what was copied ahead for another of its methods."""
+    synapses = Synapses({"path": "zeros", "other": "zeros"}, device=torch.device("cpu"))
+    view = synapses.place({"weight": torch.ones(8, 3, device=DEVICE)}, ["weight"])
+    rewriting, observing = Visit(), Visit()
+    assert synapses.offload is not None
+    for step in range(4):
+        synapses.offload.begin_step()
+        with synapses.on_device(visit=rewriting):
+            for field in ("path", "other") if step == 3 else ("other",):
+                view[field][0].add_(1)
+        with synapses.on_device(visit=observing):
+            view["path"][0].mul_(3).add_(1)
+    found = synapses.state_dict()
+    assert found["other"]["weight"].unique().tolist() == [4.0]
+    assert found["path"]["weight"].unique().tolist() == [43.0]  # 1, 4, 13, (13 + 1) 3 + 1
 
 
 def test_work_at_other_places_than_in_the_step_before(small_blocks: None) -> None:
