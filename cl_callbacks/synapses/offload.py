@@ -159,15 +159,11 @@ class Offload:
         return found
 
     def _arrive(self, opened: _Open, visit: Visit) -> None:
-        opened.has_arrived = True
-        if self._last is not None and self._last.next is visit:
-            opened.ahead = self._ahead
-            for device, event in self._ready.items():
-                torch.accelerator.current_stream(device).wait_event(event)
-        else:
-            self._drop_ahead()
-            if self._last is not None:
-                self._last.next = visit
+        opened.has_arrived, opened.ahead = True, self._ahead
+        for device, event in self._ready.items():
+            torch.accelerator.current_stream(device).wait_event(event)
+        if self._last is not None:
+            self._last.next = visit
         self._last, self._ahead, self._ready = visit, {}, {}
 
     def _look_ahead(self, visit: Visit) -> None:
