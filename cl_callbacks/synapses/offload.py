@@ -187,24 +187,24 @@ class Offload:
             visit.asked = [(t, copy.device) for t, copy in opened.asked.items()]
             self._drop_ahead()  # some of it may be of the same memory
 
-    @torch.no_grad()
     def _write_back(self, opened: _Open) -> None:
         if not opened.changing:
             return
-        for device, tensors in by_device((t, copy.device) for t, copy in opened.asked.items()).items():
+        changed = {kept: copy.detach() for kept, copy in opened.asked.items()}
+        for device, tensors in by_device((kept, copy.device) for kept, copy in changed.items()).items():
             streams = self._streams(device)
             if streams is None:
                 for kept in tensors:
-                    kept.copy_(opened.asked[kept])
+                    kept.copy_(changed[kept])
                 continue
             self._busy.add(device)
             stream = streams.computing() if opened.visit is None else streams.outward
             stream.wait_stream(streams.inward if opened.visit is None else streams.computing())
             with on_stream(stream):
                 for kept in tensors:
-                    kept.copy_(opened.asked[kept], non_blocking=True)
+                    kept.copy_(changed[kept], non_blocking=True)
                     if kept not in opened.ahead:  # it is memory of the stream that computes
-                        opened.asked[kept].record_stream(stream)
+                        changed[kept].record_stream(stream)
             streams.inward.wait_stream(stream)
             if opened.visit is None:
                 self._drop_ahead()  # it may have been changed

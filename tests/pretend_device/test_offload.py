@@ -185,7 +185,7 @@ def paths(synapses: Synapses) -> set[float]:
 
 def test_layers_on_two_devices_and_on_the_cpu(small_blocks: None) -> None:
     devices = f"{DEVICE}:0", f"{DEVICE}:1", "cpu"
-    synapses, view = layers((5, 2), (3,), (2, 2), (4, 3), devices=devices)
+    synapses, view = layers((5, 2), (3,), (2, 2), (4, 3), (2, 3), devices=devices)
     blocks = [(block, Visit()) for block in view.blocks()]
     assert len(blocks) > 3
     streams = [torch.accelerator.current_stream(device) for device in (None, 0, 1)]
