@@ -58,15 +58,15 @@ NOTES = """\
   may have changed, on streams of their own: while it works on one block of the parameters, here of 8 million,
   the state of the next is on its way there and that of the one before on its way back. Two blocks of a rule's
   state are on the accelerator at most, within the step, when the activations are gone, and none between the
-  steps. The host waits for no copy; the optimizer's step or the next forward runs while the last block is
-  copied back. A step still takes as long as the transfer of its bytes, which is longer than the rule's own
-  work: both ways at once for rules that rewrite the update or follow each step, one way for `EWC` and `MAS`
-  from the second task on, and none in the first. Not overlapped are `KFACLaplace` and rules beside it, which
-  work on all parameters at once, the standard deviations for each draw of `BGD` and `MESU`, the end of a
-  window of `RWalk`, and a gate's importance. Tested with copies within the CPU, and on a pretend device that
-  finds copies out of order and waits of the host; it has not run on CUDA yet, so what the overlap saves is
-  not measured. Under FSDP2 on an accelerator it is refused; there each process has only its shard of the
-  state.
+  steps. The host waits for no copy; the accelerator waits for that of a step's first block, and copies the
+  last one back while it computes the next forward. A step still takes as long as the transfer of its bytes,
+  which is longer than the rule's own work: both ways at once for rules that rewrite the update or follow each
+  step, one way for `EWC` and `MAS` from the second task on, and none in the first. Not overlapped are
+  `KFACLaplace` and rules beside it, which work on all parameters at once, the standard deviations for each
+  draw of `BGD` and `MESU`, the end of a window of `RWalk`, and a gate's importance. Tested with copies within
+  the CPU, and on a pretend device that finds copies out of order and waits of the host; it has not run on
+  CUDA yet, so what the overlap saves is not measured. Under FSDP2 on an accelerator it is refused; there each
+  process has only its shard of the state.
 """
 
 
