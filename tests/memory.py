@@ -39,9 +39,9 @@ NOTES = """\
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
-  of the parameters (131,072 on a CPU, 67 million on an accelerator, 17 million with `CompileRules`; all of
-  them if `KFACLaplace` or a rule of your own that does not say `local` takes part), and what measuring the
-  importance at the end of a task takes.
+  of the parameters (131,072 on a CPU, 67 million on an accelerator, 17 million with `CompileRules`, 8
+  million with `state_device="cpu"`; all of them if `KFACLaplace` or a rule of your own that does not say
+  `local` takes part), and what measuring the importance at the end of a task takes.
 
 ## Less of it
 
@@ -52,15 +52,21 @@ NOTES = """\
   where it nearly was. What grows in small steps, such as the path of `SynapticIntelligence`, would stand
   still in it and is kept in float32. Rules of which that is all refuse it, those marked "refused".
   `"float16"` takes as much, and importances below 6e-8, which are common, are 0 in it.
-- `state_device="cpu"` keeps the state in the memory of the CPU, pinned where CUDA is there; snapshots and
-  noise stay beside the parameters. The weights are the same, bit for bit, and so are checkpoints (tested
-  with copies within the CPU; the tests with CUDA run where it is there). Before a rule does something, what
-  it asks for of its state is copied to the parameters, and afterwards back if it may have changed: there,
-  one rule's fields are on the accelerator for a moment within the step, when the activations are gone. The
-  host does not wait for the copies, the accelerator does: each costs the transfer of its bytes in every
-  step, both ways for rules that rewrite the update or follow each step. `EWC` and `MAS` take one way from
-  the second task on, and none in the first. Under FSDP2 on an accelerator it is refused; there each process
-  has only its shard of the state.
+- `state_device="cpu"` keeps the state in the memory of the CPU, pinned if there is an accelerator; snapshots
+  and noise stay beside the parameters. The weights are the same, bit for bit, and so are checkpoints. Before
+  a rule does something, what it asks for of its state is copied to the parameters, and afterwards back if it
+  may have changed, on streams of their own: while it works on one block of the parameters, here of 8 million,
+  the state of the next is on its way there and that of the one before on its way back. Two blocks of a rule's
+  state are on the accelerator at most, within the step, when the activations are gone, and none between the
+  steps. The host waits for no copy; the accelerator waits for that of a step's first block, and copies the
+  last one back while it computes the next forward. A step still takes as long as the transfer of its bytes,
+  which is longer than the rule's own work: both ways at once for rules that rewrite the update or follow each
+  step, one way for `EWC` and `MAS` from the second task on, and none in the first. Not overlapped are
+  `KFACLaplace` and rules beside it, which work on all parameters at once, the standard deviations for each
+  draw of `BGD` and `MESU`, the end of a window of `RWalk`, and a gate's importance. Tested with copies within
+  the CPU, and on a pretend device that finds copies out of order and waits of the host; it has not run on
+  CUDA yet, so what the overlap saves is not measured. Under FSDP2 on an accelerator it is refused; there each
+  process has only its shard of the state.
 """
 
 

@@ -58,6 +58,12 @@ def is_compiling() -> bool:
     return _here.tape is not None
 
 
+def run_deferred() -> None:
+    """Runs what is deferred, in this thread, before an operation that torch does not see waits for it."""
+    if _here.tape is not None:
+        _here.tape.run()
+
+
 def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[str] = ()) -> Any:
     """Decorates an elementwise in-place operation on aligned lists of tensors, so that it can be compiled.
 

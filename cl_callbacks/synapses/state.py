@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.synapses.visit import Visit
 from cl_callbacks.tensors.blocks import ALL
 from cl_callbacks.tensors.finite import zero_nonfinite_
 from cl_callbacks.tensors.flat import dense_strides
@@ -132,18 +133,23 @@ class Synapses:
         )
         return self.view
 
-    def on_device(self, changing: bool = True) -> AbstractContextManager[None]:
+    def on_device(self, changing: bool = True, visit: Visit | None = None) -> AbstractContextManager[None]:
         """Within, offloaded fields stay on the parameters' device, and may be changed if ``changing``.
 
         A rule's ``pull``, ``rewrite``, ``observe`` and ``end_step`` are called within; any other code that
-        changes fields must enter this context itself.
+        changes fields must enter this context itself; with a ``visit`` if it does so in every step.
         """
-        return _NOTHING if self.offload is None else self.offload.on_device(changing)
+        return _NOTHING if self.offload is None else self.offload.on_device(changing, visit)
 
     def flush(self) -> None:
         """Brings offloaded state up to date where it is stored; call it before reading ``view.fields``."""
         if self.offload is not None:
             self.offload.flush()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a rule: the state, up to date."""
+        self.flush()
+        return dict(vars(self))
 
     @property
     def known(self) -> bool:

@@ -14,6 +14,7 @@ from cl_callbacks.compiled.fused import compiling, is_compiling
 from cl_callbacks.synapses.pull_scale import PullScale
 from cl_callbacks.synapses.step import Need, Rule, Step
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.synapses.visit import Visit
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.tensors.blocks import ALL, ELEMENTS_IF_COMPILED, Rows, in_blocks, rows_of, spans
 from cl_callbacks.tensors.finite import copy_each_, copy_finite_, turn_into_update_, zero_nonfinite_
@@ -48,7 +49,10 @@ class Plan:
         known = {p for _, view in self._met for p in view.sources}
         stepping = [p for p in parameters if p in known]
         local = all(rule.local for rule, _ in self._met)
-        elements = ELEMENTS_IF_COMPILED if compiled else None
+        found = (rule.synapses.offload for rule, _ in self._met)
+        self._offloads = [offload for offload in found if offload is not None]
+        offloaded = min(filter(None, (o.block_elements(stepping) for o in self._offloads)), default=None)
+        elements = ELEMENTS_IF_COMPILED if compiled else offloaded
         parts = in_blocks(stepping, elements) if local else [dict.fromkeys(stepping, ALL)]
         group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         met = [rule for rule, _ in self._met]
@@ -58,6 +62,8 @@ class Plan:
         """Takes the snapshots, then lets every rule add its pull to the gradients; ``scale`` measures it."""
         if self._noise is not None:
             self._noise.reduce_gathered()
+        for offload in self._offloads:
+            offload.begin_step()
         for block in self.blocks:
             gradients = block.gradients()
             if scale is not None:
@@ -165,8 +171,10 @@ def _on_device(rule: Rule, verb: Callable[..., None], changing: bool = True) -> 
     if rule.synapses.offload is None:
         return verb
 
+    visit = Visit(changing)
+
     def call(*arguments: Any) -> None:
-        with rule.synapses.on_device(changing):
+        with rule.synapses.on_device(changing, visit):
             verb(*arguments)
 
     return call

@@ -88,7 +88,8 @@ class SynapseView:
     def blocks(self) -> Iterator[SynapseView]:
         """The view in parts, one after the other, each small enough for the cache."""
         if all(rows == ALL for rows in self.rows):
-            yield from (self.restrict_to(part) for part in in_blocks(self.sources))
+            elements = None if self.offload is None else self.offload.block_elements(self.sources)
+            yield from (self.restrict_to(part) for part in in_blocks(self.sources, elements))
         else:
             yield self
 

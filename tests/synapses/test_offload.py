@@ -164,9 +164,9 @@ def test_only_what_a_rule_asks_for_travels_and_comes_back(elsewhere: None) -> No
     with synapses.on_device():
         view["changed"][0].add_(1)
         assert view["changed"][0] is view["changed"][0]
-        assert [kept for _, copies in synapses.offload._out for kept in copies] == view.fields["changed"]
+        assert [kept for opened in synapses.offload._open for kept in opened.asked] == view.fields["changed"]
         assert view.fields["changed"][0].sum() == 0
-    assert not synapses.offload._out
+    assert not synapses.offload._open
     assert view.fields["changed"][0].tolist() == [1.0, 1.0]
     moved = {field for field, (kept,) in view.fields.items() if kept._version != versions[field]}
     assert moved == {"changed"}

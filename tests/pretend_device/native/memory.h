@@ -31,7 +31,8 @@ inline c10::DataPtr new_memory(size_t size, int device, void (*release)(void*), 
 inline void free_device_memory(void* p) {
   Locked locked(timeline().lock);
   Allocation& a = timeline().memory[(char*)p];
-  Clock& seen = timeline().clocks[a.stream];
+  Clock seen = timeline().clocks[a.stream];
+  merge(seen, timeline().clocks[HOST]);
   for (auto& use : a.accesses) {
     bool told = std::count(a.users.begin(), a.users.end(), use.stream);
     if (use.stream != a.stream && !told && seen[use.stream] < use.tick)

@@ -101,27 +101,39 @@ inline void access(int64_t stream, char* begin, size_t bytes, bool writes, const
 
 inline int64_t next_tick(int64_t stream) {
   Locked locked(timeline().lock);
+  merge(timeline().clocks[stream], timeline().clocks[HOST]);  // what is called after the host has waited comes later
   return ++timeline().clocks[stream][stream];
 }
 
 constexpr char POISON = (char)0xff;  // a NaN in every floating type
 
+inline void poison(char* begin, char* end) {
+  if (begin < end) std::memset(begin, POISON, end - begin);
+}
+
 // Copies that the host now knows to be done leave the queue.
 inline void complete_queued() {
   auto& line = timeline();
   Clock& seen = line.clocks[HOST];
-  std::erase_if(line.queued, [&](Queued& q) {
-    if (seen[q.stream] < q.tick) return false;
+  std::vector<Queued> remaining;
+  for (size_t i = 0; i < line.queued.size(); ++i) {
+    Queued& q = line.queued[i];
     size_t n = q.bytes.size();
-    if (q.to_host) {
+    if (seen[q.stream] < q.tick) {
+      remaining.push_back(q);
+    } else if (q.to_host) {
       if (!std::all_of(q.pinned, q.pinned + n, [](char c) { return c == POISON; }))
         race("the host wrote into pinned memory while a copy to it was queued");
       std::memcpy(q.pinned, q.bytes.data(), n);
+      for (size_t j = i + 1; j < line.queued.size(); ++j) {  // a later copy to a part of it is still to come
+        Queued& next = line.queued[j];
+        if (next.to_host) poison(std::max(q.pinned, next.pinned), std::min(q.pinned + n, next.pinned + next.bytes.size()));
+      }
     } else if (std::memcmp(q.pinned, q.bytes.data(), n) != 0) {
       race("the host wrote into pinned memory while a copy from it was queued");
     }
-    return true;
-  });
+  }
+  line.queued = std::move(remaining);
 }
 
 inline void host_sees(const Clock& clock) {
@@ -157,10 +169,12 @@ inline std::vector<char> bytes_to_come(char* pinned, size_t n) {
 inline void queue_copy_to_host(int64_t stream, char* pinned, const char* device, size_t n) {
   auto& line = timeline();
   std::erase_if(line.queued, [&](Queued& q) {  // this one comes later, so earlier ones are done by then
-    bool covered = pinned <= q.pinned && q.pinned + q.bytes.size() <= pinned + n;
-    if (covered && !q.to_host && std::memcmp(q.pinned, q.bytes.data(), q.bytes.size()) != 0)
+    char* end = q.pinned + q.bytes.size();
+    if (q.to_host) return pinned <= q.pinned && end <= pinned + n;
+    if (pinned + n <= q.pinned || end <= pinned) return false;
+    if (std::memcmp(q.pinned, q.bytes.data(), q.bytes.size()) != 0)
       race("the host wrote into pinned memory while a copy from it was queued");
-    return covered;
+    return true;
   });
   line.queued.push_back({pinned, std::vector<char>(device, device + n), stream, line.clocks[stream][stream], true});
   std::memset(pinned, POISON, n);
