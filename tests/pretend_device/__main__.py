@@ -53,17 +53,17 @@ The last column is per batch that importance is measured on, once a task.
 
 {of_rules()}
 
-`StreamingConsolidation` reads the unit of its importance: in the first ten steps nearly always, then once in a
-tenth more steps, later once in 1000. Rules that read the learning rate wait for one that is a tensor on the
+`StreamingConsolidation` reads the unit of its importance: in the first ten steps nearly always, then once in
+a tenth more steps, later once in 1000. Rules that read the learning rate wait for one that is a tensor on the
 device.
 
 ## Boundaries and what looks on
 
 {rows(["", "a batch"], *others)}
 
-`DriftBoundaries` and `PlateauBoundaries` wait once in `check_every_n_batches` (5), with `hard_samples` more often
-then. `BatchBoundaries` waits once in a batch that comes from the loader on the device, or where the module or the
-data module has a `transfer_batch_to_device` or `on_after_batch_transfer` of its own.
+`DriftBoundaries` and `PlateauBoundaries` wait once in `check_every_n_batches` (5), with `hard_samples` more
+often then. `BatchBoundaries` waits once in a batch that comes from the loader on the device, or where the
+module or the data module has a `transfer_batch_to_device` or `on_after_batch_transfer` of its own.
 """
 
 

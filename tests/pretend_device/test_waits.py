@@ -17,14 +17,14 @@ HARD = "PlateauBoundaries(hard_samples=10)"
 def test_no_rule_makes_the_host_wait(rule: str) -> None:
     measured = counts.beyond_none(rule)
     measured.pop("end of a task")
-    rarely = 0.1 if rule.startswith("streaming") else 0.0  # it reads the unit of its importance
+    rarely = 0.2 if rule.startswith("streaming") else 0.0  # it reads the unit of its importance
     assert all(0.0 <= waited <= rarely for waited in measured.values()), measured
 
 
 @pytest.mark.parametrize("name", counts.OTHERS)
 def test_boundaries_wait_when_they_check(name: str) -> None:
     waited = counts.of_other(name)
-    assert waited < 1.0 if name == HARD else waited == (0.2 if name in CHECKING else 0.0)
+    assert waited <= 1.2 if name == HARD else waited == (0.2 if name in CHECKING else 0.0)
 
 
 def test_the_page_is_up_to_date() -> None:
