@@ -73,10 +73,7 @@ def fits_in_a_row(place: Place) -> str:
 
     def fits(where: Place, make: Any) -> dict[str, torch.Tensor]:
         rule, module = make(), model().double()
-        # For a device that is not torch's own `Module.to` makes new parameters, to which nothing can be
-        # carried over.
-        carried = FitBoundaries(carry_optimizer=place.device != "pretend")
-        trainer = where.trainer(rule, carried, max_epochs=1)
+        trainer = where.trainer(rule, FitBoundaries(carry_optimizer=True), max_epochs=1)
         for index in range(3):
             trainer.fit(module, data_for(module, *task(index)))
             trainer.fit_loop.max_epochs += 1

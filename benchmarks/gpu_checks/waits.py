@@ -145,7 +145,8 @@ BOUNDARIES: dict[str, tuple[Callable[[], Callback], float]] = {
     "DriftBoundaries": (DriftBoundaries, EVERY_FIFTH),
     "DriftBoundaries, feature_shift": (lambda: DriftBoundaries(monitor="feature_shift"), EVERY_FIFTH),
     "PlateauBoundaries": (PlateauBoundaries, EVERY_FIFTH),
-    "PlateauBoundaries, hard_samples": (lambda: PlateauBoundaries(hard_samples=10), EVERY_FIFTH),
+    # In every fifth step it also looks at labels, and whether single samples can be taken.
+    "PlateauBoundaries, hard_samples": (lambda: PlateauBoundaries(hard_samples=10), 7 * EVERY_FIFTH),
 }
 
 
