@@ -46,8 +46,8 @@ class AtOnce:
 
     def append(self, call: FusedCall) -> None:
         lists = call.tensors()
-        shapes = tuple(tuple((t.shape, t.stride(), t.dtype) for t in some) for some in lists)
-        key = (call.kind, shapes, call.device)
+        about = tuple(tuple((t.shape, t.stride(), t.dtype, t.device) for t in some) for some in lists)
+        key = (call.kind, about)
         if key not in self._compiled:
             self._compiled[key] = torch.compile(_program(call), fullgraph=True, dynamic=False)
         outer, fused._here.tape = fused._here.tape, None
