@@ -135,12 +135,13 @@ def merge_weights_(
     """
     for weight, before, known, more in zip(weights, old, total, new, strict=True):
         wide = torch.promote_types(weight.dtype, before.dtype)
+        share = torch.ones_like(known, dtype=wide)
         if old_share is None:
-            sum_of_both = known + more
-            share = torch.where(sum_of_both > 0, more / sum_of_both, 1.0)
+            sum_of_both = known.to(wide) + more
+            share = torch.where(sum_of_both > 0, more / sum_of_both, share)
         else:
-            share = torch.where(known > 0, 1.0 - old_share, 1.0)
+            share.masked_fill_(known > 0, 1.0 - old_share)
         # `lerp` returns its ends bit for bit at shares of 0 and 1.
-        weight.copy_(torch.lerp(before.to(wide), weight.to(wide), share.to(wide)))
+        weight.copy_(torch.lerp(before.to(wide), weight.to(wide), share))
         known.add_(more)
         before.copy_(weight)

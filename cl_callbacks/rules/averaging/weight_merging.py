@@ -113,15 +113,13 @@ class WeightMerging(SynapticCallback):
         super().__init__(**options)
         if share != "running" and (isinstance(share, str) or not 0 <= number("share", share) < 1):
             raise ValueError(
-                f"share is that of the old weights, from 0 to below 1, at which nothing would be learned, or "
-                f"'running' for the mean over tasks; got {share!r}"
+                f"share must be from 0 to below 1, at which nothing would be learned, or 'running' for "
+                f"the mean over tasks; got {share!r}"
             )
         if every_n_steps is not None:
             integer("every_n_steps", every_n_steps, least=1)
             if share == "running":
-                raise ValueError(
-                    "share='running' is for once a task: with every_n_steps give a number"
-                )
+                raise ValueError("share='running' is for once a task: with every_n_steps give a number")
         if weighted_by is not None and (share != "running" or include_start):
             raise ValueError(
                 "weighted_by gives each weight a share of its own, by the importance that tasks have: leave "
