@@ -70,6 +70,9 @@ COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 # Rules that are local to each weight, and so to each shard.
 SHARDABLE = {*PULLING, *REWRITING} - {"kfac", "kfac list"}
 
+# Rules that do something at the end of a task.
+CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {"merging", "merging steps"}
+
 # What tells the forms of one class apart, where there are several.
 VARIANTS = {
     "ewc": '`estimator="exact"`',
