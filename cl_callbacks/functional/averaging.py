@@ -69,7 +69,10 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
 
 @fusable(numbers=["share"])
 def draw_back_(
-    weights: Sequence[Tensor], old: Sequence[Tensor], total: Sequence[Tensor], share: float
+    weights: Sequence[Tensor],
+    old: Sequence[Tensor],
+    total: Sequence[Tensor],
+    share: float | Sequence[float],
 ) -> None:
     r"""Moves weights towards old ones: :math:`\theta \leftarrow (1-b)\theta + b\,\theta_{\text{old}}`.
 
@@ -81,7 +84,7 @@ def draw_back_(
         weights: :math:`\theta`.
         old: :math:`\theta_{\text{old}}`, one tensor of the same shape per weight.
         total: :math:`N`, likewise, at least 0.
-        share: :math:`b`, from 0 to 1.
+        share: :math:`b`, from 0 to 1, or one for each tensor.
 
     Example:
         >>> theta = [torch.tensor([4.0, 4.0])]

@@ -25,7 +25,6 @@ from cl_callbacks.synapses.state import Fill
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.trained_weights import trained
 from cl_callbacks.synapses.view import SynapseView
-from cl_callbacks.training.lightning_private import attached_trainer
 from cl_callbacks.training.progress import say
 
 
@@ -128,11 +127,10 @@ class WeightMerging(SynapticCallback):
         self.share, self.every_n_steps = share, every_n_steps
         self.weighted_by, self.include_start = weighted_by, include_start
         self.steps: dict[str, int] = {}
-        """Number of steps of each optimizer, by its index in the Trainer."""
+        """Number of optimizer steps of each parameter, by name, if they are counted."""
         self.started = False
         """Whether the weights before the first task have been counted."""
         self._statistics = BatchStatistics()
-        self._index_of: dict[Tensor, str] = {}
         self._weighing: SynapticCallback | None = None
 
     @property
@@ -174,21 +172,17 @@ class WeightMerging(SynapticCallback):
 
     def rewrite(self, step: Step) -> None:
         """Averages with the weights of the last boundary, after every n-th step."""
-        synapses = step.synapses
         if self.every_n_steps is None or not self.share or not (self.tasks or self.started):
             return
-        if (self._steps_of(synapses) + 1) % self.every_n_steps == 0:
-            draw_back_(synapses.parameters, synapses["old"], synapses["total"], self.share)
+        synapses, steps, every = step.synapses, self.steps, self.every_n_steps
+        shares = [0.0 if (steps.get(name, 0) + 1) % every else self.share for name in synapses.names]
+        if any(shares):
+            draw_back_(synapses.parameters, synapses["old"], synapses["total"], shares)
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Counts the step of the optimizer."""
-        self.steps[self._index(synapses)] = self._steps_of(synapses) + 1
-
-    def _steps_of(self, synapses: SynapseView) -> int:
-        return self.steps.get(self._index(synapses), 0)
-
-    def _index(self, synapses: SynapseView) -> str:
-        return self._index_of.get(synapses.sources[0], "")
+        """Counts the step of each parameter, if these are counted."""
+        if self.every_n_steps is not None:
+            self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
@@ -219,12 +213,6 @@ class WeightMerging(SynapticCallback):
 
     def _averages_statistics(self, name: str) -> bool:
         return wants_name(name, self.parameters, self.exclude)
-
-    def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
-        super()._place(pl_module, growing)
-        trainer = attached_trainer(pl_module)
-        optimizers = enumerate(trainer.optimizers if trainer is not None else ())
-        self._index_of = {p: str(i) for i, o in optimizers for g in o.param_groups for p in g["params"]}
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, with the statistics of BatchNorm after the last task."""

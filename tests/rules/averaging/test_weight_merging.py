@@ -453,8 +453,8 @@ def test_arguments_that_cannot_work(arguments: dict[str, Any], sentence: str) ->
         WeightMerging(**arguments)
 
 
-def test_each_optimizer_counts_its_own_steps() -> None:
-    """Of two, with every second step: one takes eight of the twelve, the other four."""
+def test_each_parameter_counts_its_own_steps() -> None:
+    """Of two optimizers, with every second step: one takes eight of the twelve, the other four."""
 
     class Two(Net):
         automatic_optimization = False
