@@ -166,6 +166,37 @@ def test_by_importance_it_ends_at_the_joint_minimum_of_quadratics() -> None:
     torch.testing.assert_close(ewc.synapses.view["importance"][0], curvatures.sum(0), rtol=0, atol=1e-10)
 
 
+def test_the_importance_that_weighs_is_measured_once_at_the_weights_that_training_ended_with() -> None:
+    """The path of synaptic intelligence is gone once it is read, and the weights are others then."""
+    model, si, kept = (
+        Net(net(), OPTIMIZERS["sgd"]),
+        SynapticIntelligence(0.0, normalize=None, name="si"),
+        End(),
+    )
+    merging, paths = WeightMerging(weighted_by="si", state_dtype="float64"), Paths(si)
+    fit(model, merging, kept, si, paths, tasks=2)
+    starts = [weights(Net(net())), kept.merged[0]]
+    ways = zip(paths.found, kept.weights, starts, strict=True)
+    importance = [path_importance([path], [end], [start], si.damping)[0] for path, end, start in ways]
+    total = importance[0] + importance[1]
+    mean = (importance[0] * kept.weights[0] + importance[1] * kept.weights[1]) / total
+    expected = torch.where(total > 0, mean, kept.weights[1])
+    torch.testing.assert_close(weights(model), expected, rtol=0, atol=1e-12)
+    found = torch.cat([t.flatten() for t in si.synapses.view["importance"]])
+    torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-14)
+
+
+class Paths(Callback):
+    """Keeps the path of each task."""
+
+    def __init__(self, si: SynapticIntelligence) -> None:
+        self.si = si
+        self.found: list[Tensor] = []
+
+    def on_task_ending(self, *args: Any) -> None:
+        self.found.append(torch.cat([p.flatten() for p in self.si.synapses.view["path"]]))
+
+
 def test_weights_without_importance_count_tasks() -> None:
     model, kept = Net(net(), OPTIMIZERS["sgd"]), End()
     merging = WeightMerging(weighted_by="ewc")
@@ -300,17 +331,12 @@ def test_other_rules_take_the_merged_weights_wherever_they_are_in_the_list(first
 def test_path_rules_measure_the_way_that_training_took() -> None:
     """From where the task began to where its training ended, and not to the average."""
     model, si, kept = Net(net(), OPTIMIZERS["sgd"]), SynapticIntelligence(0.0, normalize=None), End()
-    paths: list[Tensor] = []
-
-    class Paths(Callback):
-        def on_task_ending(self, *args: Any) -> None:
-            paths.append(torch.cat([p.flatten() for p in si.synapses.view["path"]]))
-
-    fit(model, si, kept, WeightMerging(0.5), Paths(), tasks=2)
+    paths = Paths(si)
+    fit(model, si, kept, WeightMerging(0.5), paths, tasks=2)
     starts = [weights(Net(net())), kept.merged[0]]
     expected = [
         path_importance([path], [end], [start], si.damping)[0]
-        for path, end, start in zip(paths, kept.weights, starts, strict=True)
+        for path, end, start in zip(paths.found, kept.weights, starts, strict=True)
     ]
     found = torch.cat([t.flatten() for t in si.synapses.view["importance"]])
     torch.testing.assert_close(found, sum(expected), rtol=1e-10, atol=1e-14)
