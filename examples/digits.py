@@ -100,7 +100,7 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "metaplastic": (MetaplasticGate, "steepness"),
     "benna_fusi": (BennaFusi, "coupling"),
     "cascade": (Cascade, "levels"),
-    "sfa": (partial(WeightMerging, share=0.25, every_n_steps=5), "share"),
+    "sfa": (partial(WeightMerging, share=0.25, every_n_steps=20), "share"),
     "wise": (partial(WeightMerging, share=0.5), "share"),
     "running": (partial(WeightMerging, share="running"), "share"),
     "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc

@@ -57,7 +57,7 @@ class L2SP(AnchoredRule):
 
     def __init__(
         self,
-        strength: float = 0.01,
+        strength: float = 0.05,
         *,
         to: Start = "last_task",
         proximal: bool = False,
@@ -74,6 +74,11 @@ class L2SP(AnchoredRule):
     def remembers(self) -> bool:
         """Whether there is anything to be pulled to."""
         return self.started or super().remembers
+
+    @property
+    def waits_for_a_task(self) -> bool:
+        """Whether there is nothing to be pulled to before a task has ended, and none has."""
+        return self.to == "last_task" and super().waits_for_a_task
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to pull to the weights before the first task, if they are the anchor."""

@@ -101,6 +101,10 @@ def test_weights_that_were_not_there_at_the_start_are_left_alone() -> None:
     assert (importance[:CLASSES] == 1).all() and (importance[CLASSES:] == 0).all()
 
 
+def test_nothing_is_missed_without_a_boundary_if_the_start_is_the_anchor() -> None:
+    assert L2SP().waits_for_a_task and not L2SP(to="start").waits_for_a_task
+
+
 def test_an_anchor_that_there_is_none_of() -> None:
     with pytest.raises(ValueError, match=r"to='best' is not one of \('last_task', 'start'\)"):
         L2SP(to="best")  # type: ignore[arg-type]
