@@ -61,11 +61,11 @@ def test_copies_that_come_back_and_go_again() -> None:
 def test_weights_that_are_moved_in_the_past_move_as_far_in_the_present() -> None:
     """Others stay bit for bit, also where they are not finite, and so do statistics."""
     snapshots, model = Snapshots(), Net()
-    snapshots.take(NOBODY, model, 0)
     weight, statistics = model.net[4].weight, model.net[1].running_mean
     with torch.no_grad():
-        weight.add_(1.0)
         weight[0, 0] = torch.inf
+        snapshots.take(NOBODY, model, 0)
+        weight[0, 0] = 1.0
         model.net[0].weight[0, 0] = torch.nan
         present = {name: t.clone() for name, t in model.state_dict().items()}
         with snapshots.rewound(NOBODY, model):

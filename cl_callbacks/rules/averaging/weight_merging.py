@@ -36,7 +36,10 @@ class WeightMerging(SynapticCallback):
     .. math:: \theta \leftarrow \theta_{\text{old}} + \frac{\theta - \theta_{\text{old}}}{t+1}, \qquad
               \theta_{\text{old}} \leftarrow \theta ,
 
-    the mean of the weights with which each task has ended, from which the next task trains on. Other forms:
+    the mean of the weights with which each task has ended, from which the next task trains on. It remembers
+    well where tasks end near each other, as from pretrained weights. From random ones they end far apart, and
+    what lies between two networks may be neither: there it helps little, and beside a rule with an importance
+    ``weighted_by`` is far better. Other forms:
 
     ==================================  ===================================================================
     ``share=b``                         once when a task ends
@@ -166,9 +169,19 @@ class WeightMerging(SynapticCallback):
                 torch._foreach_add_(self.synapses.view["total"], 1.0)
             self._statistics.begin(pl_module, self._averages_statistics)
             self.started = True
+        self._point_to_importance(trainer, others)
         averages = any(self._averages_statistics(name) for name, _ in statistics(pl_module))
         if averages and self.every_n_steps is None and first_time(self, "statistics"):
             say(trainer, f"{self.name} averages the running statistics of BatchNorm like the weights")
+
+    def _point_to_importance(self, trainer: Trainer, others: list[SynapticCallback]) -> None:
+        able = [rule.name for rule in others if _weighs(rule)]
+        if able and self.share == "running" and self.weighted_by is None and first_time(self, "importance"):
+            say(
+                trainer,
+                f"{self.name} counts every task alike for each weight: weighted_by={able[0]!r} would count "
+                f"it by the importance that this rule measures.",
+            )
 
     def rewrite(self, step: Step) -> None:
         """Averages with the weights of the last boundary, after every n-th step."""

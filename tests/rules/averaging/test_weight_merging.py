@@ -224,6 +224,16 @@ def test_an_importance_that_cannot_be_used(other: Callable[[], Callback], senten
     assert torch.equal(weights(model), before)
 
 
+def test_an_importance_that_is_there_is_pointed_to(caplog: pytest.LogCaptureFixture) -> None:
+    sentence = "weighted_by='ewc' would count it by the importance"
+    with caplog.at_level("INFO"):
+        fit_tasks(Net(plain_net()), WeightMerging(weighted_by="ewc"), EWC())
+        fit_tasks(Net(plain_net()), WeightMerging(), KFACLaplace())
+        assert sentence not in caplog.text
+        fit_tasks(Net(plain_net()), WeightMerging(), EWC())
+    assert caplog.text.count(sentence) == 1
+
+
 # -- weights that are new --------------------------------------------------------------------------
 
 
@@ -343,11 +353,16 @@ def test_path_rules_measure_the_way_that_training_took() -> None:
     assert torch.equal(torch.cat([t.flatten() for t in si.synapses.view["anchor"]]), weights(model))
 
 
-def test_windows_of_rwalk_begin_at_the_merged_weights() -> None:
-    model, rwalk = Net(net(), OPTIMIZERS["sgd"]), RWalk(0.0)
-    fit(model, rwalk, WeightMerging(0.5), tasks=2)
-    start = torch.cat([t.flatten() for t in rwalk.synapses.view["start"]])
-    torch.testing.assert_close(start, weights(model), rtol=0, atol=1e-12)
+def test_the_last_window_of_rwalk_is_of_the_way_that_training_took() -> None:
+    """Its score is that without merging, which comes after the first two tasks' training."""
+    found = []
+    for callbacks in ([], [WeightMerging(0.5)]):
+        model, rwalk = Net(net(), OPTIMIZERS["sgd"]), RWalk(0.0, damping=1e-9)
+        fit(model, rwalk, *callbacks, tasks=2)
+        start = torch.cat([t.flatten() for t in rwalk.synapses.view["start"]])
+        torch.testing.assert_close(start, weights(model), rtol=0, atol=1e-12)
+        found.append(torch.cat([t.flatten() for t in rwalk.synapses.view["score"]]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
 
 
 def test_rules_that_draw_weights_keep_the_average() -> None:
