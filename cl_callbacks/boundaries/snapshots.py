@@ -110,5 +110,5 @@ def _add_moves(live: Mapping[str, Tensor], then: Mapping[str, Tensor], now: Mapp
     """Adds to the present values by how much the live ones were moved from those that they were set to."""
     for name, tensor in live.items():
         before, after, present = (held(t) for t in (distribute_like(then[name], tensor), tensor, now[name]))
-        # Not where nothing was moved: there the sum would round, or be NaN of what is not finite.
-        present.copy_(torch.where(after == before, present, present + (after - before)))
+        move = after - before  # of weights that are not finite there is none
+        present.copy_(torch.where(move.isfinite() & (move != 0), present + move, present))
