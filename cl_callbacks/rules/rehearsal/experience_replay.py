@@ -73,6 +73,11 @@ class ExperienceReplay(ReplayRule):
                 f"weight={weight:g}: samples that are joined to a batch count as much as each of its own: "
                 f"use joined=False, or another batch_size"
             )
+        if joined and (self.parameters or self.exclude):
+            raise ValueError(
+                "samples that are joined to a batch train all weights: use joined=False with parameters or "
+                "exclude"
+            )
         self.joined = joined
         self.joins = 0
         """Number of batches so far that samples were joined to for the next step."""

@@ -280,11 +280,9 @@ class SampleMemory:
 
     def state_dict(self, without: Container[int] = ()) -> dict[str, Any]:
         """Tensors and numbers only; ``without`` the samples of some numbers, which others save."""
-        waiting = [[rows.seen, list(rows.samples(self.task))] for rows in self._waiting]
-        own = [sample for group in self._groups.values() for sample in group if sample.number not in without]
         return {
-            "samples": pack_samples(own),
-            "waiting": [[seen, pack_samples(samples)] for seen, samples in waiting],
+            "samples": pack_samples(sample for sample in self if sample.number not in without),
+            "waiting": [[rows.seen, pack_samples(rows.samples(self.task))] for rows in self._waiting],
             "limits": self.limits,
             "count": self.count,
             "task": self.task,
