@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from cl_callbacks.rules.rehearsal.replay_rule import ReplayRule
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
 from tests import every_rule
-from tests.every_rule import RULES, SHARDABLE
+from tests.every_rule import REHEARSING, RULES, SHARDABLE
 from tests.processes import train_together
-from tests.settings.outcomes import Refused, Run, Setting, Within
+from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, module, outcome, train
 from tests.small import Net
 
@@ -31,8 +32,8 @@ PROCESSES = 2
 EXACT_LABELS = {"ewc each", "kfac", "kfac list"}
 
 
-def make(rule: str | None) -> Any:
-    options = {"estimator": "exact"} if rule in EXACT_LABELS else {}
+def make(rule: str | None, **options: Any) -> Any:
+    options |= {"estimator": "exact"} if rule in EXACT_LABELS else {}
     return None if rule is None else every_rule.make(rule, **options)
 
 
@@ -77,7 +78,8 @@ class Agreement(Callback):
     """That weights and state are the same on every process, bit for bit, after every batch."""
 
     def __init__(self, rule: Any) -> None:
-        self.rule = rule
+        # Of the present task, each process remembers samples of its own.
+        self.rule = None if isinstance(rule, ReplayRule) else rule
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         found = {} if self.rule is None else every_rule.state(self.rule)
@@ -112,7 +114,7 @@ def learn(rank: int, kind: str, folder: str) -> None:
             found = str(error)
         else:
             weights = {plain_name(name): full_tensor(p.detach()) for name, p in model.named_parameters()}
-            found = weights, outcome(model, callback).state
+            found = weights, {} if rule in REHEARSING else outcome(model, callback).state
         if rank == 0:
             torch.save(found, Path(folder) / f"{rule}.pt")
 
@@ -132,7 +134,10 @@ def together_run(rule: str | None, kind: str) -> Run:
 
 
 def alone(rule: str) -> Run:
-    return train(module().double(), make(rule), data=DoubleTasks())
+    # Two processes draw as many samples each.
+    options = {"batch_size": 2 * every_rule.SIZE["batch_size"]} if rule in REHEARSING else {}
+    found = train(module().double(), make(rule, **options), data=DoubleTasks())
+    return Run(found.weights, {}) if rule in REHEARSING else found
 
 
 SUMS = Within(1e-9, "another order of summation; in double precision")
@@ -145,6 +150,11 @@ SETTINGS = [
         partial(together_run, kind="DDP"),
         alone,
         SUMS,
+        {
+            rule: Differs("of the present task, each process draws from what it has seen itself")
+            for rule in REHEARSING
+            if rule != "er past"
+        },
         slow=True,
     ),
     Setting(

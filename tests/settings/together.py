@@ -50,6 +50,7 @@ SETTINGS = [
         alone,
         exceptions={
             **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
+            "er joined": Refused("train all weights", "joined samples are learned by all weights"),
             **dict.fromkeys(PULLING, Differs("importance is relative to that of one instance's parameters")),
         },
     ),
