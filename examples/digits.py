@@ -3,6 +3,7 @@
     python examples/digits.py                              # without a callback, then with EWC
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
+    python examples/digits.py --methods none er der er+ewc  # remembered samples, alone and beside a rule
     python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
     python examples/digits.py --methods ewc si --boundaries drift --transition 200  # gradual changes
@@ -50,8 +51,10 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DarkExperienceReplay,
     DriftBoundaries,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
@@ -93,6 +96,8 @@ METHODS: dict[str, tuple[type[Callback], str] | None] = {
     "metaplastic": (MetaplasticGate, "steepness"),
     "benna_fusi": (BennaFusi, "coupling"),
     "cascade": (Cascade, "levels"),
+    "er": (ExperienceReplay, "weight"),
+    "der": (DarkExperienceReplay, "alpha"),
 }
 
 
@@ -173,13 +178,29 @@ def average_accuracy(trainer: Trainer) -> float:
 
 
 def callbacks(method: str, strength: float | None = None, **options: Any) -> list[Callback]:
-    """The method's callback, with its default strength unless one is given."""
-    known = METHODS[method]
-    if known is None:
-        return []
-    kind, argument = known
-    given = {} if strength is None else {argument: int(strength) if argument == "levels" else strength}
-    return [kind(**given, **options)]
+    """The method's callbacks, with their default strengths unless one is given."""
+    found: list[Callback] = []
+    for part in method.split("+"):
+        known = METHODS[part]
+        if known is not None:
+            kind, argument = known
+            given = {argument: int(strength) if argument == "levels" else strength}
+            found.append(kind(**({} if strength is None else given), **options))
+    return found
+
+
+def strength_of(method: str, rules: list[Callback]) -> float:
+    """The strength of a method's first rule; 0 for none, and for widths that differ by layer."""
+    known = METHODS[method.split("+")[0]]
+    return 0.0 if known is None else float(getattr(rules[0], known[1]) or 0.0)
+
+
+def method_name(text: str) -> str:
+    """One of the methods, or several with a plus between them."""
+    unknown = [part for part in text.split("+") if part not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(METHODS)}")
+    return text
 
 
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -188,7 +209,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     rules = callbacks(method, args.strength)
-    strength = float(getattr(rules[0], METHODS[method][1]) or 0.0) if rules else 0.0  # of widths by layer: 0
+    strength = strength_of(method, rules)
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
@@ -291,7 +312,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
+    parser.add_argument("--methods", nargs="+", type=method_name, default=["none", "ewc"], help=" ".join(METHODS))
     parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--boundaries", choices=("declared", "drift"), default="declared")
     parser.add_argument("--transition", type=int, default=0, help="batches in which neighbouring tasks mix")

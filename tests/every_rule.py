@@ -49,7 +49,7 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "metaplastic": (MetaplasticGate, 5.0),
 }
 
-SIZE = {"batch_size": 4}
+SIZE = {"batch_size": 8}
 
 # Rules that train on remembered samples: with a weight that shows.
 REHEARSING: dict[str, tuple[Callable[..., Any], float]] = {

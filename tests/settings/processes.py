@@ -32,8 +32,10 @@ PROCESSES = 2
 EXACT_LABELS = {"ewc each", "kfac", "kfac list"}
 
 
-def make(rule: str | None, **options: Any) -> Any:
-    options |= {"estimator": "exact"} if rule in EXACT_LABELS else {}
+def make(rule: str | None) -> Any:
+    options = {"estimator": "exact"} if rule in EXACT_LABELS else {}
+    if rule in REHEARSING:  # one process draws as many samples as two together
+        options = {"batch_size": 8 // PROCESSES if dist.is_initialized() else 8}
     return None if rule is None else every_rule.make(rule, **options)
 
 
@@ -134,9 +136,7 @@ def together_run(rule: str | None, kind: str) -> Run:
 
 
 def alone(rule: str) -> Run:
-    # Two processes draw as many samples each.
-    options = {"batch_size": 2 * every_rule.SIZE["batch_size"]} if rule in REHEARSING else {}
-    found = train(module().double(), make(rule, **options), data=DoubleTasks())
+    found = train(module().double(), make(rule), data=DoubleTasks())
     return Run(found.weights, {}) if rule in REHEARSING else found
 
 
