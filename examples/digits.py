@@ -312,7 +312,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", type=method_name, default=["none", "ewc"], help=" ".join(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", type=method_name, default=["none", "ewc"], help=", ".join(METHODS)
+    )
     parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--boundaries", choices=("declared", "drift"), default="declared")
     parser.add_argument("--transition", type=int, default=0, help="batches in which neighbouring tasks mix")

@@ -37,8 +37,8 @@ NOTES = """\
   every task with `accumulate="list"`. A layer's parameters are I · O. `proximal=True` keeps their
   eigenvectors beside them.
 - `ExperienceReplay` and `DarkExperienceReplay` keep no state of weights. They keep samples, on the CPU: at
-  most `memory` of them and `max_bytes`, in every process ([rehearsal.md](rehearsal.md)). In a step there is one
-  more gradient for each selected parameter, beside that of the task.
+  most `memory` of them and `max_bytes`, in every process ([rehearsal.md](rehearsal.md)). In a step there is
+  one more gradient for each selected parameter, beside that of the task.
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block

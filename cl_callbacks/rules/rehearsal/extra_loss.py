@@ -41,6 +41,7 @@ class LossPull(SynapticCallback):
     """
 
     local: ClassVar[bool] = True
+    holds_weights: ClassVar[bool] = False
     saved: ClassVar[tuple[str, ...]] = ("steps",)
     dial = "weight"
 

@@ -196,7 +196,10 @@ class ReplayRule(OutputsOfBatch, LossPull):
         """Restores the samples when the training begins, if they were saved."""
         super().restore(state_dict)
         self._saved = state_dict["samples"]
-        if self._saved is None and not len(self.samples):
+        if self._saved is not None and len(self._saved["processes"]) == self.samples.processes == 1:
+            restore_joint(self.samples, self._saved)
+            self._saved = None
+        elif self._saved is None and not len(self.samples):
             rank_zero_warn(
                 f"{type(self).__name__}: there are no samples in the checkpoint (save_samples=False), so the "
                 f"memory begins empty, and nothing of earlier tasks is rehearsed."

@@ -191,7 +191,8 @@ class SampleMemory:
         self._waiting = []
 
     def _insert(self, sample: Sample) -> None:
-        if sample.key < self._limits.get(sample.group, math.inf):
+        fits = sample.bytes <= self.max_bytes  # or it would drop all others before itself
+        if fits and sample.key < self._limits.get(sample.group, math.inf):
             insort(self._groups.setdefault(sample.group, []), sample, key=lambda kept: kept.key)
             self.bytes += sample.bytes
             self._size += 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_callbacks.tensors.rows import Row, row_bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class Sample:
     """A sample that is kept.
 

@@ -237,11 +237,12 @@ def test_other_rules_see_the_gradient_of_the_task_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_beside_other_rules() -> None:
+def test_beside_other_rules(recwarn: pytest.WarningsRecorder) -> None:
     for other in (SynapticIntelligence(), MESU(100, 0.2)):
         net = Net(plain_net())
         fit_tasks(net, ExperienceReplay(8), other, tasks=2)
         assert weights(net).isfinite().all()
+    assert not any("counts twice" in str(warning.message) for warning in recwarn)
 
 
 def test_a_late_boundary_leaves_the_samples_before_the_change_to_the_task_that_ended() -> None:

@@ -135,6 +135,13 @@ def test_bytes_are_those_of_tensors_and_texts_and_bounded() -> None:
     assert {s.number for s in small} != set(range(4))
 
 
+def test_a_sample_larger_than_all_that_may_be_kept_does_not_enter() -> None:
+    memory = SampleMemory(10, max_bytes=100)
+    memory.add((torch.zeros(2, 5), torch.zeros(2)))
+    memory.add((torch.zeros(20, 30), torch.zeros(20)))
+    assert len(memory) == 2
+
+
 def test_those_that_do_not_enter_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fed(SampleMemory(2), torch.arange(1000))
     copied: list[Any] = []
