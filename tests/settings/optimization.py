@@ -216,6 +216,7 @@ SETTINGS = [
             "mesu draws": Differs(
                 "each micro-batch is seen with draws of its own, so there are more of them"
             ),
+            "er past": Differs("the twin also weights the loss of remembered samples by their number"),
             "er joined": Differs("samples are joined to each micro-batch, so there are more of them"),
         },
     ),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import SynapticIntelligence
-from tests.every_rule import MATRICES_ONLY, OWNING, PULLING, state
+from tests.every_rule import MATRICES_ONLY, OWNING, PULLING
 from tests.settings.outcomes import Differs, Refused, Run, Setting
-from tests.settings.training import alone, make, module, outcome, train
+from tests.settings.training import alone, make, module, outcome, state, train
 
 
 def beside_an_observer(rule: str | None) -> Run:

@@ -154,6 +154,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> bool:
         """Ends the task in the memory, and merges it over processes."""
+        self.commit()
         if self._stepped:
             self.samples.accept()
         self.samples.end_task(self._as_of)

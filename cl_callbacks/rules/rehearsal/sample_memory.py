@@ -45,7 +45,7 @@ class SampleMemory:
     keys are kept (:func:`~cl_callbacks.functional.reservoir.reservoir_keys`). So which samples are kept
     depends on nothing else: not on batch sizes, global random numbers or interruptions, and the memories of
     several processes merge to that of their joint stream. A sample costs a comparison, and in a reservoir
-    only those that enter are copied.
+    only those that enter are copied. Samples with NaN, or larger than ``max_bytes``, do not enter.
 
     ===============  ============================================================================
     ``select``       what is kept
@@ -191,7 +191,8 @@ class SampleMemory:
         self._waiting = []
 
     def _insert(self, sample: Sample) -> None:
-        fits = sample.bytes <= self.max_bytes  # or it would drop all others before itself
+        # One that is too large would drop all others before itself, and NaN would spoil each draw with it.
+        fits = sample.bytes <= self.max_bytes and not sample.is_lost
         if fits and sample.key < self._limits.get(sample.group, math.inf):
             insort(self._groups.setdefault(sample.group, []), sample, key=lambda kept: kept.key)
             self.bytes += sample.bytes

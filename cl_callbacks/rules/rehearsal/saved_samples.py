@@ -33,6 +33,12 @@ class Sample:
     def __post_init__(self) -> None:
         self.bytes = row_bytes(self.values)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is NaN in the sample."""
+        tensors = (v for v in self.values if isinstance(v, Tensor) and v.is_floating_point())
+        return any(bool(tensor.isnan().any()) for tensor in tensors)
+
 
 def pack_samples(samples: Iterable[Sample]) -> list[dict[str, Any]]:
     """Stacks samples of one shape, so that a checkpoint holds a few tensors and no objects.

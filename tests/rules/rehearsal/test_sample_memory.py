@@ -142,6 +142,14 @@ def test_a_sample_larger_than_all_that_may_be_kept_does_not_enter() -> None:
     assert len(memory) == 2
 
 
+def test_samples_with_nan_do_not_enter() -> None:
+    memory, x = SampleMemory(10), torch.ones(4, 2)
+    x[1, 0] = torch.nan
+    memory.add((x, torch.arange(4)))
+    assert sorted(int(sample.values[1]) for sample in memory) == [0, 2, 3]
+    assert memory.count == 4
+
+
 def test_those_that_do_not_enter_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fed(SampleMemory(2), torch.arange(1000))
     copied: list[Any] = []
