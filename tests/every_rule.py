@@ -49,14 +49,14 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "metaplastic": (MetaplasticGate, 5.0),
 }
 
-SIZE = {"batch_size": 8}
+SIZE: dict[str, Any] = {"memory": 12, "batch_size": 8}
 
 # Rules that train on remembered samples: with a weight that shows.
 REHEARSING: dict[str, tuple[Callable[..., Any], float]] = {
-    "er": (lambda s, **o: ExperienceReplay(12, weight=s, **SIZE | o), 1.0),
-    "er joined": (lambda s, **o: ExperienceReplay(12, weight=s, joined=True, **SIZE | o), 1.0),
-    "er past": (lambda s, **o: ExperienceReplay(12, weight=s, past_only=True, **SIZE | o), 1.0),
-    "der": (lambda s, **o: DarkExperienceReplay(12, alpha=s, beta=s, **SIZE | o), 1.0),
+    "er": (lambda s, **o: ExperienceReplay(weight=s, **SIZE | o), 1.0),
+    "er joined": (lambda s, **o: ExperienceReplay(weight=s, joined=True, **SIZE | o), 1.0),
+    "er past": (lambda s, **o: ExperienceReplay(weight=s, past_only=True, **SIZE | o), 1.0),
+    "der": (lambda s, **o: DarkExperienceReplay(alpha=s, beta=s, **SIZE | o), 1.0),
 }
 
 # Rules that put another in its place: there is no strength at which they do nothing.

@@ -245,7 +245,9 @@ def _joined(values: list[Any], like: Any) -> Any:
 
 
 def _kind(value: Any, like: Any, shared: bool) -> Any:
-    if isinstance(value, Tensor):
-        kind = value.dtype, tuple(value.shape)
-        return (kind, tuple(value.flatten().tolist())) if shared else () if isinstance(like, list) else kind
-    return (type(value), value) if shared else ()
+    """What two rows have to agree on at a leaf, to fit into one batch."""
+    if not isinstance(value, Tensor):
+        return (type(value), value) if shared else ()
+    if isinstance(like, list | PackedSequence):
+        return value.dtype
+    return value.dtype, tuple(value.shape), tuple(value.flatten().tolist()) if shared else ()

@@ -35,7 +35,8 @@ EXACT_LABELS = {"ewc each", "kfac", "kfac list"}
 def make(rule: str | None) -> Any:
     options = {"estimator": "exact"} if rule in EXACT_LABELS else {}
     if rule in REHEARSING:  # one process draws as many samples as two together
-        options = {"batch_size": 8 // PROCESSES if dist.is_initialized() else 8}
+        # And of the present task each remembers its own: with room for all, these displace no others.
+        options = {"batch_size": 8 // PROCESSES if dist.is_initialized() else 8, "memory": 200}
     return None if rule is None else every_rule.make(rule, **options)
 
 
