@@ -5,6 +5,7 @@
     python examples/digits.py --methods none l2sp sfa wise running  # without importance
     python examples/digits.py --methods ewc sfa+ewc merged+ewc  # several at once
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
+    python examples/digits.py --methods none er der er+ewc  # remembered samples, alone and beside a rule
     python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
     python examples/digits.py --methods ewc si --boundaries drift --transition 200  # gradual changes
@@ -55,8 +56,10 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DarkExperienceReplay,
     DriftBoundaries,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
@@ -104,6 +107,8 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "wise": (partial(WeightMerging, share=0.5), "share"),
     "running": (partial(WeightMerging, share="running"), "share"),
     "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
+    "er": (ExperienceReplay, "weight"),
+    "der": (DarkExperienceReplay, "alpha"),
 }
 
 

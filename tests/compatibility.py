@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.every_rule import OWNING, PULLING, REWRITING, RULES, VARIANTS, make
+from tests.every_rule import OWNING, PULLING, REHEARSING, REWRITING, RULES, VARIANTS, make
 from tests.settings import SETTINGS
 from tests.settings.outcomes import Differs, Exact, Outcome, Refused, Setting, Within
 
@@ -81,6 +81,7 @@ def page() -> str:
     for title, kind in {
         "Rules that pull": PULLING,
         "Rules that change the update": {**REWRITING, **OWNING},
+        "Rules that rehearse": REHEARSING,
     }.items():
         columns = classes(kind)
         table = [[s.title, *(cell(s, variants, notes) for variants in columns.values())] for s in SETTINGS]

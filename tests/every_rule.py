@@ -17,6 +17,8 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DarkExperienceReplay,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
@@ -53,6 +55,16 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "merging steps": (lambda s, **o: WeightMerging(s, every_n_steps=2, include_start=True, **o), 0.1),
 }
 
+SIZE: dict[str, Any] = {"memory": 12, "batch_size": 8}
+
+# Rules that train on remembered samples: with a weight that shows.
+REHEARSING: dict[str, tuple[Callable[..., Any], float]] = {
+    "er": (lambda s, **o: ExperienceReplay(weight=s, **SIZE | o), 1.0),
+    "er joined": (lambda s, **o: ExperienceReplay(weight=s, joined=True, **SIZE | o), 1.0),
+    "er past": (lambda s, **o: ExperienceReplay(weight=s, past_only=True, **SIZE | o), 1.0),
+    "der": (lambda s, **o: DarkExperienceReplay(alpha=s, beta=s, **SIZE | o), 1.0),
+}
+
 # Rules that put another in its place: there is no strength at which they do nothing.
 OWNING: dict[str, Callable[..., Any]] = {
     "bgd": lambda **o: BGD(0.1, **o),
@@ -61,7 +73,9 @@ OWNING: dict[str, Callable[..., Any]] = {
     "mesu draws": lambda **o: MESU(100, 0.2, draws=2, **o),
     "cascade": lambda **o: Cascade(3, **o),
 }
-RULES = [*PULLING, *REWRITING, *OWNING]
+RULES = [*PULLING, *REWRITING, *REHEARSING, *OWNING]
+WITHOUT_STATE = {"metaplastic", *REHEARSING}
+"""Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
 MATRICES_ONLY = {"metaplastic", "cascade"}
@@ -88,6 +102,9 @@ VARIANTS = {
     "streaming path": '`measure="path"`',
     "merging": "`share=0.3`",
     "merging steps": "`every_n_steps=2`",
+    "er": "`joined=False`",
+    "er joined": "`joined=True`",
+    "er past": "`past_only=True`",
     "mesu": "`draws=1`",
     "mesu chain": '`prior="chain"`',
     "mesu draws": "`draws=2`",
@@ -97,7 +114,7 @@ VARIANTS = {
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:
     if rule in OWNING:
         return OWNING[rule](**options)
-    build, usual = (PULLING | REWRITING)[rule][:2]
+    build, usual = (PULLING | REWRITING | REHEARSING)[rule][:2]
     return build(usual if strength is None else strength, **options)
 
 
@@ -117,7 +134,9 @@ def state(rule: SynapticCallback) -> dict[str, Tensor]:
         elif isinstance(value, list):
             for key, inner in enumerate(value):
                 visit(f"{path}/{key}", inner)
-        else:
+        elif isinstance(value, str):
+            found[path] = torch.tensor(list(value.encode()))
+        elif value is not None:
             found[path] = torch.as_tensor(value)
 
     visit("", rule.state_dict())

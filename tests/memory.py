@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
-from tests.every_rule import MATRICES_ONLY, RULES, VARIANTS, make
+from tests.every_rule import MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
 from tests.small import Net, fit_tasks, plain_net
 
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
@@ -36,6 +36,9 @@ NOTES = """\
   a convolution: channels times kernel size; one more with a bias) and O outputs: 4 (I² + O²) bytes, for
   every task with `accumulate="list"`. A layer's parameters are I · O. `proximal=True` keeps their
   eigenvectors beside them.
+- `ExperienceReplay` and `DarkExperienceReplay` keep no state of weights. They keep samples, on the CPU: at
+  most `memory` of them and `max_bytes`, in every process ([rehearsal.md](rehearsal.md)). In a step there is
+  one more gradient for each selected parameter, beside that of the task.
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
@@ -140,6 +143,8 @@ def page() -> str:
     # Forms of a class that take the same are one row.
     found: dict[tuple[str, ...], list[str]] = {}
     for rule in RULES:
+        if rule in REHEARSING:
+            continue  # samples, and nothing for a weight
         memory = make(rule)
         taken = [f"{value:g}" for value in astuple(measured(memory))[:3]]
         states = [taken[0], state_in(rule, "float32"), state_in(rule, "bfloat16")]

@@ -39,6 +39,8 @@ from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import (
     add_path_, add_path_pull_, add_score_, min_max, path_importance, without_decay,
 )
+from cl_callbacks.functional.replay import stored_output_loss
+from cl_callbacks.functional.reservoir import fullest, reservoir_keys
 from cl_callbacks.functional.sensitivity import sensitivity_cotangent
 from cl_callbacks.functional.task_matrix import (
     average_accuracy, backward_transfer, forgetting, forgetting_per_task, forward_transfer, intransigence,
@@ -52,14 +54,14 @@ __all__ = [
     "as_importance_adds_up", "average_", "average_accuracy", "average_square_", "backward_transfer",
     "beaker_memory_trace", "best_on_grid", "bgd_", "capacities", "cascade_", "cascade_memory_trace",
     "check_fisher", "check_likelihood", "conductances", "curvature_bound", "decide_reading",
-    "decompose", "deepen_probabilities", "distances", "draw_", "draw_back_", "fisher_cotangents",
-    "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "intransigence",
+    "decompose", "deepen_probabilities", "distances", "draw_", "draw_back_", "fisher_cotangents", "flow_",
+    "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "fullest", "intransigence",
     "is_distribution", "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
     "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
     "level_differences", "merge_each_", "merge_latest_", "merge_weights_", "mesu_", "metaplastic_gate",
-    "min_max", "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
-    "reading_of_losses", "relative_variance",
-    "relax_kronecker", "relax_to_anchor_", "resist_shrinking_", "sample_losses", "sensitivity_cotangent",
-    "smoothed_on_grid", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
+    "min_max", "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty",
+    "read_labels", "reading_of_losses", "relative_variance", "relax_kronecker", "relax_to_anchor_",
+    "reservoir_keys", "resist_shrinking_", "sample_losses", "sensitivity_cotangent", "smoothed_on_grid",
+    "stored_output_loss", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
     "timescales", "transition_matrix", "without_decay",
 ]

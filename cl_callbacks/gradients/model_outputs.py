@@ -72,6 +72,26 @@ def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, T
     return logits, labels
 
 
+def classes_of(batch: Any, rows: int) -> Tensor | None:
+    """The classes of a batch's samples, ``(N,)``: whole numbers, where :func:`model_outputs` has its labels.
+
+    ``None`` where there is not one for each of so many rows.
+
+    Example:
+        >>> import torch
+        >>> classes_of((torch.zeros(2, 3), torch.tensor([1, 0])), rows=2)
+        tensor([1, 0])
+    """
+    labels = None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, list | tuple) and len(batch) == 2:
+        labels = batch[1]
+    if not isinstance(labels, Tensor) or labels.shape != (rows,):
+        return None
+    return None if labels.is_floating_point() or labels.is_complex() else labels
+
+
 def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     takes = inspect.signature(module.forward).parameters.values()
     inputs = {key: value for key, value in batch.items() if key not in _LABEL_KEYS}

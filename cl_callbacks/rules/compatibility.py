@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +29,25 @@ def refuse_strategy(rule: Callback, trainer: Trainer) -> None:
             f"{type(rule).__name__} cannot find the weights and gradients of single synapses under "
             f"{type(trainer.strategy).__name__}: use strategy='ddp', or FSDP2, which is "
             f"ModelParallelStrategy with `fully_shard` in `configure_model`."
+        )
+
+
+def refuse_own_fetching(rule: Callback, pl_module: LightningModule) -> None:
+    """Raises an error for a ``training_step`` that fetches its batches, so that a rule does not see them."""
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} has to see each batch, and a training_step that takes "
+            f"dataloader_iter fetches its batches itself: let it take (batch, batch_idx)."
+        )
+
+
+def refuse_manual(rule: Callback, pl_module: LightningModule) -> None:
+    """Raises an error for a ``training_step`` that steps optimizers, so that it is not a loss alone."""
+    if not pl_module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{type(rule).__name__} trains on remembered samples by the module's own `training_step`, and "
+            f"under manual optimization that steps the optimizers itself: use automatic optimization, where "
+            f"it returns the loss."
         )
 
 

@@ -12,6 +12,7 @@ Patterns = str | Sequence[str] | None
 Anchors = Literal["latest", "each"]
 Decay = float | Literal["mean"]
 Normalize = Literal["mean"] | None
+Select = Literal["reservoir", "balanced", "loss"]
 
 
 class RuleOptions(TypedDict, total=False):
@@ -48,6 +49,18 @@ class UncertainOptions(RuleOptions, total=False):
     antithetic: bool
     trust_region: float | None
     reduction: Literal["mean", "sum"]
+    seed: int
+
+
+class ReplayOptions(RuleOptions, total=False):
+    """Keyword arguments of the rules that remember samples: see :class:`~.replay_rule.ReplayRule`."""
+
+    batch_size: int | None
+    every_n_steps: int
+    select: Select
+    max_bytes: float
+    past_only: bool
+    save_samples: bool
     seed: int
 
 

@@ -115,6 +115,8 @@ class SynapticCallback(Callback):
     rule that is not, all rules of the Trainer are called for all synapses at once, which is slower."""
     matrices_only: ClassVar[bool] = False
     """Whether one-dimensional parameters (biases, normalisation) are left out if ``parameters`` is empty."""
+    holds_weights: ClassVar[bool] = True
+    """Whether the rule protects what was learned by holding weights, so that one such rule is enough."""
     default_state_dtype: ClassVar[str | None] = None
     """Name of the default ``state_dtype``; ``None`` for float32, or the parameter's dtype if wider."""
     noise: WeightNoise | None = None
@@ -308,7 +310,8 @@ class SynapticCallback(Callback):
             # An owner first: it may change the weights that others take as anchors, as Cascade does.
             for rule in sorted(rules, key=lambda rule: not rule.owns_update):
                 rule._place(pl_module)
-            refuse_two_owners(rules, [r for r in rules if type(r).pull is not SynapticCallback.pull])
+            pulling = [rule for rule in rules if type(rule).pull is not SynapticCallback.pull]
+            refuse_two_owners(rules, [rule for rule in pulling if rule.holds_weights])
             watch = ScaleWatch(rules)
 
             def place() -> None:

@@ -53,6 +53,24 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return _rebuilt(tree, [(key, map_tensors(function, value)) for key, value in inner], inner)
 
 
+def with_leaves(tree: Any, leaves: Iterator[Any], is_leaf: Callable[[Any], bool]) -> Any:
+    """Returns containers of the same types with other leaves, in order.
+
+    Args:
+        tree: nested containers.
+        leaves: what is put in place of each leaf.
+        is_leaf: whether a value counts as a leaf although it is a container; what is none always does.
+
+    Example:
+        >>> with_leaves({"x": [1, (2,)], "y": 3}, iter("abc"), lambda value: False)
+        {'x': ['a', ('b',)], 'y': 'c'}
+    """
+    inner = None if is_leaf(tree) else children(tree)
+    if inner is None:
+        return next(leaves)
+    return _rebuilt(tree, [(key, with_leaves(value, leaves, is_leaf)) for key, value in inner], inner)
+
+
 def _rebuilt(tree: Any, items: list[tuple[Any, Any]], before: list[tuple[Any, Any]]) -> Any:
     """A container of the same type with other items; the same one if none has changed."""
     values = [value for _, value in items]

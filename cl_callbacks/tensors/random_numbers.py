@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -36,6 +37,38 @@ def mixed_seed(seed: int, number: int, piece: int = 0) -> int:
         (3266489917, 1625958382, 1218345140)
     """
     return (seed * 2654435761 + number * 2246822519 + piece * 668265263 + 3266489917) % 2**32
+
+
+def uniform_numbers(seed: int, numbers: Sequence[int] | np.ndarray, stream: int = 0) -> np.ndarray:
+    """Independent uniform random numbers from 0 to 1, each of which depends on its own number alone.
+
+    So they are the same whichever process draws them, with which others, and in which order. They are the
+    output function of the generator SplitMix64 (Steele, Lea & Flood 2014).
+
+    Args:
+        seed: the same for all numbers.
+        numbers: ``(N,)``, from 0.
+        stream: another one gives other random numbers for the same seed.
+
+    Returns:
+        Array of double precision, ``(N,)``.
+
+    Example:
+        >>> both = uniform_numbers(0, [7, 8])
+        >>> uniform_numbers(0, [8])[0] == both[1], uniform_numbers(0, [8], stream=1)[0] == both[1]
+        (True, False)
+    """
+    start = _mixed(_mixed(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(stream % 2**64))
+    counted = np.asarray(numbers, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mixed(start + counted) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """A permutation of the numbers of 64 bits, in which every bit depends on every other."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class Draws:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.training.process_sums import mean_of_processes_
 from cl_callbacks.training.quiet import unlogged, unremembered
+from cl_callbacks.training.shadow_method import ShadowMethod
 
 
 class NoisyTraining:
@@ -50,18 +49,17 @@ class NoisyTraining:
             "training_step": self._noisy_step,
             "backward": self._noisy_backward,
         }
-        self._own = {name: vars(pl_module)[name] for name in shadows if name in vars(pl_module)}
-        self._shadows = {name: _Shadow(pl_module, name, call) for name, call in shadows.items()}
-        vars(pl_module).update(self._shadows)
+        self._shadows = [ShadowMethod(pl_module, name, call) for name, call in shadows.items()]
+        for shadow in self._shadows:
+            shadow.attach()
         self._hooks: list[Any] = []
         if not pl_module.automatic_optimization:
             self._hooks = [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
 
     def detach(self) -> None:
         """Restores the means, and the module's own methods."""
-        for name in self._shadows:
-            vars(self.pl_module).pop(name, None)
-        vars(self.pl_module).update(self._own)
+        for shadow in self._shadows:
+            shadow.detach()
         for hook in self._hooks:
             hook.remove()
         self.noise.reduce = self._reduce_before
@@ -119,19 +117,3 @@ class NoisyTraining:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # `get_scale` would wait for the device
             gathered.div_(scaler.scale(gathered.new_ones(())))
-
-
-class _Shadow:
-    """Wraps a method of one module; a deep copy of the module gets the original method."""
-
-    def __init__(self, module: LightningModule, name: str, call: Callable[..., Any]) -> None:
-        self.module, self.name = module, name
-        # Lightning reads the signature of the user's own method from there.
-        self.__wrapped__ = getattr(module, name)
-        self._call = partial(call, self.__wrapped__)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return MethodType(getattr(type(self.module), self.name), memo.get(id(self.module), self.module))

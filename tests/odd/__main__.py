@@ -19,8 +19,8 @@ Written by `python -m tests.odd` from the outcomes that `tests/odd/` declares; d
 - **equals rows**: the importance is that of a loop over the rows of `outputs()`, one backward each. Where the
   layer is an unusual one too (pruned, a weight norm, a hook), that of `EWC` is compared.
 - **works**: two tasks are learned, weights and state stay finite, and the rule has changed the training.
-- **refused**: before the first step, by the name of the parameter, with a sentence that says what to do; with
-  `exclude=` the rest is trained as usual.
+- **refused**: before the first step, with a sentence that says what to do. A parameter is named, and with
+  `exclude=` the rest is trained as usual; of a batch, single samples cannot be remembered.
 """
 
 

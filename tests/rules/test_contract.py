@@ -25,6 +25,7 @@ from tests.every_rule import (
     MATRICES_ONLY,
     OWNING,
     PULLING,
+    REHEARSING,
     REWRITING,
     RULES,
     assert_same,
@@ -43,7 +44,7 @@ def test_every_public_rule_is_here() -> None:
     assert {type(make(rule)) for rule in RULES} == rules - {SynapticCallback}
 
 
-@pytest.mark.parametrize("rule", [*PULLING, *REWRITING])
+@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING])
 @pytest.mark.parametrize("proximal", [False, True])
 def test_strength_zero_leaves_training_bit_identical(rule: str, proximal: bool) -> None:
     if rule == "kfac list" and proximal:
@@ -58,7 +59,7 @@ def test_strength_zero_leaves_training_bit_identical(rule: str, proximal: bool) 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("rule", [*REWRITING, *OWNING])
+@pytest.mark.parametrize("rule", [*REWRITING, *OWNING, "er", "er joined", "der"])
 def test_a_rule_of_usual_strength_shows(rule: str) -> None:
     found = []
     for callbacks in ([], [make(rule)]):
@@ -188,13 +189,15 @@ def test_the_order_in_the_list_does_not_matter(rule: str) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "er joined"])  # which has none
 def test_a_selection_is_all_it_touches(rule: str) -> None:
     moved = []
     for strong in (False, True):
         torch.manual_seed(0)
         model = Net(plain_net())
-        strength = None if rule in OWNING else PULLING[rule][2] if rule in PULLING else REWRITING[rule][1]
+        strength = None
+        if rule in PULLING or rule in REWRITING:
+            strength = PULLING[rule][2] if rule in PULLING else REWRITING[rule][1]
         memory = make(rule, strength, parameters=r"net\.2\.weight") if strong else FitBoundaries()
         fit_tasks(model, memory, tasks=2, max_epochs=5)
         moved.append(model.net[2].weight.detach().clone())
@@ -203,7 +206,7 @@ def test_a_selection_is_all_it_touches(rule: str) -> None:
     assert not torch.equal(*moved)
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in REHEARSING])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
     model, memory = Net(plain_net()), make(rule)
@@ -214,10 +217,10 @@ def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
     assert weights(model).isfinite().all()
 
 
-@pytest.mark.parametrize("rule", [*PULLING, *REWRITING])
+@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING])
 @pytest.mark.parametrize("strength", [-1.0, float("nan")])
 def test_strengths_that_cannot_work(rule: str, strength: float) -> None:
-    with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share) must be"):
+    with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share|weight|alpha) must be"):
         make(rule, strength)
 
 
@@ -260,7 +263,8 @@ def test_a_change_that_is_found_late_is_consolidated_as_of_its_onset(rule: str, 
         x, y = task(0, samples=8 * 32)
         make_trainer(memory, Told(delay)).fit(model, loader(x.double(), y))
         found.append((state(memory), weights(model), memory.tasks))
-    assert found[0][2] == found[1][2] == (2 if rule in CONSOLIDATING else 0)
+    counting = rule in CONSOLIDATING or rule in REHEARSING
+    assert found[0][2] == found[1][2] == (2 if counting else 0)
     assert torch.equal(found[0][1], found[1][1])
     assert found[0][0].keys() == found[1][0].keys()
     for key, value in found[0][0].items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from tests.every_rule import COUNTING
+from tests.every_rule import COUNTING, REHEARSING
 from tests.odd_optimizers import Evaluating, Plain, Sam
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, alone, make, module, sgd, train
@@ -193,6 +193,10 @@ def refused(rule: str | None, optimizer: Any) -> Run:
 MOVED = Refused(
     "changed while they were drawn", "SAM moves weights during `training_step`, when they are drawn at random"
 )
+OWN_STEPS = Refused(
+    "use automatic optimization", "remembered samples go through `training_step`, which steps"
+)
+NO_LOSS = dict.fromkeys(REHEARSING, OWN_STEPS)
 OWN_PASSES = Refused("set draws=1", "`draws` above 1 repeats passes, and these are the module's own")
 
 SETTINGS = [
@@ -208,7 +212,13 @@ SETTINGS = [
         accumulated,
         in_whole_batches,
         Within(1e-9, "another order of summation; in double precision"),
-        {"mesu draws": Differs("each micro-batch is seen with draws of its own, so there are more of them")},
+        {
+            "mesu draws": Differs(
+                "each micro-batch is seen with draws of its own, so there are more of them"
+            ),
+            "er past": Differs("the twin also weights the loss of remembered samples by their number"),
+            "er joined": Differs("samples are joined to each micro-batch, so there are more of them"),
+        },
     ),
     Setting(
         "`gradient_clip_val`, by norm",
@@ -228,6 +238,7 @@ SETTINGS = [
         lambda rule: train(module(ByHand), make(rule)),
         lambda rule: train(module(optimizer=two_groups), make(rule)),
         exceptions={
+            **NO_LOSS,
             "mesu draws": OWN_PASSES,
             "rwalk": Differs("`window_steps` counts the steps of both optimizers"),
             "cascade": Differs("each step of each optimizer has random transitions of its own"),
@@ -238,14 +249,14 @@ SETTINGS = [
         "the same without toggling",
         lambda rule: train(module(Alternating), make(rule)),
         lambda rule: train(module(NotToggling), make(rule)),
-        exceptions={"mesu draws": OWN_PASSES},
+        exceptions={**NO_LOSS, "mesu draws": OWN_PASSES},
     ),
     Setting(
         "manual optimization, `use_pl_optimizer=False`, two optimizers",
         "the same by Lightning's optimizers",
         lambda rule: train(module(Unheard), make(rule)),
         lambda rule: train(module(ByHand), make(rule)),
-        exceptions={"mesu draws": OWN_PASSES},
+        exceptions={**NO_LOSS, "mesu draws": OWN_PASSES},
     ),
     Setting(
         "`optimizer_step` of the module, which steps torch's optimizer",
@@ -270,7 +281,7 @@ SETTINGS = [
         "its second gradient, taken without moving the weights, in `torch.optim.SGD`",
         lambda rule: train(module(Sharp, sam), make(rule)),
         lambda rule: train(module(SharpWithoutMoving), make(rule)),
-        exceptions={"mesu draws": OWN_PASSES, "bgd": MOVED, "mesu": MOVED, "mesu chain": MOVED},
+        exceptions={**NO_LOSS, "mesu draws": OWN_PASSES, "bgd": MOVED, "mesu": MOVED, "mesu chain": MOVED},
     ),
     Setting(
         "LBFGS",

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from cl_callbacks.rules.rehearsal.replay_rule import ReplayRule
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
 from tests import every_rule
-from tests.every_rule import RULES, SHARDABLE
+from tests.every_rule import REHEARSING, RULES, SHARDABLE
 from tests.processes import train_together
 from tests.settings.memory_layout import images
-from tests.settings.outcomes import Refused, Run, Setting, Within
+from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, module, outcome, train
 from tests.small import Net
 
@@ -34,6 +35,9 @@ EXACT_LABELS = {"ewc each", "kfac", "kfac list"}
 
 def make(rule: str | None) -> Any:
     options = {"estimator": "exact"} if rule in EXACT_LABELS else {}
+    if rule in REHEARSING:  # one process draws as many samples as two together
+        # And of the present task each remembers its own: with room for all, these displace no others.
+        options = {"batch_size": 8 // PROCESSES if dist.is_initialized() else 8, "memory": 200}
     return None if rule is None else every_rule.make(rule, **options)
 
 
@@ -78,7 +82,8 @@ class Agreement(Callback):
     """That weights and state are the same on every process, bit for bit, after every batch."""
 
     def __init__(self, rule: Any) -> None:
-        self.rule = rule
+        # Of the present task, each process remembers samples of its own.
+        self.rule = None if isinstance(rule, ReplayRule) else rule
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         found = {} if self.rule is None else every_rule.state(self.rule)
@@ -120,7 +125,7 @@ def learn(rank: int, kind: str, folder: str) -> None:
             found = str(error)
         else:
             weights = {plain_name(name): full_tensor(p.detach()) for name, p in model.named_parameters()}
-            found = weights, outcome(model, callback).state
+            found = weights, {} if rule in REHEARSING else outcome(model, callback).state
         if rank == 0:
             torch.save(found, Path(folder) / f"{rule}.pt")
 
@@ -140,7 +145,8 @@ def together_run(rule: str | None, kind: str) -> Run:
 
 
 def alone(rule: str, kind: str = "DDP") -> Run:
-    return train(MODELS[kind](), make(rule), data=DoubleTasks())
+    found = train(MODELS[kind](), make(rule), data=DoubleTasks())
+    return Run(found.weights, {}) if rule in REHEARSING else found
 
 
 SUMS = Within(1e-9, "another order of summation; in double precision")
@@ -153,6 +159,11 @@ SETTINGS = [
         partial(together_run, kind="DDP"),
         alone,
         SUMS,
+        {
+            rule: Differs("of the present task, each process draws from what it has seen itself")
+            for rule in REHEARSING
+            if rule != "er past"
+        },
         slow=True,
     ),
     Setting(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import SynapticIntelligence
-from tests.every_rule import MATRICES_ONLY, OWNING, PULLING, state
+from tests.every_rule import MATRICES_ONLY, OWNING, PULLING
 from tests.settings.outcomes import Differs, Refused, Run, Setting
-from tests.settings.training import alone, make, module, outcome, train
+from tests.settings.training import alone, make, module, outcome, state, train
 
 
 def beside_an_observer(rule: str | None) -> Run:
@@ -51,6 +51,7 @@ SETTINGS = [
         alone,
         exceptions={
             **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
+            "er joined": Refused("train all weights", "joined samples are learned by all weights"),
             **dict.fromkeys(
                 MEASURING, Differs("importance is relative to that of one instance's parameters")
             ),

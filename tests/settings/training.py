@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cl_callbacks import EpochBoundaries, SynapticCallback
@@ -65,7 +66,12 @@ def train(
 
 def outcome(model: LightningModule, rule: SynapticCallback | None) -> Run:
     weights = {plain_name(name): p.detach().clone() for name, p in model.named_parameters()}
-    return Run(weights, {} if rule is None else every_rule.state(rule))
+    return Run(weights, {} if rule is None else state(rule))
+
+
+def state(rule: SynapticCallback) -> dict[str, Tensor]:
+    """Of samples, which they are: they are kept as they come, and some settings convert them."""
+    return {key: value for key, value in every_rule.state(rule).items() if "/values/" not in key}
 
 
 def make(rule: str | None, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +17,7 @@ from typing_extensions import Unpack
 from cl_callbacks.gradients.model_outputs import as_pair
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.arguments import integer, positive
-from cl_callbacks.rules.compatibility import warn_of_half_precision
+from cl_callbacks.rules.compatibility import refuse_own_fetching, warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -158,11 +157,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wraps the module so that training steps run at sampled weights."""
-        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-            raise MisconfigurationException(
-                f"{type(self).__name__} has to see each batch, and a training_step that takes "
-                f"dataloader_iter fetches its batches itself: let it take (batch, batch_idx)."
-            )
+        refuse_own_fetching(self, pl_module)
         super().on_train_start(trainer, pl_module)
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
