@@ -17,6 +17,7 @@ from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
     EWC, MAS, KFACLaplace, RWalk, StreamingConsolidation, SynapticIntelligence,
 )
+from cl_callbacks.rules.distillation import Distillation
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.rehearsal import DarkExperienceReplay, ExperienceReplay, SampleMemory
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BGD", "EWC", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries", "BennaFusi",
-    "Cascade", "CompileRules", "DarkExperienceReplay", "DriftBoundaries", "EpochBoundaries",
+    "Cascade", "CompileRules", "DarkExperienceReplay", "Distillation", "DriftBoundaries", "EpochBoundaries",
     "ExperienceReplay", "FitBoundaries", "Forgetting",
     "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy",
     "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SampleMemory", "SeedEpochs",

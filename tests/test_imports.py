@@ -33,7 +33,7 @@ LAYERS = [
     {"observation", "fine_tuning", "tuning"},
     {"cli", "__main__"},
 ]
-FAMILIES = {"consolidation", "metaplasticity", "rehearsal"}
+FAMILIES = {"consolidation", "distillation", "metaplasticity", "rehearsal"}
 WITHOUT_LIGHTNING = {"compiled", "drift", "functional", "gradients", "synapses", "tensors"}
 
 
@@ -108,6 +108,7 @@ def test_the_equations_know_only_torch(file: Path) -> None:
 def test_no_rule_imports_another() -> None:
     shared = {"anchored_rule", "boundary_rule", "importance_file", "kronecker_memory", "uncertain_rule"}
     shared |= {"arriving_rows", "extra_loss", "joint_memory", "replay_rule", "sample_memory", "saved_samples"}
+    shared |= {"batch_gradients", "teachers"}
     for file in FILES:
         if part_of(file) != "rules" or file.name == "__init__.py":
             continue

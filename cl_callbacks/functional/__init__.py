@@ -19,6 +19,7 @@ from cl_callbacks.functional.cascade import (
     cascade_, cascade_memory_trace, deepen_probabilities, switch_probabilities, switch_weights_,
     transition_matrix,
 )
+from cl_callbacks.functional.distillation import distillation_loss, positions_with_label
 from cl_callbacks.functional.fisher import check_fisher, fisher_cotangents, sample_losses
 from cl_callbacks.functional.grid import as_importance_adds_up, best_on_grid, smoothed_on_grid
 from cl_callbacks.functional.kronecker import (
@@ -47,13 +48,13 @@ __all__ = [
     "as_importance_adds_up", "average_", "average_accuracy", "average_square_", "backward_transfer",
     "beaker_memory_trace", "best_on_grid", "bgd_", "capacities", "cascade_", "cascade_memory_trace",
     "check_fisher", "check_likelihood", "conductances", "curvature_bound", "decide_reading",
-    "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
+    "decompose", "deepen_probabilities", "distances", "distillation_loss", "draw_", "fisher_cotangents",
     "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "fullest",
     "intransigence",
     "is_distribution", "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
     "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
     "level_differences", "merge_each_", "merge_latest_", "mesu_", "metaplastic_gate", "min_max",
-    "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
+    "nearest_sum", "newest_share", "paired", "positions_with_label", "path_importance", "quadratic_penalty", "read_labels",
     "relative_variance",
     "relax_kronecker", "relax_to_anchor_", "reservoir_keys", "resist_shrinking_", "sample_losses",
     "sensitivity_cotangent",
