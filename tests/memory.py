@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
-from tests.every_rule import MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
+from tests.every_rule import DISTILLING, MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
 from tests.small import Net, fit_tasks, plain_net
 
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
@@ -137,7 +137,7 @@ def page() -> str:
     # Forms of a class that take the same are one row.
     found: dict[tuple[str, ...], list[str]] = {}
     for rule in RULES:
-        if rule in REHEARSING:
+        if rule in {*REHEARSING, *DISTILLING}:
             continue  # samples, and nothing for a weight
         memory = make(rule)
         taken = [f"{value:g}" for value in astuple(measured(memory))[:3]]
