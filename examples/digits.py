@@ -52,6 +52,7 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     DarkExperienceReplay,
+    Distillation,
     DriftBoundaries,
     EpochBoundaries,
     ExperienceReplay,
@@ -98,6 +99,7 @@ METHODS: dict[str, tuple[type[Callback], str] | None] = {
     "cascade": (Cascade, "levels"),
     "er": (ExperienceReplay, "weight"),
     "der": (DarkExperienceReplay, "alpha"),
+    "lwf": (Distillation, "strength"),
 }
 
 
