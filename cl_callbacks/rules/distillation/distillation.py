@@ -50,7 +50,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
     adapters, from the first step on and without a copy.
 
     How outputs are read is :meth:`outputs`. Where each task has a head of its own, it must be overridden to
-    return the outputs of all of them, side by side: those of heads that no task has trained yet are left out.
+    return those of all heads, such as ``(N, heads, classes)``: heads that no task has trained are left out.
     Weights that the task's loss does not reach, such as the heads of earlier tasks, stay as they are.
 
     Sources: Li & Hoiem 2016, learning without forgetting (arXiv 1606.09282); Hinton et al. 2015 (1503.02531).
@@ -118,7 +118,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
         """Names of the parameters that have been stepped so far, as keys."""
         self._latest: SynapseView | None = None
         self._reading = Reading()
-        self._columns: Tensor | None = None  # which outputs the teacher has; None for all of them
+        # Which outputs the teacher has, along the last dimension and in all others; None for all of them.
+        self._columns: Tensor | None = None
+        self._places: Tensor | None = None
         self._tried = False
         self._unprepared = True
 
@@ -132,7 +134,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
             with self._teacher.network(pl_module) as network:
                 old, _ = self._look(trainer, network, batch)
         if self._unprepared:
-            self._columns = self._known_columns(old)
+            self._find_known(old)
             self._unprepared = False
         return self._divergence(*self._look(trainer, pl_module, batch), old)
 
@@ -156,6 +158,11 @@ class Distillation(OutputsOfBatch, BatchGradients):
             new, old = new[..., self._columns], old[..., self._columns]
             if mask is not None and self._reading.likelihood != "categorical":
                 mask = mask[..., self._columns]
+        if self._places is not None:
+            old = old.nan_to_num(0.0)  # NaN times 0 would be one in the gradient
+            known = self._places if self._reading.likelihood == "categorical" else self._places.unsqueeze(-1)
+            mask = known.expand(len(old), *known.shape) if mask is None else mask & known
+            mask = mask.expand(old.shape[: mask.ndim])
         return distillation_loss(
             new,
             old,
@@ -165,20 +172,25 @@ class Distillation(OutputsOfBatch, BatchGradients):
             mask=mask,
         )
 
-    def _known_columns(self, old: Tensor) -> Tensor | None:
-        """Numbers of the outputs that depend on nothing but weights which the teacher has."""
+    def _find_known(self, old: Tensor) -> None:
+        """Finds the outputs that depend on nothing but weights which the teacher has."""
         missing = getattr(self._teacher, "missing", [])
-        lost = old.isnan().reshape(-1, old.shape[-1] if old.ndim > 1 else 1).all(0)
+        self._columns = self._places = None
+        lost = old.isnan().all(0)
         if not missing or not bool(lost.any()):
-            return None
-        if bool(lost.all()) or self.on == "features":
+            return
+        columns = lost.reshape(-1, lost.shape[-1] if lost.ndim else 1).all(0)
+        places = lost.all(-1) if lost.ndim > 1 else torch.zeros_like(columns[0])
+        told = columns | places.unsqueeze(-1)
+        if self.on == "features" or bool(columns.all()) or not torch.equal(told.expand_as(lost), lost):
             raise ValueError(
                 f"{type(self).__name__}: what is compared depends on weights that no task before has trained "
                 f"({few(missing)}), so the teacher does not have it: if each task has a head of its own, "
                 f"override `outputs(pl_module, batch)` of the rule to return the outputs of all heads side "
                 f"by side, or use on='features' with a feature_layer below the heads."
             )
-        return lost.logical_not().nonzero().flatten()
+        self._columns = columns.logical_not().nonzero().flatten() if bool(columns.any()) else None
+        self._places = places.logical_not() if bool(places.any()) else None
 
     # -- hooks -------------------------------------------------------------------------------------
 
@@ -265,7 +277,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
                     f"adapters depend on weights that are trained, such as a head: let peft keep those too "
                     f"(modules_to_save), or use teacher='last_task'."
                 )
-        self._columns = None
+        self._columns = self._places = None
         self._divergence(new, labels, old.detach())
 
     # -- checkpoints -------------------------------------------------------------------------------

@@ -127,7 +127,9 @@ class AdaptersOff:
 
     def prepare(self, pl_module: LightningModule, device: torch.device) -> None:
         """Finds the adapters."""
-        found = [m for m in pl_module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")]
+        found = [
+            m for m in pl_module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")
+        ]
         within = {id(inner) for m in found for inner in m.modules() if inner is not m}
         self._adapted = [m for m in found if id(m) not in within]
         if not self._adapted:
