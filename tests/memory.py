@@ -39,10 +39,10 @@ NOTES = """\
 - `ExperienceReplay` and `DarkExperienceReplay` keep no state of weights. They keep samples, on the CPU: at
   most `memory` of them and `max_bytes`, in every process ([rehearsal.md](rehearsal.md)). In a step there is
   one more gradient for each selected parameter, beside that of the task.
-- `Distillation(teacher="last_task")` keeps a copy of the weights that are trained, and of all buffers, from the
-  end of the first task on: 4 bytes for each trained parameter, of adapters for these alone; other teachers take
-  nothing. In a step there are two more gradients for each selected parameter: the sum over batches that are
-  accumulated, and that of the present batch until it has a loss.
+- `Distillation(teacher="last_task")` keeps a copy of the weights that are trained, and of all buffers, from
+  the end of the first task on: 4 bytes for each trained parameter (of a network with adapters, those are the
+  adapters); other teachers take nothing. In a step there are up to two more gradients for each selected
+  parameter: the sum over batches that are accumulated, and that of the present batch until it has a loss.
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block

@@ -55,7 +55,7 @@ def test_classes_that_are_masked_by_infinity() -> None:
 
 
 def test_outputs_that_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="may become more, .* but not fewer"):
+    with pytest.raises(ValueError, match=r"may become more, .* but not fewer"):
         distillation_loss(torch.zeros(2, 3), torch.zeros(2, 4))
 
 

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from cl_callbacks.functional.distillation import Direction, distillation_loss, positions_with_label
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood, Reading, check_likelihood, decide_reading
-from cl_callbacks.guards.arguments import integer, number, positive
+from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.guards.few import few
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.rules.compatibility import refuse_own_fetching
@@ -130,9 +130,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
         """The divergence from the teacher on a batch."""
         if not self._teacher.is_there:
             return None
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            with self._teacher.network(pl_module) as network:
-                old, _ = self._look(trainer, network, batch)
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.no_grad(), eager, self._teacher.network(pl_module) as network:
+            old, _ = self._look(trainer, network, batch)
         if self._unprepared:
             self._find_known(old)
             self._unprepared = False
