@@ -221,7 +221,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
             with quiet_step(trainer, pl_module, self.seed):
                 self._try(trainer, pl_module, batch)
             self._tried = True
-        if self._unprepared or batch_idx == 0:  # something may have been unfrozen
+        if self._teacher.is_there and (self._unprepared or batch_idx == 0):  # or something was unfrozen
             self._teacher.prepare(pl_module, trainer.strategy.root_device)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 

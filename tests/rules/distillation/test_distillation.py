@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from cl_callbacks import Distillation, SynapticCallback
 from cl_callbacks.functional import distillation_loss
@@ -399,7 +400,7 @@ def test_a_tiny_language_model_with_adapters(tmp_path: Path) -> None:
     tokens = torch.randint(4, 12, (4, 6), generator=torch.Generator().manual_seed(0))
     labels = tokens.clone()
     labels[:, :2] = -100
-    batches = [{"input_ids": tokens, "labels": labels}] * 4
+    batches: Any = DataLoader([{"input_ids": tokens, "labels": labels}] * 4, batch_size=None)  # type: ignore[arg-type]
     moved = []
     for strength in (0.0, 50.0):
         torch.manual_seed(0)
