@@ -221,6 +221,7 @@ SETTINGS = [
             ),
             "er past": Differs("the twin also weights the loss of remembered samples by their number"),
             "er joined": Differs("samples are joined to each micro-batch, so there are more of them"),
+            **dict.fromkeys(DISTILLING, Differs("the twin weights the task's loss of the last batch alone")),
         },
     ),
     Setting(
