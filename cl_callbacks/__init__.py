@@ -18,6 +18,7 @@ from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
     EWC, L2SP, MAS, KFACLaplace, RWalk, StreamingConsolidation, SynapticIntelligence,
 )
+from cl_callbacks.rules.distillation import Distillation
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.rehearsal import DarkExperienceReplay, ExperienceReplay, SampleMemory
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -33,12 +34,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BGD", "EWC", "L2SP", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries",
-    "BennaFusi", "Cascade", "CompileRules", "DarkExperienceReplay", "DriftBoundaries", "EpochBoundaries",
-    "ExperienceReplay", "FitBoundaries", "Forgetting", "ForwardTransfer", "FoundStrength", "ImageTasks",
-    "Intransigence", "KFACLaplace", "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need",
-    "PlateauBoundaries", "RWalk", "SampleMemory", "SeedEpochs", "SequentialFineTuner", "Step",
-    "StreamingConsolidation", "StrengthFinder", "SynapseStatistics", "SynapseView", "SynapticCallback",
-    "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence",
-    "TextTasks", "VisionTasks", "WeightMerging",
+    "BennaFusi", "Cascade", "CompileRules", "DarkExperienceReplay", "Distillation", "DriftBoundaries",
+    "EpochBoundaries", "ExperienceReplay", "FitBoundaries", "Forgetting", "ForwardTransfer",
+    "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy", "LearningAccuracy",
+    "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SampleMemory", "SeedEpochs",
+    "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder", "SynapseStatistics",
+    "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation",
+    "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks", "WeightMerging",
     "find_strength", "fisher_information",
 ]

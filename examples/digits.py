@@ -57,6 +57,7 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     DarkExperienceReplay,
+    Distillation,
     DriftBoundaries,
     EpochBoundaries,
     ExperienceReplay,
@@ -109,6 +110,7 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
     "er": (ExperienceReplay, "weight"),
     "der": (DarkExperienceReplay, "alpha"),
+    "lwf": (Distillation, "strength"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.every_rule import OWNING, PULLING, REHEARSING, REWRITING, RULES, VARIANTS, make
+from tests.every_rule import DISTILLING, OWNING, PULLING, REHEARSING, REWRITING, RULES, VARIANTS, make
 from tests.settings import SETTINGS
 from tests.settings.outcomes import Differs, Exact, Outcome, Refused, Setting, Within
 
@@ -82,6 +82,7 @@ def page() -> str:
         "Rules that pull": PULLING,
         "Rules that change the update": {**REWRITING, **OWNING},
         "Rules that rehearse": REHEARSING,
+        "Rules that distil": DISTILLING,
     }.items():
         columns = classes(kind)
         table = [[s.title, *(cell(s, variants, notes) for variants in columns.values())] for s in SETTINGS]

@@ -18,6 +18,7 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     DarkExperienceReplay,
+    Distillation,
     ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
@@ -65,6 +66,12 @@ REHEARSING: dict[str, tuple[Callable[..., Any], float]] = {
     "der": (lambda s, **o: DarkExperienceReplay(alpha=s, beta=s, **SIZE | o), 1.0),
 }
 
+# Rules that hold outputs to those of an earlier network: with a strength that shows.
+DISTILLING: dict[str, tuple[Callable[..., Any], float]] = {
+    "lwf": (Distillation, 1.0),
+    "lwf reverse": (lambda s, **o: Distillation(s, direction="reverse", **o), 1.0),
+}
+
 # Rules that put another in its place: there is no strength at which they do nothing.
 OWNING: dict[str, Callable[..., Any]] = {
     "bgd": lambda **o: BGD(0.1, **o),
@@ -73,8 +80,8 @@ OWNING: dict[str, Callable[..., Any]] = {
     "mesu draws": lambda **o: MESU(100, 0.2, draws=2, **o),
     "cascade": lambda **o: Cascade(3, **o),
 }
-RULES = [*PULLING, *REWRITING, *REHEARSING, *OWNING]
-WITHOUT_STATE = {"metaplastic", *REHEARSING}
+RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
+WITHOUT_STATE = {"metaplastic", *REHEARSING, *DISTILLING}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
@@ -105,6 +112,8 @@ VARIANTS = {
     "er": "`joined=False`",
     "er joined": "`joined=True`",
     "er past": "`past_only=True`",
+    "lwf": '`direction="forward"`',
+    "lwf reverse": '`direction="reverse"`',
     "mesu": "`draws=1`",
     "mesu chain": '`prior="chain"`',
     "mesu draws": "`draws=2`",
@@ -114,7 +123,7 @@ VARIANTS = {
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:
     if rule in OWNING:
         return OWNING[rule](**options)
-    build, usual = (PULLING | REWRITING | REHEARSING)[rule][:2]
+    build, usual = (PULLING | REWRITING | REHEARSING | DISTILLING)[rule][:2]
     return build(usual if strength is None else strength, **options)
 
 

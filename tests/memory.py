@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
-from tests.every_rule import MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
+from tests.every_rule import DISTILLING, MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
 from tests.small import Net, fit_tasks, plain_net
 
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
@@ -39,6 +39,10 @@ NOTES = """\
 - `ExperienceReplay` and `DarkExperienceReplay` keep no state of weights. They keep samples, on the CPU: at
   most `memory` of them and `max_bytes`, in every process ([rehearsal.md](rehearsal.md)). In a step there is
   one more gradient for each selected parameter, beside that of the task.
+- `Distillation(teacher="last_task")` keeps a copy of the weights that are trained, and of all buffers, from
+  the end of the first task on: 4 bytes for each trained parameter (of a network with adapters, those are the
+  adapters); other teachers take nothing. In a step there are up to two more gradients for each selected
+  parameter: the sum over batches that are accumulated, and that of the present batch until it has a loss.
 - `DriftBoundaries` keeps up to two copies of the trainable weights and of what rules have gathered in the
   task.
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
@@ -143,7 +147,7 @@ def page() -> str:
     # Forms of a class that take the same are one row.
     found: dict[tuple[str, ...], list[str]] = {}
     for rule in RULES:
-        if rule in REHEARSING:
+        if rule in {*REHEARSING, *DISTILLING}:
             continue  # samples, and nothing for a weight
         memory = make(rule)
         taken = [f"{value:g}" for value in astuple(measured(memory))[:3]]

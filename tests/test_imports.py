@@ -33,7 +33,7 @@ LAYERS = [
     {"observation", "fine_tuning", "tuning"},
     {"cli", "__main__"},
 ]
-FAMILIES = {"averaging", "consolidation", "metaplasticity", "rehearsal"}
+FAMILIES = {"averaging", "consolidation", "distillation", "metaplasticity", "rehearsal"}
 WITHOUT_LIGHTNING = {"compiled", "drift", "functional", "gradients", "synapses", "tensors"}
 
 
@@ -115,6 +115,7 @@ def test_no_rule_imports_another() -> None:
         "uncertain_rule",
     }
     shared |= {"arriving_rows", "extra_loss", "joint_memory", "replay_rule", "sample_memory", "saved_samples"}
+    shared |= {"batch_gradients", "teachers"}
     for file in FILES:
         if part_of(file) != "rules" or file.name == "__init__.py":
             continue

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import RWalk, SynapticIntelligence
-from tests.every_rule import MATRICES_ONLY, REHEARSING, RULES, make
+from tests.every_rule import DISTILLING, MATRICES_ONLY, REHEARSING, RULES, WITHOUT_STATE, make
 from tests.memory import PAGE, factors, measured, page, size
 from tests.small import CLASSES, FEATURES, Net, fit_tasks, plain_net
 
@@ -31,7 +31,7 @@ def test_factors_take_what_the_page_says(rule: str) -> None:
     assert measured(make(rule), tasks=3).factors == once * (2 if rule == "kfac list" else 1)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in REHEARSING])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in {*REHEARSING, *DISTILLING}])
 def test_only_what_is_selected_takes_memory(rule: str) -> None:
     """State, snapshots and noise: for each selected parameter the same, and nothing for the others."""
     memory = make(rule, parameters=r"net\.2\.weight")
@@ -44,7 +44,7 @@ def test_only_what_is_selected_takes_memory(rule: str) -> None:
     ) * (8 if rule == "benna-fusi" else 4)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in {*MATRICES_ONLY, *REHEARSING}])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in {*MATRICES_ONLY, *WITHOUT_STATE}])
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
 def test_state_of_half_precision_where_it_does_not_change_in_every_step(rule: str, dtype: Any) -> None:
     if rule not in NARROW:

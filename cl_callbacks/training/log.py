@@ -139,4 +139,6 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, (torch.dtype, PathLike)):
         return str(value)
+    if isinstance(value, torch.nn.Module):  # whose arguments may be tensors, or anything
+        return type(value).__name__
     return configuration(value)

@@ -22,6 +22,7 @@ from cl_callbacks import (
 )
 from tests.every_rule import (
     CONSOLIDATING,
+    DISTILLING,
     MATRICES_ONLY,
     OWNING,
     PULLING,
@@ -44,7 +45,7 @@ def test_every_public_rule_is_here() -> None:
     assert {type(make(rule)) for rule in RULES} == rules - {SynapticCallback}
 
 
-@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING])
+@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING, *DISTILLING])
 @pytest.mark.parametrize("proximal", [False, True])
 def test_strength_zero_leaves_training_bit_identical(rule: str, proximal: bool) -> None:
     if rule == "kfac list" and proximal:
@@ -206,7 +207,7 @@ def test_a_selection_is_all_it_touches(rule: str) -> None:
     assert not torch.equal(*moved)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in REHEARSING])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in {*REHEARSING, *DISTILLING}])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
     model, memory = Net(plain_net()), make(rule)
@@ -217,7 +218,7 @@ def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
     assert weights(model).isfinite().all()
 
 
-@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING])
+@pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING, *DISTILLING])
 @pytest.mark.parametrize("strength", [-1.0, float("nan")])
 def test_strengths_that_cannot_work(rule: str, strength: float) -> None:
     with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share|weight|alpha) must be"):
@@ -263,7 +264,7 @@ def test_a_change_that_is_found_late_is_consolidated_as_of_its_onset(rule: str, 
         x, y = task(0, samples=8 * 32)
         make_trainer(memory, Told(delay)).fit(model, loader(x.double(), y))
         found.append((state(memory), weights(model), memory.tasks))
-    counting = rule in CONSOLIDATING or rule in REHEARSING
+    counting = rule in {*CONSOLIDATING, *REHEARSING, *DISTILLING}
     assert found[0][2] == found[1][2] == (2 if counting else 0)
     assert torch.equal(found[0][1], found[1][1])
     assert found[0][0].keys() == found[1][0].keys()

@@ -31,7 +31,7 @@ from tests.odd.batches import OWN, Centred, Odd, loader_of, odd, reading
 from tests.references.rows import exact_scores, labelled_scores, mean_over_rows, norm_scores, reversed_scores
 from tests.small import Net, loader, make_trainer, task
 
-ONLINE = [r for r in RULES if not r.startswith(("ewc", "mas", "kfac", "bgd", "mesu"))]
+ONLINE = [r for r in RULES if not r.startswith(("ewc", "mas", "kfac", "bgd", "mesu", "lwf"))]
 odd_batch = pytest.mark.parametrize("name", OWN)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from tests.every_rule import COUNTING, REHEARSING
+from tests.every_rule import COUNTING, DISTILLING, REHEARSING
 from tests.odd_optimizers import Evaluating, Plain, Sam
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, alone, make, module, sgd, train
@@ -196,7 +196,10 @@ MOVED = Refused(
 OWN_STEPS = Refused(
     "use automatic optimization", "remembered samples go through `training_step`, which steps"
 )
-NO_LOSS = dict.fromkeys(REHEARSING, OWN_STEPS)
+NO_LOSS = dict.fromkeys(REHEARSING, OWN_STEPS) | dict.fromkeys(
+    DISTILLING,
+    Refused("use automatic optimization", "which batches a step is for is known to `training_step` alone"),
+)
 OWN_PASSES = Refused("set draws=1", "`draws` above 1 repeats passes, and these are the module's own")
 
 SETTINGS = [
@@ -218,6 +221,7 @@ SETTINGS = [
             ),
             "er past": Differs("the twin also weights the loss of remembered samples by their number"),
             "er joined": Differs("samples are joined to each micro-batch, so there are more of them"),
+            **dict.fromkeys(DISTILLING, Differs("the twin weights the task's loss of the last batch alone")),
         },
     ),
     Setting(

@@ -70,8 +70,12 @@ def outcome(model: LightningModule, rule: SynapticCallback | None) -> Run:
 
 
 def state(rule: SynapticCallback) -> dict[str, Tensor]:
-    """Of samples, which they are: they are kept as they come, and some settings convert them."""
-    return {key: value for key, value in every_rule.state(rule).items() if "/values/" not in key}
+    """Of samples, which they are: they are kept as they come, and some settings convert them.
+
+    Without teachers, which are networks, in their own precision; what they teach is in the weights.
+    """
+    found = every_rule.state(rule).items()
+    return {key: value for key, value in found if "/values/" not in key and "/teacher/" not in key}
 
 
 def make(rule: str | None, **options: Any) -> Any:
