@@ -180,8 +180,8 @@ class RetentionGuard(SynapticCallback):
         if not trainer.enable_validation:
             raise MisconfigurationException(
                 f"{type(self).__name__} guards the scores of old tasks in the Trainer's validation, and "
-                f"there is none: give `fit` one validation loader per task, the module a `validation_step`, and "
-                f"leave limit_val_batches above 0."
+                f"there is none: give `fit` one validation loader per task, the module a `validation_step`, "
+                f"and leave limit_val_batches above 0."
             )
         if self.action == "interpolate":
             refuse_certain_values(self, trainer)
@@ -309,8 +309,8 @@ class RetentionGuard(SynapticCallback):
             rank_zero_warn(
                 f"{type(self).__name__}: at the end of task {task} no share of the old weights that was "
                 f"tried keeps {self.monitor} of every old task within {self.tolerance:g}; at "
-                f"{found['share']:g}, which loses least, loader {worst} has lost {lost:.3g}. Were tasks scored on the same data each "
-                f"time? Is all that they use trained by `parameters` and `exclude`?"
+                f"{found['share']:g}, which loses least, loader {worst} has lost {lost:.3g}. "
+                f"Were tasks scored on the same data each time? Is all that they use trained by `parameters` and `exclude`?"
             )
 
     def _strengthen(self, trainer: Trainer) -> dict[str, float]:
@@ -386,7 +386,7 @@ class RetentionGuard(SynapticCallback):
                 f"{type(self).__name__} took the tasks in the order of the validation loaders, and in task "
                 f"{task} the score on another loader improved, not that on loader {loader}. So that no wrong "
                 f"task is held, nothing is guarded from here on: say order=[…], the loader of each task in "
-                f"the order of learning; order={list(range(len(scores)))} if it is that of the loaders after all."
+                f"the order of learning; order={list(range(len(scores)))} if it is theirs after all."
             )
 
     def _keeps_statistics(self, name: str) -> bool:
