@@ -310,7 +310,8 @@ class RetentionGuard(SynapticCallback):
                 f"{type(self).__name__}: at the end of task {task} no share of the old weights that was "
                 f"tried keeps {self.monitor} of every old task within {self.tolerance:g}; at "
                 f"{found['share']:g}, which loses least, loader {worst} has lost {lost:.3g}. "
-                f"Were tasks scored on the same data each time? Is all that they use trained by `parameters` and `exclude`?"
+                f"Are tasks scored on the same data each time, and do `parameters` and `exclude` select all "
+                f"weights that they use?"
             )
 
     def _strengthen(self, trainer: Trainer) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,12 @@ class Scripted(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0 if self.steps == 1 else 0.5)
 
 
-def fit(*callbacks: Callback, model: LightningModule | None = None, **options: Any) -> Trainer:
+def fit(
+    *callbacks: Callback,
+    model: LightningModule | None = None,
+    resumed: Path | None = None,
+    **options: Any,
+) -> Trainer:
     """One fit over the tasks, each an epoch, without validation of the Trainer's own at their ends."""
     model = Scripted() if model is None else model
     usual: dict[str, Any] = {
@@ -69,5 +75,5 @@ def fit(*callbacks: Callback, model: LightningModule | None = None, **options: A
         "check_val_every_n_epoch": 100,
     }
     trainer = make_trainer(EpochBoundaries(1), *callbacks, **(usual | options))
-    trainer.fit(model)
+    trainer.fit(model, ckpt_path=resumed, weights_only=True)
     return trainer
