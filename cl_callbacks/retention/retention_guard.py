@@ -211,14 +211,14 @@ class RetentionGuard(SynapticCallback):
     ) -> bool:
         """Scores all tasks, acts if one has lost too much, and keeps weights and scores as the old ones."""
         self._take_strengths(trainer)
-        self._summary = None
         if not self.current:  # it began before this callback was there
             self._begin(trainer, task)
         scores, loader = self._score(trainer), self.current["loader"]
         if self.current["assumed"] and not self.in_doubt:
             self._doubt(scores, loader, task)
+        self._summary = f"{self.name}: in doubt, nothing is guarded" if self.in_doubt else None
         new = trained(synapses, synapses["old"], trainer.optimizers)
-        learned = {} if self.in_doubt else {k: v for k, v in self.learned.items() if k != loader}
+        learned = {task: score for task, score in self.learned.items() if task != loader}
         if learned:
             tolerated = ToleratedLoss(learned, float(self.tolerance), self.mode == "max")
             scores = self._act(trainer, pl_module, synapses, task, tolerated, scores)
@@ -229,7 +229,7 @@ class RetentionGuard(SynapticCallback):
                 old.copy_(present)
         self._statistics.keep(pl_module)
         self.scores, self.current = scores, {}
-        self._learn(set() if loader is None else {loader})
+        self._learn(set() if loader is None or self.in_doubt else {loader})
         return True
 
     def task_summary(self, task: int) -> str | None:
@@ -382,7 +382,7 @@ class RetentionGuard(SynapticCallback):
         record.keep(0, self.scores)
         record.keep(1, scores)
         if record.mismatch() is not None:
-            self.in_doubt = True
+            self.in_doubt, self.learned = True, {}
             rank_zero_warn(
                 f"{type(self).__name__} took the tasks in the order of the validation loaders, and in task "
                 f"{task} the score on another loader improved, not that on loader {loader}. So that no wrong "

@@ -119,7 +119,7 @@ def test_old_weights_that_hold_no_more_are_said_to() -> None:
         """Its first score falls by 1 when a second task was learned, whatever the weights are."""
 
         def score(self, k: int) -> Tensor:
-            return super().score(k) - (k == 0 and self.trainer.current_epoch > 0)
+            return super().score(k) - float(k == 0 and self.trainer.current_epoch > 0)
 
     model, rule = Forgetful(), guard()
     with pytest.warns(UserWarning, match="no share of the old weights that was tried keeps score"):
@@ -169,11 +169,11 @@ def test_merged_weights_are_judged_and_drawn_back(first: bool) -> None:
 
 def test_strengths_are_raised_for_the_tasks_to_come() -> None:
     ewc, l2, model = EWC(3.0, normalize=None), L2SP(1e-9), Scripted()
-    rule = guard(action="strengthen", rules=["l2sp"], factor=4.0)
+    rule = guard(action="strengthen", rules=["l2_sp"], factor=4.0)
     fit(rule, l2, model=model, max_epochs=2)
-    assert l2.strength == 4e-9 == rule.decisions[0]["strength/l2sp"]
+    assert l2.strength == 4e-9 == rule.decisions[0]["strength/l2_sp"]
     assert model.shared.item() == pytest.approx(TARGETS[1])  # not repaired
-    with pytest.raises(MisconfigurationException, match=r"rules=lwf are not.*there are ewc, l2sp"):
+    with pytest.raises(MisconfigurationException, match=r"rules=lwf are not.*there are ewc, l2_sp"):
         fit(guard(action="strengthen", rules=["lwf"]), ewc, L2SP(1.0))
 
 
@@ -290,7 +290,7 @@ def test_arguments_that_cannot_work(options: dict[str, Any], sentence: str) -> N
         ([guard()], {"limit_val_batches": 0}, "and there is none: give `fit` one validation loader per task"),
         ([RetentionGuard("val_f1", "max", 0.1)], {}, "logs no 'val_f1/dataloader_idx_0'; it logs score"),
         ([guard(), guard(name="other")], {}, "this Trainer has two"),
-        ([guard(), Cascade(3, parameters="shared", name="c")], {}, "averages are none of the values"),
+        ([guard(), Cascade(3, parameters="matrix")], {}, "averages are none of the values"),
         ([guard(action="strengthen")], {}, "none is in the callback list; there are none"),
         ([guard(action="strengthen"), EWC(0.0)], {}, "ewc of action='strengthen' has strength=0"),
         ([guard(order=[0, 5])], {}, "is number 5, counted from 0"),
@@ -298,6 +298,10 @@ def test_arguments_that_cannot_work(options: dict[str, Any], sentence: str) -> N
 )
 def test_trainers_that_cannot_work(callbacks: list[Callback], options: dict[str, Any], sentence: str) -> None:
     class Untrained(Scripted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(4, 4))
+
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             raise AssertionError("it is too late")
 
@@ -307,8 +311,8 @@ def test_trainers_that_cannot_work(callbacks: list[Callback], options: dict[str,
 
 def test_tasks_in_another_order_than_the_loaders_are_noticed() -> None:
     class Backwards(Scripted):
-        def val_dataloader(self) -> Any:
-            return super().val_dataloader()
+        def __init__(self) -> None:
+            super().__init__(targets=(1.0, -3.0, -0.5))
 
         def score(self, k: int) -> Tensor:
             return super().score(len(TARGETS) - 1 - k)

@@ -77,7 +77,8 @@ def test_names_are_those_of_files_and_configurations() -> None:
     found = {kind(**_needed(kind)).name for kind in PUBLIC}
     assert found == {
         "ewc", "mas", "rwalk", "kfac_laplace", "synaptic_intelligence", "streaming_consolidation",
-        "mesu", "bgd", "benna_fusi", "cascade", "metaplastic_gate", "l2sp", "weight_merging", "retention_guard",
+        "mesu", "bgd", "benna_fusi", "cascade", "metaplastic_gate", "l2_sp",
+        "weight_merging", "retention_guard",
     }  # fmt: skip
 
 
