@@ -59,7 +59,9 @@ class OldStatistics:
 class OldWeights:
     """A network that can be put anywhere between its present weights and its old ones.
 
-    Weights with a ``total`` of 0, which no task before has trained, have no old value and stay.
+    Rows in which no task before has trained a weight, with a ``total`` of 0 throughout, have no old value and
+    stay: heads, classes and words that are new. A single weight that is new, as from an input that was always
+    0, has one: the random number that the old tasks were scored with.
 
     Args:
         module: the network.
@@ -69,7 +71,7 @@ class OldWeights:
 
     def __init__(self, module: nn.Module, synapses: SynapseView, old_statistics: OldStatistics) -> None:
         self._synapses = synapses
-        self._old, self._total = synapses["old"], synapses["total"]
+        self._old, self._used = synapses["old"], [_used_rows(total) for total in synapses["total"]]
         self._present = [p.detach().clone() for p in synapses.parameters]
         self._statistics = old_statistics.between(module)
 
@@ -79,7 +81,7 @@ class OldWeights:
         parameters = self._synapses.parameters
         torch._foreach_copy_(parameters, self._present)
         if share:
-            draw_back_(parameters, self._old, self._total, share)
+            draw_back_(parameters, self._old, self._used, share)
         for tensor, present, old in self._statistics:
             tensor.copy_(torch.lerp(present, old, share))
 
@@ -87,3 +89,11 @@ class OldWeights:
         """By how much each weight is away from where it was, by parameter."""
         moved = torch._foreach_sub(self._synapses.parameters, self._present)
         return dict(zip(self._synapses.sources, moved, strict=True))
+
+
+def _used_rows(total: Tensor) -> Tensor:
+    """1 in each row of the first dimension that has anything but 0, and 0 in others; of the same shape."""
+    if not total.ndim or not total.numel():
+        return total
+    used = (total != 0).reshape(len(total), -1).any(dim=1)
+    return used.to(total).reshape(-1, *[1] * (total.ndim - 1)).expand_as(total)
