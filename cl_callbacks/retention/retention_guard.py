@@ -50,8 +50,8 @@ class RetentionGuard(SynapticCallback):
     with the least :math:`a` from 0 to 1 for which every old task is within its tolerance, found by bisection
     with at most ``validations`` validations. What is kept was tried: the least share that held, or if none
     did, which a warning says, that with the least loss. Rows of weights that no task before has trained, as
-    a task's own head, stay as they are. BatchNorm's running means and variances are drawn back alike, if tasks
-    before have used them; other buffers and the optimizer's moments stay.
+    a task's own head, stay as they are. BatchNorm's running means and variances are drawn back alike, if
+    tasks before have used them; other buffers and the optimizer's moments stay.
 
     ``"strengthen"`` multiplies the strength of other rules by ``factor`` for the tasks to come. What the task
     that ends has lost is not repaired.
@@ -65,8 +65,8 @@ class RetentionGuard(SynapticCallback):
     found late the weights from before the change are judged and drawn back, and what was learned since is
     added. The weights themselves are scored, also where Lightning averages weights for validation.
 
-    One validation before the first step finds out whether the score is there; one at the end of each task is
-    all that a guard costs that need not act. It has no side effects, and training is the same bit for bit.
+    One validation before the first step of a fit finds out whether the score is there; one at the end of each
+    task is all else that a guard costs that need not act. It has no side effects, and training is the same bit for bit.
     Memory is two tensors per parameter, and another two while a share is searched.
 
     Logged at the end of a task: ``cl/guard/lost`` and ``cl/guard/lost_after``, the most that an old task has
@@ -187,7 +187,7 @@ class RetentionGuard(SynapticCallback):
             refuse_certain_values(self, trainer)
         self._take_strengths(trainer)
         self._statistics.begin(pl_module)
-        if not self.scores:
+        if not self.current:  # a fit may have other loaders than the one before
             self.scores = self._score(trainer)
         if not self.begun and not boundaries_of(trainer).task_is_open:
             past = loaders_of_past_tasks(boundaries_of(trainer), self.order)

@@ -347,6 +347,27 @@ def test_tasks_in_another_order_than_the_loaders_are_noticed() -> None:
     assert rule.decisions[0]["share"] > 0
 
 
+def test_each_fit_may_bring_the_loader_of_its_task() -> None:
+    class Growing(Scripted):
+        """One fit for each task, with the loaders of the tasks so far."""
+
+        fits = 0
+
+        def train_dataloader(self) -> Any:
+            return loader(torch.tensor([float(self.fits - 1)]))
+
+        def val_dataloader(self) -> Any:
+            return super().val_dataloader()[: self.fits]
+
+    model, rule = Growing(), guard()
+    trainer = make_trainer(rule, num_sanity_val_steps=0)
+    for number in (1, 2):
+        model.fits = trainer.fit_loop.max_epochs = number
+        trainer.fit(model)
+    assert rule.decisions[0]["share"] > 0
+    assert set(rule.learned) == {0, 1}
+
+
 def test_a_task_without_a_loader_is_said_to_be_unguarded() -> None:
     class Few(Scripted):
         def val_dataloader(self) -> Any:
