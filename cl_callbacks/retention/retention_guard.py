@@ -66,7 +66,8 @@ class RetentionGuard(SynapticCallback):
     added. The weights themselves are scored, also where Lightning averages weights for validation.
 
     One validation before the first step of a fit finds out whether the score is there; one at the end of each
-    task is all else that a guard costs that need not act. It has no side effects, and training is the same bit for bit.
+    task is all else that a guard costs that need not act. It has no side effects, and training is the same,
+    bit for bit.
     Memory is two tensors per parameter, and another two while a share is searched.
 
     Logged at the end of a task: ``cl/guard/lost`` and ``cl/guard/lost_after``, the most that an old task has
