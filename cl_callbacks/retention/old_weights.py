@@ -59,9 +59,10 @@ class OldStatistics:
 class OldWeights:
     """A network that can be put anywhere between its present weights and its old ones.
 
-    Rows in which no task before has trained a weight, with a ``total`` of 0 throughout, have no old value and
-    stay: heads, classes and words that are new. A single weight that is new, as from an input that was always
-    0, has one: the random number that the old tasks were scored with.
+    Rows (of the first dimension) behind the last one in which a task before has trained a weight, with a
+    ``total`` above 0, have no old value and stay: of a head that is new all, of one that has grown the new
+    classes. Any other weight has one, if only the random number that the old tasks were scored with, as that
+    of a unit that was silent in them.
 
     Args:
         module: the network.
@@ -92,8 +93,9 @@ class OldWeights:
 
 
 def _used_rows(total: Tensor) -> Tensor:
-    """1 in each row of the first dimension that has anything but 0, and 0 in others; of the same shape."""
+    """1 in the rows up to the last one that has anything but 0, and 0 behind it; of the same shape."""
     if not total.ndim or not total.numel():
         return total
     used = (total != 0).reshape(len(total), -1).any(dim=1)
-    return used.to(total).reshape(-1, *[1] * (total.ndim - 1)).expand_as(total)
+    not_behind = used.flip(0).cumsum(0).flip(0) > 0
+    return not_behind.to(total).reshape(-1, *[1] * (total.ndim - 1)).expand_as(total)

@@ -65,23 +65,25 @@ def test_heads_that_no_task_before_has_trained_stay() -> None:
     assert [head.item() for head in model.heads] == [1.0, 1.0, 0.0]
 
 
-def test_a_new_weight_in_a_row_that_was_trained_is_drawn_back() -> None:
+def test_of_a_matrix_only_the_rows_behind_the_last_trained_one_are_new() -> None:
     class Wide(Scripted):
-        """Task 0 trains the first weight of the first row, task 1 all others."""
+        """Task 0 trains one weight of the second row, task 1 all others."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.wide = nn.Parameter(torch.full((2, 2), 5.0, dtype=torch.float64))
+            self.wide = nn.Parameter(torch.full((3, 2), 5.0, dtype=torch.float64))
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            learned = torch.eye(2, dtype=torch.bool)[0] & torch.tensor([[True], [False]])
-            used = ~learned if int(batch[0][0]) else learned
+            used = torch.zeros(3, 2)
+            used[1, 0] = 1
+            if int(batch[0][0]):
+                used = 1 - used
             return super().training_step(batch, batch_idx) + 0.5 * ((self.wide - 1) ** 2 * used).sum()
 
     model, rule = Wide(), guard()
     fit(rule, model=model)
-    drawn_back = 1 + 4 * rule.decisions[0]["share"]
-    expected = torch.tensor([[1.0, drawn_back], [1.0, 1.0]], dtype=torch.float64)
+    back = 1 + 4 * rule.decisions[0]["share"]
+    expected = torch.tensor([[back, back], [1.0, back], [1.0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(model.wide.detach(), expected)
 
 
