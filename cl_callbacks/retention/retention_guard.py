@@ -49,9 +49,9 @@ class RetentionGuard(SynapticCallback):
 
     with the least :math:`a` from 0 to 1 for which every old task is within its tolerance, found by bisection
     with at most ``validations`` validations. What is kept was tried: the least share that held, or if none
-    did, which a warning says, that with the least loss. A task's own head and new classes at
-    the end of a head, which no task before has trained, stay as they are. BatchNorm's running means and variances are drawn back alike, if
-    tasks before have used them; other buffers and the optimizer's moments stay.
+    did, which a warning says, that with the least loss. A task's own head and new classes at the end of a
+    head, which no task before has trained, stay as they are. BatchNorm's running means and variances are
+    drawn back alike, if tasks before have used them; other buffers and the optimizer's moments stay.
 
     ``"strengthen"`` multiplies the strength of other rules by ``factor`` for the tasks to come. What the task
     that ends has lost is not repaired.
