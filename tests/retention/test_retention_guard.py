@@ -243,7 +243,7 @@ class InSteps(Scripted):
         return Resumable(super().train_dataloader().dataset)
 
 
-@pytest.mark.parametrize("at", [8, 12], ids=["at the end of a task", "within a task"])
+@pytest.mark.parametrize("at", [8, 20], ids=["at the end of a task", "within a later task"])
 @pytest.mark.parametrize("action", ["interpolate", "strengthen"])
 def test_resumes_exactly(action: Any, at: int, tmp_path: Path) -> None:
     def run(resumed: Path | None) -> tuple[Any, ...]:
