@@ -13,6 +13,7 @@ from cl_callbacks.metrics import (
     LearningAccuracy, TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
+from cl_callbacks.retention import RetentionGuard
 from cl_callbacks.rules.averaging import WeightMerging
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
@@ -37,7 +38,7 @@ __all__ = [
     "BennaFusi", "Cascade", "CompileRules", "DarkExperienceReplay", "Distillation", "DriftBoundaries",
     "EpochBoundaries", "ExperienceReplay", "FitBoundaries", "Forgetting", "ForwardTransfer",
     "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy", "LearningAccuracy",
-    "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SampleMemory", "SeedEpochs",
+    "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "RetentionGuard", "SampleMemory", "SeedEpochs",
     "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder", "SynapseStatistics",
     "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation",
     "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks", "WeightMerging",

@@ -4,6 +4,7 @@
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
     python examples/digits.py --methods none l2sp sfa wise running  # without importance
     python examples/digits.py --methods ewc sfa+ewc merged+ewc  # several at once
+    python examples/digits.py --methods guard ewc guard+ewc  # old tasks lose at most 0.02
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
     python examples/digits.py --methods none er der er+ewc  # remembered samples, alone and beside a rule
     python examples/digits.py --methods none metaplastic cascade --network binary
@@ -63,6 +64,7 @@ from cl_callbacks import (
     ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
+    RetentionGuard,
     RWalk,
     StreamingConsolidation,
     SynapseStatistics,
@@ -111,6 +113,7 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "er": (ExperienceReplay, "weight"),
     "der": (DarkExperienceReplay, "alpha"),
     "lwf": (Distillation, "strength"),
+    "guard": (partial(RetentionGuard, "val_acc", "max", tolerance=0.02), "tolerance"),
 }
 
 
