@@ -30,6 +30,7 @@ class SampleSlices:
         right: whether samples can be cut out of the batches so far; ``None`` before the first attempt.
 
     Example:
+        >>> import torch
         >>> slices = SampleSlices(lambda batch: 2 * batch["x"])
         >>> batch = {"x": torch.ones(3, 1), "scale": torch.ones(())}
         >>> slices.alone(batch, [1], 2 * batch["x"])
@@ -102,6 +103,7 @@ def alike(some: Tensor, others: Tensor) -> bool:
     """Whether outputs are the same but for rounding, which may differ with the size of a batch.
 
     Example:
+        >>> import torch
         >>> alike(torch.ones(2), torch.ones(2) + 1e-6), alike(torch.ones(2), torch.tensor([1.0, 1.1]))
         (True, False)
     """

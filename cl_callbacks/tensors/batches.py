@@ -95,7 +95,7 @@ def unlike_previous(batch: Any, order: Tensor) -> Tensor:
     """
     unlike = torch.zeros(len(order) - 1, dtype=torch.bool, device=order.device)
     for t in split_samples(take_samples(batch, order))[0]:
-        unlike |= (t[1:] != t[:-1]).reshape(len(unlike), -1).any(1)
+        unlike |= (t[1:] != t[:-1]).reshape(len(unlike), -1).any(1).to(unlike.device)
     return unlike
 
 
