@@ -13,9 +13,10 @@ from cl_callbacks.metrics import (
     LearningAccuracy, TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
+from cl_callbacks.rules.averaging import WeightMerging
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
-    EWC, MAS, KFACLaplace, RWalk, StreamingConsolidation, SynapticIntelligence,
+    EWC, L2SP, MAS, KFACLaplace, RWalk, StreamingConsolidation, SynapticIntelligence,
 )
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -30,12 +31,12 @@ bring_state_back()
 __version__ = "0.1.0"
 
 __all__ = [
-    "BGD", "EWC", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries", "BennaFusi",
-    "Cascade", "CompileRules", "DriftBoundaries", "EpochBoundaries", "FitBoundaries", "Forgetting",
-    "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "LastTasksAccuracy",
-    "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk", "SeedEpochs",
-    "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder", "SynapseStatistics",
-    "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation",
-    "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",
+    "BGD", "EWC", "L2SP", "MAS", "MESU", "AverageAccuracy", "BackwardTransfer", "BatchBoundaries",
+    "BennaFusi", "Cascade", "CompileRules", "DriftBoundaries", "EpochBoundaries", "FitBoundaries",
+    "Forgetting", "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace",
+    "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk",
+    "SeedEpochs", "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder",
+    "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries",
+    "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks", "WeightMerging",
     "find_strength", "fisher_information",
 ]

@@ -2,6 +2,8 @@
 
     python examples/digits.py                              # without a callback, then with EWC
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
+    python examples/digits.py --methods none l2sp sfa wise running  # without importance
+    python examples/digits.py --methods ewc sfa+ewc merged+ewc  # several at once
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
     python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
@@ -25,6 +27,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from netrc import netrc
 from pathlib import Path
@@ -46,6 +50,7 @@ from torch.nn import functional as F
 from cl_callbacks import (
     BGD,
     EWC,
+    L2SP,
     MAS,
     MESU,
     BennaFusi,
@@ -60,6 +65,7 @@ from cl_callbacks import (
     SynapticIntelligence,
     TaskEvaluation,
     TaskSequence,
+    WeightMerging,
 )
 from cl_callbacks.data import digits
 from cl_callbacks.drift import score_boundaries
@@ -80,10 +86,11 @@ SETTINGS = {
 }
 
 # The callback of each method, built with its defaults, and the argument that `--strength` sets.
-METHODS: dict[str, tuple[type[Callback], str] | None] = {
+METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "none": None,
     "ewc": (EWC, "strength"),
     "si": (SynapticIntelligence, "strength"),
+    "l2sp": (L2SP, "strength"),
     "mas": (MAS, "strength"),
     "rwalk": (RWalk, "strength"),
     "kfac": (KFACLaplace, "strength"),
@@ -93,6 +100,10 @@ METHODS: dict[str, tuple[type[Callback], str] | None] = {
     "metaplastic": (MetaplasticGate, "steepness"),
     "benna_fusi": (BennaFusi, "coupling"),
     "cascade": (Cascade, "levels"),
+    "sfa": (partial(WeightMerging, share=0.25, every_n_steps=20), "share"),
+    "wise": (partial(WeightMerging, share=0.5), "share"),
+    "running": (partial(WeightMerging, share="running"), "share"),
+    "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
 }
 
 
@@ -173,13 +184,24 @@ def average_accuracy(trainer: Trainer) -> float:
 
 
 def callbacks(method: str, strength: float | None = None, **options: Any) -> list[Callback]:
-    """The method's callback, with its default strength unless one is given."""
-    known = METHODS[method]
-    if known is None:
-        return []
-    kind, argument = known
-    given = {} if strength is None else {argument: int(strength) if argument == "levels" else strength}
-    return [kind(**given, **options)]
+    """The callbacks of a method, or of several joined by +, of default strength unless one is given."""
+    found = []
+    for name in method.split("+"):
+        if (known := METHODS[name]) is not None:
+            build, argument = known
+            value = int(strength) if strength is not None and argument == "levels" else strength
+            found.append(build(**({} if value is None else {argument: value}), **options))
+    return found
+
+
+def method(text: str) -> str:
+    """Checks the names in a method, for the command line."""
+    unknown = [name for name in text.split("+") if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {', '.join(unknown)} (choose from {', '.join(METHODS)}, or several joined by +)"
+        )
+    return text
 
 
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -188,7 +210,10 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     rules = callbacks(method, args.strength)
-    strength = float(getattr(rules[0], METHODS[method][1]) or 0.0) if rules else 0.0  # of widths by layer: 0
+    arguments = [known[1] for name in method.split("+") if (known := METHODS[name]) is not None]
+    given = [getattr(rule, argument) for rule, argument in zip(rules, arguments, strict=True)]
+    # Of widths by layer, and the mean over tasks: 0.
+    strength = next((float(value) for value in given if isinstance(value, int | float)), 0.0)
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
@@ -217,7 +242,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     wandb.finish()
     # Validation comes when a task ends, whenever that is noticed; the first row is of the untrained network.
-    curve = [scores for _, scores in evaluation.record.curve]
+    # Where weights are merged then, they are scored again at the same step, and these scores count.
+    curve = list(dict(evaluation.record.curve).values())
     matrix = curve[1:]
     found = {}
     if isinstance(boundaries, DriftBoundaries):
@@ -229,7 +255,7 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         score = score_boundaries(alarms, begins, tolerance=100 + args.transition)
         found = {"found": score._asdict(), "boundaries": boundaries.found, "changes": changes}
     return found | {
-        "average_accuracy": average_accuracy(trainer),
+        "average_accuracy": sum(matrix[-1]) / len(matrix[-1]),
         "last_accuracy": matrix[-1][-1],
         "forgetting": forgetting(torch.tensor(curve)).item(),
         "strength": strength,
@@ -291,7 +317,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
+    parser.add_argument("--methods", nargs="+", type=method, default=["none", "ewc"], metavar="METHOD")
     parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--boundaries", choices=("declared", "drift"), default="declared")
     parser.add_argument("--transition", type=int, default=0, help="batches in which neighbouring tasks mix")

@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_callbacks import (
     BGD,
     EWC,
+    L2SP,
     MAS,
     MESU,
     BennaFusi,
@@ -22,6 +23,7 @@ from cl_callbacks import (
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
+    WeightMerging,
 )
 
 EACH = {"anchors": "each", "decay": 0.9, "estimator": "sampled"}
@@ -31,6 +33,8 @@ PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
     "ewc": (EWC, 1.0, 1e5),
     "ewc each": (lambda s, **o: EWC(s, **EACH | o), 1.0, 1e5),
     "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 1.0, 1e5),
+    "l2sp": (L2SP, 0.1, 1e4),
+    "l2sp start": (lambda s, **o: L2SP(s, to="start", **o), 0.1, 1e4),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
     "rwalk": (lambda s, **o: RWalk(s, window_steps=3, **o), 1.0, 1e6),
@@ -45,6 +49,8 @@ PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
 REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "benna-fusi": (lambda s, **o: BennaFusi(4, s, **o), 0.2),
     "metaplastic": (MetaplasticGate, 5.0),
+    "merging": (lambda s, **o: WeightMerging(s, include_start=True, **o), 0.3),
+    "merging steps": (lambda s, **o: WeightMerging(s, every_n_steps=2, include_start=True, **o), 0.1),
 }
 
 # Rules that put another in its place: there is no strength at which they do nothing.
@@ -64,10 +70,15 @@ COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 # Rules that are local to each weight, and so to each shard.
 SHARDABLE = {*PULLING, *REWRITING} - {"kfac", "kfac list"}
 
+# Rules that do something at the end of a task.
+CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {"merging", "merging steps"}
+
 # What tells the forms of one class apart, where there are several.
 VARIANTS = {
     "ewc": '`estimator="exact"`',
     "ewc each": '`anchors="each"`, `estimator="sampled"`',
+    "l2sp": '`to="last_task"`',
+    "l2sp start": '`to="start"`',
     "mas": '`norm="squared"`',
     "mas mean": '`norm="l2"`, `decay="mean"`',
     "kfac": '`accumulate="nearest"`',
@@ -75,6 +86,8 @@ VARIANTS = {
     "streaming fisher": '`measure="fisher"`',
     "streaming |g|": '`measure="sensitivity"`',
     "streaming path": '`measure="path"`',
+    "merging": "`share=0.3`",
+    "merging steps": "`every_n_steps=2`",
     "mesu": "`draws=1`",
     "mesu chain": '`prior="chain"`',
     "mesu draws": "`draws=2`",

@@ -33,7 +33,7 @@ LAYERS = [
     {"observation", "fine_tuning", "tuning"},
     {"cli", "__main__"},
 ]
-FAMILIES = {"consolidation", "metaplasticity"}
+FAMILIES = {"averaging", "consolidation", "metaplasticity"}
 WITHOUT_LIGHTNING = {"compiled", "drift", "functional", "gradients", "synapses", "tensors"}
 
 
@@ -106,7 +106,14 @@ def test_the_equations_know_only_torch(file: Path) -> None:
 
 
 def test_no_rule_imports_another() -> None:
-    shared = {"anchored_rule", "boundary_rule", "importance_file", "kronecker_memory", "uncertain_rule"}
+    shared = {
+        "anchored_rule",
+        "batch_statistics",
+        "boundary_rule",
+        "importance_file",
+        "kronecker_memory",
+        "uncertain_rule",
+    }
     for file in FILES:
         if part_of(file) != "rules" or file.name == "__init__.py":
             continue

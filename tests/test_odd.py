@@ -8,7 +8,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks import EWC, EpochBoundaries
-from tests.every_rule import MATRICES_ONLY, PULLING, RULES
+from tests.every_rule import CONSOLIDATING, MATRICES_ONLY, RULES
 from tests.odd.__main__ import PAGE, page
 from tests.odd.batches import OWN, loader_of, odd, reading
 from tests.odd.modules import MORE
@@ -40,7 +40,7 @@ def test_the_outcome_is_as_declared(row: Row, rule: str) -> None:
     view = memory.synapses.view
     tensors = [*model.parameters(), *(t for field in view.fields.values() for t in field)]
     assert all(t.isfinite().all() for t in tensors)
-    assert memory.tasks == (2 if rule in PULLING and "streaming" not in rule else 0)
+    assert memory.tasks == (2 if rule in CONSOLIDATING else 0)
     if rule not in MATRICES_ONLY:
         assert view.names == [name for name, p in model.named_parameters() if p.requires_grad]
     plain, batches, _ = row.build(rule)

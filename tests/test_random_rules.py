@@ -15,6 +15,7 @@ from torch import nn
 from cl_callbacks import (
     BGD,
     EWC,
+    L2SP,
     MAS,
     MESU,
     BennaFusi,
@@ -25,6 +26,7 @@ from cl_callbacks import (
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
+    WeightMerging,
 )
 from tests.every_rule import same, state
 from tests.small import CLASSES, FEATURES, Net, fit_tasks, weights
@@ -89,6 +91,11 @@ RULES: dict[type[SynapticCallback], dict[str, st.SearchStrategy[Any]]] = {
     MetaplasticGate: OPTIONS | {"steepness": one_of(0.0) | positive},
     Cascade: OPTIONS
     | {"levels": st.integers(1, 6), "ratio": st.floats(0.1, 0.5), "seed": st.integers(0, 99)},
+    L2SP: OPTIONS
+    | {"strength": one_of(0.0) | positive, "to": one_of("last_task", "start"), "proximal": st.booleans()},
+    WeightMerging: OPTIONS
+    | {"share": st.floats(0.0, 0.99), "every_n_steps": optional(st.integers(1, 9))}
+    | {"include_start": st.booleans()},
     MESU: UNCERTAIN | {"memory_epochs": optional(st.floats(1.0, 1e5)), "prior": one_of("zero", "chain")},
     BGD: UNCERTAIN,
 }

@@ -57,8 +57,8 @@ class DriftBoundaries(MonitoredBoundaries):
     from the current weights. So no rule needs access to data of an earlier task, and none is measured on the
     next one's.
 
-    Changes that a callback makes to weights in ``on_task_end`` are therefore lost (make them in
-    ``on_task_start``).
+    By as much as a callback moves weights in ``on_task_end``, the current ones move too; changes to buffers
+    are lost (make them in ``on_task_start``).
 
     The task that is open at the end of the fit continues in the next fit. Boundaries are logged as
     ``cl/boundary`` (the task that ended), ``cl/boundary_onset`` and ``cl/boundary_delay`` in batches, and

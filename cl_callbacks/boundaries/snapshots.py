@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cl_callbacks.synapses.state import known_rows
 from cl_callbacks.tensors.containers import map_tensors
-from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
+from cl_callbacks.tensors.shards import distribute_like, full_tensor, held, reshard
 
 
 @runtime_checkable
@@ -63,7 +64,8 @@ class Snapshots:
     def rewound(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         """Context in which network and callbacks have the state of the older snapshot.
 
-        On exit, also after an exception, the present state returns. What the callbacks consolidate is kept.
+        On exit, also after an exception, the present state returns. What the callbacks consolidate is kept,
+        and by as much as they have moved weights, the present ones move too; statistics stay.
         """
         reshard(pl_module)
         then = self._kept[0]
@@ -73,6 +75,8 @@ class Snapshots:
         with ExitStack() as stack:
             stack.callback(_copy, live, now)
             _copy(live, then["network"])
+            weights = {name: live[name] for name, _ in pl_module.named_parameters() if name in live}
+            stack.callback(_add_moves, weights, then["network"], now)
             for rule in _rewindable(trainer):
                 if rule.state_key in then["gathered"]:
                     stack.enter_context(rule.rewound(then["gathered"][rule.state_key]))
@@ -100,3 +104,11 @@ def _known(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str
 def _copy(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in live.items():
         tensor.copy_(distribute_like(values[name], tensor))
+
+
+def _add_moves(live: Mapping[str, Tensor], then: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """Adds to the present values by how much the live ones were moved from those that they were set to."""
+    for name, tensor in live.items():
+        before, after, present = (held(t) for t in (distribute_like(then[name], tensor), tensor, now[name]))
+        move = after - before  # of weights that are not finite there is none
+        present.copy_(torch.where(move.isfinite() & (move != 0), present + move, present))

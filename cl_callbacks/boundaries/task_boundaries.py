@@ -26,19 +26,29 @@ _NOW = nullcontext()
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
     """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
 
-    The order is: the callbacks in list order, those that only observe the others (``observes = True``) last;
-    then the LightningModule, then the LightningDataModule.
+    The order is: the callbacks in list order, but those that move weights (``moves_weights = True``) first
+    and those that only observe the others (``observes = True``) last; then the LightningModule, then the
+    LightningDataModule.
     """
     pl_module = trainer.lightning_module
-    callbacks = sorted(trainer.callbacks, key=lambda callback: getattr(callback, "observes", False))  # type: ignore[attr-defined]
+    callbacks = sorted(trainer.callbacks, key=_turn)  # type: ignore[attr-defined]
     for listener in (*callbacks, pl_module, trainer.datamodule):  # type: ignore[attr-defined]
         hook = getattr(listener, event, None)
         if callable(hook):
             hook(trainer, pl_module, task)
 
 
+def _turn(callback: Callback) -> int:
+    return getattr(callback, "observes", False) - getattr(callback, "moves_weights", False)
+
+
 class TaskBoundaries(Callback):
     """Base of the callbacks that declare tasks; a Trainer has one.
+
+    Before ``on_task_end(trainer, pl_module, task)``, ``on_task_ending`` with the same arguments is sent, in
+    which the weights are still those that training has ended with. On ``on_task_end`` callbacks that move
+    weights come first, such as :class:`~cl_callbacks.WeightMerging`: all others meet the weights with which
+    the network goes on.
 
     If the weights change after the last step of a fit and the end of its last task, as where averages are
     swapped in when training ends, ``on_task_revised(trainer, pl_module, task)`` is sent: rules consolidate
@@ -79,6 +89,7 @@ class TaskBoundaries(Callback):
         """
         self.looking_back = as_of is not _NOW
         with as_of:
+            dispatch(trainer, "on_task_ending", self.task)
             dispatch(trainer, "on_task_end", self.task)
         self._last_task.end(trainer, self.task, self.looking_back)
         self.looking_back = False
@@ -140,6 +151,7 @@ class TaskBoundaries(Callback):
         if not weights_may_change(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self._last_task.is_of_other_weights(trainer), all=False):
+            dispatch(trainer, "on_task_ending", self._last_task.task)
             dispatch(trainer, "on_task_revised", self._last_task.task)
             self._last_task.end(trainer, self._last_task.task)
             _rewrite_last_checkpoints(trainer, also_others=True)

@@ -10,7 +10,9 @@ from cl_callbacks.functional.anchoring import (
     add_quadratic_pull_, distances, largest_importance, merge_each_, merge_latest_, quadratic_penalty,
     relax_to_anchor_,
 )
-from cl_callbacks.functional.averaging import average_, average_square_, newest_share
+from cl_callbacks.functional.averaging import (
+    average_, average_square_, draw_back_, merge_weights_, newest_share,
+)
 from cl_callbacks.functional.beakers import (
     beaker_memory_trace, capacities, conductances, flow_, flow_matrix, largest_coupling, level_differences,
     timescales,
@@ -50,12 +52,12 @@ __all__ = [
     "as_importance_adds_up", "average_", "average_accuracy", "average_square_", "backward_transfer",
     "beaker_memory_trace", "best_on_grid", "bgd_", "capacities", "cascade_", "cascade_memory_trace",
     "check_fisher", "check_likelihood", "conductances", "curvature_bound", "decide_reading",
-    "decompose", "deepen_probabilities", "distances", "draw_", "fisher_cotangents",
+    "decompose", "deepen_probabilities", "distances", "draw_", "draw_back_", "fisher_cotangents",
     "flow_", "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "intransigence",
     "is_distribution", "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
     "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
-    "level_differences", "merge_each_", "merge_latest_", "mesu_", "metaplastic_gate", "min_max",
-    "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
+    "level_differences", "merge_each_", "merge_latest_", "merge_weights_", "mesu_", "metaplastic_gate",
+    "min_max", "nearest_sum", "newest_share", "paired", "path_importance", "quadratic_penalty", "read_labels",
     "reading_of_losses", "relative_variance",
     "relax_kronecker", "relax_to_anchor_", "resist_shrinking_", "sample_losses", "sensitivity_cotangent",
     "smoothed_on_grid", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",

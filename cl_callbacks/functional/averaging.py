@@ -1,4 +1,4 @@
-"""Running averages over optimizer steps, in place."""
+"""Averages over optimizer steps and over tasks, in place."""
 
 from __future__ import annotations
 
@@ -65,3 +65,86 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         torch._foreach_addcmul_(list(average), list(values), weighted)
     else:
         torch._foreach_addcmul_(list(average), list(values), list(values), list(shares))
+
+
+@fusable(numbers=["share"])
+def draw_back_(
+    weights: Sequence[Tensor],
+    old: Sequence[Tensor],
+    total: Sequence[Tensor],
+    share: float | Sequence[float],
+) -> None:
+    r"""Moves weights towards old ones: :math:`\theta \leftarrow (1-b)\theta + b\,\theta_{\text{old}}`.
+
+    A weight that no task before has trained, with :math:`N=0`, has no old value and stays where it is.
+
+    Source: slow and fast averaging, SFA (arXiv 2501.05559).
+
+    Args:
+        weights: :math:`\theta`.
+        old: :math:`\theta_{\text{old}}`, one tensor of the same shape per weight.
+        total: :math:`N`, likewise, at least 0.
+        share: :math:`b`, from 0 to 1, or one for each tensor.
+
+    Example:
+        >>> theta = [torch.tensor([4.0, 4.0])]
+        >>> draw_back_(theta, [torch.zeros(2)], [torch.tensor([2.0, 0.0])], 0.25)
+        >>> theta
+        [tensor([3., 4.])]
+    """
+    distance = torch._foreach_sub(list(old), list(weights))
+    torch._foreach_mul_(distance, torch._foreach_sign(list(total)))
+    torch._foreach_mul_(distance, share)
+    torch._foreach_add_(list(weights), distance)
+
+
+def merge_weights_(
+    weights: Sequence[Tensor],
+    old: Sequence[Tensor],
+    total: Sequence[Tensor],
+    new: Sequence[Tensor],
+    old_share: float | None = None,
+) -> None:
+    r"""Merges the weights after a task with those after the tasks before, in place.
+
+    .. math:: \theta \leftarrow \frac{N\theta_{\text{old}} + n\,\theta}{N + n}, \qquad
+              N \leftarrow N + n, \qquad \theta_{\text{old}} \leftarrow \theta .
+
+    With :math:`n=1` it is the running average
+    :math:`\theta_{\text{old}} + (\theta-\theta_{\text{old}})/(t+1)` after :math:`t` tasks before. With the
+    importance of each weight for the task it is the minimum of the sum of the tasks' quadratics
+    :math:`n_k(\theta-\theta_k)^2`. With a fixed share :math:`b` of the old weights,
+
+    .. math:: \theta \leftarrow (1-b)\theta + b\,\theta_{\text{old}} .
+
+    A weight of which only one of the two has a value, because the other has :math:`N=0` or :math:`n=0`, takes
+    that one; where both are 0, and with a fixed share where :math:`N=0`, it stays where it is.
+
+    Sources: Lee et al. 2017, IMM-mode (arXiv 1703.08475); Matena & Raffel 2022, Fisher-weighted averages
+    (2111.09832); Wortsman et al. 2022, WiSE-FT, for a fixed share (2109.01903).
+
+    Args:
+        weights: :math:`\theta`.
+        old: :math:`\theta_{\text{old}}`, one tensor of the same shape per weight.
+        total: :math:`N`, likewise: the sum of :math:`n` over the tasks before, at least 0.
+        new: :math:`n`, likewise, at least 0.
+        old_share: :math:`b`, from 0 to 1.
+
+    Example:
+        >>> theta, old, total = [torch.tensor([6.0])], [torch.tensor([2.0])], [torch.tensor([3.0])]
+        >>> merge_weights_(theta, old, total, [torch.tensor([1.0])])
+        >>> theta, total
+        ([tensor([3.])], [tensor([4.])])
+    """
+    for weight, before, known, more in zip(weights, old, total, new, strict=True):
+        wide = torch.promote_types(weight.dtype, before.dtype)
+        share = torch.ones_like(known, dtype=wide)
+        if old_share is None:
+            sum_of_both = known.to(wide) + more
+            share = torch.where(sum_of_both > 0, more / sum_of_both, share)
+        else:
+            share.masked_fill_(known > 0, 1.0 - old_share)
+        # `lerp` returns its ends bit for bit at shares of 0 and 1.
+        weight.copy_(torch.lerp(before.to(wide), weight.to(wide), share))
+        known.add_(more)
+        before.copy_(weight)

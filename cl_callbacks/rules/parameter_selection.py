@@ -36,6 +36,17 @@ def patterns_of(given: Patterns) -> tuple[str, ...]:
     return patterns
 
 
+def wants_name(name: str, parameters: tuple[str, ...], exclude: tuple[str, ...]) -> bool:
+    """Whether a name has one of the patterns, if there are any, and none of those to exclude.
+
+    Example:
+        >>> wants_name("net.0.bias", (), ("bias",))
+        False
+    """
+    included = not parameters or any(re.search(p, name) for p in parameters)
+    return included and not any(re.search(p, name) for p in exclude)
+
+
 def stepped_by(
     optimizers: Iterable[Optimizer], model: Mapping[str, Tensor], names: Iterable[str]
 ) -> list[str]:
@@ -95,8 +106,7 @@ class ParameterSelection(NamedTuple):
     def _wants(self, name: str, parameter: Tensor) -> bool:
         if self.matrices_only and not self.parameters and not is_lazy(parameter) and parameter.ndim < 2:
             return False
-        included = not self.parameters or any(re.search(p, name) for p in self.parameters)
-        return included and not any(re.search(p, name) for p in self.exclude)
+        return wants_name(name, self.parameters, self.exclude)
 
     def _refuse_faults(self, pl_module: LightningModule, parameters: Mapping[str, Tensor]) -> None:
         tables = (m for m in pl_module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))

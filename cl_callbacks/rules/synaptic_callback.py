@@ -93,6 +93,13 @@ class SynapticCallback(Callback):
     needs: frozenset[Need] = frozenset()
     accumulated: ClassVar[tuple[str, ...]] = ()
     """Fields that grow within a task, such as SI's path; rewound if the end of a task is detected late."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Fields that are places on the way of training, such as SI's start of the task: they move along if the
+    weights are moved at the end of a task."""
+    moves_weights: ClassVar[bool] = False
+    """Whether the rule moves weights at the end of a task; it then comes before all others there."""
+    free_values: ClassVar[bool] = True
+    """Whether weights may have any value between steps; those of Cascade have one of two."""
     running: tuple[str, ...] = ()
     """Fields that change by small amounts in every step, which half precision would round away."""
     owns_update: ClassVar[bool] = False
@@ -201,6 +208,23 @@ class SynapticCallback(Callback):
     ) -> bool:
         """Updates the state at the end of a task, and returns whether anything was consolidated."""
         return False
+
+    def measure_ahead(
+        self, trainer: Trainer, pl_module: LightningModule, task: int
+    ) -> dict[str, Tensor] | None:
+        """Importance of each weight for the task that ends, by name, which :meth:`consolidate` then uses.
+
+        For a rule that moves weights by it: it is of the weights that training has ended with. ``None``,
+        after a warning, if there is none. Rules that measure no such importance do not override it.
+        """
+        return None
+
+    def follow(self, moved: Mapping[Tensor, Tensor]) -> None:
+        """Moves the fields in ``follows`` by as much as the weights were, given by parameter."""
+        with torch.no_grad(), self.synapses.on_device():
+            view = self.synapses.view.restrict_to(list(moved))
+            for field in self.follows if len(view) else ():
+                torch._foreach_add_(view[field], [moved[p] for p in view.sources])
 
     def commit(self) -> None:
         """Defers Ctrl-C until :meth:`consolidate` is done, which calls this before it changes the state."""
@@ -345,23 +369,27 @@ class SynapticCallback(Callback):
         if self._watch is not None:
             self._watch.start_task(self)
 
+    def on_task_ending(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Keeps the state from before the end of a task that may be revised, or goes back to it."""
+        self._place(pl_module)
+        if self._before_task_end is not None:  # the task has ended before, at other weights
+            scale = self.rule_scale
+            self.restore(self._before_task_end)
+            self.rule_scale = scale
+            self._place(pl_module)
+        elif self.consolidates and weights_may_change(trainer) and not boundaries_of(trainer).looking_back:
+            self._before_task_end = copy.deepcopy(self.state_dict())
+
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Judges how strong the rule was, and consolidates the task, unless weights are not finite."""
         self._place(pl_module)
         if self._watch is not None:
             self._watch.end_task(trainer, self, task)
-        revisable = self.consolidates and weights_may_change(trainer)
-        if revisable and not boundaries_of(trainer).looking_back:
-            self._before_task_end = copy.deepcopy(self.state_dict())
         self._consolidate(trainer, pl_module, task)
 
     def on_task_revised(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Consolidates the task anew, at the weights that the fit leaves, in place of those at its end."""
         if self._before_task_end is not None:
-            scale = self.rule_scale
-            self.restore(self._before_task_end)
-            self.rule_scale = scale
-            self._place(pl_module)
             self._consolidate(trainer, pl_module, task)
 
     def _consolidate(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:

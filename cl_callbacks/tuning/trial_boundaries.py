@@ -86,7 +86,8 @@ class TrialBoundaries(TaskBoundaries):
             self.end(trainer)
 
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
-        """Ends the task: sends ``on_task_end`` and no more."""
+        """Ends the task: sends ``on_task_ending`` and ``on_task_end``, and no more."""
+        dispatch(trainer, "on_task_ending", self.task)
         dispatch(trainer, "on_task_end", self.task)
         self.task, self.task_is_open = self.task + 1, False
 

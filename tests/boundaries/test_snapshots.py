@@ -56,3 +56,23 @@ def test_copies_that_come_back_and_go_again() -> None:
         assert torch.equal(state(), then)
     assert torch.equal(state(), now)
     assert not torch.equal(now, then)
+
+
+def test_weights_that_are_moved_in_the_past_move_as_far_in_the_present() -> None:
+    """Others stay bit for bit, also where they are not finite, and so do statistics."""
+    snapshots, model = Snapshots(), Net()
+    weight, statistics = model.net[4].weight, model.net[1].running_mean
+    with torch.no_grad():
+        weight[0, 0] = torch.inf
+        snapshots.take(NOBODY, model, 0)
+        weight[0, 0] = 1.0
+        model.net[0].weight[0, 0] = torch.nan
+        present = {name: t.clone() for name, t in model.state_dict().items()}
+        with snapshots.rewound(NOBODY, model):
+            weight[1] += 0.5
+            statistics += 0.5
+    present["net.4.weight"][1] += 0.5
+    for name, found in model.state_dict().items():
+        torch.testing.assert_close(
+            found, present[name], rtol=0, atol=1e-6 * (name == "net.4.weight"), equal_nan=True
+        )

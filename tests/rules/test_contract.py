@@ -21,6 +21,7 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from tests.every_rule import (
+    CONSOLIDATING,
     MATRICES_ONLY,
     OWNING,
     PULLING,
@@ -216,7 +217,7 @@ def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
 @pytest.mark.parametrize("rule", [*PULLING, *REWRITING])
 @pytest.mark.parametrize("strength", [-1.0, float("nan")])
 def test_strengths_that_cannot_work(rule: str, strength: float) -> None:
-    with pytest.raises(ValueError, match=r"(strength|steepness|coupling) must be"):
+    with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share) must be"):
         make(rule, strength)
 
 
@@ -259,7 +260,7 @@ def test_a_change_that_is_found_late_is_consolidated_as_of_its_onset(rule: str, 
         x, y = task(0, samples=8 * 32)
         make_trainer(memory, Told(delay)).fit(model, loader(x.double(), y))
         found.append((state(memory), weights(model), memory.tasks))
-    assert found[0][2] == found[1][2] == (2 if rule in PULLING and "streaming" not in rule else 0)
+    assert found[0][2] == found[1][2] == (2 if rule in CONSOLIDATING else 0)
     assert torch.equal(found[0][1], found[1][1])
     assert found[0][0].keys() == found[1][0].keys()
     for key, value in found[0][0].items():

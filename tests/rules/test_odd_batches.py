@@ -26,7 +26,7 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from cl_callbacks.training.sample_count import SampleCount
-from tests.every_rule import PULLING, RULES, make
+from tests.every_rule import CONSOLIDATING, RULES, make
 from tests.odd.batches import OWN, Centred, Odd, loader_of, odd, reading
 from tests.references.rows import exact_scores, labelled_scores, mean_over_rows, norm_scores, reversed_scores
 from tests.small import Net, loader, make_trainer, task
@@ -87,7 +87,7 @@ def test_a_boundary_that_keeps_recent_batches_serves_every_rule(rule: str, name:
     built.__class__ = reading(type(built))
     make_trainer(built, BatchBoundariesOnce(), max_epochs=1).fit(model, loader_of(batches))
     assert all(p.isfinite().all() for p in model.parameters())
-    if rule in PULLING and not rule.startswith("streaming"):
+    if rule in CONSOLIDATING:
         assert built.tasks == 1
 
 

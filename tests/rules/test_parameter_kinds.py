@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from cl_callbacks import EWC, EpochBoundaries, SynapticCallback, fisher_information
 from cl_callbacks.guards.parameters import parameter_fault
-from tests.every_rule import MATRICES_ONLY, OWNING, PULLING, RULES, every_rule, make, selected, state
+from tests.every_rule import CONSOLIDATING, MATRICES_ONLY, OWNING, RULES, every_rule, make, selected, state
 from tests.odd.modules import (
     HIDDEN,
     ODD,
@@ -31,7 +31,6 @@ odd_kind = pytest.mark.parametrize("kind", ODD)
 
 # Several draws repeat passes, and those of manual optimization are the module's own.
 automatic_or_not = pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mesu draws"])
-CONSOLIDATING = {rule for rule in PULLING if "streaming" not in rule}
 
 
 def assert_finite(rule: SynapticCallback) -> None:

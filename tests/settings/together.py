@@ -36,6 +36,7 @@ def _union(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return both | ({"/offset": a["/offset"] + b["/offset"]} if "/offset" in a else {})
 
 
+MEASURING = [rule for rule in PULLING if not rule.startswith("l2sp")]
 SETTINGS = [
     Setting(
         "beside another rule that observes",
@@ -50,7 +51,9 @@ SETTINGS = [
         alone,
         exceptions={
             **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
-            **dict.fromkeys(PULLING, Differs("importance is relative to that of one instance's parameters")),
+            **dict.fromkeys(
+                MEASURING, Differs("importance is relative to that of one instance's parameters")
+            ),
         },
     ),
 ]

@@ -60,6 +60,7 @@ class BoundaryRule(AnchoredRule):
                 f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
             )
         self.anchors, self.decay, self.importance_file = anchors, decay, importance_file
+        self._ahead: dict[int, list[Tensor] | None] = {}  # importance of a task that is ending
         if importance_file is not None:
             state, self.tasks, self.offset = load_importance(importance_file, self.shared, self._kind_in_file)
             self.synapses.load_state_dict(state)
@@ -86,22 +87,43 @@ class BoundaryRule(AnchoredRule):
     ) -> bool:
         """Measures the importance and merges it with that of the earlier tasks."""
         with torch.no_grad():
-            measured = self.estimate(trainer, pl_module, synapses, task)
+            ahead, self._ahead = self._ahead, {}
+            measured = ahead[task] if task in ahead else self._measure(trainer, pl_module, synapses, task)
             if measured is None:
-                rank_zero_warn(
-                    f"{type(self).__name__}: no sample of task {task} gave a finite importance, so the "
-                    f"task was not consolidated and the earlier state is kept."
-                )
                 return False
-            unit = self.unit(synapses, sum_and_number(measured), f"task {task}")
-            if unit is None:
-                return False
-            torch._foreach_div_(measured, unit)
-            if self.max_importance is not None:
-                torch._foreach_clamp_max_(measured, self.max_importance)
             self.commit()
             self.merge(synapses, measured)
         return True
+
+    def measure_ahead(
+        self, trainer: Trainer, pl_module: LightningModule, task: int
+    ) -> dict[str, Tensor] | None:
+        """Importance of each weight for the task that ends, by name, which :meth:`consolidate` then uses."""
+        self._place(pl_module)
+        view = self.synapses.view
+        with torch.no_grad(), self.synapses.on_device():
+            measured = self._measure(trainer, pl_module, view, task)
+        self._ahead = {task: measured}
+        return None if measured is None else dict(zip(view.names, measured, strict=True))
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> list[Tensor] | None:
+        """Importance in the unit of ``normalize``; ``None``, after a warning, if there is none."""
+        measured = self.estimate(trainer, pl_module, synapses, task)
+        if measured is None:
+            rank_zero_warn(
+                f"{type(self).__name__}: no sample of task {task} gave a finite importance, so the "
+                f"task was not consolidated and the earlier state is kept."
+            )
+            return None
+        unit = self.unit(synapses, sum_and_number(measured), f"task {task}")
+        if unit is None:
+            return None
+        torch._foreach_div_(measured, unit)
+        if self.max_importance is not None:
+            torch._foreach_clamp_max_(measured, self.max_importance)
+        return measured
 
     def merge(self, synapses: SynapseView, measured: list[Tensor]) -> None:
         """Adds the task's importance to the state, and moves the anchors."""

@@ -75,6 +75,7 @@ class RWalk(BoundaryRule):
         "start": "parameter",
     }
     accumulated: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
+    follows: ClassVar[tuple[str, ...]] = ("start",)
     running = ("fisher", "path", "score", "start")
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor", "fisher", "score")
     needs: frozenset[Need] = frozenset({"gradients", "updates"})

@@ -68,6 +68,7 @@ class StreamingConsolidation(AnchoredRule):
         >>> trainer = Trainer(callbacks=[StreamingConsolidation()], logger=False, enable_checkpointing=False)
     """
 
+    follows: ClassVar[tuple[str, ...]] = ("anchor",)
     running = ("importance", "anchor")
     local: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps", "unit_of_importance", "unit_step")

@@ -61,6 +61,7 @@ class SynapticIntelligence(BoundaryRule):
 
     fields: Mapping[str, Fill] = {**BoundaryRule.fields, "path": "zeros"}
     accumulated: ClassVar[tuple[str, ...]] = ("path",)
+    follows: ClassVar[tuple[str, ...]] = ("anchor",)
     running = ("path",)
     needs: frozenset[Need] = frozenset({"gradients", "updates"})
     local: ClassVar[bool] = True

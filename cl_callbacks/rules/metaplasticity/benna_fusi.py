@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -22,6 +21,7 @@ from cl_callbacks.functional.beakers import (
 )
 from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
 from cl_callbacks.rules.compatibility import warn_of_half_precision
+from cl_callbacks.rules.named_rule import named_rule
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -117,19 +117,9 @@ class BennaFusi(SynapticCallback):
         rank_zero_info(f"{self.name}: timescales of the beakers in steps: {rounded}")
         log(trainer, {log_keys.timescale(self.name, k): t for k, t in enumerate(self.timescales, 1)})
         if self.gated_by is not None:
-            self._gating = self._find(trainer, self.gated_by)
-
-    def _find(self, trainer: Trainer, name: str) -> SynapticCallback:
-        others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
-        able = [c for c in others if type(c).plasticity is not SynapticCallback.plasticity]
-        found = [c for c in able if c.name == name]
-        if len(found) != 1:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: gated_by={name!r} must be the name of one rule in the callback "
-                f"list that knows how plastic a synapse is, and is that of {len(found)}; there are "
-                f"{sorted(c.name for c in able) or 'none'}"
+            self._gating = named_rule(
+                trainer, self, "gated_by", _knows_plasticity, "knows how plastic a synapse is"
             )
-        return found[0]
 
     def rewrite(self, step: Step) -> None:
         """Takes one step of the flow between all beakers, including the weight."""
@@ -155,6 +145,10 @@ class BennaFusi(SynapticCallback):
             known[name] if name in known else torch.ones_like(weight)
             for name, weight in zip(mine.names, mine.parameters, strict=True)
         ]
+
+
+def _knows_plasticity(rule: SynapticCallback) -> bool:
+    return type(rule).plasticity is not SynapticCallback.plasticity
 
 
 def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio: float) -> float:

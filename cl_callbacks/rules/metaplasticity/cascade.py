@@ -63,6 +63,7 @@ class Cascade(SynapticCallback):
     running = ("level",)
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
+    free_values: ClassVar[bool] = False
     matrices_only: ClassVar[bool] = True
     local: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps",)
