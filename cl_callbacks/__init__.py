@@ -13,6 +13,7 @@ from cl_callbacks.metrics import (
     LearningAccuracy, TaskMatrixMetric,
 )
 from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
+from cl_callbacks.retention import RetentionGuard
 from cl_callbacks.rules.averaging import WeightMerging
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation import (
@@ -35,7 +36,7 @@ __all__ = [
     "BennaFusi", "Cascade", "CompileRules", "DriftBoundaries", "EpochBoundaries", "FitBoundaries",
     "Forgetting", "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace",
     "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk",
-    "SeedEpochs", "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder",
+    "RetentionGuard", "SeedEpochs", "SequentialFineTuner", "Step", "StreamingConsolidation", "StrengthFinder",
     "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence", "TaskBoundaries",
     "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks", "WeightMerging",
     "find_strength", "fisher_information",

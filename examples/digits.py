@@ -4,6 +4,7 @@
     python examples/digits.py --methods none ewc si mas rwalk kfac streaming --json results.json
     python examples/digits.py --methods none l2sp sfa wise running  # without importance
     python examples/digits.py --methods ewc sfa+ewc merged+ewc  # several at once
+    python examples/digits.py --methods guard ewc guard+ewc  # old tasks lose at most 0.02
     python examples/digits.py --methods none mesu bgd metaplastic benna_fusi  # no boundary is used
     python examples/digits.py --methods none metaplastic cascade --network binary
     python examples/digits.py --methods ewc si --boundaries drift  # found in the loss
@@ -59,6 +60,7 @@ from cl_callbacks import (
     EpochBoundaries,
     KFACLaplace,
     MetaplasticGate,
+    RetentionGuard,
     RWalk,
     StreamingConsolidation,
     SynapseStatistics,
@@ -104,6 +106,7 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "wise": (partial(WeightMerging, share=0.5), "share"),
     "running": (partial(WeightMerging, share="running"), "share"),
     "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
+    "guard": (partial(RetentionGuard, "val_acc", "max", tolerance=0.02), "tolerance"),
 }
 
 

@@ -142,14 +142,17 @@ def callbacks() -> list[type[Callback]]:
     return [c for c in found if c not in (SynapticCallback, TaskBoundaries)]
 
 
-NEEDED = {"strength": 2.0, "every_n_epochs": 3, "key": "domain", "memory_steps": 100.0}
+NEEDED = {
+    "strength": 2.0, "every_n_epochs": 3, "key": "domain", "memory_steps": 100.0, "monitor": "val_acc",
+    "mode": "max", "tolerance": 0.1,
+}  # fmt: skip
 OTHERS: dict[str, Any] = {
     "parameters": ["weight"], "exclude": "bias", "state_dtype": "float64", "state_device": "cpu",
     "strict": False, "name": "mine", "decay": 0.5, "samples": 7, "proximal": True, "seed": 3,
     "max_importance": 1.5, "monitor": "score", "mode": "max", "names": ["a", "b"], "estimator": "sampled",
     "anchors": "each", "norm": "l2", "prior": "chain", "carry_optimizer": True, "recent_samples": 9,
     "draws": 2, "importance_file": None, "factors": [0.5, 2.0], "share": 0.25, "likelihood": "categorical",
-    "class_dim": 1, "ignore_index": -1,
+    "class_dim": 1, "ignore_index": -1, "tolerance": 0.2, "action": "stop", "validations": 5,
 }  # fmt: skip
 REFUSED = {SynapticIntelligence: {"anchors"}, KFACLaplace: {"max_importance"}}
 

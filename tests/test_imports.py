@@ -30,7 +30,7 @@ LAYERS = [
     {"training"},
     {"boundaries"},
     {"rules", "data"},
-    {"observation", "fine_tuning", "tuning"},
+    {"observation", "retention", "fine_tuning", "tuning"},
     {"cli", "__main__"},
 ]
 FAMILIES = {"averaging", "consolidation", "metaplasticity"}

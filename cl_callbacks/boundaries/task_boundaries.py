@@ -26,9 +26,9 @@ _NOW = nullcontext()
 def dispatch(trainer: Trainer, event: str, task: int) -> None:
     """Calls ``event(trainer, pl_module, task)`` wherever it is defined.
 
-    The order is: the callbacks in list order, but those that move weights (``moves_weights = True``) first
-    and those that only observe the others (``observes = True``) last; then the LightningModule, then the
-    LightningDataModule.
+    The order is: the callbacks in list order, but those that move weights (``moves_weights = True``) first,
+    then those that correct what has become of them (``corrects_weights = True``), and those that only observe
+    the others (``observes = True``) last; then the LightningModule, then the LightningDataModule.
     """
     pl_module = trainer.lightning_module
     callbacks = sorted(trainer.callbacks, key=_turn)  # type: ignore[attr-defined]
@@ -39,7 +39,8 @@ def dispatch(trainer: Trainer, event: str, task: int) -> None:
 
 
 def _turn(callback: Callback) -> int:
-    return getattr(callback, "observes", False) - getattr(callback, "moves_weights", False)
+    first = 2 * getattr(callback, "moves_weights", False) + getattr(callback, "corrects_weights", False)
+    return getattr(callback, "observes", False) - first
 
 
 class TaskBoundaries(Callback):
@@ -47,8 +48,8 @@ class TaskBoundaries(Callback):
 
     Before ``on_task_end(trainer, pl_module, task)``, ``on_task_ending`` with the same arguments is sent, in
     which the weights are still those that training has ended with. On ``on_task_end`` callbacks that move
-    weights come first, such as :class:`~cl_callbacks.WeightMerging`: all others meet the weights with which
-    the network goes on.
+    weights come first, such as :class:`~cl_callbacks.WeightMerging`, and then
+    :class:`~cl_callbacks.RetentionGuard`: all others meet the weights with which the network goes on.
 
     If the weights change after the last step of a fit and the end of its last task, as where averages are
     swapped in when training ends, ``on_task_revised(trainer, pl_module, task)`` is sent: rules consolidate

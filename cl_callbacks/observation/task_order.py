@@ -21,7 +21,12 @@ class TaskLoader(NamedTuple):
 
 
 def loader_of_task(
-    trainer: Trainer, task: int, position: int, loaders: int, order: list[int | None] | None
+    trainer: Trainer,
+    task: int,
+    position: int,
+    loaders: int,
+    order: list[int | None] | None,
+    asker: str = "TaskEvaluation",
 ) -> TaskLoader:
     """The validation loader of a task that begins.
 
@@ -31,6 +36,7 @@ def loader_of_task(
         position: the number of tasks that began before.
         loaders: the number of loaders; 0 if not known yet.
         order: the loader of each task, if given.
+        asker: who wants to know, for the error message.
 
     Raises:
         MisconfigurationException: a task beyond the ``order``, or that contradicts it, or without a loader.
@@ -40,12 +46,12 @@ def loader_of_task(
     if order is not None:
         if position >= len(order):
             raise MisconfigurationException(
-                f"TaskEvaluation: a task begins after the {len(order)} of order={order}: add the number "
+                f"{asker}: a task begins after the {len(order)} of order={order}: add the number "
                 f"of its validation loader, or None for a task without one."
             )
         if numbered and order[position] not in (None, current):
             raise MisconfigurationException(
-                f"TaskEvaluation: by order={order} the next task has the validation loader "
+                f"{asker}: by order={order} the next task has the validation loader "
                 f"{order[position]}, and the data module trains on task {current}: leave out the order, or "
                 f"set `current_task` of the data module."
             )
@@ -53,7 +59,7 @@ def loader_of_task(
     if isinstance(boundaries_of(trainer), BatchBoundaries):
         if loaders > 1 and not 0 <= task < loaders:
             raise MisconfigurationException(
-                f"TaskEvaluation: the batches carry the task number {task}, and there are {loaders} "
+                f"{asker}: the batches carry the task number {task}, and there are {loaders} "
                 f"validation loaders, counted from 0: number tasks by their loader, or say order=[…], the "
                 f"loader of each task in the order of learning."
             )

@@ -98,6 +98,8 @@ class SynapticCallback(Callback):
     weights are moved at the end of a task."""
     moves_weights: ClassVar[bool] = False
     """Whether the rule moves weights at the end of a task; it then comes before all others there."""
+    corrects_weights: ClassVar[bool] = False
+    """Whether the rule moves weights after all that move them, and before all others."""
     free_values: ClassVar[bool] = True
     """Whether weights may have any value between steps; those of Cascade have one of two."""
     running: tuple[str, ...] = ()

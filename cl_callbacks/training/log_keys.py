@@ -55,3 +55,12 @@ def task(name: str, evaluation: str = "") -> str:
 def synapses(rule: str, *what: str) -> str:
     """Key of a statistic of a rule's synapses: measure, then statistic or layer."""
     return "/".join(("cl_synapses", rule, *what))
+
+
+def guard(what: str) -> str:
+    """Key of what a retention guard has found and done at the end of a task.
+
+    ``lost`` and ``lost_after``: the most that an old task has lost, before and after; ``validations``: their
+    number; ``share``: that of the old weights; ``strength/RULE``: the strength of a rule from here on.
+    """
+    return f"cl/guard/{what}"

@@ -12,7 +12,10 @@ import cl_callbacks
 from cl_callbacks.drift import CUSUM, Plateau
 from cl_callbacks.guards.signatures import arguments_of
 
-NEEDED: dict[str, Any] = {"strength": 1.0, "every_n_epochs": 3, "key": "domain", "memory_steps": 100.0}
+NEEDED: dict[str, Any] = {
+    "strength": 1.0, "every_n_epochs": 3, "key": "domain", "memory_steps": 100.0, "monitor": "val_acc",
+    "mode": "max", "tolerance": 0.1,
+}  # fmt: skip
 
 
 def is_number(parameter: inspect.Parameter) -> bool:

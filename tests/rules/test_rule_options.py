@@ -77,7 +77,8 @@ def test_names_are_those_of_files_and_configurations() -> None:
     found = {kind(**_needed(kind)).name for kind in PUBLIC}
     assert found == {
         "ewc", "mas", "rwalk", "kfac_laplace", "synaptic_intelligence", "streaming_consolidation",
-        "mesu", "bgd", "benna_fusi", "cascade", "metaplastic_gate",
+        "mesu", "bgd", "benna_fusi", "cascade", "metaplastic_gate", "l2_sp",
+        "weight_merging", "retention_guard",
     }  # fmt: skip
 
 
@@ -149,4 +150,6 @@ def test_rules_of_users_are_made_whatever_their_signatures() -> None:
 
 
 def _needed(kind: Any) -> dict[str, Any]:
-    return {n: 10.0 for n, p in inspect.signature(kind).parameters.items() if p.default is p.empty}
+    texts = {"monitor": "val_acc", "mode": "max"}
+    names = [n for n, p in inspect.signature(kind).parameters.items() if p.default is p.empty]
+    return {name: texts.get(name, 10.0) for name in names}

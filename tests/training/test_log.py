@@ -17,7 +17,10 @@ CALLBACKS = [
     for name in cl_callbacks.__all__
     if inspect.isclass(getattr(cl_callbacks, name)) and issubclass(getattr(cl_callbacks, name), Callback)
 ]
-NEEDED: dict[str, Any] = {"strength": 1.0, "memory_steps": 100.0, "every_n_epochs": 2, "key": "domain"}
+NEEDED: dict[str, Any] = {
+    "strength": 1.0, "memory_steps": 100.0, "every_n_epochs": 2, "key": "domain", "monitor": "val_acc",
+    "mode": "max", "tolerance": 0.1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CALLBACKS, ids=lambda kind: kind.__name__)

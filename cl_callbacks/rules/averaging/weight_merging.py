@@ -16,6 +16,7 @@ from cl_callbacks.functional.averaging import draw_back_, merge_weights_
 from cl_callbacks.guards.arguments import integer, number
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.rules.averaging.batch_statistics import BatchStatistics, statistics
+from cl_callbacks.rules.moved_weights import have_others_follow, refuse_certain_values
 from cl_callbacks.rules.named_rule import named_rule
 from cl_callbacks.rules.parameter_selection import wants_name
 from cl_callbacks.rules.rule_options import RuleOptions
@@ -149,13 +150,7 @@ class WeightMerging(SynapticCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the rule of ``weighted_by``, and counts the weights before the first task if they are to."""
         super().on_train_start(trainer, pl_module)
-        others = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and c is not self]  # type: ignore[attr-defined]
-        for rule in others:
-            if not rule.free_values and len(self.synapses.view.restrict_to(rule.synapses.view.sources)):
-                raise MisconfigurationException(
-                    f"{type(self).__name__}: averages are none of the values that {type(rule).__name__} "
-                    f"gives its weights: leave one of the two out, or these weights with exclude."
-                )
+        refuse_certain_values(self, trainer)
         if self.weighted_by is not None:
             self._weighing = named_rule(trainer, self, "weighted_by", _weighs, _WEIGHS)
             if getattr(self._weighing, "anchors", "latest") != "latest":
@@ -217,8 +212,16 @@ class WeightMerging(SynapticCallback):
             if share != 0.0:
                 self._statistics.merge(pl_module, self._averages_statistics, share)
                 moved = torch._foreach_sub(synapses.parameters, before)
-                _have_others_follow(self, trainer, dict(zip(synapses.sources, moved, strict=True)))
+                have_others_follow(self, trainer, dict(zip(synapses.sources, moved, strict=True)))
         return True
+
+    def follow(self, moved: Mapping[Tensor, Tensor]) -> None:
+        """Keeps weights that another one has moved since as the old ones: the network goes on from these."""
+        super().follow(moved)
+        with torch.no_grad(), self.synapses.on_device():
+            view = self.synapses.view.restrict_to(list(moved))
+            for old, parameter in zip(view["old"], view.parameters, strict=True):
+                old.copy_(parameter)
 
     def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
         """Distance from the weights at the last boundary, once there was one."""
@@ -242,9 +245,3 @@ _WEIGHS = "measures an importance of each weight when a task ends, as KFACLaplac
 
 def _weighs(rule: SynapticCallback) -> bool:
     return type(rule).measure_ahead is not SynapticCallback.measure_ahead
-
-
-def _have_others_follow(rule: SynapticCallback, trainer: Trainer, moved: Mapping[Tensor, Tensor]) -> None:
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, SynapticCallback) and other is not rule:
-            other.follow(moved)

@@ -1,0 +1,411 @@
+"""A rule that keeps the scores of old tasks within a tolerance, in the units of the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from typing_extensions import Unpack
+
+from cl_callbacks.boundaries.task_boundaries import boundaries_of
+from cl_callbacks.functional.anchoring import distances
+from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.observation.task_order import checked_order, loader_of_task, loaders_of_past_tasks
+from cl_callbacks.observation.task_record import TaskRecord
+from cl_callbacks.retention.least_share import least_share
+from cl_callbacks.retention.old_weights import OldStatistics, OldWeights
+from cl_callbacks.retention.strengthening import rules_to_strengthen, set_strengths, strengths_of
+from cl_callbacks.retention.tolerated_loss import ToleratedLoss
+from cl_callbacks.rules.moved_weights import have_others_follow, refuse_certain_values
+from cl_callbacks.rules.parameter_selection import wants_name
+from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.synapses.state import Fill
+from cl_callbacks.synapses.trained_weights import trained
+from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.training import log_keys
+from cl_callbacks.training.log import log
+from cl_callbacks.training.quiet_validation import quiet_validation
+from cl_callbacks.training.task_scores import task_scores
+
+Action = Literal["interpolate", "strengthen", "stop"]
+
+
+class RetentionGuard(SynapticCallback):
+    r"""Acts when an old task has lost more than a tolerance, in the units of your own validation's score.
+
+    When a task ends, the module's validation scores all tasks, each by a loader of its own. If the score of
+    an old task is worse, by more than ``tolerance``, than when that task itself ended, the guard acts:
+
+    ``"interpolate"`` draws the weights back towards those of the last boundary, just far enough:
+
+    .. math:: \theta \leftarrow \theta + a\,(\theta_{\text{old}} - \theta)
+
+    with the least :math:`a` from 0 to 1 for which every old task is within its tolerance, found by bisection
+    with at most ``validations`` validations. What is kept was tried: the least share that held, or if none
+    did, which a warning says, that with the least loss. A task's own head and new classes at the end of a
+    head, which no task before has trained, stay as they are. BatchNorm's running means and variances are
+    drawn back alike, if tasks before have used them; other buffers and the optimizer's moments stay.
+
+    ``"strengthen"`` multiplies the strength of other rules by ``factor`` for the tasks to come. What the task
+    that ends has lost is not repaired.
+
+    ``"stop"`` ends the training, with a warning, and leaves the weights as they are; further fits end before
+    their first step until the attribute ``stopped`` is set to ``False``.
+
+    **Other rules.** Wherever the guard is in the callback list, it acts after rules that move weights, such
+    as ``WeightMerging``, and before all others: they take their anchors from the weights that it leaves, and
+    ``TaskEvaluation`` scores these. Validation in the task's last epoch comes before. With a boundary that is
+    found late the weights from before the change are judged and drawn back, and what was learned since is
+    added. The weights themselves are scored, also where Lightning averages weights for validation.
+
+    One validation before the first step of a fit finds out whether the score is there; one at the end of each
+    task is all else that a guard costs that need not act. It has no side effects, and training is the same,
+    bit for bit.
+    Memory is two tensors per parameter, and another two while a share is searched.
+
+    Logged at the end of a task: ``cl/guard/lost`` and ``cl/guard/lost_after``, the most that an old task has
+    lost before and after the guard has acted; ``cl/guard/validations``, their number; ``cl/guard/share``,
+    :math:`a`; ``cl/guard/strength/RULE``, a rule's strength from here on.
+
+    Args:
+        monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
+            ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
+        mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
+        tolerance: the most that an old task may lose, in the units of the score, at least 0.
+        action: what to do when one has lost more.
+        rules: names of the rules that ``"strengthen"`` is about; default: all that pull weights.
+        factor: by which it multiplies their strength, above 1.
+        validations: the most validations at the end of a task, at least 2, one of which scores the weights
+            that training has ended with.
+        order: the loader of the task that is learned first, second and so on, counted from 0; ``None`` for a
+            task without a loader. By default it is found as :class:`~cl_callbacks.TaskEvaluation` finds it.
+        options: of every rule: see :class:`~cl_callbacks.SynapticCallback`. Only the weights that
+            ``parameters`` and ``exclude`` select are drawn back.
+
+    Attributes:
+        decisions: what was found and done at the end of each task that had tasks before it: a dict of
+            numbers, with the keys of the log.
+
+    Raises:
+        ValueError: an argument that cannot work, at construction.
+        MisconfigurationException: before the first step, two guards, no validation, a score that is not
+            logged, no rule to strengthen, or a rule whose weights have only certain values, such as
+            :class:`Cascade`, beside ``"interpolate"``.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from cl_callbacks import EpochBoundaries
+        >>> guard = RetentionGuard("val_acc", "max", tolerance=0.02)
+        >>> trainer = Trainer(
+        ...     callbacks=[EpochBoundaries(10), guard], logger=False, enable_checkpointing=False)
+    """
+
+    fields: Mapping[str, Fill] = {"old": "parameter", "total": "zeros"}
+    running: tuple[str, ...] = ("old",)  # compared with weights, and so not rounded more than they are
+    saved: ClassVar[tuple[str, ...]] = (
+        "begun", "current", "scores", "learned", "decisions", "strengths", "stopped", "in_doubt",
+    )  # fmt: skip
+    corrects_weights: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
+    local: ClassVar[bool] = True
+    dial: str = "tolerance"
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["max", "min"],
+        tolerance: float,
+        *,
+        action: Action = "interpolate",
+        rules: Sequence[str] | None = None,
+        factor: float = 2.0,
+        validations: int = 8,
+        order: Sequence[int | None] | None = None,
+        **options: Unpack[RuleOptions],
+    ) -> None:
+        super().__init__(**options)
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is neither 'max' nor 'min'")
+        if not (math.isfinite(number("tolerance", tolerance)) and tolerance >= 0):
+            raise ValueError(f"tolerance must be a finite number, at least 0; got {tolerance!r}")
+        if action not in ("interpolate", "strengthen", "stop"):
+            raise ValueError(f"action={action!r} is none of 'interpolate', 'strengthen' and 'stop'")
+        if rules is not None and (isinstance(rules, str) or action != "strengthen"):
+            raise ValueError(f"rules must be a list of names, and is for action='strengthen'; got {rules!r}")
+        if not (math.isfinite(number("factor", factor)) and factor > 1):
+            raise ValueError(f"factor must be a finite number above 1, which strengthens; got {factor!r}")
+        self.monitor, self.mode, self.tolerance, self.action = monitor, mode, tolerance, action
+        self.rules, self.factor = None if rules is None else list(rules), factor
+        self.validations = integer("validations", validations, least=2)
+        self.order = None if order is None else checked_order(order, TaskRecord(mode == "max"))
+        self.begun = 0
+        """Number of tasks that have begun."""
+        self.current: dict[str, Any] = {}
+        """The ``loader`` of the task that is open, and whether it is only ``assumed``."""
+        self.scores: list[float] = []
+        """Scores of all tasks at the last boundary, or before the first step."""
+        self.learned: dict[int, float] = {}
+        """Score of each task when it was learned, by its loader."""
+        self.decisions: list[dict[str, float]] = []
+        self.strengths: dict[str, float] = {}
+        """Strength of each rule that is strengthened."""
+        self.stopped = False
+        """Whether the training was stopped."""
+        self.in_doubt = False
+        """Whether tasks seem to come in another order than the loaders, so that nothing is guarded."""
+        self._statistics = OldStatistics(self._keeps_statistics)
+        self._restored = False
+        self._summary: str | None = None
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second guard."""
+        super().setup(trainer, pl_module, stage)
+        if sum(isinstance(c, RetentionGuard) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "One RetentionGuard decides what becomes of the weights at the end of a task, and this "
+                "Trainer has two, which would undo each other's decisions: keep one of them."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that there are scores, and keeps those before the first step."""
+        super().on_train_start(trainer, pl_module)
+        if not trainer.enable_validation:
+            raise MisconfigurationException(
+                f"{type(self).__name__} guards the scores of old tasks in the Trainer's validation, and "
+                f"there is none: give `fit` one validation loader per task, the module a `validation_step`, "
+                f"and leave limit_val_batches above 0."
+            )
+        if self.action == "interpolate":
+            refuse_certain_values(self, trainer)
+        self._take_strengths(trainer)
+        self._statistics.begin(pl_module)
+        if not self.current:  # a fit may have other loaders than the one before
+            self.scores = self._score(trainer)
+        if not self.begun and not boundaries_of(trainer).task_is_open:
+            past = loaders_of_past_tasks(boundaries_of(trainer), self.order)
+            self.begun = len(past)  # they are held to what they are now
+            self._learn({task for task in past if task is not None and task < len(self.scores)})
+        if self.stopped:
+            trainer.should_stop = True
+            rank_zero_warn(
+                f"{type(self).__name__} has stopped the training at the end of an earlier task, so this fit "
+                f"ends before its first step. To train on, set `stopped = False` of the guard."
+            )
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Finds out which loader is the task's own."""
+        super().on_task_start(trainer, pl_module, task)
+        self._statistics.begin(pl_module)
+        self._begin(trainer, task)
+
+    def consolidate(
+        self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
+    ) -> bool:
+        """Scores all tasks, acts if one has lost too much, and keeps weights and scores as the old ones."""
+        self._take_strengths(trainer)
+        if not self.current:  # it began before this callback was there
+            self._begin(trainer, task)
+        scores, loader = self._score(trainer), self.current["loader"]
+        if self.current["assumed"] and not self.in_doubt:
+            self._doubt(scores, loader, task)
+        self._summary = f"{self.name}: in doubt, nothing is guarded" if self.in_doubt else None
+        new = trained(synapses, synapses["old"], trainer.optimizers)
+        learned = {task: score for task, score in self.learned.items() if task != loader}
+        if learned:
+            tolerated = ToleratedLoss(learned, float(self.tolerance), self.mode == "max")
+            scores = self._act(trainer, pl_module, synapses, task, tolerated, scores)
+        self.commit()
+        with torch.no_grad():
+            torch._foreach_add_(synapses["total"], new)
+            for old, present in zip(synapses["old"], synapses.parameters, strict=True):
+                old.copy_(present)
+        self._statistics.keep(pl_module)
+        self.scores, self.current = scores, {}
+        self._learn(set() if loader is None or self.in_doubt else {loader})
+        return True
+
+    def task_summary(self, task: int) -> str | None:
+        """What the guard has found and done."""
+        return self._summary
+
+    # -- what it does ------------------------------------------------------------------------------
+
+    def _act(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        synapses: SynapseView,
+        task: int,
+        tolerated: ToleratedLoss,
+        scores: list[float],
+    ) -> list[float]:
+        """Does what is due, and returns the scores afterwards."""
+        worst, lost = tolerated.worst(scores)
+        excess, after, found = tolerated.excess(scores), lost, {"validations": 1.0, "share": 0.0}
+        what = f"{self.name}: {self.monitor} of loader {worst} has fallen most, by {lost:.3g}"
+        if self.mode == "min":
+            what = what.replace("fallen", "risen")
+        if excess <= 0:
+            what += f", within {self.tolerance:g}"
+        elif self.action == "interpolate":
+            scores, found = self._interpolate(trainer, pl_module, synapses, tolerated, scores)
+            after = tolerated.worst(scores)[1]
+            share, validations = found["share"], found["validations"]
+            what += f"; drawn back by {share:.3g}, to {after:.3g} ({validations:.0f} validations)"
+            self._warn_if_none_held(task, tolerated, scores, found)
+        elif self.action == "strengthen":
+            found |= self._strengthen(trainer)
+            what += f"; for the tasks to come strengths are multiplied by {self.factor:g}, this one stays"
+        else:
+            self._stop(trainer, what, task)
+            what += "; training is stopped"
+        found |= {"lost": lost, "lost_after": after}
+        self._summary = what
+        self.decisions = [*self.decisions, {"task": float(task), "loader": float(worst), **found}]
+        log(trainer, {log_keys.guard(key): value for key, value in found.items()})
+        return scores
+
+    def _interpolate(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        synapses: SynapseView,
+        tolerated: ToleratedLoss,
+        scores: list[float],
+    ) -> tuple[list[float], dict[str, float]]:
+        """Draws the weights back by the least share that holds; on an exception they stay as they were."""
+        weights = OldWeights(pl_module, synapses, self._statistics)
+        scored = {0.0: scores}
+
+        def excess(share: float) -> float:
+            weights.put(share)
+            scored[share] = self._score(trainer)
+            return tolerated.excess(scored[share])
+
+        try:
+            best = least_share(excess, tolerated.excess(scores), self.validations - 1)[0]
+        except BaseException:
+            weights.put(0.0)
+            raise
+        self.commit()
+        weights.put(best.share)
+        if best.share:
+            have_others_follow(self, trainer, weights.moved())
+        return scored[best.share], {"share": best.share, "validations": float(len(scored))}
+
+    def _warn_if_none_held(
+        self, task: int, tolerated: ToleratedLoss, scores: list[float], found: Mapping[str, float]
+    ) -> None:
+        worst, lost = tolerated.worst(scores)
+        if tolerated.excess(scores) > 0:
+            rank_zero_warn(
+                f"{type(self).__name__}: at the end of task {task} no share of the old weights that was "
+                f"tried keeps {self.monitor} of every old task within {self.tolerance:g}; at "
+                f"{found['share']:g}, which loses least, loader {worst} has lost {lost:.3g}. "
+                f"Are tasks scored on the same data each time, and do `parameters` and `exclude` select all "
+                f"weights that they use?"
+            )
+
+    def _strengthen(self, trainer: Trainer) -> dict[str, float]:
+        rules = rules_to_strengthen(trainer, self.rules, type(self).__name__)
+        self.strengths = {name: s * self.factor for name, s in strengths_of(rules).items()}
+        set_strengths(rules, self.strengths)
+        return {f"strength/{name}": strength for name, strength in self.strengths.items()}
+
+    def _stop(self, trainer: Trainer, what: str, task: int) -> None:
+        self.stopped = trainer.should_stop = True
+        rank_zero_warn(
+            f"{what}, at the end of task {task}, and {self.tolerance:g} is tolerated, so the training is "
+            f"stopped. The weights are those that training has ended with."
+        )
+
+    def _take_strengths(self, trainer: Trainer) -> None:
+        """Sets the strengths that were restored, else notes the present ones."""
+        if self.action == "strengthen":
+            rules = rules_to_strengthen(trainer, self.rules, type(self).__name__)
+            if self._restored and self.strengths.keys() == rules.keys():
+                set_strengths(rules, self.strengths)
+            else:
+                self.strengths = strengths_of(rules)
+        self._restored = False
+
+    # -- scores ------------------------------------------------------------------------------------
+
+    def _score(self, trainer: Trainer) -> list[float]:
+        asker = type(self).__name__
+        metrics = quiet_validation(trainer, f"{asker}: all tasks", averaged=False)
+        scores = task_scores(trainer, metrics, self.monitor, asker)
+        known = [*self.learned, *(task for task in self.order or () if task is not None)]
+        if max(known, default=0) >= len(scores):
+            raise MisconfigurationException(
+                f"{asker}: there are {len(scores)} validation loaders, and that of an old task or of `order` "
+                f"is number {max(known)}, counted from 0: give each fit the loaders of all tasks."
+            )
+        return scores
+
+    def _begin(self, trainer: Trainer, task: int) -> None:
+        asker, loaders = type(self).__name__, len(self.scores)
+        known = loader_of_task(trainer, task, self.begun, loaders, self.order, asker)
+        self.begun += 1
+        self.current = {"loader": known.loader, "assumed": known.assumed}
+        if known.loader is not None and known.loader >= loaders:
+            self.current["loader"] = None
+            rank_zero_warn(
+                f"{asker}: task {task} begins, and there are {loaders} validation loaders, so what it loses "
+                f"later is not guarded. Give `fit` a loader for each task, or say order=[…], the loader of "
+                f"each task in the order of learning, None for one without."
+            )
+
+    def _learn(self, loaders: set[int]) -> None:
+        """Keeps the scores of tasks as those with which they were learned."""
+        found = {loader: self.scores[loader] for loader in sorted(loaders)}
+        for loader in [loader for loader, score in found.items() if not math.isfinite(score)]:
+            rank_zero_warn(
+                f"{type(self).__name__}: {self.monitor} of loader {loader} is {found.pop(loader)} at the end "
+                f"of its task, so what it loses later cannot be told and is not guarded."
+            )
+        self.learned = {**self.learned, **found}
+
+    def _doubt(self, scores: list[float], loader: int | None, task: int) -> None:
+        """Notices tasks that come in another order than that of the loaders, which was assumed."""
+        record = TaskRecord(self.mode == "max")
+        record.begin(loader)
+        record.assumed, record.ends = True, [0]
+        record.keep(0, self.scores)
+        record.keep(1, scores)
+        if record.mismatch() is not None:
+            self.in_doubt, self.learned = True, {}
+            rank_zero_warn(
+                f"{type(self).__name__} took the tasks in the order of the validation loaders, and in task "
+                f"{task} the score on another loader improved, not that on loader {loader}. So that no wrong "
+                f"task is held, nothing is guarded from here on: say order=[…], the loader of each task in "
+                f"the order of learning; order={list(range(len(scores)))} if it is theirs after all."
+            )
+
+    def _keeps_statistics(self, name: str) -> bool:
+        return wants_name(name, self.parameters, self.exclude)
+
+    def measures(self, synapses: SynapseView, rates: list[float]) -> dict[str, list[Tensor]]:
+        """Distance from the weights at the last boundary, once there was one."""
+        return {"distance": distances(synapses.parameters, synapses["old"])} if self.tasks else {}
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's state, with the statistics of BatchNorm at the last boundary."""
+        return super().state_dict() | {"statistics": self._statistics.state_dict()}
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Sets the state from a saved one."""
+        super().restore(state_dict)
+        self._statistics.load_state_dict(state_dict["statistics"])
+        self._restored = True
