@@ -164,13 +164,14 @@ class WeightMerging(SynapticCallback):
                 torch._foreach_add_(self.synapses.view["total"], 1.0)
             self._statistics.begin(pl_module, self._averages_statistics)
             self.started = True
-        self._point_to_importance(trainer, others)
+        self._point_to_importance(trainer)
         averages = any(self._averages_statistics(name) for name, _ in statistics(pl_module))
         if averages and self.every_n_steps is None and first_time(self, "statistics"):
             say(trainer, f"{self.name} averages the running statistics of BatchNorm like the weights")
 
-    def _point_to_importance(self, trainer: Trainer, others: list[SynapticCallback]) -> None:
-        able = [rule.name for rule in others if _weighs(rule)]
+    def _point_to_importance(self, trainer: Trainer) -> None:
+        rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
+        able = [rule.name for rule in rules if _weighs(rule)]
         if able and self.share == "running" and self.weighted_by is None and first_time(self, "importance"):
             say(
                 trainer,
