@@ -63,8 +63,9 @@ def test_equals_a_plain_loop(to: Any, proximal: bool) -> None:
 class Masked(Net):
     """One head of which each task uses outputs of its own."""
 
-    def __init__(self, optimizer: Any = partial(torch.optim.AdamW, lr=0.01)) -> None:
-        super().__init__(nn.Linear(FEATURES, 2 * CLASSES).double(), optimizer)
+    def __init__(self, optimizer: Any = None) -> None:
+        net = nn.Linear(FEATURES, 2 * CLASSES).double()
+        super().__init__(net, optimizer or partial(torch.optim.AdamW, lr=0.01))
         self.index = 0
 
     def forward(self, x: Tensor) -> Tensor:
