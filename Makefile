@@ -15,7 +15,7 @@ test: .venv/.dev
 
 # What one runs while writing. It has every doctest and something of every room; what takes seconds each is left
 # out: bad batches in every rule, nearly all examples and benchmarks, the command line in a process of its own, checkpoints of sharded training,
-# kernels of most rules, a resume of every rule in mid-epoch, interrupts in many lines, a wandb that dies, every rule
+# what runs on the pretend device, kernels of most rules, a resume of every rule in mid-epoch, interrupts in many lines, a wandb that dies, every rule
 # over two processes, beside tied weights, beside a compiled submodule or of great strength, and adapters in images.
 test-fast: .venv/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not sweep"

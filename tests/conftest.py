@@ -21,7 +21,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leaves out what needs the pretend device, unless it is asked for by name.
 
     Torch counts its devices at the first backward, so a process has to load them before, and all that runs in
-    it has them: tests/test_pretend_device.py starts processes of their own.
+    it has them: tests/test_pretend_*.py start processes of their own.
     """
     asked_for = any("pretend_device" in argument for argument in config.args)
     return True if collection_path == PRETEND_DEVICE and not asked_for else None

@@ -1,34 +1,21 @@
-"""What runs on a device that is not the CPU, file by file, each in a process of its own."""
+"""What runs on a device that is not the CPU."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import PRETEND_DEVICE
-from tests.pretend_device.build import compiler
+from tests.pretend_device.separately import FILES, LONG, run, where_it_compiles
 
 FAST = "test_device.py"
-FILES = sorted(path.name for path in PRETEND_DEVICE.glob("test_*.py"))
+SLOW = [pytest.param(file, marks=pytest.mark.slow) for file in FILES if file not in {FAST, *LONG}]
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(compiler() is None, reason="the pretend device needs a C++ compiler (c++ or g++)")
-@pytest.mark.parametrize(
-    "file", [FAST, *(pytest.param(f, marks=pytest.mark.slow) for f in FILES if f != FAST)]
-)
+@where_it_compiles
+@pytest.mark.parametrize("file", [FAST, *SLOW])
 def test_on_the_pretend_device(file: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        PRETEND_DEVICE / file,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    run(file)
+
+
+def test_every_file_is_run() -> None:
+    assert {FAST, *LONG} < set(FILES)

@@ -13,11 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.boundaries.task_boundaries import boundaries_of
 from cl_callbacks.functional.anchoring import distances
 from cl_callbacks.guards.arguments import integer, number
-from cl_callbacks.observation.task_order import checked_order, loader_of_task, loaders_of_past_tasks
-from cl_callbacks.observation.task_record import TaskRecord
+from cl_callbacks.retention.learned_scores import LearnedScores
 from cl_callbacks.retention.least_share import least_share
 from cl_callbacks.retention.old_weights import OldStatistics, OldWeights
 from cl_callbacks.retention.strengthening import rules_to_strengthen, set_strengths, strengths_of
@@ -31,8 +29,6 @@ from cl_callbacks.synapses.trained_weights import trained
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log
-from cl_callbacks.training.quiet_validation import quiet_validation
-from cl_callbacks.training.task_scores import task_scores
 
 Action = Literal["interpolate", "strengthen", "stop"]
 
@@ -109,9 +105,7 @@ class RetentionGuard(SynapticCallback):
 
     fields: Mapping[str, Fill] = {"old": "parameter", "total": "zeros"}
     running: tuple[str, ...] = ("old",)  # compared with weights, and so not rounded more than they are
-    saved: ClassVar[tuple[str, ...]] = (
-        "begun", "current", "scores", "learned", "decisions", "strengths", "stopped", "in_doubt",
-    )  # fmt: skip
+    saved: ClassVar[tuple[str, ...]] = ("decisions", "strengths", "stopped")
     corrects_weights: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
@@ -144,22 +138,14 @@ class RetentionGuard(SynapticCallback):
         self.monitor, self.mode, self.tolerance, self.action = monitor, mode, tolerance, action
         self.rules, self.factor = None if rules is None else list(rules), factor
         self.validations = integer("validations", validations, least=2)
-        self.order = None if order is None else checked_order(order, TaskRecord(mode == "max"))
-        self.begun = 0
-        """Number of tasks that have begun."""
-        self.current: dict[str, Any] = {}
-        """The ``loader`` of the task that is open, and whether it is only ``assumed``."""
-        self.scores: list[float] = []
-        """Scores of all tasks at the last boundary, or before the first step."""
-        self.learned: dict[int, float] = {}
-        """Score of each task when it was learned, by its loader."""
+        self.scores = LearnedScores(monitor, mode == "max", order, type(self).__name__)
+        """What each task has scored, and had scored when it was learned."""
+        self.order = self.scores.order
         self.decisions: list[dict[str, float]] = []
         self.strengths: dict[str, float] = {}
         """Strength of each rule that is strengthened."""
         self.stopped = False
         """Whether the training was stopped."""
-        self.in_doubt = False
-        """Whether tasks seem to come in another order than the loaders, so that nothing is guarded."""
         self._statistics = OldStatistics(self._keeps_statistics)
         self._restored = False
         self._summary: str | None = None
@@ -188,12 +174,7 @@ class RetentionGuard(SynapticCallback):
             refuse_certain_values(self, trainer)
         self._take_strengths(trainer)
         self._statistics.begin(pl_module)
-        if not self.current:  # a fit may have other loaders than the one before
-            self.scores = self._score(trainer)
-        if not self.begun and not boundaries_of(trainer).task_is_open:
-            past = loaders_of_past_tasks(boundaries_of(trainer), self.order)
-            self.begun = len(past)  # they are held to what they are now
-            self._learn({task for task in past if task is not None and task < len(self.scores)})
+        self.scores.begin_fit(trainer)
         if self.stopped:
             trainer.should_stop = True
             rank_zero_warn(
@@ -205,23 +186,21 @@ class RetentionGuard(SynapticCallback):
         """Finds out which loader is the task's own."""
         super().on_task_start(trainer, pl_module, task)
         self._statistics.begin(pl_module)
-        self._begin(trainer, task)
+        self.scores.begin_task(trainer, task)
 
     def consolidate(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int
     ) -> bool:
         """Scores all tasks, acts if one has lost too much, and keeps weights and scores as the old ones."""
         self._take_strengths(trainer)
-        if not self.current:  # it began before this callback was there
-            self._begin(trainer, task)
-        scores, loader = self._score(trainer), self.current["loader"]
-        if self.current["assumed"] and not self.in_doubt:
-            self._doubt(scores, loader, task)
-        self._summary = f"{self.name}: in doubt, nothing is guarded" if self.in_doubt else None
+        if not self.scores.is_open:  # the task began before this callback was there
+            self.scores.begin_task(trainer, task)
+        scores = self.scores.score(trainer)
+        self.scores.doubt(scores, task)
+        self._summary = f"{self.name}: in doubt, nothing is guarded" if self.scores.in_doubt else None
         new = trained(synapses, synapses["old"], trainer.optimizers)
-        learned = {task: score for task, score in self.learned.items() if task != loader}
-        if learned:
-            tolerated = ToleratedLoss(learned, float(self.tolerance), self.mode == "max")
+        if self.scores.old:
+            tolerated = ToleratedLoss(self.scores.old, float(self.tolerance), self.mode == "max")
             scores = self._act(trainer, pl_module, synapses, task, tolerated, scores)
         self.commit()
         with torch.no_grad():
@@ -229,9 +208,13 @@ class RetentionGuard(SynapticCallback):
             for old, present in zip(synapses["old"], synapses.parameters, strict=True):
                 old.copy_(present)
         self._statistics.keep(pl_module)
-        self.scores, self.current = scores, {}
-        self._learn(set() if loader is None or self.in_doubt else {loader})
+        self.scores.end_task(scores)
         return True
+
+    @property
+    def learned(self) -> dict[int, float]:
+        """Score of each task when it was learned, by its loader."""
+        return self.scores.learned
 
     def task_summary(self, task: int) -> str | None:
         """What the guard has found and done."""
@@ -288,7 +271,7 @@ class RetentionGuard(SynapticCallback):
 
         def excess(share: float) -> float:
             weights.put(share)
-            scored[share] = self._score(trainer)
+            scored[share] = self.scores.score(trainer)
             return tolerated.excess(scored[share])
 
         try:
@@ -338,59 +321,6 @@ class RetentionGuard(SynapticCallback):
                 self.strengths = strengths_of(rules)
         self._restored = False
 
-    # -- scores ------------------------------------------------------------------------------------
-
-    def _score(self, trainer: Trainer) -> list[float]:
-        asker = type(self).__name__
-        metrics = quiet_validation(trainer, f"{asker}: all tasks", averaged=False)
-        scores = task_scores(trainer, metrics, self.monitor, asker)
-        known = [*self.learned, *(task for task in self.order or () if task is not None)]
-        if max(known, default=0) >= len(scores):
-            raise MisconfigurationException(
-                f"{asker}: there are {len(scores)} validation loaders, and that of an old task or of `order` "
-                f"is number {max(known)}, counted from 0: give each fit the loaders of all tasks."
-            )
-        return scores
-
-    def _begin(self, trainer: Trainer, task: int) -> None:
-        asker, loaders = type(self).__name__, len(self.scores)
-        known = loader_of_task(trainer, task, self.begun, loaders, self.order, asker)
-        self.begun += 1
-        self.current = {"loader": known.loader, "assumed": known.assumed}
-        if known.loader is not None and known.loader >= loaders:
-            self.current["loader"] = None
-            rank_zero_warn(
-                f"{asker}: task {task} begins, and there are {loaders} validation loaders, so what it loses "
-                f"later is not guarded. Give `fit` a loader for each task, or say order=[…], the loader of "
-                f"each task in the order of learning, None for one without."
-            )
-
-    def _learn(self, loaders: set[int]) -> None:
-        """Keeps the scores of tasks as those with which they were learned."""
-        found = {loader: self.scores[loader] for loader in sorted(loaders)}
-        for loader in [loader for loader, score in found.items() if not math.isfinite(score)]:
-            rank_zero_warn(
-                f"{type(self).__name__}: {self.monitor} of loader {loader} is {found.pop(loader)} at the end "
-                f"of its task, so what it loses later cannot be told and is not guarded."
-            )
-        self.learned = {**self.learned, **found}
-
-    def _doubt(self, scores: list[float], loader: int | None, task: int) -> None:
-        """Notices tasks that come in another order than that of the loaders, which was assumed."""
-        record = TaskRecord(self.mode == "max")
-        record.begin(loader)
-        record.assumed, record.ends = True, [0]
-        record.keep(0, self.scores)
-        record.keep(1, scores)
-        if record.mismatch() is not None:
-            self.in_doubt, self.learned = True, {}
-            rank_zero_warn(
-                f"{type(self).__name__} took the tasks in the order of the validation loaders, and in task "
-                f"{task} the score on another loader improved, not that on loader {loader}. So that no wrong "
-                f"task is held, nothing is guarded from here on: say order=[…], the loader of each task in "
-                f"the order of learning; order={list(range(len(scores)))} if it is theirs after all."
-            )
-
     def _keeps_statistics(self, name: str) -> bool:
         return wants_name(name, self.parameters, self.exclude)
 
@@ -401,11 +331,15 @@ class RetentionGuard(SynapticCallback):
     # -- checkpoints -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's state, with the statistics of BatchNorm at the last boundary."""
-        return super().state_dict() | {"statistics": self._statistics.state_dict()}
+        """The rule's state, with scores, and the statistics of BatchNorm at the last boundary."""
+        return super().state_dict() | {
+            "scores": self.scores.state_dict(),
+            "statistics": self._statistics.state_dict(),
+        }
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the state from a saved one."""
         super().restore(state_dict)
+        self.scores.load_state_dict(state_dict["scores"])
         self._statistics.load_state_dict(state_dict["statistics"])
         self._restored = True

@@ -33,10 +33,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two batches a step": {"accumulate_grad_batches": 2},
     "16-mixed": {"precision": "16-mixed"},
 }
+BATCH_BOUNDARIES = "BatchBoundaries(key=2)"
 OTHERS: dict[str, Callable[[], list[Callback]]] = {
     "FitBoundaries()": lambda: [FitBoundaries()],
     "EpochBoundaries(1)": lambda: [EpochBoundaries(1)],
-    "BatchBoundaries(key=2)": lambda: [BatchBoundaries(key=2)],
+    BATCH_BOUNDARIES: lambda: [BatchBoundaries(key=2)],
     "DriftBoundaries()": lambda: [DriftBoundaries()],
     "DriftBoundaries(monitor='feature_shift')": lambda: [DriftBoundaries(monitor="feature_shift")],
     "PlateauBoundaries()": lambda: [PlateauBoundaries()],
@@ -57,37 +58,37 @@ class Numbered(Net):
         return super().training_step(batch[:2], batch_idx)
 
 
-class Counting(Callback):
-    """Notes the waits between the beginnings of batches, in the second epoch and from the third batch on."""
+class Waits(Callback):
+    """Notes the waits from the beginning of each batch to that of the next; goes first in the list."""
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
+        self.found: list[int] = []
         self._before: int | None = None
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *args: Any) -> None:
+        now = waits()
         if self._before is not None:
-            self.steps.append(waits() - self._before)
-        self._before = waits() if trainer.current_epoch and batch_idx >= 2 else None
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._before = None
-
-    @property
-    def mean(self) -> float:
-        return sum(self.steps) / len(self.steps)
+            self.found.append(now - self._before)
+        self._before = now
 
 
-def per_step(*callbacks: Any, on: Callable[..., Any] = trainer_on, **options: Any) -> float:
-    """Waits of a training with these callbacks, per batch."""
+def in_second_epoch(*callbacks: Any, on: Callable[..., Any] = trainer_on, **options: Any) -> list[int]:
+    """Waits in each batch of a training with these callbacks, from the third batch of its second epoch on."""
     torch.manual_seed(0)
-    counting, samples = Counting(), 8 * BATCHES
+    seen, samples = Waits(), 8 * BATCHES
     numbered = any(isinstance(callback, BatchBoundaries) for callback in callbacks)
     data = loader(*task(0, samples), *([torch.zeros(samples, dtype=torch.long)] if numbered else []))
     with tempfile.TemporaryDirectory() as folder:
         logger = CSVLogger(folder)
         options = {"logger": logger, "log_every_n_steps": 10**6, "max_epochs": 2} | options
-        on(counting, *callbacks, **options).fit((Numbered if numbered else Net)(plain_net()), data)
-    return counting.mean
+        trainer = on(seen, *callbacks, **options)
+        trainer.fit((Numbered if numbered else Net)(plain_net()), data)
+    batches = trainer.num_training_batches
+    return seen.found[batches + 2 : 2 * batches - 1]
+
+
+def mean(counted: list[int]) -> float:
+    return sum(counted) / len(counted)
 
 
 @cache
@@ -96,7 +97,7 @@ def of_rule(rule: str | None) -> dict[str, float]:
 
     def measured(setting: dict[str, Any], **of_the_rule: Any) -> float:
         memory = [] if rule is None else [make(rule, **of_the_rule), EpochBoundaries(1)]
-        return per_step(*memory, **setting)
+        return mean(in_second_epoch(*memory, **setting))
 
     found = {name: measured(setting) for name, setting in SETTINGS.items()}
     return found | {"state on the CPU": measured({}, state_device="cpu")}
@@ -104,15 +105,16 @@ def of_rule(rule: str | None) -> dict[str, float]:
 
 def beyond_none(rule: str) -> dict[str, float]:
     """Waits per batch that a training without the rule does not have, and those at the end of a task."""
-    one, two = of_rule(None), of_two_processes()
+    one = of_rule(None)
     found = {name: waits - one[name] for name, waits in of_rule(rule).items()}
-    return found | {"two processes": two[rule] - two[None], "end of a task": at_the_end(rule)}
+    of_both = [waits for process in beyond_none_together(rule) for waits in process]
+    return found | {"two processes": mean(of_both), "end of a task": at_the_end(rule)}
 
 
 @cache
 def of_other(name: str) -> float:
     """Waits per batch with a rule that reads no data, and with these callbacks."""
-    return per_step(make("si"), *OTHERS[name]())
+    return mean(in_second_epoch(make("si"), *OTHERS[name]()))
 
 
 @cache
@@ -142,27 +144,37 @@ class AtTheEnd(Callback):
         self.waits += waits()
 
 
+def beyond_none_together(name: str) -> list[list[int]]:
+    """Waits in each batch that two processes do not have without a rule or boundary, for each process.
+
+    With a step in each batch, and then with one in every second batch.
+    """
+    return [
+        [more - without for more, without in zip(found[name], found["none"], strict=True)]
+        for found in _of_two_processes()
+    ]
+
+
 @cache
-def of_two_processes() -> dict[str | None, float]:
-    """Waits per batch with each rule and with none, in the first of two processes that train together."""
-    rules = [None, *RULES]
+def _of_two_processes() -> list[dict[str, list[int]]]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "counts.json"
-        train_together(2, _measure_together, rules, str(path))
-        return dict(zip(rules, json.loads(path.read_text()), strict=True))
+        train_together(2, _measure_together, folder)
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def _measure_together(rank: int, rules: list[str | None], path: str) -> None:
+def _measure_together(rank: int, folder: str) -> None:
     from tests.pretend_device.collectives import PretendDDP  # in this process: it loads the device
 
     def on(*callbacks: Callback, **options: Any) -> Any:
         return make_trainer(*callbacks, accelerator="auto", devices=2, strategy=PretendDDP(), **options)
 
-    found = [
-        per_step(
-            *([] if rule is None else [make(rule), EpochBoundaries(1)]), on=on, accumulate_grad_batches=2
-        )
-        for rule in rules
-    ]
-    if rank == 0:
-        Path(path).write_text(json.dumps(found))
+    kinds: dict[str, Callable[[], list[Any]]] = {
+        "none": list,
+        BATCH_BOUNDARIES: OTHERS[BATCH_BOUNDARIES],
+        **{rule: lambda rule=rule: [make(rule), EpochBoundaries(1)] for rule in RULES},
+    }
+    found = {
+        name: [n for k in (1, 2) for n in in_second_epoch(*build(), on=on, accumulate_grad_batches=k)]
+        for name, build in kinds.items()
+    }
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))

@@ -90,6 +90,8 @@ def test_the_same_tasks_with_the_same_state(name: str) -> None:
 class Reading(Callback):
     """Reads what the boundaries keep while the device may still be copying it."""
 
+    batches = 0
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         (boundaries,) = (c for c in trainer.callbacks if isinstance(c, DriftBoundaries))
         for kept in (
@@ -99,8 +101,10 @@ class Reading(Callback):
         ):
             found = tensors_in(kept if isinstance(kept, dict | list) else vars(kept)["_kept"])
             assert found and not any(t.isnan().any() for t in found.values())
+        self.batches += 1
 
 
 def test_recent_batches_have_arrived_when_the_host_reads_them() -> None:
-    boundaries = BOUNDARIES["drift"]()
-    trainer(trainer_on, Remembering(samples=20), boundaries, Reading(), max_epochs=1).fit(net(), changing(20))
+    boundaries, reading = BOUNDARIES["drift"](), Reading()
+    trainer(trainer_on, Remembering(samples=20), boundaries, reading, max_epochs=1).fit(net(), changing(20))
+    assert reading.batches == 40

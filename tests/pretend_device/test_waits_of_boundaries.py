@@ -7,30 +7,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
-from torch.nn import functional as F
 
 from cl_callbacks import MESU, BatchBoundaries, PlateauBoundaries, SynapticIntelligence
 from cl_callbacks.tensors.containers import moved
 from cl_callbacks.training.fit_end import weight_norms
+from tests.pretend_device.counts import Numbered, Waits
 from tests.pretend_device.device import DEVICE, trainer_on, waits
 from tests.small import Net, loader, make_trainer, plain_net, task
 
 BATCHES, SIZE = 40, 8
-
-
-class Waits(Callback):
-    """Waits from the beginning of each batch to that of the next; goes first in the list."""
-
-    def __init__(self) -> None:
-        self.found: list[int] = []
-        self._before: int | None = None
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        now = waits()
-        if self._before is not None:
-            self.found.append(now - self._before)
-        self._before = now
 
 
 class Tasks(Callback):
@@ -39,13 +24,6 @@ class Tasks(Callback):
 
     def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None:
         self.ended.append((task, trainer.global_step))
-
-
-class Numbered(Net):
-    """Batches ``(x, y, number)``."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self(batch[0]), batch[1])
 
 
 class Augmenting(Numbered):

@@ -86,8 +86,10 @@ class Taking(SynapticCallback):
 
     needs = frozenset({"gradients", "pulled", "before", "updates"})
     local = True
+    looked = 0
 
     def observe(self, step: Any) -> None:
+        self.looked += 1
         for kept in (step.gradients, step.pulled, step.updates):
             assert all(t.isfinite().all() for t in kept)
             assert [t.stride() for t in kept] == [p.stride() for p in step.synapses.parameters]
@@ -115,7 +117,9 @@ def test_gradients_that_are_not_finite_are_0_in_any_layout(
             p.register_hook(spoil)
         else:
             p.requires_grad_(False)
-    fit_tasks(model, Taking(), tasks=1)
+    taking = Taking()
+    fit_tasks(model, taking, tasks=1)
+    assert taking.looked >= 3
 
 
 def test_flat_memory_has_views_of_any_strides() -> None:

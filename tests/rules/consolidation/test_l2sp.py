@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,8 +63,9 @@ def test_equals_a_plain_loop(to: Any, proximal: bool) -> None:
 class Masked(Net):
     """One head of which each task uses outputs of its own."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(FEATURES, 2 * CLASSES).double(), lambda p: torch.optim.AdamW(p, lr=0.01))
+    def __init__(self, optimizer: Any = None) -> None:
+        net = nn.Linear(FEATURES, 2 * CLASSES).double()
+        super().__init__(net, optimizer or partial(torch.optim.AdamW, lr=0.01))
         self.index = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,6 +85,16 @@ def test_outputs_that_no_task_has_trained_are_not_pulled_to_their_random_start()
     (importance, _) = rule.synapses.view["importance"]
     assert (importance[:CLASSES] == 1).all() and (importance[CLASSES:] == 0).all()
     fit(model, rule, tasks=1)  # the second task
+    assert all((found == 1).all() for found in rule.synapses.view["importance"])
+
+
+def test_outputs_that_rest_in_a_task_are_still_pulled_to_what_they_were() -> None:
+    """Without decay they do not move in it at all."""
+    model, rule = Masked(partial(torch.optim.SGD, lr=0.1)), L2SP(1.0)
+    fit(model, rule, tasks=1)
+    learned = model.net.weight[:CLASSES].detach().clone()
+    fit(model, rule, tasks=1)
+    assert torch.equal(model.net.weight[:CLASSES], learned)
     assert all((found == 1).all() for found in rule.synapses.view["importance"])
 
 
