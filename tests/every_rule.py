@@ -94,6 +94,9 @@ SHARDABLE = {*PULLING, *REWRITING} - {"kfac", "kfac list"}
 # Rules that do something at the end of a task.
 CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {"merging", "merging steps"}
 
+COUNTING_TASKS = {*CONSOLIDATING, *REHEARSING, *DISTILLING}
+"""Rules that are told of the end of a task, and count it."""
+
 # What tells the forms of one class apart, where there are several.
 VARIANTS = {
     "ewc": '`estimator="exact"`',

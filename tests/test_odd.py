@@ -8,7 +8,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks import EWC, EpochBoundaries
-from tests.every_rule import CONSOLIDATING, DISTILLING, MATRICES_ONLY, REHEARSING, RULES
+from tests.every_rule import COUNTING_TASKS, DISTILLING, MATRICES_ONLY, REHEARSING, RULES
 from tests.odd.__main__ import PAGE, page
 from tests.odd.batches import OWN, loader_of, odd, reading
 from tests.odd.modules import MORE
@@ -42,8 +42,7 @@ def test_the_outcome_is_as_declared(row: Row, rule: str) -> None:
     view = memory.synapses.view
     tensors = [*model.parameters(), *(t for field in view.fields.values() for t in field)]
     assert all(t.isfinite().all() for t in tensors)
-    counting = rule in {*CONSOLIDATING, *REHEARSING, *DISTILLING}
-    assert memory.tasks == (2 if counting else 0)
+    assert memory.tasks == (2 if rule in COUNTING_TASKS else 0)
     if rule not in MATRICES_ONLY:
         assert view.names == [name for name, p in model.named_parameters() if p.requires_grad]
     plain, batches, _ = row.build(rule)

@@ -52,7 +52,7 @@ def check_likelihood(likelihood: str | None, class_dim: int | None = None) -> No
     """Raises a ``ValueError`` for an unknown likelihood or a dimension that cannot hold the classes."""
     if likelihood is not None and likelihood not in LIKELIHOODS:
         raise ValueError(f"likelihood={likelihood!r} is not one of {LIKELIHOODS}, or None")
-    if class_dim not in (None, 1, -1):
+    if isinstance(class_dim, bool) or class_dim not in (None, 1, -1):
         raise ValueError(
             f"class_dim={class_dim!r} is neither 1, the second dimension, as torch's cross_entropy has the "
             f"classes, nor -1, the last"

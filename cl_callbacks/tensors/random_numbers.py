@@ -55,7 +55,7 @@ def uniform_numbers(seed: int, numbers: Sequence[int] | np.ndarray, stream: int 
 
     Example:
         >>> both = uniform_numbers(0, [7, 8])
-        >>> uniform_numbers(0, [8])[0] == both[1], uniform_numbers(0, [8], stream=1)[0] == both[1]
+        >>> bool(uniform_numbers(0, [8])[0] == both[1]), bool(uniform_numbers(0, [8], stream=1)[0] == both[1])
         (True, False)
     """
     start = _mixed(_mixed(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(stream % 2**64))

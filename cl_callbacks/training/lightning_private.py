@@ -29,11 +29,12 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import nn
 
 
-def attached_trainer(pl_module: LightningModule) -> Trainer | None:
-    """Returns the Trainer of a module, or ``None`` where the public property would raise."""
-    return pl_module._trainer
+def attached_trainer(module: nn.Module) -> Trainer | None:
+    """Returns the Trainer of a module, or ``None`` where the public property would raise or there is none."""
+    return getattr(module, "_trainer", None)
 
 
 def is_logging_step(trainer: Trainer) -> bool:

@@ -212,6 +212,11 @@ OWN: dict[str, tuple[Callable[..., Any], Callable[[int], Any], Callable[[], dict
     "batch norm": (_plain, lambda n: (_x(n), _y(n)), _norm),
     "centred": (_plain, lambda n: (_x(n), _y(n)), _centred),
 }
+WITHOUT_ROWS = {
+    "time major", "square", "time major linear", "mapping", "graphs", "one graph", "nodes", "images",
+    "task beside memory", "task and memory",
+}  # fmt: skip
+"""Batches of which single samples cannot be remembered."""
 
 
 def odd(name: str, samples: int = 6, batches: int = 1) -> tuple[Odd, list[Any]]:

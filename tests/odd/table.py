@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.every_rule import REHEARSING, make
-from tests.odd.batches import OWN, loader_of, odd, reading
+from tests.odd.batches import OWN, WITHOUT_ROWS, loader_of, odd, reading
 from tests.odd.modules import MORE, ODD, Lazy, Quantised, built, plain_sgd
 from tests.small import Net, loader, plain_net, task
 
 EQUALS_ROWS = {"ewc", "mas", "kfac"}
 """Rules whose importance is compared with a loop over rows, in tests/rules/test_odd_batches.py."""
 NOT_TOLD = r"cannot be told|holds a Graph|takes no other rows|could not train Odd on 3 of the 6 samples"
-WITHOUT_ROWS = {
-    "time major", "square", "time major linear", "mapping", "graphs", "one graph", "nodes", "images",
-    "task beside memory", "task and memory",
-}  # fmt: skip
-"""Batches of which single samples cannot be remembered."""
 
 
 @dataclass(frozen=True)

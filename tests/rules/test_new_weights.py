@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from cl_callbacks import EWC, MESU, EpochBoundaries, SynapticCallback
-from tests.every_rule import RULES, every_rule, make
+from tests.every_rule import RULES, WITHOUT_STATE, every_rule, make
 from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, task
 
 HIDDEN, RANK = 16, 4
 
-# The gate has no state, so that nothing holds a new weight to an old one.
-remembering_rule = pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "metaplastic"])
+# Without state of weights nothing holds a new one to an old one.
+remembering_rule = pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in WITHOUT_STATE])
 
 
 class Adapter(nn.Module):

@@ -26,12 +26,12 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from cl_callbacks.training.sample_count import SampleCount
-from tests.every_rule import CONSOLIDATING, RULES, make
-from tests.odd.batches import OWN, Centred, Odd, loader_of, odd, reading
+from tests.every_rule import CONSOLIDATING, REHEARSING, RULES, make
+from tests.odd.batches import OWN, WITHOUT_ROWS, Centred, Odd, loader_of, odd, reading
 from tests.references.rows import exact_scores, labelled_scores, mean_over_rows, norm_scores, reversed_scores
 from tests.small import Net, loader, make_trainer, task
 
-ONLINE = [r for r in RULES if not r.startswith(("ewc", "mas", "kfac", "bgd", "mesu", "lwf"))]
+ONLINE = [r for r in RULES if not r.startswith(("ewc", "mas", "kfac", "bgd", "mesu", "lwf", "er", "der"))]
 odd_batch = pytest.mark.parametrize("name", OWN)
 
 
@@ -77,10 +77,12 @@ def test_importance_is_that_of_the_rows(name: str, measure: str) -> None:
     assert_importance(rule, expected(model, batches, scores, magnitude))
 
 
+KEPT = ["packed", "time major", "graphs", "images", "task and memory", "batch norm"]
+
+
 @pytest.mark.parametrize(
-    "name", ["packed", "time major", "graphs", "images", "task and memory", "batch norm"]
+    ("rule", "name"), [(r, n) for r in RULES for n in KEPT if not (r in REHEARSING and n in WITHOUT_ROWS)]
 )
-@pytest.mark.parametrize("rule", RULES)
 def test_a_boundary_that_keeps_recent_batches_serves_every_rule(rule: str, name: str) -> None:
     model, batches = odd(name, batches=4)
     built = make(rule)

@@ -12,7 +12,18 @@ from torch.nn.utils import prune
 
 from cl_callbacks import EWC, EpochBoundaries, SynapticCallback, fisher_information
 from cl_callbacks.guards.parameters import parameter_fault
-from tests.every_rule import CONSOLIDATING, MATRICES_ONLY, OWNING, RULES, every_rule, make, selected, state
+from tests.every_rule import (
+    CONSOLIDATING,
+    DISTILLING,
+    MATRICES_ONLY,
+    OWNING,
+    REHEARSING,
+    RULES,
+    every_rule,
+    make,
+    selected,
+    state,
+)
 from tests.odd.modules import (
     HIDDEN,
     ODD,
@@ -30,7 +41,9 @@ odd_kind = pytest.mark.parametrize("kind", ODD)
 
 
 # Several draws repeat passes, and those of manual optimization are the module's own.
-automatic_or_not = pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mesu draws"])
+automatic_or_not = pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if rule not in {"mesu draws", *REHEARSING, *DISTILLING}]
+)
 
 
 def assert_finite(rule: SynapticCallback) -> None:
@@ -49,7 +62,18 @@ def test_is_nothing_to_a_rule_that_leaves_it_out(rule: str, kind: str) -> None:
     assert memory.tasks == (2 if rule in CONSOLIDATING else 0)
 
 
-@every_rule
+@odd_kind
+@pytest.mark.parametrize("rule", [r for r in (*REHEARSING, *DISTILLING) if r != "er joined"])  # takes no part
+def test_is_nothing_to_a_rule_with_a_loss_of_its_own(rule: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model, memory = Net(ODD[kind][0](), plain_sgd), make(rule, exclude="odd")
+    make_trainer(memory, EpochBoundaries(1), max_epochs=2).fit(model, loader(*task(0)))
+    assert_finite(memory)
+    assert memory.tasks == 2
+    assert memory.penalty(memory.synapses.view) is None  # the training is over
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "er joined"])  # which takes no `exclude`
 def test_a_parameter_without_values_is_refused_by_name(rule: str) -> None:
     """Without a Trainer, since Lightning can neither move such a module to a device nor away from it."""
     model = Net(Between(nn.Parameter(torch.empty(2, 2, device="meta"))))

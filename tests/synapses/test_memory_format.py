@@ -56,7 +56,7 @@ def test_all_that_is_computed_together_has_the_strides_of_the_weight(rule: str) 
     assert not model.net[1].weight.is_contiguous()
     with seen:
         fit_tasks(model, make(rule), tasks=2)
-    assert seen.calls > 0
+    assert seen.calls > 0 or rule == "er joined"  # which computes nothing itself
     assert not seen.apart
 
 

@@ -192,6 +192,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
         self._columns = columns.logical_not().nonzero().flatten() if bool(columns.any()) else None
         self._places = places.logical_not() if bool(places.any()) else None
 
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._teacher.prepare(pl_module, self.synapses.view, trainer.strategy.root_device)
+
     # -- hooks -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,8 +208,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
         if isinstance(self._teacher, GivenModule):
             self._teacher.refuse_trained(trainer.optimizers)
         super().on_train_start(trainer, pl_module)
-        self._teacher.prepare(pl_module, trainer.strategy.root_device)
         self._tried, self._unprepared = False, True
+        if self._teacher.is_there:
+            self._prepare(trainer, pl_module)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Schedules another look at the module, which may have grown."""
@@ -222,7 +226,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
                 self._try(trainer, pl_module, batch)
             self._tried = True
         if self._teacher.is_there and (self._unprepared or batch_idx == 0):  # or something was unfrozen
-            self._teacher.prepare(pl_module, trainer.strategy.root_device)
+            self._prepare(trainer, pl_module)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def end_step(self, synapses: SynapseView) -> None:
@@ -238,7 +242,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
         """Makes the network as it is now the teacher."""
         if isinstance(self._teacher, LastTask):
             self.commit()
-            self._teacher.copy(pl_module, set(synapses.names) - self.trained.keys())
+            self._teacher.copy(pl_module, synapses, set(synapses.names) - self.trained.keys())
             if first_time(self, "copy"):
                 say(
                     trainer,

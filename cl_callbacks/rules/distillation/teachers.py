@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.few import few
 from cl_callbacks.synapses.state import parameters_by_name, plain_name
+from cl_callbacks.synapses.view import SynapseView
 
 
 class Teacher(Protocol):
@@ -23,7 +24,7 @@ class Teacher(Protocol):
     def is_there(self) -> bool:
         """Whether there is something to learn from."""
 
-    def prepare(self, pl_module: LightningModule, device: torch.device) -> None:
+    def prepare(self, pl_module: LightningModule, known: SynapseView, device: torch.device) -> None:
         """Makes ready for the network as it is now; cheap, and called whenever that may have changed."""
 
     def network(self, pl_module: LightningModule) -> Any:
@@ -57,9 +58,9 @@ class LastTask:
         return sum(t.numel() * t.element_size() for t in (*self.weights.values(), *self.buffers.values()))
 
     @torch.no_grad()
-    def copy(self, pl_module: LightningModule, untrained: Iterable[str]) -> None:
+    def copy(self, pl_module: LightningModule, known: SynapseView, untrained: Iterable[str]) -> None:
         """Copies a module, but for weights that were never trained so far."""
-        found, left_out = parameters_by_name(pl_module), set(untrained)
+        found, left_out = parameters_by_name(pl_module, known), set(untrained)
         self.weights, self.buffers, self._pairs = {}, {}, []  # the older copy goes before there is another
         self.frozen = {name for name, p in found.items() if not p.requires_grad}
         self.weights = {
@@ -68,10 +69,10 @@ class LastTask:
         self.buffers = {plain_name(name): b.detach().clone() for name, b in pl_module.named_buffers()}
 
     @torch.no_grad()
-    def prepare(self, pl_module: LightningModule, device: torch.device) -> None:
-        """Finds the weights of the module that its own copies take the place of."""
+    def prepare(self, pl_module: LightningModule, known: SynapseView, device: torch.device) -> None:
+        """Finds the weights of the module that its own copies take the place of, by their known names."""
         self._pairs, self.missing = [], []
-        for name, p in parameters_by_name(pl_module).items():
+        for name, p in parameters_by_name(pl_module, known).items():
             if name in self.frozen and p.requires_grad:
                 self.frozen.remove(name)
                 self.weights[name] = p.detach().clone()
@@ -125,7 +126,7 @@ class AdaptersOff:
     def __init__(self) -> None:
         self._adapted: list[Any] = []
 
-    def prepare(self, pl_module: LightningModule, device: torch.device) -> None:
+    def prepare(self, pl_module: LightningModule, known: SynapseView, device: torch.device) -> None:
         """Finds the adapters."""
         found = [
             m for m in pl_module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")
@@ -162,7 +163,7 @@ class GivenModule:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def prepare(self, pl_module: LightningModule, device: torch.device) -> None:
+    def prepare(self, pl_module: LightningModule, known: SynapseView, device: torch.device) -> None:
         """Moves it beside the network."""
         self.module.to(device)
 

@@ -74,7 +74,7 @@ class DarkExperienceReplay(ReplayRule):
         """The outputs for a batch as it is trained on, before the step."""
         seed = mixed_seed(self.seed, self.samples.next_number, trainer.global_rank)
         with quiet_step(trainer, pl_module, seed), torch.no_grad():
-            outputs = self._outputs(trainer, pl_module, batch)
+            outputs = self._outputs(pl_module, batch)
         rows = self._read(batch).count
         if len(outputs) != rows:
             raise ValueError(
@@ -86,7 +86,7 @@ class DarkExperienceReplay(ReplayRule):
 
     def extra_loss(self, trainer: Trainer, pl_module: LightningModule) -> Tensor | None:
         """The distance from stored outputs, and the loss on other samples."""
-        losses = [(self.alpha, self._distance(trainer, pl_module))] if self.alpha > 0 else []
+        losses = [(self.alpha, self._distance(pl_module))] if self.alpha > 0 else []
         if self.beta > 0:
             losses.append((self.beta, self.replayed_loss(self.drawn(stream=1))))
         found = [factor * loss for factor, loss in losses if loss is not None]
@@ -98,16 +98,15 @@ class DarkExperienceReplay(ReplayRule):
         """Reads the outputs too."""
         self.beside(trainer, pl_module, batch)
         loss = super().try_samples(trainer, pl_module, batch, part)
-        outputs = self._outputs(trainer, pl_module, part.batch)
+        outputs = self._outputs(pl_module, part.batch)
         return loss if loss is None else loss + stored_output_loss(outputs, outputs.detach())
 
-    def _outputs(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor:
-        with trainer.precision_plugin.train_step_context():
-            return self.read_batch(pl_module, batch)[0]
+    def _outputs(self, pl_module: LightningModule, batch: Any) -> Tensor:
+        return self.read_batch(pl_module, batch)[0]
 
-    def _distance(self, trainer: Trainer, pl_module: LightningModule) -> Tensor | None:
+    def _distance(self, pl_module: LightningModule) -> Tensor | None:
         found = [
-            part.share * stored_output_loss(self._outputs(trainer, pl_module, part.batch), part.extra)
+            part.share * stored_output_loss(self._outputs(pl_module, part.batch), part.extra)
             for part in self.drawn()
             if part.extra is not None
         ]

@@ -145,6 +145,7 @@ def join_batches(batch: Any, remembered: Any) -> Any:
         ValueError: samples that do not fit into one batch.
 
     Example:
+        >>> import torch
         >>> join_batches([torch.ones(1, 2), ["a"]], [torch.zeros(1, 2), ["b"]])
         [tensor([[1., 1.],
                 [0., 0.]]), ['a', 'b']]

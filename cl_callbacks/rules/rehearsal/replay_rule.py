@@ -23,6 +23,7 @@ from cl_callbacks.rules.rule_options import RuleOptions, Select
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.containers import map_tensors
 from cl_callbacks.tensors.rows import BatchRows, join_rows, read_rows, row_bytes
+from cl_callbacks.training.arriving_batches import ArrivingBatches
 from cl_callbacks.training.lightning_private import is_stepping_batch
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.progress import say
@@ -80,6 +81,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         self._tried = False
         self._as_of: int | None = None
         self._saved: dict[str, Any] | None = None  # until it is known which process this is
+        self._arriving: ArrivingBatches | None = None
 
     # -- what a rule uses --------------------------------------------------------------------------
 
@@ -123,6 +125,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         if self._saved is not None:
             restore_joint(self.samples, self._saved)
             self._saved = None
+        self._arriving = ArrivingBatches(trainer, lambda batch: batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -134,9 +137,10 @@ class ReplayRule(OutputsOfBatch, LossPull):
         if not self._tried:
             self._try(trainer, pl_module, batch, rows)
             self._tried = True
-        groups = classes_of(batch, rows.count) if self.select == "balanced" else None
+        before = batch if self._arriving is None else self._arriving.read(batch)  # on the CPU, if it was
+        groups = classes_of(before, rows.count) if self.select == "balanced" else None
         self.samples.offer(
-            batch,
+            before,
             groups=groups,
             weights=(lambda: self._losses(trainer, pl_module, batch)) if self.select == "loss" else None,
             extra=lambda: self.beside(trainer, pl_module, batch),
@@ -168,6 +172,13 @@ class ReplayRule(OutputsOfBatch, LossPull):
     def consolidates(self) -> bool:
         """Whether the rule needs the end of a task, to draw only from tasks before."""
         return self.past_only
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets batches arrive as before."""
+        super().teardown(trainer, pl_module, stage)
+        if self._arriving is not None:
+            self._arriving.detach()
+            self._arriving = None
 
     # -- boundaries that are found late ------------------------------------------------------------
 
@@ -221,7 +232,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         """Trains on some samples of the first batch as if they were remembered, and changes nothing."""
         name, model = type(self).__name__, type(pl_module).__name__
         some = list(range(max(2, -(-rows.count // 2)) if rows.count > 2 else rows.count))
-        parameters = [p for p in pl_module.parameters() if p.requires_grad]
+        parameters = [p for p in self.synapses.view.sources if p.requires_grad]
         try:
             part = Drawn(to_device(join_rows(rows.take(some), rows), trainer, pl_module), 1.0)
             with quiet_step(trainer, pl_module, self.seed):
@@ -265,6 +276,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
 def to_device(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
     """Moves a batch to the device of the training, as the module does, without waiting for it."""
     device = trainer.strategy.root_device
-    if device.type == "cuda":
+    batch = trainer.precision_plugin.convert_input(batch)
+    if device.type != "cpu":
         batch = map_tensors(Tensor.pin_memory, batch)
     return pl_module.transfer_batch_to_device(batch, device, 0)

@@ -102,20 +102,29 @@ class SampleMemory:
             raise ValueError(f"select={select!r} is not one of {get_args(Select)}")
         self.select, self.seed = select, integer("seed", seed)
         self.rank, self.processes = rank, processes
-        self.count = self.task = self.bytes = self._size = 0
+        self.count = self.task = self._bytes = self._size = 0
         self._by_task = False  # whether groups are tasks
         self._like: BatchRows | None = None  # containers of the latest batch
         self._structure: tuple[str, ...] = ()
         self._groups: dict[int, list[Sample]] = {}  # each in the order of the keys
         self._limits: dict[int, float] = {}  # by group: a sample with a key from this on is not kept
         self._waiting: list[ArrivingRows] = []
+        self._accepted: list[ArrivingRows] = []  # of the latest step, which nobody has asked for yet
 
     def __len__(self) -> int:
+        self._settle()
         return self._size
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples that are kept."""
+        self._settle()
         return (sample for group in self._groups.values() for sample in group)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the samples that are kept."""
+        self._settle()
+        return self._bytes
 
     @property
     def next_number(self) -> int:
@@ -152,6 +161,7 @@ class SampleMemory:
             weights: returns the weight of each sample, ``(N,)``, for ``"loss"``; called if it is needed.
             extra: returns what is to be kept beside each sample, ``(N, ...)``; likewise.
         """
+        self._settle()
         rows = read_rows(batch)
         if self._structure not in ((), rows.paths):
             raise ValueError(
@@ -175,16 +185,20 @@ class SampleMemory:
         self._waiting.append(arriving)
 
     def accept(self) -> None:
-        """Lets the samples that were offered enter."""
-        for arriving in self._waiting:
-            self.count += arriving.seen
-            for sample in arriving.samples(self.task):
-                if self.select != "balanced":
-                    sample.group = 0
-                elif self._by_task:
-                    sample.group = self.task
-                self._insert(sample)
+        """Lets the samples that were offered enter; their copies may still be on the way."""
+        self.count += sum(arriving.seen for arriving in self._waiting)
+        self._accepted += self._waiting
         self._waiting = []
+
+    def _settle(self) -> None:
+        """Waits for the copies of the samples that were accepted, and keeps those with the smallest keys."""
+        accepted, self._accepted = self._accepted, []
+        for sample in (sample for arriving in accepted for sample in arriving.samples(self.task)):
+            if self.select != "balanced":
+                sample.group = 0
+            elif self._by_task:
+                sample.group = self.task
+            self._insert(sample)
 
     def reject(self) -> None:
         """Forgets the samples that were offered, as if they had not been seen."""
@@ -195,9 +209,9 @@ class SampleMemory:
         fits = sample.bytes <= self.max_bytes and not sample.is_lost
         if fits and sample.key < self._limits.get(sample.group, math.inf):
             insort(self._groups.setdefault(sample.group, []), sample, key=lambda kept: kept.key)
-            self.bytes += sample.bytes
+            self._bytes += sample.bytes
             self._size += 1
-            while self._size > self.memory or self.bytes > self.max_bytes:
+            while self._size > self.memory or self._bytes > self.max_bytes:
                 self._drop()
 
     def _drop(self) -> None:
@@ -207,7 +221,7 @@ class SampleMemory:
         victim = groups[fullest(last, [len(self._groups[group]) for group in groups])]
         dropped = self._groups[victim].pop()
         self._limits[victim] = dropped.key
-        self.bytes -= dropped.bytes
+        self._bytes -= dropped.bytes
         self._size -= 1
 
     # -- what is drawn -----------------------------------------------------------------------------
@@ -249,6 +263,7 @@ class SampleMemory:
 
     def end_task(self, before: int | None = None) -> None:
         """Ends the present task; samples with numbers from ``before`` on are of the next one."""
+        self._settle()
         ended, self.task = self.task, self.task + 1
         if before is None:
             return
@@ -264,6 +279,7 @@ class SampleMemory:
     @property
     def limits(self) -> dict[int, float]:
         """By group: the key from which on a sample is not kept any more, where there was one too many."""
+        self._settle()
         return dict(self._limits)
 
     def merge(self, others: Iterable[Sample], limits: Iterable[Mapping[int, float]] = ()) -> None:
@@ -274,7 +290,7 @@ class SampleMemory:
         for group, limit in (item for each in limits for item in each.items()):
             self._limits[group] = min(limit, self._limits.get(group, math.inf))
         known: dict[int, Sample] = {sample.number: sample for sample in (*others, *self)}
-        self._groups, self.bytes, self._size = {}, 0, 0
+        self._groups, self._bytes, self._size = {}, 0, 0
         for sample in known.values():
             self._insert(sample)
 
@@ -297,7 +313,7 @@ class SampleMemory:
         self.count, self.task = state_dict["count"], state_dict["task"]
         self._by_task, self._structure = state_dict["by_task"], tuple(state_dict["structure"])
         self._limits = dict(state_dict["limits"])
-        self._groups, self.bytes, self._size, self._like = {}, 0, 0, None
+        self._groups, self._bytes, self._size, self._like, self._accepted = {}, 0, 0, None, []
         for sample in unpack_samples(state_dict["samples"]):
             self._insert(sample)
         self._waiting = [

@@ -201,7 +201,7 @@ def test_the_teacher_equals_a_frozen_copy(kind: Any) -> None:
         "weights": {n: p.detach() for n, p in copied.named_parameters()},
         "buffers": dict(copied.named_buffers()), "frozen": [],
     })  # fmt: skip
-    kept.prepare(net, torch.device("cpu"))
+    kept.prepare(net, rule.synapses.view, torch.device("cpu"))
     with torch.no_grad(), kept.network(net) as teacher:
         assert torch.equal(teacher(x), wanted)
     assert all(torch.equal(before[n], v) for n, v in net.state_dict().items())
