@@ -110,10 +110,10 @@ class Interrupted(Net):
 def test_an_interrupt_in_mid_step(rule: str) -> None:
     model, memory, seen = Interrupted(), make(rule), MeansBefore()
     with pytest.raises(SystemExit):  # Lightning's way to end
-        make_trainer(memory, seen).fit(model, loader(*task(0)))
+        make_trainer(memory, seen).fit(model, loader(*task(0), batch_size=4))
     assert_let_go(model, seen)
     assert torch.equal(weights(model), seen.weights)
-    make_trainer(memory, seen).fit(model, loader(*task(0)))
+    make_trainer(memory, seen).fit(model, loader(*task(0), batch_size=4))
     assert next(model.passes) > 4
 
 

@@ -18,13 +18,13 @@ from cl_callbacks.synapses import offload, step_plan
 from cl_callbacks.synapses.state import Synapses
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.synapses.visit import Visit
-from tests.every_rule import RULES, assert_same, make, state
+from tests.every_rule import RULES, WITHOUT_STATE, assert_same, make, state
 from tests.pretend_device.device import DEVICE, trainer_on, waits
 from tests.processes import train_together
 from tests.small import Net, loader, make_trainer, plain_net, task, weights
 
-# The metaplastic gate keeps nothing.
-KEEPING = [rule for rule in RULES if rule != "metaplastic"]
+# Some rules keep nothing of weights.
+KEEPING = [rule for rule in RULES if rule not in WITHOUT_STATE]
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from tests.every_rule import DISTILLING
-from tests.settings.outcomes import Differs, Refused, Run, Setting
+from tests.settings.outcomes import Refused, Run, Setting
 from tests.settings.training import EPOCHS, Tasks, make, module, train
 from tests.small import Net
 
@@ -108,10 +107,6 @@ SETTINGS = [
         "full precision, with `training_step` and `forward` under `torch.autocast`",
         lambda rule: train(module(), make(rule), precision="bf16-mixed"),
         lambda rule: train(module(Autocasting), make(rule)),
-        exceptions={
-            "der": Differs("outputs that are stored are in the Trainer's precision"),
-            **dict.fromkeys(DISTILLING, Differs("outputs are compared in the Trainer's precision")),
-        },
     ),
     Setting(
         '`precision="bf16-true"`',

@@ -150,6 +150,11 @@ def alone(rule: str, kind: str = "DDP") -> Run:
 
 
 SUMS = Within(1e-9, "another order of summation; in double precision")
+DRAWN = {
+    rule: Differs("of the present task, each process draws from what it has seen itself")
+    for rule in REHEARSING
+    if rule != "er past"
+}
 WHOLE = Refused("needs whole parameters", "it works on whole layers, or draws random numbers for them")
 
 SETTINGS = [
@@ -159,11 +164,7 @@ SETTINGS = [
         partial(together_run, kind="DDP"),
         alone,
         SUMS,
-        {
-            rule: Differs("of the present task, each process draws from what it has seen itself")
-            for rule in REHEARSING
-            if rule != "er past"
-        },
+        DRAWN,
         slow=True,
     ),
     Setting(
@@ -172,6 +173,7 @@ SETTINGS = [
         partial(together_run, kind="DDP, channels_last"),
         partial(alone, kind="DDP, channels_last"),
         SUMS,
+        DRAWN,
         slow=True,
     ),
     Setting(

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 from cl_callbacks import EWC, EpochBoundaries, KFACLaplace, SynapticCallback, SynapticIntelligence
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.synapses.state import Synapses
-from tests.every_rule import MATRICES_ONLY, PULLING, RULES, assert_same, make, state
+from tests.every_rule import MATRICES_ONLY, PULLING, RULES, WITHOUT_STATE, assert_same, make, state
 from tests.rules.test_contract import Told
 from tests.small import CLASSES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
-# The metaplastic gate keeps nothing.
-keeping_rule = pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "metaplastic"])
+# Some rules keep nothing of weights.
+keeping_rule = pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in WITHOUT_STATE])
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 COPIES = {"copy_", "_foreach_copy_", "_to_copy", "clone", "detach", "pin_memory"}

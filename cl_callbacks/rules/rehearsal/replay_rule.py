@@ -278,5 +278,5 @@ def to_device(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
     device = trainer.strategy.root_device
     batch = trainer.precision_plugin.convert_input(batch)
     if device.type != "cpu":
-        batch = map_tensors(Tensor.pin_memory, batch)
+        batch = map_tensors(lambda t: t.pin_memory() if t.is_cpu else t, batch)
     return pl_module.transfer_batch_to_device(batch, device, 0)
