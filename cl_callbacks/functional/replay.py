@@ -17,7 +17,7 @@ def stored_output_loss(outputs: Tensor, stored: Tensor) -> Tensor:
 
     Args:
         outputs: :math:`z`, ``(N, ..., C)``.
-        stored: :math:`z'`, ``(N, ..., D)`` with ``D`` at most ``C``.
+        stored: :math:`z'`, ``(N, ..., D)`` with ``D`` at most ``C``, on any device.
 
     Returns:
         A scalar.
@@ -39,4 +39,4 @@ def stored_output_loss(outputs: Tensor, stored: Tensor) -> Tensor:
             f"outputs of shape {tuple(outputs.shape)} cannot be compared with stored ones of shape "
             f"{tuple(stored.shape)}: outputs may become more, along the last dimension, but not fewer"
         )
-    return F.mse_loss(outputs[..., : stored.shape[-1]], stored.to(outputs.dtype))
+    return F.mse_loss(outputs[..., : stored.shape[-1]], stored.to(outputs))

@@ -40,6 +40,10 @@ class PretendGroup(dist.ProcessGroup):
         work = self._gloo.allgather([_host(o) for o in outputs], _host(inputs), *_given(opts))
         return _done(work, outputs)
 
+    def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        work = self._gloo.gather([_host(o) for o in outputs], _host(inputs), *_given(opts))
+        return _done(work, outputs)
+
     def barrier(self, opts: Any = None) -> dist.Work:
         torch.accelerator.synchronize()
         return _done(self._gloo.barrier(), None)

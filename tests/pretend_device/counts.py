@@ -129,7 +129,7 @@ def at_the_end(rule: str) -> float:
         on.fit(Net(plain_net()), loader(*task(0, 8 * batches)))
         return counting.waits
 
-    return (waited(8) - waited(4)) / 4
+    return max(waited(8) - waited(4), 0) / 4
 
 
 class AtTheEnd(Callback):

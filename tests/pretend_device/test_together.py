@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests.every_rule import RULES
+from tests.every_rule import REHEARSING, RULES
 from tests.pretend_device.trainings import assert_alike, one_fit
 from tests.processes import train_together
 from tests.small import make_trainer
@@ -23,6 +23,8 @@ def test_every_rule(tmp_path: Path) -> None:
             for name in ("0-there", "0-cpu", "1-there")
         )
         assert_alike(found, expected)
+        if rule in REHEARSING:  # each process remembers samples of its own until a task ends
+            found, second = ({"weights": one["/weights"]} for one in (found, second))
         assert_alike(second, found)
 
 

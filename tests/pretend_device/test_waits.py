@@ -17,15 +17,18 @@ HARD = "PlateauBoundaries(hard_samples=10)"
 def test_no_rule_makes_the_host_wait(rule: str) -> None:
     measured = counts.beyond_none(rule)
     measured.pop("end of a task")
-    rarely = 0.22 if rule.startswith("streaming") else 0.0  # it reads the unit of its importance
+    # StreamingConsolidation reads the unit of its importance, DarkExperienceReplay outputs that it stores.
+    rarely = 0.22 if rule == "der" or rule.startswith("streaming") else 0.0
     assert all(0.0 <= waited <= rarely for waited in measured.values()), measured
 
 
 @pytest.mark.parametrize("name", [counts.BATCH_BOUNDARIES, *RULES])
 def test_two_processes_wait_no_more_than_without(name: str) -> None:
-    # StreamingConsolidation reads the unit of its importance, once in so many steps that it changes little.
-    reads = {0, 1} if name.startswith("streaming") else {0}
-    assert [set(process) for process in counts.beyond_none_together(name)] == [reads, reads]
+    # StreamingConsolidation reads the unit of its importance, once in so many steps that it changes little;
+    # DarkExperienceReplay waits for the outputs of a sample that entered its memory in the step before.
+    reads = {0, 1} if name == "der" or name.startswith("streaming") else {0}
+    found = [set(process) for process in counts.beyond_none_together(name)]
+    assert found == [reads, reads] or (name == "der" and set.union(*found) == reads)
 
 
 @pytest.mark.parametrize("name", counts.OTHERS)

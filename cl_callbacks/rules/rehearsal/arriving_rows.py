@@ -27,7 +27,7 @@ class ArrivingRows:
         self._columns: list[Any] = []
         self._groups: Sequence[int] | Tensor | None = None
         self._weights: Tensor | None = None
-        self._copied: Any = None
+        self._copied: list[torch.Event] = []  # one for each device that copies come from
 
     @classmethod
     def of(cls, seen: int, samples: Sequence[Sample]) -> ArrivingRows:
@@ -55,15 +55,16 @@ class ArrivingRows:
             self._groups = _on_cpu(groups, which)
         elif groups is not None:
             self._groups = [groups[i] for i in which]
-        device = next((t.device for t in rows.leaves if isinstance(t, Tensor)), torch.device("cpu"))
-        if device.type != "cpu":
-            self._copied = torch.Event(device)
-            self._copied.record()
+        sources = [t.device for t in (*rows.leaves, groups, weights, extra) if isinstance(t, Tensor)]
+        for device in {device for device in sources if device.type != "cpu"}:
+            event = torch.Event(device)
+            event.record(torch.accelerator.current_stream(device))
+            self._copied.append(event)
 
     def samples(self, task: int) -> Iterator[Sample]:
         """The copies as samples of a task, which is their group if none was given; waits for them."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        for event in self._copied:
+            event.synchronize()
         weights = [1.0] * len(self.numbers) if self._weights is None else self._weights.double().tolist()
         groups = self._groups.tolist() if isinstance(self._groups, Tensor) else self._groups
         for i, (number, key) in enumerate(zip(self.numbers, self.keys, strict=True)):
