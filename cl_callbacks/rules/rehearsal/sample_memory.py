@@ -238,10 +238,19 @@ class SampleMemory:
         Returns:
             Batches of them, with their extras; empty if nothing is kept.
         """
+        return self.batches(self.drawn(samples, number, stream=stream, past_only=past_only))
+
+    def drawn(
+        self, samples: int, number: int = 0, *, stream: int = 0, past_only: bool = False
+    ) -> list[Sample]:
+        """The samples of :meth:`draw`."""
         kept = [s for s in self if not past_only or s.task < self.task]
         order = uniform_numbers(self.seed, [s.number for s in kept], _DRAWS + number * 1024 + stream)
         drawn = [kept[i] for i in order.argsort()[: samples * self.processes]]
-        drawn = drawn[self.rank :: self.processes] or drawn  # some for every process
+        return drawn[self.rank :: self.processes] or drawn  # some for every process
+
+    def batches(self, drawn: list[Sample]) -> list[Drawn]:
+        """Puts samples together to batches."""
         if not drawn:
             return []
         if self._like is None:
