@@ -52,9 +52,10 @@ class Distillation(OutputsOfBatch, BatchGradients):
     adapters, from the first step on and without a copy.
 
     How outputs are read is :meth:`outputs`. Where each task has a head of its own, those of all heads are to
-    be compared: they are what the module's ``outputs_of_all_heads(batch)`` returns, such as ``(N, heads,
-    classes)``, with labels, or ``None`` for :meth:`outputs`. :class:`~cl_callbacks.SequentialFineTuner` has
-    such a method; else override :meth:`outputs`. Heads that no task has trained are left out. Weights that the task's loss does not reach, such as the heads of earlier tasks, stay as they are.
+    be compared: what the module's ``outputs_of_all_heads(batch)`` returns, such as ``(N, heads, classes)``,
+    alone or with labels, if it has such a method, as :class:`~cl_callbacks.SequentialFineTuner` has; else
+    override :meth:`outputs`. Heads that no task has trained are left out. Weights that the task's loss does
+    not reach, such as the heads of earlier tasks, stay as they are.
 
     Sources: Li & Hoiem 2016, learning without forgetting (arXiv 1606.09282); Hinton et al. 2015 (1503.02531).
 
@@ -199,8 +200,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
             raise ValueError(
                 f"{type(self).__name__}: what is compared depends on weights that no task before has trained "
                 f"({few(missing)}), so the teacher does not have it: if each task has a head of its own, "
-                f"let the module's `outputs_of_all_heads(batch)`, or `outputs(pl_module, batch)` of the rule, "
-                f"return the outputs of all heads side by side, or use on='features' with a feature_layer below the heads."
+                f"let the module's `outputs_of_all_heads(batch)`, or `outputs(pl_module, batch)` of the "
+                f"rule, return the outputs of all heads side by side, or use on='features' with a "
+                f"feature_layer below the heads."
             )
         self._columns = columns.logical_not().nonzero().flatten() if bool(columns.any()) else None
         self._places = places.logical_not() if bool(places.any()) else None
