@@ -29,7 +29,6 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from netrc import netrc
@@ -41,7 +40,7 @@ import matplotlib
 matplotlib.use("Agg")
 import torch
 import wandb
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib import pyplot as plt
 from rich.console import Console
@@ -77,6 +76,11 @@ from cl_callbacks.data import digits
 from cl_callbacks.drift import score_boundaries
 from cl_callbacks.functional import forgetting
 
+if __package__:  # named in a configuration, as `examples.digits.Classifier`
+    from examples.methods import Methods, callbacks_of, chosen_from, strength_of
+else:
+    from methods import Methods, callbacks_of, chosen_from, strength_of
+
 
 class Setting(NamedTuple):
     epochs: int  # per task
@@ -91,8 +95,7 @@ SETTINGS = {
     "mnist": Setting(epochs=1, batch_size=256, pad=0, pixels=28 * 28, hidden=400),
 }
 
-# The callback of each method, built with its defaults, and the argument that `--strength` sets.
-METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
+METHODS: Methods = {
     "none": None,
     "ewc": (EWC, "strength"),
     "si": (SynapticIntelligence, "strength"),
@@ -115,6 +118,7 @@ METHODS: dict[str, tuple[Callable[..., Callback], str] | None] = {
     "lwf": (Distillation, "strength"),
     "guard": (partial(RetentionGuard, "val_acc", "max", tolerance=0.02), "tolerance"),
 }
+callbacks = partial(callbacks_of, METHODS)
 
 
 class BinaryLinear(nn.Linear):
@@ -193,37 +197,13 @@ def average_accuracy(trainer: Trainer) -> float:
     return sum(found) / len(found)
 
 
-def callbacks(method: str, strength: float | None = None, **options: Any) -> list[Callback]:
-    """The callbacks of a method, or of several joined by +, of default strength unless one is given."""
-    found = []
-    for name in method.split("+"):
-        if (known := METHODS[name]) is not None:
-            build, argument = known
-            value = int(strength) if strength is not None and argument == "levels" else strength
-            found.append(build(**({} if value is None else {argument: value}), **options))
-    return found
-
-
-def method(text: str) -> str:
-    """Checks the names in a method, for the command line."""
-    unknown = [name for name in text.split("+") if name not in METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: {', '.join(unknown)} (choose from {', '.join(METHODS)}, or several joined by +)"
-        )
-    return text
-
-
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     setting = SETTINGS[args.data]
     data = task_sequence(args.data, args.data_dir, args.tasks, args.seed, args.transition)
     model = Classifier(setting.pixels, setting.hidden, binary=args.network == "binary")
     rules = callbacks(method, args.strength)
-    arguments = [known[1] for name in method.split("+") if (known := METHODS[name]) is not None]
-    given = [getattr(rule, argument) for rule, argument in zip(rules, arguments, strict=True)]
-    # Of widths by layer, and the mean over tasks: 0.
-    strength = next((float(value) for value in given if isinstance(value, int | float)), 0.0)
+    strength = strength_of(METHODS, method, rules)
     evaluation = TaskEvaluation("val_acc")
     boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
     logger = WandbLogger(
@@ -327,7 +307,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", type=method, default=["none", "ewc"], metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="+", type=chosen_from(METHODS), default=["none", "ewc"], metavar="METHOD"
+    )
     parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--boundaries", choices=("declared", "drift"), default="declared")
     parser.add_argument("--transition", type=int, default=0, help="batches in which neighbouring tasks mix")

@@ -2,6 +2,7 @@
 
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch  # without a callback, then with EWC
     python examples/finetune_causal_lm.py --data-dir DIR --model distilgpt2
+    python examples/finetune_causal_lm.py --data-dir DIR --model scratch --methods er lwf running er+ewc
     python examples/finetune_causal_lm.py --data-dir DIR --model scratch --domains yelp5 dbpedia14 ag_news
     python examples/finetune_causal_lm.py --model gpt2 --domains dair-ai/emotion fancyzhx/ag_news
 
@@ -26,7 +27,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from netrc import netrc
 from pathlib import Path
 from typing import Any
@@ -34,32 +35,47 @@ from typing import Any
 import datasets
 import transformers
 import wandb
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
+from methods import Methods, callbacks_of, chosen_from, strength_of
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cl_callbacks import (
     EWC,
+    L2SP,
     MAS,
+    DarkExperienceReplay,
+    Distillation,
     EpochBoundaries,
+    ExperienceReplay,
+    RetentionGuard,
     RWalk,
     SequentialFineTuner,
     SynapticIntelligence,
     TaskEvaluation,
     TextTasks,
+    WeightMerging,
 )
 from cl_callbacks.data.data_source import load_splits
 
-# What each method adds to the Trainer.
-METHODS: dict[str, Callable[..., list[Callback]]] = {
-    "none": lambda **given: [],
+METHODS: Methods = {
+    "none": None,
     # A text is one sample: its exact Fisher information would sum over all texts that could be.
-    "ewc": lambda **given: [EWC(estimator="sampled", samples=100, **given)],
-    "si": lambda **given: [SynapticIntelligence(**given)],
-    "mas": lambda **given: [MAS(samples=100, **given)],
-    "rwalk": lambda **given: [RWalk(**given)],
+    "ewc": (partial(EWC, estimator="sampled", samples=100), "strength"),
+    "si": (SynapticIntelligence, "strength"),
+    "l2sp": (L2SP, "strength"),
+    "mas": (partial(MAS, samples=100), "strength"),
+    "rwalk": (RWalk, "strength"),
+    "sfa": (partial(WeightMerging, share=0.25, every_n_steps=20), "share"),
+    "wise": (partial(WeightMerging, share=0.5), "share"),
+    "running": (partial(WeightMerging, share="running"), "share"),
+    "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
+    "er": (partial(ExperienceReplay, 240), "weight"),  # a tenth of the texts of a domain
+    "der": (partial(DarkExperienceReplay, 240), "alpha"),
+    "lwf": (Distillation, "strength"),
+    "guard": (partial(RetentionGuard, "val_perplexity", "min", tolerance=20.0), "tolerance"),
 }
 
 
@@ -124,8 +140,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     model = SequentialFineTuner(name, kind="causal_lm", lr=args.lr, warmup_steps=args.warmup)
-    rules: list[Any] = METHODS[method](**{} if args.strength is None else {"strength": args.strength})
-    strength = rules[0].strength if rules else 0.0
+    rules = callbacks_of(METHODS, method, args.strength)
+    strength = strength_of(METHODS, method, rules)
     evaluation = TaskEvaluation("val_perplexity", mode="min", names=args.domains, untrained=False)
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -189,7 +205,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
+    parser.add_argument("--methods", nargs="+", type=chosen_from(METHODS), default=["none", "ewc"])
     parser.add_argument("--data-dir", type=Path, help="folder with a folder for each domain")
     parser.add_argument("--domains", nargs="+", default=["amazon5", "dbpedia14"])
     parser.add_argument("--model", required=True, help="a name on the hub, a folder, or `scratch`")

@@ -4,6 +4,9 @@
     python examples/finetune_text.py --data-dir DIR --methods none ewc si --json results.json
     python examples/finetune_text.py --data-dir DIR --lora 8 --methods none ewc
     python examples/finetune_text.py --data-dir DIR --methods ewc --strength 0.1 --seed 1
+    python examples/finetune_text.py --data-dir DIR --methods running er lwf  # without importance
+    python examples/finetune_text.py --data-dir DIR --methods er+ewc running+er  # several at once
+    python examples/finetune_text.py --data-dir DIR --methods ewc guard+ewc  # old domains lose at most 0.05
     python examples/finetune_text.py --domains domains.json            # the data set on the hub
     python examples/finetune_text.py --data-dir DIR --model bert-base-uncased
 
@@ -27,7 +30,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from netrc import netrc
 from pathlib import Path
@@ -36,20 +39,26 @@ from typing import Any
 import datasets
 import transformers
 import wandb
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
+from methods import Methods, callbacks_of, chosen_from, strength_of
 from rich.console import Console
 from rich.table import Table
 
 from cl_callbacks import (
     BGD,
     EWC,
+    L2SP,
     MAS,
     MESU,
     BennaFusi,
+    DarkExperienceReplay,
+    Distillation,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
+    RetentionGuard,
     RWalk,
     SeedEpochs,
     SequentialFineTuner,
@@ -57,22 +66,31 @@ from cl_callbacks import (
     SynapticIntelligence,
     TaskEvaluation,
     TextTasks,
+    WeightMerging,
 )
 
-# What each method adds to the Trainer; those that pull may be given a strength.
-METHODS: dict[str, Callable[..., list[Callback]]] = {
-    "none": lambda **given: [],
+METHODS: Methods = {
+    "none": None,
     # The Fisher information of labels drawn from the model: the exact one takes a backward for each of them.
-    "ewc": lambda **given: [EWC(estimator="sampled", samples=200, **given)],
-    "si": lambda **given: [SynapticIntelligence(**given)],
-    "mas": lambda **given: [MAS(samples=200, **given)],
-    "rwalk": lambda **given: [RWalk(**given)],
-    "kfac": lambda **given: [KFACLaplace(samples=200, **given)],
-    "streaming": lambda **given: [StreamingConsolidation(**given)],
-    "mesu": lambda: [MESU()],
-    "bgd": lambda: [BGD()],
-    "metaplastic": lambda: [MetaplasticGate()],
-    "benna_fusi": lambda: [BennaFusi()],
+    "ewc": (partial(EWC, estimator="sampled", samples=200), "strength"),
+    "si": (SynapticIntelligence, "strength"),
+    "l2sp": (L2SP, "strength"),
+    "mas": (partial(MAS, samples=200), "strength"),
+    "rwalk": (RWalk, "strength"),
+    "kfac": (partial(KFACLaplace, samples=200), "strength"),
+    "streaming": (StreamingConsolidation, "strength"),
+    "mesu": (MESU, "memory_steps"),
+    "bgd": (BGD, "initial_std"),
+    "metaplastic": (MetaplasticGate, "steepness"),
+    "benna_fusi": (BennaFusi, "coupling"),
+    "sfa": (partial(WeightMerging, share=0.25, every_n_steps=20), "share"),
+    "wise": (partial(WeightMerging, share=0.5), "share"),
+    "running": (partial(WeightMerging, share="running"), "share"),
+    "merged": (partial(WeightMerging, weighted_by="ewc"), "share"),  # beside ewc: merged+ewc
+    "er": (partial(ExperienceReplay, 750), "weight"),  # five texts for each intent
+    "der": (partial(DarkExperienceReplay, 750), "alpha"),
+    "lwf": (Distillation, "strength"),
+    "guard": (partial(RetentionGuard, "val_acc", "max", tolerance=0.05), "tolerance"),
 }
 
 
@@ -108,9 +126,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         freeze=["embeddings"],
         lora_rank=args.lora,
     )
-    rules: list[Any] = METHODS[method](**{} if args.strength is None else {"strength": args.strength})
-    strength = getattr(rules[0], "strength", 0.0) if rules else 0.0
-    # With --final-only nothing is validated but at the end.
+    rules = callbacks_of(METHODS, method, args.strength)
+    strength = strength_of(METHODS, method, rules)
     evaluation = [] if args.final_only else [TaskEvaluation("val_acc", names=data.task_names)]
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
@@ -122,7 +139,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     trainer = Trainer(
         max_epochs=args.epochs * len(data),
         reload_dataloaders_every_n_epochs=1,
-        check_val_every_n_epoch=args.epochs * (len(data) if args.final_only else 1),
+        # With --final-only nothing is validated before the end.
+        check_val_every_n_epoch=args.epochs * (len(data) + 1 if args.final_only else 1),
         num_sanity_val_steps=0,
         callbacks=[
             *rules,
@@ -141,12 +159,17 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
-    final = [trainer.callback_metrics[f"val_acc/dataloader_idx_{k}"].item() for k in range(len(data))]
+    if evaluation:
+        matrix = evaluation[0].record.table()[1:]  # row 0 is of the network before any training
+    else:
+        # Not in the last epoch, since weights may be merged when a task ends.
+        scores = trainer.validate(model, data, verbose=False)
+        matrix = [[score for loader in scores for score in loader.values()]]
     wandb.finish()
     return {
-        "average_accuracy": sum(final) / len(final),
+        "average_accuracy": sum(matrix[-1]) / len(data),
         "strength": strength,
-        "matrix": evaluation[0].record.table()[1:] if evaluation else [final],
+        "matrix": matrix,
         "tasks": data.task_names,
         "seconds": seconds,
     }
@@ -187,7 +210,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["none", "ewc"])
+    parser.add_argument("--methods", nargs="+", type=chosen_from(METHODS), default=["none", "ewc"])
     parser.add_argument("--data-dir", type=Path, help="folder with {train,validation,test}.parquet")
     parser.add_argument("--domains", type=Path, help="JSON file: for each domain the list of its intents")
     parser.add_argument("--model", default=default_model(), help="a name on the hub or a folder")
@@ -200,7 +223,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=10, help="how many domains")
     parser.add_argument("--final-only", action="store_true", help="evaluate after the last domain only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="of methods that pull; default: that of each rule")
+    parser.add_argument("--strength", type=float, help="of the methods; default: that of each rule")
     parser.add_argument("--json", type=Path, help="write averages and matrices to this file")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of logs")
     parser.add_argument("--accelerator", default="auto")

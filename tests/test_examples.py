@@ -100,7 +100,7 @@ def test_memory_capacity(tmp_path: Path) -> None:
 def test_help_and_bad_arguments(tmp_path: Path) -> None:
     assert "--methods" in run("--help", folder=tmp_path).stdout
     assert "at least 2 tasks" in run("--tasks", "1", folder=tmp_path).stderr
-    assert "invalid choice" in run("--methods", "magic", folder=tmp_path).stderr
+    assert "invalid choice: magic" in run("--methods", "ewc+magic", folder=tmp_path).stderr
 
 
 @pytest.mark.slow
@@ -109,7 +109,8 @@ def test_finetune_text(tmp_path: Path) -> None:
     for name, split in requests(copies=4).items():
         split.to_parquet(tmp_path / f"{name}.parquet")
     known = ["--data-dir", str(tmp_path), "--model", model, "--quiet", "--lr", "0.01", "--tasks", "2"]
-    methods = ["none", "ewc", "si"]
+    methods = ["none", "ewc", "si", "er", "der", "lwf", "l2sp", "sfa", "wise", "running", "guard"]
+    methods += ["er+ewc", "merged+ewc"]
     done = run(
         *known, "--methods", *methods, "--json", "results.json", folder=tmp_path, example="finetune_text.py"
     )
@@ -121,7 +122,7 @@ def test_finetune_text(tmp_path: Path) -> None:
         assert result["average_accuracy"] == sum(result["matrix"][-1]) / 2
         assert result["tasks"] == ["bank", "music"]
         assert result["matrix"][0][0] > 0.9  # learned
-    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 3
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == len(methods)
 
     done = run(
         *known, "--methods", "ewc", "--lora", "2", "--final-only", "--json", "lora.json",
@@ -129,6 +130,25 @@ def test_finetune_text(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(json.loads((tmp_path / "lora.json").read_text())["ewc"]["matrix"]) == 1
+
+
+@pytest.mark.slow
+def test_texts_are_scored_with_the_merged_weights(tmp_path: Path) -> None:
+    model = tiny_encoder(tmp_path / "model")
+    for name, split in requests(copies=4).items():
+        split.to_parquet(tmp_path / f"{name}.parquet")
+    known = ["--data-dir", str(tmp_path), "--model", model, "--quiet", "--lr", "0.01", "--tasks", "2"]
+    known += ["--methods", "wise", "none", "--strength", "0.999", "--json", "results.json"]
+    found = []
+    for more in ([], ["--final-only"]):
+        done = run(*known, *more, folder=tmp_path, example="finetune_text.py")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / "results.json").read_text()))
+    for method in ("wise", "none"):
+        assert found[0][method]["matrix"][-1] == found[1][method]["matrix"][-1]
+    first, last = found[1]["wise"]["matrix"][0]
+    assert first > 0.9  # so nearly back at the old weights
+    assert last < found[1]["none"]["matrix"][0][1]
 
 
 def test_finetune_text_says_how_it_can_know_the_domains(tmp_path: Path) -> None:
@@ -146,8 +166,11 @@ def test_finetune_causal_lm(tmp_path: Path) -> None:
             Dataset.from_dict({"text": texts * 80}).to_parquet(tmp_path / domain / f"{split}.parquet")
     known = ["--data-dir", str(tmp_path), "--domains", "bank", "music", "--model", "scratch", "--quiet"]
     known += ["--layers", "1", "--width", "16", "--vocabulary", "280", "--max-length", "8", "--steps", "20"]
-    known += ["--lr", "0.03", "--warmup", "0", "--strength", "1000"]
-    done = run(*known, "--json", "results.json", folder=tmp_path, example="finetune_causal_lm.py")
+    known += ["--lr", "0.03", "--warmup", "0"]
+    done = run(
+        *known, "--strength", "1000", "--json", "results.json",
+        folder=tmp_path, example="finetune_causal_lm.py",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["none", "ewc"]
@@ -161,6 +184,19 @@ def test_finetune_causal_lm(tmp_path: Path) -> None:
     assert plain["matrix"][1][1] < kept["matrix"][1][1]  # what it costs
     assert "perplexity on each domain" in done.stdout
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 2
+
+    methods = ["er", "der", "lwf", "l2sp", "sfa", "wise", "running", "guard", "er+ewc", "merged+ewc"]
+    done = run(
+        *known, "--methods", *methods, "--json", "more.json",
+        folder=tmp_path, example="finetune_causal_lm.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    more = json.loads((tmp_path / "more.json").read_text())
+    assert list(more) == methods
+    for method, result in more.items():
+        rehearses = "er" in method.split("+") or method == "der"  # in the first task too
+        assert (result["matrix"][0][0] == plain["matrix"][0][0]) != rehearses
+    assert more["er"]["forgotten"] < plain["forgotten"]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,20 @@ class SequentialFineTuner(LightningModule):
             inputs.pop("task_id", None)
         return self.network(**inputs)
 
+    def outputs_of_all_heads(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Outputs of all heads with the labels of the batch, for :class:`~cl_callbacks.Distillation`.
+
+        Returns:
+            Outputs ``(N, H, C)`` and labels ``(N, H, 1)``, with all tokens of all texts as rows if these have
+            a label each; ``None`` if there are not several heads.
+        """
+        if len(self.heads) < 2:
+            return None
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        outputs = self(**inputs | {"task_id": "all"}).logits.flatten(0, -3)
+        labels = batch["labels"].reshape(-1, 1, 1)
+        return outputs, labels.expand(-1, outputs.shape[1], 1)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy, averaged over the labels that are not -100."""
         logits, labels = self._logits_and_labels(batch)

@@ -76,14 +76,17 @@ class TaskHeads(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)
 
-    def forward(self, task_id: int | None = None, **inputs: Tensor) -> Any:
+    def forward(self, task_id: int | Literal["all"] | None = None, **inputs: Tensor) -> Any:
         """Returns the output of the task's head, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
+
+        With ``task_id="all"`` they are those of all heads, ``(N, H, C)`` or ``(N, T, H, C)``; of heads with
+        fewer classes than another, the missing ones are -inf.
 
         Raises:
             ValueError: several heads and no ``task_id``, or one out of range.
         """
         outputs = optional("transformers", "transformers").modeling_outputs
-        head = self.heads[self._head_of(task_id)]
+        head = self._all_heads if task_id == "all" else self.heads[self._head_of(task_id)]
         found = self.encoder(**inputs)
         if "pixel_values" in inputs:
             assert self.pooling is not None
@@ -94,6 +97,11 @@ class TaskHeads(nn.Module):
         mask = inputs.get("attention_mask")
         mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
         return outputs.SequenceClassifierOutput(logits=head(pooled(states, mask, self.pooling)))
+
+    def _all_heads(self, vectors: Tensor) -> Tensor:
+        found = [head(vectors) for head in self.heads]
+        most = max(logits.shape[-1] for logits in found)
+        return torch.stack([_with_classes(logits, most) for logits in found], -2)
 
     def _head_of(self, task_id: int | None) -> int:
         if len(self.heads) == 1:
@@ -106,3 +114,10 @@ class TaskHeads(nn.Module):
         if not 0 <= int(task_id) < len(self.heads):
             raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")
         return int(task_id)
+
+
+def _with_classes(logits: Tensor, count: int) -> Tensor:
+    """Adds classes of probability 0; NaN where the logits are NaN, as those of a head that is not known."""
+    missing = count - logits.shape[-1]
+    impossible = logits[..., :1].detach() * 0.0 - torch.inf
+    return torch.cat([logits, impossible.expand(*logits.shape[:-1], missing)], -1) if missing else logits

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from cl_callbacks.gradients.precision import cotangent_dtypes, wide_dtype, widen
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.gradients.sample_slices import SampleSlices
 from cl_callbacks.tensors.batches import finite_samples
-from cl_callbacks.tensors.shards import group_of, held, of_first, reshard, total
+from cl_callbacks.tensors.shards import gradients_apart, group_of, held, of_first, total
 
 
 class ShardedGradients:
@@ -63,7 +62,7 @@ class ShardedGradients:
         shapes of this process's shards, and cotangents of one sample at a time.
         """
         totals, used = self.zeros() if totals is None else totals, 0
-        with _gradients_apart(self.module):
+        with gradients_apart(self.module):
             with torch.no_grad():
                 outputs, _ = self.forward(batch)
                 apart = self._can_cut(batch, outputs)
@@ -106,16 +105,3 @@ class ShardedGradients:
                 if gradient is not None:
                     so_far += self.magnitude(unscaled(gradient, factor).to(so_far.dtype, copy=True))
         return 1
-
-
-@contextmanager
-def _gradients_apart(module: nn.Module) -> Iterator[None]:
-    """Within, ``.grad`` is empty and may be used; afterwards the gradients of training are restored."""
-    reshard(module)  # or these would be parameters gathered by a forward without a backward
-    kept = [(p, p.grad) for p in module.parameters()]
-    module.zero_grad()
-    try:
-        yield
-    finally:
-        for p, gradient in kept:
-            p.grad = gradient

@@ -7,7 +7,8 @@ tensor of a checkpoint from its shards and back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -95,6 +96,19 @@ def reshard(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+@contextmanager
+def gradients_apart(module: nn.Module) -> Iterator[None]:
+    """Within, ``.grad`` is empty and may be used; afterwards the gradients of training are restored."""
+    reshard(module)  # or these would be parameters gathered by a forward without a backward
+    kept = [(p, p.grad) for p in module.parameters()]
+    module.zero_grad()
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
 
 
 def misfits(named: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
+
+from cl_callbacks.tensors.shards import total
 
 
 def is_unscaled(scaler: GradScaler, optimizer: Any) -> bool:
@@ -30,11 +33,13 @@ def is_unscaled(scaler: GradScaler, optimizer: Any) -> bool:
     )
 
 
-def unscale_and_check(scaler: GradScaler, gradients: Sequence[Tensor]) -> None:
+def unscale_and_check(
+    scaler: GradScaler, gradients: Sequence[Tensor], group: dist.ProcessGroup | None = None
+) -> None:
     """Divides gradients of a scaled loss by the scale, in place, and skips the step if one is not finite.
 
     They are to be added to gradients that the scaler has unscaled, and checked, already. Nothing waits for
-    the device.
+    the device. Of gradients that are sharded over a ``group`` of processes, it is skipped on all of them.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -51,6 +56,7 @@ def unscale_and_check(scaler: GradScaler, gradients: Sequence[Tensor]) -> None:
         overflow = torch.zeros((), device=device)
         scale = scaler.scale(torch.ones((), device=device))
         torch._amp_foreach_non_finite_check_and_unscale_(found, overflow, scale.reciprocal())
+        overflow = total(overflow, group)
         for state in scaler._per_optimizer_states.values():
             if state["stage"] is OptState.UNSCALED:
                 for device, so_far in state["found_inf_per_device"].items():

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from cl_callbacks import (
     EWC,
     MAS,
+    Distillation,
     EpochBoundaries,
     KFACLaplace,
     RWalk,
@@ -155,6 +156,43 @@ def test_a_strong_rule_keeps_the_answers_of_the_first_task(encoder: str) -> None
         return (model(**batch).logits - answers.at_start).norm()
 
     assert drift(EWC(1e6, estimator="sampled", proximal=True)) < 0.5 * drift()
+
+
+class OfTheFirstHead(Distillation):
+    """What there is to compare in the second of two tasks."""
+
+    def outputs(self, pl_module: Any, batch: Any) -> Any:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return pl_module(**inputs | {"task_id": 0}).logits, batch["labels"]
+
+
+@pytest.mark.parametrize("kind", ["sequence_classification", "token_classification"])
+def test_distillation_compares_the_heads_of_earlier_tasks(encoder: str, kind: Any) -> None:
+    """Of which the first has fewer classes than the second, in texts of several lengths."""
+    texts = kind == "sequence_classification"
+    data = intents(encoder, batch_size=3) if texts else tags(encoder, batch_size=1)
+
+    def learned(*rules: Callback) -> dict[str, Tensor]:
+        seed_everything(0, verbose=False)
+        model = SequentialFineTuner(encoder, kind=kind, num_labels=[2, 5] if texts else [3, 5], lr=1e-2)
+        fit(model, data, *rules)
+        return values(model)
+
+    found, wanted, without = learned(Distillation()), learned(OfTheFirstHead()), learned()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert max((found[n] - without[n]).abs().max() for n in found) > 1e-3
+
+
+def test_the_outputs_of_all_heads(encoder: str) -> None:
+    model = SequentialFineTuner(encoder, num_labels=[2, 3])
+    batch = next(iter(intents(encoder).val_dataloader()[0]))
+    outputs, labels = model.outputs_of_all_heads(batch)
+    first = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    assert outputs.shape == (len(first), 2, 3)
+    torch.testing.assert_close(outputs[:, 0, :2], first)
+    assert (outputs[:, 0, 2] == -torch.inf).all()
+    assert torch.equal(labels, batch["labels"][:, None, None].expand(-1, 2, 1))
+    assert SequentialFineTuner(encoder, num_labels=2).outputs_of_all_heads(batch) is None
 
 
 def test_the_fisher_of_an_encoder_with_heads_is_that_of_single_samples(encoder: str) -> None:

@@ -182,7 +182,7 @@ SETTINGS = [
         partial(together_run, kind="FSDP2"),
         alone,
         SUMS,
-        {rule: WHOLE for rule in RULES if rule not in SHARDABLE},
+        {rule: WHOLE for rule in RULES if rule not in SHARDABLE} | DRAWN,
         slow=True,
     ),
 ]

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from cl_callbacks.functional.distillation import Direction, distillation_loss, positions_with_label
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood, Reading, check_likelihood, decide_reading
+from cl_callbacks.gradients.model_outputs import as_pair
 from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.guards.few import few
 from cl_callbacks.guards.once import first_time
@@ -25,6 +26,7 @@ from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.model_outputs import OutputsOfBatch
 from cl_callbacks.training.progress import say
+from cl_callbacks.training.quiet import forward_precision
 from cl_callbacks.training.quiet_step import quiet_step
 
 On = Literal["outputs", "features"]
@@ -49,9 +51,11 @@ class Distillation(OutputsOfBatch, BatchGradients):
     Before the first task has ended nothing is added. ``"adapters_off"`` is the network without its ``peft``
     adapters, from the first step on and without a copy.
 
-    How outputs are read is :meth:`outputs`. Where each task has a head of its own, it must be overridden to
-    return those of all heads, such as ``(N, heads, classes)``: heads that no task has trained are left out.
-    Weights that the task's loss does not reach, such as the heads of earlier tasks, stay as they are.
+    How outputs are read is :meth:`outputs`. Where each task has a head of its own, those of all heads are to
+    be compared: what the module's ``outputs_of_all_heads(batch)`` returns, such as ``(N, heads, classes)``,
+    alone or with labels, if it has such a method, as :class:`~cl_callbacks.SequentialFineTuner` has; else
+    override :meth:`outputs`. Heads that no task has trained are left out. Weights that the task's loss does
+    not reach, such as the heads of earlier tasks, stay as they are.
 
     Sources: Li & Hoiem 2016, learning without forgetting (arXiv 1606.09282); Hinton et al. 2015 (1503.02531).
 
@@ -150,6 +154,16 @@ class Distillation(OutputsOfBatch, BatchGradients):
             outputs = outputs.movedim(self._reading.class_dim, -1)
         return outputs, labels
 
+    def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Outputs and labels: those of all heads, if the module tells them and the rule does not."""
+        of_all_heads = getattr(pl_module, "outputs_of_all_heads", None)
+        if of_all_heads is not None and not self.own_outputs:
+            with forward_precision(pl_module):
+                found = of_all_heads(batch)
+            if found is not None:
+                return as_pair(found)
+        return super().outputs_and_labels(pl_module, batch)
+
     def _divergence(self, new: Tensor, labels: Tensor | None, old: Tensor) -> Tensor:
         if self.on == "features":
             return distillation_loss(new, old, likelihood="gaussian")
@@ -186,8 +200,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
             raise ValueError(
                 f"{type(self).__name__}: what is compared depends on weights that no task before has trained "
                 f"({few(missing)}), so the teacher does not have it: if each task has a head of its own, "
-                f"override `outputs(pl_module, batch)` of the rule to return the outputs of all heads side "
-                f"by side, or use on='features' with a feature_layer below the heads."
+                f"let the module's `outputs_of_all_heads(batch)`, or `outputs(pl_module, batch)` of the "
+                f"rule, return the outputs of all heads side by side, or use on='features' with a "
+                f"feature_layer below the heads."
             )
         self._columns = columns.logical_not().nonzero().flatten() if bool(columns.any()) else None
         self._places = places.logical_not() if bool(places.any()) else None

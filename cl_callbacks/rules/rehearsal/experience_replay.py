@@ -114,7 +114,7 @@ class ExperienceReplay(ReplayRule):
 
     def _joined_step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if super().is_due:
-            for part in self.drawn(stream=self.joins):
+            for part in self.drawn(stream=self.joins, joined=True):
                 batch = join_batches(batch, part.batch)
             self.joins += 1
         return training_step(batch, *args, **kwargs)

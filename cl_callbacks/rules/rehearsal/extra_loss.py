@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +18,7 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.blocks import rows_of
 from cl_callbacks.tensors.random_numbers import mixed_seed
+from cl_callbacks.tensors.shards import gradients_apart, group_of, held
 from cl_callbacks.training.loss_scale import unscale_and_check
 from cl_callbacks.training.quiet_step import quiet_step
 
@@ -74,6 +77,15 @@ class LossPull(SynapticCallback):
         """Whether the next step adds the gradient."""
         return self.weight > 0 and self.steps % self.every_n_steps == 0
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are sharded over processes, which then run all forwards together."""
+        return group_of(self.synapses.view.sources[:1]) is not None  # all of them are, or none
+
+    def apart(self, pl_module: LightningModule) -> AbstractContextManager[None]:
+        """Context of a forward and :func:`gradients_of`, after which the task's gradients are as before."""
+        return gradients_apart(pl_module) if self.is_sharded else nullcontext()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the Trainer, since a step has none."""
         self._fitting = trainer, pl_module
@@ -87,7 +99,8 @@ class LossPull(SynapticCallback):
             if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
                 self._place(pl_module, growing=True)
             parameters = [p for p in self.synapses.view.sources if p.requires_grad]
-            with quiet_step(trainer, pl_module, mixed_seed(self.seed, self.steps, trainer.global_rank)):
+            seed = mixed_seed(self.seed, self.steps, trainer.global_rank)
+            with quiet_step(trainer, pl_module, seed), self.apart(pl_module):
                 loss = self.extra_loss(trainer, pl_module)
                 if loss is not None:
                     self._gradients = self._gradients_of(loss, parameters, trainer)
@@ -95,13 +108,12 @@ class LossPull(SynapticCallback):
     def _gradients_of(self, loss: Tensor, parameters: list[Tensor], trainer: Trainer) -> dict[Tensor, Tensor]:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scaled = loss if scaler is None else scaler.scale(loss)
-        # Zeros for those that the loss does not depend on, so that all processes add up the same tensors.
-        found = list(torch.autograd.grad(scaled, parameters, allow_unused=True, materialize_grads=True))
+        found = gradients_of(scaled, parameters)
         self._loss = loss.detach().float()
         if trainer.world_size > 1:
-            average_over_processes_([*found, self._loss])
+            average_over_processes_([*([] if self.is_sharded else found), self._loss])
         if scaler is not None:
-            unscale_and_check(scaler, found)
+            unscale_and_check(scaler, found, group_of(parameters[:1]))
         return dict(zip(parameters, found, strict=True))
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
@@ -129,6 +141,18 @@ class LossPull(SynapticCallback):
         """Lets go of the Trainer."""
         super().teardown(trainer, pl_module, stage)
         self._fitting, self._gradients, self._loss = None, {}, None
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradient of a loss; of sharded parameters, this process's shard of its mean over all processes.
+
+    Zeros for parameters that the loss does not depend on, so that all processes add up the same tensors.
+    Sharded parameters must have no ``.grad`` before, as within :meth:`LossPull.apart`.
+    """
+    if group_of(parameters[:1]) is None:
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+    loss.backward()  # FSDP2 averages gradients in its hooks, which `autograd.grad` does not call
+    return [torch.zeros_like(held(p)) if p.grad is None else held(p.grad) for p in parameters]
 
 
 def average_over_processes_(tensors: list[Tensor]) -> None:

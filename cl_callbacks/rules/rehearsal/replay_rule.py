@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -16,8 +18,13 @@ from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.gradients.model_outputs import classes_of
 from cl_callbacks.guards.arguments import integer
 from cl_callbacks.rules.compatibility import refuse_manual, refuse_own_fetching
-from cl_callbacks.rules.rehearsal.extra_loss import LossPull
-from cl_callbacks.rules.rehearsal.joint_memory import joint_state, merge_over_processes, restore_joint
+from cl_callbacks.rules.rehearsal.extra_loss import LossPull, gradients_of
+from cl_callbacks.rules.rehearsal.joint_memory import (
+    batches_of_one_kind,
+    joint_state,
+    merge_over_processes,
+    restore_joint,
+)
 from cl_callbacks.rules.rehearsal.sample_memory import Drawn, SampleMemory
 from cl_callbacks.rules.rule_options import RuleOptions, Select
 from cl_callbacks.synapses.view import SynapseView
@@ -57,6 +64,8 @@ class ReplayRule(OutputsOfBatch, LossPull):
         MisconfigurationException: manual optimization, or a ``training_step`` that takes ``dataloader_iter``.
     """
 
+    shardable: ClassVar[bool] = True
+
     def __init__(
         self,
         memory: int = 500,
@@ -82,16 +91,24 @@ class ReplayRule(OutputsOfBatch, LossPull):
         self._as_of: int | None = None
         self._saved: dict[str, Any] | None = None  # until it is known which process this is
         self._arriving: ArrivingBatches | None = None
+        self._together: dist.ProcessGroup | None = None  # processes that share weights, and so all forwards
 
     # -- what a rule uses --------------------------------------------------------------------------
 
-    def drawn(self, stream: int = 0) -> list[Drawn]:
-        """The samples that are drawn for the next step, on the device; the same until it is taken."""
+    def drawn(self, stream: int = 0, *, joined: bool = False) -> list[Drawn]:
+        """The samples that are drawn for the next step, on the device; the same until it is taken.
+
+        With ``joined`` they are not run by themselves, but within a batch of the task.
+        """
         assert self._fitting is not None
         trainer, pl_module = self._fitting
-        drawn = self.samples.draw(
+        samples = self.samples.drawn(
             self.batch_size or self._latest, self.steps, stream=stream, past_only=self.past_only
         )
+        if self._together is None or joined:
+            drawn = self.samples.batches(samples)
+        else:
+            drawn = batches_of_one_kind(self.samples, samples, self._together)
         for part in drawn:
             part.batch = to_device(part.batch, trainer, pl_module)
             part.extra = None if part.extra is None else to_device(part.extra, trainer, pl_module)
@@ -122,6 +139,8 @@ class ReplayRule(OutputsOfBatch, LossPull):
         super().on_train_start(trainer, pl_module)
         self._tried = False
         self.samples.join(trainer.global_rank, trainer.world_size)
+        if self.is_sharded and trainer.world_size > 1:
+            self._together = dist.new_group(backend="gloo")  # on the CPU: no device is waited for
         if self._saved is not None:
             restore_joint(self.samples, self._saved)
             self._saved = None
@@ -139,11 +158,14 @@ class ReplayRule(OutputsOfBatch, LossPull):
             self._tried = True
         before = batch if self._arriving is None else self._arriving.read(batch)  # on the CPU, if it was
         groups = classes_of(before, rows.count) if self.select == "balanced" else None
+        beside = cache(partial(self.beside, trainer, pl_module, batch))
+        if self.is_sharded:
+            beside()  # even if no sample of this process is to be kept: all run their forwards together
         self.samples.offer(
             before,
             groups=groups,
             weights=(lambda: self._losses(trainer, pl_module, batch)) if self.select == "loss" else None,
-            extra=lambda: self.beside(trainer, pl_module, batch),
+            extra=beside,
         )
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -174,8 +196,11 @@ class ReplayRule(OutputsOfBatch, LossPull):
         return self.past_only
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets batches arrive as before."""
+        """Lets batches arrive as before, and lets go of the other processes."""
         super().teardown(trainer, pl_module, stage)
+        if self._together is not None:
+            dist.destroy_process_group(self._together)
+            self._together = None
         if self._arriving is not None:
             self._arriving.detach()
             self._arriving = None
@@ -235,10 +260,10 @@ class ReplayRule(OutputsOfBatch, LossPull):
         parameters = [p for p in self.synapses.view.sources if p.requires_grad]
         try:
             part = Drawn(to_device(join_rows(rows.take(some), rows), trainer, pl_module), 1.0)
-            with quiet_step(trainer, pl_module, self.seed):
+            with quiet_step(trainer, pl_module, self.seed), self.apart(pl_module):
                 loss = self.try_samples(trainer, pl_module, batch, part)
                 if loss is not None:
-                    torch.autograd.grad(loss, parameters, allow_unused=True)
+                    gradients_of(loss, parameters)
         except Exception as error:
             raise ValueError(
                 f"{name} could not train {model} on {len(some)} of the {rows.count} samples of its first "

@@ -238,10 +238,19 @@ class SampleMemory:
         Returns:
             Batches of them, with their extras; empty if nothing is kept.
         """
+        return self.batches(self.drawn(samples, number, stream=stream, past_only=past_only))
+
+    def drawn(
+        self, samples: int, number: int = 0, *, stream: int = 0, past_only: bool = False
+    ) -> list[Sample]:
+        """The samples of :meth:`draw`."""
         kept = [s for s in self if not past_only or s.task < self.task]
         order = uniform_numbers(self.seed, [s.number for s in kept], _DRAWS + number * 1024 + stream)
         drawn = [kept[i] for i in order.argsort()[: samples * self.processes]]
-        drawn = drawn[self.rank :: self.processes] or drawn  # some for every process
+        return drawn[self.rank :: self.processes] or drawn  # some for every process
+
+    def batches(self, drawn: list[Sample]) -> list[Drawn]:
+        """Puts samples together to batches."""
         if not drawn:
             return []
         if self._like is None:
@@ -250,13 +259,14 @@ class SampleMemory:
 
     def _batches(self, drawn: list[Sample], like: BatchRows) -> Iterator[Drawn]:
         leaves = len(self._structure)
-        rows = pad_rows([sample.values[:leaves] for sample in drawn], self._structure)
-        extras = [sample.values[leaves:] for sample in drawn]
-        forms = [tuple(v.shape for v in extra) for extra in extras]
-        for group in alike(rows, like):
-            for form in dict.fromkeys(forms[i] for i in group):
-                part = [i for i in group if forms[i] == form]
-                extra = torch.stack([extras[i][0] for i in part]) if form else None
+        forms: dict[Any, list[Sample]] = {}
+        for sample in drawn:
+            forms.setdefault(tuple(v.shape for v in sample.values[leaves:]), []).append(sample)
+        for form, samples in forms.items():
+            # Not longer than for an extra of another shape: outputs of tokens are as many as these.
+            rows = pad_rows([sample.values[:leaves] for sample in samples], self._structure)
+            for part in alike(rows, like):
+                extra = torch.stack([samples[i].values[leaves] for i in part]) if form else None
                 yield Drawn(join_rows([rows[i] for i in part], like), len(part) / len(drawn), extra)
 
     # -- tasks and processes -----------------------------------------------------------------------

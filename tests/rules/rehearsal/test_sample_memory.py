@@ -284,6 +284,19 @@ def test_what_a_batch_has_once_divides_what_is_drawn() -> None:
     assert all((part.batch["x"] == part.batch["task"]).all() for part in drawn)
 
 
+def test_texts_are_as_long_as_what_is_kept_for_each_of_their_tokens() -> None:
+    memory = SampleMemory(10)
+    for length in (2, 3):
+        texts = {name: torch.ones(2, length) for name in ("input_ids", "attention_mask")}
+        memory.add(texts, extra=lambda length=length: torch.full((2, length, 5), float(length)))
+    found = {part.batch["input_ids"].shape[1]: part for part in memory.draw(4)}
+    assert found.keys() == {2, 3}
+    for length, part in found.items():
+        assert part.extra is not None
+        assert torch.equal(part.extra, torch.full((2, length, 5), float(length)))
+        assert part.share == 0.5
+
+
 def test_texts_of_other_lengths_are_padded_where_there_is_a_mask() -> None:
     memory = SampleMemory(10)
     for length in (2, 4):

@@ -1,0 +1,120 @@
+"""Rehearsal while FSDP2 shards the parameters over two processes does what it does under DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from cl_callbacks import EWC, DarkExperienceReplay, EpochBoundaries, ExperienceReplay
+from cl_callbacks.synapses.state import plain_name
+from cl_callbacks.tensors.shards import full_tensor
+from tests.processes import train_together
+from tests.settings.processes import DealtTasks, Sharded
+from tests.settings.training import EPOCHS
+from tests.small import CLASSES, FEATURES, Net, make_trainer, plain_net
+
+pytestmark = pytest.mark.slow
+
+# By name: the rules, and options of the Trainer.
+Case = tuple[Callable[[], list[Any]], dict[str, Any]]
+CASES: dict[str, Case] = {
+    "none": (list, {}),
+    "er": (lambda: [ExperienceReplay(12)], {}),
+    "er, joined": (lambda: [ExperienceReplay(12, joined=True)], {}),
+    "er of the past": (lambda: [ExperienceReplay(12, past_only=True, select="balanced")], {}),
+    "er by loss": (lambda: [ExperienceReplay(12, select="loss")], {}),
+    "er of some parameters": (lambda: [ExperienceReplay(12, parameters=r"net\.2")], {}),
+    # So few that of many batches only one of the processes keeps a sample.
+    "der": (lambda: [DarkExperienceReplay(3)], {}),
+    "beside others": (lambda: [ExperienceReplay(12), EWC(0.3), DarkExperienceReplay(6)], {}),
+    "accumulated": (lambda: [ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
+    "accumulated, joined": (lambda: [ExperienceReplay(12, joined=True)], {"accumulate_grad_batches": 2}),
+    "clipped": (lambda: [DarkExperienceReplay(12)], {"gradient_clip_val": 0.1}),
+    "heads": (lambda: [ExperienceReplay(12)], {}),
+    "heads, der": (lambda: [DarkExperienceReplay(12, every_n_steps=2)], {}),
+}
+
+
+class Heads(Net):
+    """With the head of the task that the batch names, and any number of features up to all."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.heads = nn.ModuleList(nn.Linear(CLASSES, CLASSES) for _ in range(2))
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        return self.heads[task](self.net(F.pad(x, (0, FEATURES - x.shape[1]))))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch["x"], batch["task"]), batch["labels"])
+
+
+class ShardedHeads(Heads):
+    def configure_model(self) -> None:
+        for module in (*self.heads, self.net):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+class HeadTasks(DealtTasks):
+    """Every second batch of the second process lacks a feature."""
+
+    def train_dataloader(self) -> Any:
+        task = self.trainer.current_epoch // EPOCHS
+        lacking = self.trainer.global_rank
+        batches: Any = [
+            {"x": x[:, : FEATURES - lacking * (i % 2)], "labels": y, "task": task}
+            for i, (x, y) in enumerate(super().train_dataloader())
+        ]
+        return DataLoader(batches, batch_size=None)
+
+
+def learn(rank: int, folder: Path) -> None:
+    timeout = timedelta(seconds=60)  # a process that waits for the other in vain is an error
+    for name, (rules, options) in CASES.items():
+        heads, found = name.startswith("heads"), []
+        for kind in (Heads, ShardedHeads) if heads else (Net, Sharded):
+            torch.manual_seed(0)
+            model = kind(plain_net(), partial(torch.optim.SGD, lr=0.1, momentum=0.9)).double()
+            trainer = make_trainer(
+                *rules(),
+                EpochBoundaries(EPOCHS),
+                max_epochs=2 * EPOCHS,
+                reload_dataloaders_every_n_epochs=1,
+                use_distributed_sampler=False,
+                devices=2,
+                strategy=DDPStrategy(timeout=timeout, find_unused_parameters=heads)
+                if kind in (Net, Heads)
+                else ModelParallelStrategy(2, 1, timeout=timeout),
+                **options,
+            )
+            trainer.fit(model, HeadTasks() if heads else DealtTasks())
+            found.append({plain_name(n): full_tensor(p.detach()) for n, p in model.named_parameters()})
+        torch.save(found, folder / f"{name}-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("replayed")
+    train_together(2, learn, folder)
+    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "none"])
+def test_shards_learn_what_copies_do(runs: dict[str, Any], name: str) -> None:
+    (copies, shards), (_, shards_there) = runs[f"{name}-0"], runs[f"{name}-1"]
+    torch.testing.assert_close(shards, copies, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(shards, shards_there, rtol=0.0, atol=0.0)
+    if not name.startswith("heads"):
+        without = runs["none-0"][1]
+        assert max((shards[n] - without[n]).abs().max() for n in shards) > 1e-3
