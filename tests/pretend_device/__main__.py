@@ -54,10 +54,10 @@ The last column is per batch that importance is measured on, once a task.
 {of_rules()}
 
 `StreamingConsolidation` reads the unit of its importance: in the first ten steps nearly always, then once in
-a tenth more steps, later once in 1000. `DarkExperienceReplay` waits in a step after one whose samples enter its
-memory, ever more rarely, for outputs that were copied since. `ExperienceReplay` does so where batches come from
-the loader on the device, or where hooks of one's own transfer them. Rules that read the learning rate wait for
-one that is a tensor on the device.
+a tenth more steps, later once in 1000. `DarkExperienceReplay` waits in a step after one whose samples enter
+its memory, ever more rarely, for outputs that were copied since. `ExperienceReplay` does so if batches come
+from the loader on the device, or where hooks of one's own transfer them. Rules that read the learning rate
+wait for one that is a tensor on the device.
 
 ## Boundaries and what looks on
 
