@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -63,6 +63,9 @@ class SequentialFineTuner(LightningModule):
         >>> module = SequentialFineTuner("bert-base-uncased", num_labels=[15] * 10, freeze=["embeddings"],
         ...     lr=3e-4, warmup_steps=10)  # doctest: +SKIP
     """
+
+    one_per_sample: ClassVar[tuple[str, ...]] = ("task_id",)
+    """Entries of a batch that may also be lists with a value for each sample, as rehearsal makes them."""
 
     def __init__(
         self,
@@ -143,7 +146,8 @@ class SequentialFineTuner(LightningModule):
         """Returns the network's output, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
 
         Args:
-            inputs: inputs of the network; ``task_id`` selects the head where there are several.
+            inputs: inputs of the network; ``task_id`` selects the head where there are several: one number,
+                or a list with one for each sample.
         """
         assert self.network is not None, "the network is built by num_labels, or by trainer.fit"
         if len(self.heads) < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -76,17 +76,18 @@ class TaskHeads(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)
 
-    def forward(self, task_id: int | Literal["all"] | None = None, **inputs: Tensor) -> Any:
+    def forward(self, task_id: int | list[int] | Literal["all"] | None = None, **inputs: Tensor) -> Any:
         """Returns the output of the task's head, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
 
-        With ``task_id="all"`` they are those of all heads, ``(N, H, C)`` or ``(N, T, H, C)``; of heads with
-        fewer classes than another, the missing ones are -inf.
+        A list has the task of each sample. With ``task_id="all"`` the logits are those of all heads,
+        ``(N, H, C)`` or ``(N, T, H, C)``. Of heads with fewer classes than another beside them, the missing
+        ones are -inf.
 
         Raises:
             ValueError: several heads and no ``task_id``, or one out of range.
         """
         outputs = optional("transformers", "transformers").modeling_outputs
-        head = self._all_heads if task_id == "all" else self.heads[self._head_of(task_id)]
+        head = self._head_for(task_id)
         found = self.encoder(**inputs)
         if "pixel_values" in inputs:
             assert self.pooling is not None
@@ -98,12 +99,24 @@ class TaskHeads(nn.Module):
         mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
         return outputs.SequenceClassifierOutput(logits=head(pooled(states, mask, self.pooling)))
 
-    def _all_heads(self, vectors: Tensor) -> Tensor:
-        found = [head(vectors) for head in self.heads]
-        most = max(logits.shape[-1] for logits in found)
-        return torch.stack([_with_classes(logits, most) for logits in found], -2)
+    def _head_for(self, task_id: int | list[int] | Literal["all"] | None) -> Callable[[Tensor], Tensor]:
+        if isinstance(task_id, str):
+            return lambda vectors: torch.stack(_logits(self.heads, vectors), -2)
+        if not isinstance(task_id, list):
+            return self.heads[self._number_of(task_id)]
+        numbers = [self._number_of(number) for number in task_id]
+        used = sorted(set(numbers))
+        if len(used) == 1:
+            return self.heads[used[0]]
 
-    def _head_of(self, task_id: int | None) -> int:
+        def of_each(vectors: Tensor) -> Tensor:
+            # Every head reads all vectors, since an index of rows would have to be copied to the device.
+            found = dict(zip(used, _logits([self.heads[number] for number in used], vectors), strict=True))
+            return torch.stack([found[number][i] for i, number in enumerate(numbers)])
+
+        return of_each
+
+    def _number_of(self, task_id: int | None) -> int:
         if len(self.heads) == 1:
             return 0
         if task_id is None:
@@ -114,6 +127,13 @@ class TaskHeads(nn.Module):
         if not 0 <= int(task_id) < len(self.heads):
             raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")
         return int(task_id)
+
+
+def _logits(heads: Iterable[nn.Module], vectors: Tensor) -> list[Tensor]:
+    """The logits of several heads, of as many classes."""
+    found = [head(vectors) for head in heads]
+    most = max(logits.shape[-1] for logits in found)
+    return [_with_classes(logits, most) for logits in found]
 
 
 def _with_classes(logits: Tensor, count: int) -> Tensor:

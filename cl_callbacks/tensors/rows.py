@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +83,19 @@ def read_rows(batch: Any) -> BatchRows:
     except Exception as error:  # containers that check what is put into them raise errors of any type
         raise ValueError(f"a {type(batch).__name__} takes no other rows ({error})") from error
     return BatchRows(tuple("/".join(map(str, path)) for path, _ in found), leaves, count, skeleton)
+
+
+def with_values_of_each(batch: Any, names: Iterable[str]) -> Any:
+    """Gives each sample of a mapping a value of its own, where all samples share one.
+
+    Example:
+        >>> with_values_of_each({"x": torch.arange(2), "task": 7, "name": "a"}, ["task"])
+        {'x': tensor([0, 1]), 'task': [7, 7], 'name': 'a'}
+    """
+    if not isinstance(batch, Mapping):
+        return batch
+    shared = [name for name in names if isinstance(batch.get(name), int)]
+    return {**batch, **{name: [batch[name]] * read_rows(batch).count for name in shared}} if shared else batch
 
 
 def join_rows(rows: Sequence[Row], like: BatchRows) -> Any:

@@ -19,6 +19,7 @@ from cl_callbacks import (
     MAS,
     Distillation,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     RWalk,
     SequentialFineTuner,
@@ -193,6 +194,36 @@ def test_the_outputs_of_all_heads(encoder: str) -> None:
     assert (outputs[:, 0, 2] == -torch.inf).all()
     assert torch.equal(labels, batch["labels"][:, None, None].expand(-1, 2, 1))
     assert SequentialFineTuner(encoder, num_labels=2).outputs_of_all_heads(batch) is None
+
+
+def test_each_sample_may_have_a_head_of_its_own(encoder: str) -> None:
+    model = SequentialFineTuner(encoder, num_labels=[2, 3, 2]).eval()
+    inputs = dict(next(iter(intents(encoder).val_dataloader()[0])))
+    inputs.pop("labels"), inputs.pop("task_id")
+    own = [model(task_id=k, **inputs).logits for k in range(3)]
+    numbers = [i % 2 * 2 for i in range(len(own[0]))]
+    found = model(task_id=numbers, **inputs).logits
+    torch.testing.assert_close(found, torch.stack([own[k][i] for i, k in enumerate(numbers)]))
+    found = model(task_id=[0, *[1] * (len(numbers) - 1)], **inputs).logits
+    torch.testing.assert_close(found[1:], own[1][1:])
+    assert (found[0, 2] == -torch.inf) and torch.equal(found[0, :2], own[0][0])
+    assert torch.equal(model(task_id=[1] * len(numbers), **inputs).logits, own[1])
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_texts_of_all_tasks_are_rehearsed_in_one_batch(encoder: str, joined: bool) -> None:
+    class Counting(SequentialFineTuner):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            of_each = batch["task_id"]
+            seen.append({of_each} if isinstance(of_each, int) else set(of_each))
+            return super().training_step(batch, batch_idx)
+
+    seen: list[set[int]] = []
+    model, data = Counting(encoder, num_labels=[2, 2]), intents(encoder, batch_size=2)
+    trainer = fit(model, data, ExperienceReplay(50, batch_size=6, joined=joined))
+    steps = trainer.global_step
+    assert len(seen) == 1 + (steps if joined else 2 * steps - 1)  # the first batch is tried, and alone
+    assert {0, 1} in seen
 
 
 def test_the_fisher_of_an_encoder_with_heads_is_that_of_single_samples(encoder: str) -> None:

@@ -115,7 +115,7 @@ class ExperienceReplay(ReplayRule):
     def _joined_step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if super().is_due:
             for part in self.drawn(stream=self.joins, joined=True):
-                batch = join_batches(batch, part.batch)
+                batch = join_batches(self.one_for_each(batch), part.batch)
             self.joins += 1
         return training_step(batch, *args, **kwargs)
 

@@ -29,7 +29,7 @@ from cl_callbacks.rules.rehearsal.sample_memory import Drawn, SampleMemory
 from cl_callbacks.rules.rule_options import RuleOptions, Select
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.tensors.containers import map_tensors
-from cl_callbacks.tensors.rows import BatchRows, join_rows, read_rows, row_bytes
+from cl_callbacks.tensors.rows import BatchRows, join_rows, read_rows, row_bytes, with_values_of_each
 from cl_callbacks.training.arriving_batches import ArrivingBatches
 from cl_callbacks.training.lightning_private import is_stepping_batch
 from cl_callbacks.training.model_outputs import OutputsOfBatch
@@ -114,6 +114,11 @@ class ReplayRule(OutputsOfBatch, LossPull):
             part.extra = None if part.extra is None else to_device(part.extra, trainer, pl_module)
         return drawn
 
+    def one_for_each(self, batch: Any) -> Any:
+        """A batch in which samples have what they share one by one, where the module takes it so."""
+        assert self._fitting is not None
+        return with_values_of_each(batch, getattr(self._fitting[1], "one_per_sample", ()))
+
     def replayed_loss(self, drawn: list[Drawn]) -> Tensor | None:
         """Mean over samples of the loss that the module's own ``training_step`` has on them."""
         assert self._fitting is not None
@@ -151,7 +156,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
     ) -> None:
         """Offers the samples of the batch to the memory; tries on the first batch what will be done later."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        rows = self._read(batch)
+        rows = self._read(self.one_for_each(batch))
         self._latest = rows.count
         if not self._tried:
             self._try(trainer, pl_module, batch, rows)
@@ -162,7 +167,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         if self.is_sharded:
             beside()  # even if no sample of this process is to be kept: all run their forwards together
         self.samples.offer(
-            before,
+            self.one_for_each(before),
             groups=groups,
             weights=(lambda: self._losses(trainer, pl_module, batch)) if self.select == "loss" else None,
             extra=beside,
