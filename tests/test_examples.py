@@ -121,7 +121,7 @@ def test_finetune_text(tmp_path: Path) -> None:
         assert [len(row) for row in result["matrix"]] == [2, 2]
         assert result["average_accuracy"] == sum(result["matrix"][-1]) / 2
         assert result["tasks"] == ["bank", "music"]
-        assert result["matrix"][0][0] > 0.9  # learned
+        assert result["matrix"][0][0] > 0.8  # learned
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == len(methods)
 
     done = run(

@@ -24,11 +24,13 @@ def test_no_rule_makes_the_host_wait(rule: str) -> None:
 
 @pytest.mark.parametrize("name", [counts.BATCH_BOUNDARIES, *RULES])
 def test_two_processes_wait_no_more_than_without(name: str) -> None:
-    # StreamingConsolidation reads the unit of its importance, once in so many steps that it changes little;
-    # DarkExperienceReplay waits for the outputs of a sample that entered its memory in the step before.
-    reads = {0, 1} if name == "der" or name.startswith("streaming") else {0}
     found = [set(process) for process in counts.beyond_none_together(name)]
-    assert found == [reads, reads] or (name == "der" and set.union(*found) == reads)
+    if name == "der":  # for outputs of samples that entered in the step before, of one batch or of two
+        assert set.union(*found) in ({0, 1}, {0, 1, 2})
+        return
+    # StreamingConsolidation reads the unit of its importance, once in so many steps that it changes little.
+    reads = {0, 1} if name.startswith("streaming") else {0}
+    assert found == [reads, reads]
 
 
 @pytest.mark.parametrize("name", counts.OTHERS)
