@@ -1,4 +1,4 @@
-"""Rehearsal while FSDP2 shards the parameters over two processes does what it does under DDP."""
+"""Rules that add the gradient of another loss do under FSDP2 what they do under DDP, with two processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cl_callbacks import EWC, DarkExperienceReplay, EpochBoundaries, ExperienceReplay
+from cl_callbacks import EWC, DarkExperienceReplay, Distillation, EpochBoundaries, ExperienceReplay
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
 from tests.processes import train_together
@@ -41,6 +41,10 @@ CASES: dict[str, Case] = {
     "accumulated": (lambda: [ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
     "accumulated, joined": (lambda: [ExperienceReplay(12, joined=True)], {"accumulate_grad_batches": 2}),
     "clipped": (lambda: [DarkExperienceReplay(12)], {"gradient_clip_val": 0.1}),
+    "lwf": (lambda: [Distillation(3.0)], {}),
+    "lwf, features": (lambda: [Distillation(3.0, on="features", feature_layer="net.0")], {}),
+    "lwf, a module": (lambda: [Distillation(3.0, teacher=plain_net().double())], {}),
+    "lwf, accumulated": (lambda: [Distillation(3.0), ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
     "heads": (lambda: [ExperienceReplay(12)], {}),
     "heads, der": (lambda: [DarkExperienceReplay(12, every_n_steps=2)], {}),
 }
@@ -105,7 +109,7 @@ def learn(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("replayed")
+    folder = tmp_path_factory.mktemp("losses")
     train_together(2, learn, folder)
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
