@@ -51,14 +51,19 @@ CASES: dict[str, Case] = {
 
 
 class Heads(Net):
-    """With the head of the task that the batch names, and any number of features up to all."""
+    """With the head of the task that the batch, or each sample, names; takes any number of features."""
+
+    one_per_sample = ("task",)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.heads = nn.ModuleList(nn.Linear(CLASSES, CLASSES) for _ in range(2))
 
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        return self.heads[task](self.net(F.pad(x, (0, FEATURES - x.shape[1]))))
+    def forward(self, x: Tensor, task: int | list[int]) -> Tensor:
+        found = self.net(F.pad(x, (0, FEATURES - x.shape[1])))
+        if isinstance(task, int):
+            return self.heads[task](found)
+        return torch.stack([self.heads[number](row) for number, row in zip(task, found, strict=True)])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self(batch["x"], batch["task"]), batch["labels"])
