@@ -45,9 +45,18 @@ CASES: dict[str, Case] = {
     "lwf, features": (lambda: [Distillation(3.0, on="features", feature_layer="net.0")], {}),
     "lwf, a module": (lambda: [Distillation(3.0, teacher=plain_net().double())], {}),
     "lwf, accumulated": (lambda: [Distillation(3.0), ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
+    "root, lwf": (lambda: [Distillation(3.0)], {}),
+    "root, der": (lambda: [DarkExperienceReplay(3)], {}),
     "heads": (lambda: [ExperienceReplay(12)], {}),
     "heads, der": (lambda: [DarkExperienceReplay(12, every_n_steps=2)], {}),
 }
+
+
+class Root(Net):
+    """All parameters are the root's, which stay gathered after a forward without a backward."""
+
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
 class Heads(Net):
@@ -92,7 +101,8 @@ def learn(rank: int, folder: Path) -> None:
     timeout = timedelta(seconds=60)  # a process that waits for the other in vain is an error
     for name, (rules, options) in CASES.items():
         heads, found = name.startswith("heads"), []
-        for kind in (Heads, ShardedHeads) if heads else (Net, Sharded):
+        whole = Root if name.startswith("root") else Sharded
+        for kind in (Heads, ShardedHeads) if heads else (Net, whole):
             torch.manual_seed(0)
             model = kind(plain_net(), partial(torch.optim.SGD, lr=0.1, momentum=0.9)).double()
             trainer = make_trainer(
