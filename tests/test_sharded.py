@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from cl_callbacks import EWC, EpochBoundaries, RWalk, SynapticIntelligence
+from cl_callbacks import EWC, DarkExperienceReplay, EpochBoundaries, RWalk, SynapticIntelligence
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.tensors.shards import full_tensor, held
 from tests import every_rule
@@ -160,7 +160,8 @@ def left_out(folder: Path, name: str, kind: type[Net], **options: Any) -> None:
 
 def drift(folder: Path, name: str, resumed: str | None = None) -> None:
     """A change after 8 batches that is found after 11; after 9 a checkpoint is written."""
-    model, memory = build(Sharded), [SynapticIntelligence(1.0), EWC(1.0), RWalk(1.0, window_steps=3)]
+    memory = [SynapticIntelligence(1.0), EWC(1.0), RWalk(1.0, window_steps=3), DarkExperienceReplay(12)]
+    model = build(Sharded)
     keep = ModelCheckpoint(folder / name, "{epoch}", every_n_epochs=9)
     trainer = make_trainer(
         *memory,

@@ -32,6 +32,11 @@ def held(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a shard of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gathers a tensor from its shards; to be called by all processes that hold one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,11 +10,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.guards.arguments import number
-from cl_callbacks.rules.rehearsal.extra_loss import LossPull, average_over_processes_
+from cl_callbacks.rules.rehearsal.extra_loss import LossPull
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.tensors.random_numbers import mixed_seed
 from cl_callbacks.training.lightning_private import is_stepping_batch
-from cl_callbacks.training.loss_scale import unscale_and_check
 from cl_callbacks.training.quiet_step import quiet_step
 
 
@@ -68,15 +67,11 @@ class BatchGradients(LossPull):
             self._place(pl_module, growing=True)
         parameters = [p for p in self.synapses.view.sources if p.requires_grad]
         seed = mixed_seed(self.seed, self.steps, trainer.global_rank + trainer.world_size * self._batches)
-        with quiet_step(trainer, pl_module, seed):
+        with quiet_step(trainer, pl_module, seed), self.apart(pl_module):
             loss = self.batch_loss(trainer, pl_module, batch)
             if loss is not None:
                 loss = loss / trainer.accumulate_grad_batches
-                scaler = getattr(trainer.precision_plugin, "scaler", None)
-                scaled = loss if scaler is None else scaler.scale(loss)
-                # Zeros for those that the loss does not depend on: all processes add up the same tensors.
-                found = torch.autograd.grad(scaled, parameters, allow_unused=True, materialize_grads=True)
-                self._batch = dict(zip(parameters, found, strict=True)), loss.detach().float()
+                self._batch = self.scaled_gradient(loss, parameters, trainer), loss.detach().float()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Counts the gradient, once, since the batch has a loss."""
@@ -92,17 +87,10 @@ class BatchGradients(LossPull):
         self._batches += 1
 
     def begin_step(self) -> None:
-        """Averages the gradient over processes."""
-        if self._summed_loss is None or self._fitting is None:
-            return
-        trainer, _ = self._fitting
-        found, self._loss = list(self._summed.values()), self._summed_loss
-        if trainer.world_size > 1:
-            average_over_processes_([*found, self._loss])
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            unscale_and_check(scaler, found)
-        self._gradients, self._summed, self._summed_loss = self._summed, {}, None
+        """Adds the gradient of all batches of the step."""
+        if self._summed_loss is not None and self._fitting is not None:
+            self.add_gradient(self._summed, self._summed_loss)
+            self._summed, self._summed_loss = {}, None
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Forgets the gradient when a step was made or skipped."""

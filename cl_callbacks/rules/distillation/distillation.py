@@ -76,7 +76,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
     Raises:
         ValueError: an argument that cannot work, at construction; outputs that cannot be read, before the
             first step; outputs that depend on weights which the teacher does not have, before the task's.
-        MisconfigurationException: a teacher that is trained, no adapters, manual optimization, FSDP.
+        MisconfigurationException: a teacher that is trained, no adapters, manual optimization.
 
     Example:
         >>> from lightning import Trainer
@@ -84,6 +84,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
     """
 
     saved: ClassVar[tuple[str, ...]] = ("steps", "trained")
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.few import few
 from cl_callbacks.synapses.state import parameters_by_name, plain_name
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.shards import distribute_like, full_tensor, held, is_sharded, reshard
 
 
 class Teacher(Protocol):
@@ -55,11 +56,13 @@ class LastTask:
     @property
     def bytes(self) -> int:
         """Memory of the copies."""
-        return sum(t.numel() * t.element_size() for t in (*self.weights.values(), *self.buffers.values()))
+        kept = map(held, (*self.weights.values(), *self.buffers.values()))
+        return sum(t.numel() * t.element_size() for t in kept)
 
     @torch.no_grad()
     def copy(self, pl_module: LightningModule, known: SynapseView, untrained: Iterable[str]) -> None:
         """Copies a module, but for weights that were never trained so far."""
+        reshard(pl_module)
         found, left_out = parameters_by_name(pl_module, known), set(untrained)
         self.weights, self.buffers, self._pairs = {}, {}, []  # the older copy goes before there is another
         self.frozen = {name for name, p in found.items() if not p.requires_grad}
@@ -71,13 +74,14 @@ class LastTask:
     @torch.no_grad()
     def prepare(self, pl_module: LightningModule, known: SynapseView, device: torch.device) -> None:
         """Finds the weights of the module that its own copies take the place of, by their known names."""
+        reshard(pl_module)
         self._pairs, self.missing = [], []
         for name, p in parameters_by_name(pl_module, known).items():
             if name in self.frozen and p.requires_grad:
                 self.frozen.remove(name)
                 self.weights[name] = p.detach().clone()
             if name in self.weights:
-                self.weights[name] = self.weights[name].to(p)
+                self.weights[name] = distribute_like(self.weights[name].to(device), p).to(p)
                 self._pairs.append((p, self.weights[name]))
             elif name not in self.frozen and p.is_floating_point():
                 self.missing.append(name)
@@ -87,7 +91,7 @@ class LastTask:
     @contextmanager
     def network(self, pl_module: LightningModule) -> Iterator[nn.Module]:
         """The module, with the weights and buffers exchanged for a while."""
-        own = [p.data for p, _ in self._pairs]
+        own = [p.detach().clone() if is_sharded(p) else p.data for p, _ in self._pairs]
         places = [
             (module._buffers, key, buffer, self.buffers.get(plain_name(f"{path}.{key}" if path else key)))
             for path, module in pl_module.named_modules()
@@ -95,7 +99,8 @@ class LastTask:
         ]
         try:
             for p, kept in self._pairs:
-                p.data = kept
+                _exchange(p, kept)
+            reshard(pl_module)  # or a forward would use weights that were gathered before
             for buffers, key, _, copy in places:
                 if copy is not None:
                     buffers[key] = copy
@@ -103,19 +108,30 @@ class LastTask:
                 yield pl_module
         finally:
             for (p, _), value in zip(self._pairs, own, strict=True):
-                p.data = value
+                _exchange(p, value)
+            reshard(pl_module)
             for buffers, key, buffer, _ in places:
                 buffers[key] = buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and names only."""
-        return {"weights": self.weights, "buffers": self.buffers, "frozen": sorted(self.frozen)}
+        """Tensors and names only. A collective under FSDP2: all processes must call it."""
+        weights = {name: full_tensor(value) for name, value in self.weights.items()}
+        return {"weights": weights, "buffers": self.buffers, "frozen": sorted(self.frozen)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.weights = {name: value.detach().clone() for name, value in state_dict["weights"].items()}
         self.buffers = {name: value.detach().clone() for name, value in state_dict["buffers"].items()}
         self.frozen = set(state_dict["frozen"])
+
+
+def _exchange(parameter: Tensor, value: Tensor) -> None:
+    """Gives a parameter another value: another tensor, or in place what FSDP2 gathers."""
+    if is_sharded(parameter):
+        with torch.no_grad():
+            held(parameter).copy_(held(value))
+    else:
+        parameter.data = value
 
 
 class AdaptersOff:
@@ -169,10 +185,10 @@ class GivenModule:
 
     def refuse_trained(self, optimizers: Iterable[Any]) -> None:
         """Raises if an optimizer changes the teacher's parameters."""
-        names = {p.untyped_storage().data_ptr(): name for name, p in self.module.named_parameters()}
-        held = (p for o in optimizers for group in o.param_groups for p in group["params"])
-        stepped = [p for p in held if p.requires_grad]
-        trained = [names[at] for p in stepped if (at := p.untyped_storage().data_ptr()) in names]
+        names = {held(p).untyped_storage().data_ptr(): name for name, p in self.module.named_parameters()}
+        given = (p for o in optimizers for group in o.param_groups for p in group["params"])
+        stepped = [p for p in given if p.requires_grad]
+        trained = [names[at] for p in stepped if (at := held(p).untyped_storage().data_ptr()) in names]
         if trained:
             raise MisconfigurationException(
                 f"the teacher is being trained: an optimizer has its parameters {few(trained)}. Give a copy "

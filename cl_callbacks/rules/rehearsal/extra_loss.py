@@ -103,18 +103,27 @@ class LossPull(SynapticCallback):
             with quiet_step(trainer, pl_module, seed), self.apart(pl_module):
                 loss = self.extra_loss(trainer, pl_module)
                 if loss is not None:
-                    self._gradients = self._gradients_of(loss, parameters, trainer)
+                    self.add_gradient(self.scaled_gradient(loss, parameters, trainer), loss.detach().float())
 
-    def _gradients_of(self, loss: Tensor, parameters: list[Tensor], trainer: Trainer) -> dict[Tensor, Tensor]:
+    def scaled_gradient(
+        self, loss: Tensor, parameters: list[Tensor], trainer: Trainer
+    ) -> dict[Tensor, Tensor]:
+        """Gradient of a loss by parameter, multiplied by the loss scale of mixed precision."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scaled = loss if scaler is None else scaler.scale(loss)
-        found = gradients_of(scaled, parameters)
-        self._loss = loss.detach().float()
+        return dict(zip(parameters, gradients_of(scaled, parameters), strict=True))
+
+    def add_gradient(self, scaled: dict[Tensor, Tensor], loss: Tensor) -> None:
+        """Lets the step add a gradient that is scaled, in its mean over processes."""
+        assert self._fitting is not None
+        trainer, _ = self._fitting
+        found, self._loss = list(scaled.values()), loss
         if trainer.world_size > 1:
-            average_over_processes_([*([] if self.is_sharded else found), self._loss])
+            average_over_processes_([*([] if self.is_sharded else found), loss])
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            unscale_and_check(scaler, found, group_of(parameters[:1]))
-        return dict(zip(parameters, found, strict=True))
+            unscale_and_check(scaler, found, group_of(self.synapses.view.sources[:1]))
+        self._gradients = scaled
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:
         """Adds the gradient, times the weight."""

@@ -115,9 +115,13 @@ class ReplayRule(OutputsOfBatch, LossPull):
         return drawn
 
     def one_for_each(self, batch: Any) -> Any:
-        """A batch in which samples have what they share one by one, where the module takes it so."""
+        """A batch in which samples have what they share one by one, where the module takes it so.
+
+        Not if parameters are sharded: of such a batch, each process would have gradients of other heads.
+        """
         assert self._fitting is not None
-        return with_values_of_each(batch, getattr(self._fitting[1], "one_per_sample", ()))
+        names = () if self.is_sharded else getattr(self._fitting[1], "one_per_sample", ())
+        return with_values_of_each(batch, names)
 
     def replayed_loss(self, drawn: list[Drawn]) -> Tensor | None:
         """Mean over samples of the loss that the module's own ``training_step`` has on them."""

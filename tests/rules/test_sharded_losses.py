@@ -1,4 +1,4 @@
-"""Rehearsal while FSDP2 shards the parameters over two processes does what it does under DDP."""
+"""Rules that add the gradient of another loss do under FSDP2 what they do under DDP, with two processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cl_callbacks import EWC, DarkExperienceReplay, EpochBoundaries, ExperienceReplay
+from cl_callbacks import EWC, DarkExperienceReplay, Distillation, EpochBoundaries, ExperienceReplay
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
 from tests.processes import train_together
@@ -41,20 +41,38 @@ CASES: dict[str, Case] = {
     "accumulated": (lambda: [ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
     "accumulated, joined": (lambda: [ExperienceReplay(12, joined=True)], {"accumulate_grad_batches": 2}),
     "clipped": (lambda: [DarkExperienceReplay(12)], {"gradient_clip_val": 0.1}),
+    "lwf": (lambda: [Distillation(3.0)], {}),
+    "lwf, features": (lambda: [Distillation(3.0, on="features", feature_layer="net.0")], {}),
+    "lwf, a module": (lambda: [Distillation(3.0, teacher=plain_net().double())], {}),
+    "lwf, accumulated": (lambda: [Distillation(3.0), ExperienceReplay(12)], {"accumulate_grad_batches": 2}),
+    "root, lwf": (lambda: [Distillation(3.0)], {}),
+    "root, der": (lambda: [DarkExperienceReplay(3)], {}),
     "heads": (lambda: [ExperienceReplay(12)], {}),
     "heads, der": (lambda: [DarkExperienceReplay(12, every_n_steps=2)], {}),
 }
 
 
+class Root(Net):
+    """All parameters are the root's, which stay gathered after a forward without a backward."""
+
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
 class Heads(Net):
-    """With the head of the task that the batch names, and any number of features up to all."""
+    """With the head of the task that the batch, or each sample, names; takes any number of features."""
+
+    one_per_sample = ("task",)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.heads = nn.ModuleList(nn.Linear(CLASSES, CLASSES) for _ in range(2))
 
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        return self.heads[task](self.net(F.pad(x, (0, FEATURES - x.shape[1]))))
+    def forward(self, x: Tensor, task: int | list[int]) -> Tensor:
+        found = self.net(F.pad(x, (0, FEATURES - x.shape[1])))
+        if isinstance(task, int):
+            return self.heads[task](found)
+        return torch.stack([self.heads[number](row) for number, row in zip(task, found, strict=True)])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self(batch["x"], batch["task"]), batch["labels"])
@@ -83,7 +101,8 @@ def learn(rank: int, folder: Path) -> None:
     timeout = timedelta(seconds=60)  # a process that waits for the other in vain is an error
     for name, (rules, options) in CASES.items():
         heads, found = name.startswith("heads"), []
-        for kind in (Heads, ShardedHeads) if heads else (Net, Sharded):
+        whole = Root if name.startswith("root") else Sharded
+        for kind in (Heads, ShardedHeads) if heads else (Net, whole):
             torch.manual_seed(0)
             model = kind(plain_net(), partial(torch.optim.SGD, lr=0.1, momentum=0.9)).double()
             trainer = make_trainer(
@@ -105,7 +124,7 @@ def learn(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("replayed")
+    folder = tmp_path_factory.mktemp("losses")
     train_together(2, learn, folder)
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
