@@ -96,7 +96,8 @@ class DarkExperienceReplay(ReplayRule):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, part: Drawn
     ) -> Tensor | None:
         """Reads the outputs too."""
-        self.beside(trainer, pl_module, batch)
+        beside = self.beside(trainer, pl_module, batch)
+        self._beside_bytes = 0 if beside is None else beside[0].nbytes
         loss = super().try_samples(trainer, pl_module, batch, part)
         outputs = self._outputs(pl_module, part.batch)
         return loss if loss is None else loss + stored_output_loss(outputs, outputs.detach())

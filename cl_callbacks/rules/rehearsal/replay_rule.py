@@ -87,6 +87,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         self.batch_size = None if batch_size is None else integer("batch_size", batch_size, least=1)
         self.past_only, self.save_samples = past_only, save_samples
         self._latest = 0  # number of samples in the latest batch
+        self._beside_bytes = 0  # of what is kept beside a sample
         self._tried = False
         self._as_of: int | None = None
         self._saved: dict[str, Any] | None = None  # until it is known which process this is
@@ -291,7 +292,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         return self.replayed_loss([part])
 
     def _say(self, trainer: Trainer, rows: BatchRows) -> None:
-        size = row_bytes(rows.take([0])[0])
+        size = row_bytes(rows.take([0])[0]) + self._beside_bytes
         if size * self.memory > self.max_bytes:
             raise ValueError(
                 f"{type(self).__name__}: {self.memory} samples of {size} bytes, as the first batch has them, "

@@ -271,6 +271,13 @@ def test_samples_are_bounded_and_said(capsys: pytest.CaptureFixture[str], caplog
     assert rule.samples.bytes == 10 * (FEATURES * 4 + 8)
 
 
+def test_outputs_beside_a_sample_count_among_its_bytes() -> None:
+    outputs = 4 * CLASSES
+    make_trainer(DarkExperienceReplay(10, max_bytes=10 * (32 + outputs))).fit(Net(), loader(*task(0)))
+    with pytest.raises(ValueError, match=f"10 samples of {32 + outputs} bytes"):
+        make_trainer(DarkExperienceReplay(10, max_bytes=10 * 32 + 1)).fit(Net(), loader(*task(0)))
+
+
 def test_checkpoints_without_samples() -> None:
     rule = ExperienceReplay(10, save_samples=False)
     fit_tasks(Net(), rule, tasks=1)
