@@ -35,7 +35,7 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import after_training, same_weights, weight_norms
 from cl_callbacks.training.lightning_private import names_in_validation
-from cl_callbacks.training.log import log
+from cl_callbacks.training.log import log, unless_it_fails
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.task_scores import score_names, task_scores
 
@@ -288,7 +288,7 @@ class TaskEvaluation(Callback):
 
     def _keep(self, trainer: Trainer, scores: list[float], norms: dict[str, Tensor]) -> None:
         self._latest, self._norms = (trainer.global_step, scores), norms
-        self.record.curve.append(self._latest)
+        self.record.trace(*self._latest)
         publish(trainer, self.report.monitored(self.record.now(scores)))
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
@@ -323,7 +323,8 @@ class TaskEvaluation(Callback):
             rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
             self.report.log_artifact(trainer, {rule.state_key: rule.state_dict() for rule in rules})
         if self.table and trainer.is_global_zero:
-            self.report.print_table()
+            with unless_it_fails(trainer, "table of scores"):  # as on a terminal of another encoding
+                self.report.print_table()
 
     # -- checkpoints -------------------------------------------------------------------------------
 
