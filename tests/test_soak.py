@@ -46,9 +46,7 @@ class Watch(Callback):
 
     def seconds(self, first: int, last: int) -> float:
         """CPU time of a hundred tasks, without the tenth of them that took longest, such as for figures."""
-        each = sorted(
-            b - a for a, b in zip(self.ends[first:last], self.ends[first + 1 : last + 1], strict=True)
-        )
+        each = sorted(after - before for before, after in pairwise(self.ends[first : last + 1]))
         return sum(each[: len(each) * 9 // 10])
 
 

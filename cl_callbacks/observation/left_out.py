@@ -10,9 +10,9 @@ from typing import Any
 class LeftOut:
     """The few scores of each row left out on which figures and checks depend, so that they stay exact.
 
-    These are the scores of the tasks learned just before and after the row; those of the loaders that improved
-    most to or from this row, by which another order of the tasks is noticed; the best score of each loader
-    since its task was learned; and the range of all scores.
+    These are the scores of the tasks learned just before and after the row; those of the loaders that
+    improved most to or from it, by which another order of the tasks is noticed; the best score of each
+    loader since its task was learned; and the range of all scores.
 
     Args:
         higher_is_better: whether higher scores are better.

@@ -19,7 +19,7 @@ from cl_callbacks.observation.survey import ALL, RATIO, Statistics, Survey, read
 from cl_callbacks.observation.survey_figures import FIGURES
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
-from cl_callbacks.training.log import log, log_folder, unless_it_fails
+from cl_callbacks.training.log import log, log_folder
 
 
 class SynapseStatistics(Callback):
@@ -161,11 +161,14 @@ class SynapseStatistics(Callback):
     def _draw(self, trainer: Trainer) -> None:
         for key, measures in self._of_task.items() if self.by_layer else ():
             for name, draw in FIGURES.items():
-                log_key = log_keys.synapses(key, name)
-                with unless_it_fails(trainer, f"{type(self).__name__}, {key}: figure"):  # of a user's rule
+                try:
                     figure = draw(measures)
-                    if figure is not None:
-                        log_figure(trainer, log_key, figure)
+                except Exception as error:  # such as from a user's rule; it must not end the training
+                    if first_time(self, f"{key}/{name}"):
+                        rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
+                    continue
+                if figure is not None:
+                    log_figure(trainer, log_keys.synapses(key, name), figure)
 
 
 def _named_rules(trainer: Trainer) -> dict[str, SynapticCallback]:

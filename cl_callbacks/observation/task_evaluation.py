@@ -62,7 +62,12 @@ class TaskEvaluation(Callback):
     ``cl_task/consolidation_seconds``, the time that rules took at its end; by step, ``cl/task``, the current
     task. ``task_matrix.json``, ``task_matrix.csv`` and ``figures/*.png`` are written into the folder of the
     first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
-    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
+    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped, and
+    what cannot be drawn or written is said once.
+
+    Of more than 100 tasks, that many have their scores in loggers and figures; ``trainer.callback_metrics`` has
+    all. Of more than 1,024 rows, or of 131,072 scores if they are fewer rows, the matrix is thinned out evenly;
+    scores on which the results depend are kept, so that these are exact, and the others are NaN.
 
     ``ModelCheckpoint(monitor="cl_task/average", mode="max")``, ``EarlyStopping`` and others that monitor find
     the same keys. For them, and in ``trainer.callback_metrics``, they are up to date after each validation as
@@ -75,7 +80,8 @@ class TaskEvaluation(Callback):
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
             ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
-        names: names of the tasks; default: their numbers, from 0.
+        names: names of the tasks; default: their numbers, from 0. In keys and files they have at most 100
+            characters, and ``_`` for control characters.
         untrained: whether to score the tasks before training, which forward transfer needs.
         artifact: whether to log the matrix and the rules' state as a W&B artifact at the end of training.
         table: whether to print the matrix at the end of training.

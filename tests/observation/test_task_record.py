@@ -35,7 +35,7 @@ def of_all(matrix: Tensor, order: list[int | None], higher: bool) -> dict[str, f
 
 
 def random_record(seed: int) -> tuple[TaskRecord, Tensor, list[int | None]]:
-    """A record with tasks in any order, some of them learned again, and missing scores; and all its scores."""
+    """A record of tasks in any order, some learned again, with missing scores; and all its scores."""
     numbers = random.Random(seed)
     loaders, tasks = numbers.randint(1, 6), numbers.randint(0, 25)
     order: list[int | None] = [numbers.choice([None, *range(loaders)]) for _ in range(tasks)]
