@@ -31,6 +31,16 @@ def readable(name: str, most: int = 200) -> str:
     return name if text == name else _with_digest(text, name, most)
 
 
+def readable_key(key: str, most: int = 200) -> str:
+    """A log key, each part of which between slashes is :func:`readable`.
+
+    Example:
+        >>> readable_key("cl_task/" + "a" * 5000 + "/average", most=16)
+        'cl_task/aaaaaaa~c526c622/average'
+    """
+    return "/".join(readable(part, most) for part in key.split("/"))
+
+
 def file_name(name: str, ending: str = "", most: int = 150) -> str:
     """A file name of at most ``most`` bytes for a name of any characters; slashes become dashes.
 

@@ -62,12 +62,12 @@ class TaskEvaluation(Callback):
     ``cl_task/consolidation_seconds``, the time that rules took at its end; by step, ``cl/task``, the current
     task. ``task_matrix.json``, ``task_matrix.csv`` and ``figures/*.png`` are written into the folder of the
     first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
-    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped, and
-    what cannot be drawn or written is said once.
+    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped,
+    and what cannot be drawn or written is said once.
 
-    Of more than 100 tasks, that many have their scores in loggers and figures; ``trainer.callback_metrics`` has
-    all. Of more than 1,024 rows, or of 131,072 scores if they are fewer rows, the matrix is thinned out evenly;
-    scores on which the results depend are kept, so that these are exact, and the others are NaN.
+    Of more than 100 tasks, that many have their scores in loggers and figures;
+    ``trainer.callback_metrics`` has all. Of more than 1,024 rows, or 131,072 scores if these are fewer rows,
+    the matrix is thinned out evenly, but for the scores on which the results depend: these stay exact.
 
     ``ModelCheckpoint(monitor="cl_task/average", mode="max")``, ``EarlyStopping`` and others that monitor find
     the same keys. For them, and in ``trainer.callback_metrics``, they are up to date after each validation as

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cl_callbacks.guards.once import first_time
-from cl_callbacks.guards.safe_names import readable
+from cl_callbacks.guards.safe_names import readable_key
 from cl_callbacks.training.configuration import configuration, configuration_name, is_of_this_package
 from cl_callbacks.training.lightning_private import is_logging_step, logged_step
 
@@ -33,7 +33,7 @@ def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     Keys of which a part is a name that a logger cannot write are changed as little as needed.
     """
     step = logged_step(trainer)
-    found = {readable(key): value for key, value in values.items()}
+    found = {readable_key(key): value for key, value in values.items()}
     tell(trainer, lambda logger: logger.log_metrics(dict(found), step=step))
 
 
