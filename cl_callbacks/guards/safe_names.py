@@ -69,6 +69,8 @@ def csv_cell(text: str) -> str:
 
 
 def _text(name: str) -> str:
+    if name.isprintable():
+        return name
     return "".join("_" if unicodedata.category(c) in _NOT_TEXT else c for c in name)
 
 

@@ -47,11 +47,8 @@ class TaskReport:
 
     def __init__(self, record: TaskRecord, monitor: str, names: Sequence[str] | None) -> None:
         self.name = ""
-        self.record, self.monitor, self._names = (
-            record,
-            monitor,
-            [readable(name, _MOST_CHARACTERS) for name in names or []],
-        )
+        self.record, self.monitor = record, monitor
+        self._names = [readable(str(name), _MOST_CHARACTERS) for name in names or []]
         self._drawn_at, self._drawing = 0.0, 0.5
 
     @property
