@@ -21,6 +21,7 @@ class LeftOut:
         parts: score by loader, by number of tasks learned.
         best: for each loader, the row with the best score among rows left out, and this score.
         range: least and greatest finite score; empty before any.
+        loaders: the number of loaders, as far as known; 0 before any.
     """
 
     def __init__(self, higher_is_better: bool) -> None:
@@ -28,6 +29,7 @@ class LeftOut:
         self.parts: dict[int, dict[int, float]] = {}
         self.best: dict[int, tuple[int, float]] = {}
         self.range: list[float] = []
+        self.loaders = 0
 
     def take(
         self,
@@ -46,6 +48,7 @@ class LeftOut:
             after: likewise in the row after.
             begun: the loader of each task.
         """
+        self.loaders = max(self.loaders, len(scores))
         measured = {loader: score for loader, score in enumerate(scores) if not math.isnan(score)}
         needed = {loader for loader in begun[max(learned - 1, 0) : learned + 1] if loader is not None}
         sign = 1 if self.higher_is_better else -1
@@ -55,7 +58,7 @@ class LeftOut:
                 needed.add(max(gains, key=gains.__getitem__))
         self.parts[learned] = {loader: measured[loader] for loader in sorted(needed) if loader in measured}
         for loader in dict.fromkeys(begun[:learned]):
-            if loader in measured:
+            if loader is not None and loader in measured:
                 known = self.best.get(loader)
                 if known is None or sign * measured[loader] > sign * known[1]:
                     self.best[loader] = (learned, measured[loader])
@@ -72,10 +75,11 @@ class LeftOut:
     def state_dict(self) -> dict[str, Any]:
         """Numbers only."""
         parts = {learned: dict(part) for learned, part in self.parts.items()}
-        return {"parts": parts, "best": dict(self.best), "range": list(self.range)}
+        kept = {"parts": parts, "best": dict(self.best), "range": list(self.range)}
+        return kept | {"loaders": self.loaders}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the state that :meth:`state_dict` returned."""
         self.parts = {learned: dict(part) for learned, part in state["parts"].items()}
         self.best = {loader: (row, score) for loader, (row, score) in state["best"].items()}
-        self.range = list(state["range"])
+        self.range, self.loaders = list(state["range"]), int(state["loaders"])

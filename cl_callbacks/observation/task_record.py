@@ -108,7 +108,7 @@ class TaskRecord:
     @property
     def loaders(self) -> int:
         """The number of loaders, as far as known."""
-        return max(map(len, self.rows.values()), default=0)
+        return max([self.left_out.loaders, *map(len, self.rows.values())])
 
     @property
     def columns(self) -> list[int]:
@@ -232,8 +232,12 @@ class TaskRecord:
     def _contradiction(self) -> str | None:
         known = self._in_order
         scores = known.entries[2]
-        finite = [*scores[scores.isfinite()].aminmax(), *self.left_out.range] if len(scores) else [0.0]
-        found = known.contradiction(len(self.ends), 0.05 * float(max(finite) - min(finite)))
+        finite = torch.cat(
+            [scores[scores.isfinite()], torch.tensor(self.left_out.range, dtype=torch.float64)]
+        )
+        if not len(finite):
+            return None
+        found = known.contradiction(len(self.ends), 0.05 * float(finite.max() - finite.min()))
         if found is None:
             return None
         task, column = found
