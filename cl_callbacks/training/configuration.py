@@ -133,8 +133,7 @@ class _Plain:
             found = {_key(key): self._named(str(key), v, level, own) for key, v in some}
             return found | ({"…": f"{len(value)} in all"} if len(value) > MOST_ITEMS else {})
         if isinstance(value, list | tuple | set | frozenset | range):
-            some = islice(value, MOST_ITEMS)
-            plain = [self.of(v, level, own) for v in some]
+            plain = [self.of(v, level, own) for v in islice(value, MOST_ITEMS)]
             return plain if len(value) <= MOST_ITEMS else [*plain, f"… {len(value)} in all"]
         return self.of_object(value, level)
 
