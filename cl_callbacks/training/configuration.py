@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from itertools import islice
 from numbers import Number
 from os import PathLike, fspath
@@ -45,8 +46,8 @@ def configuration(made: Any) -> dict[str, Any]:
     """Class and constructor arguments of an object, as far as it has attributes of their names.
 
     Values are numbers, texts, lists and dicts of bounded size: what is longer or deeper ends in ``"…"``.
-    Arguments whose name is that of a secret (``key``, ``token``, ``password`` …) and texts that look like one
-    are hidden, absolute paths are relative to the present folder or their last part. Texts that an object
+    Arguments of others whose name is that of a secret (``key``, ``token``, ``password`` …) and texts that look
+    like one are hidden, absolute paths are relative to the present folder or their last part. Texts that an object
     of another package holds are shown where they are its defaults. Nothing is called but the attributes of
     the arguments' names, and one that raises is named with its error.
 
@@ -87,7 +88,9 @@ class _Plain:
                 value = getattr(made, name, _MISSING)
                 if value is not _MISSING:
                     default = isinstance(value, str) and value == argument.default
-                    found[name] = self._named(name, value, level, own or default)
+                    known = name in _arguments_of_this_package(type(made))
+                    plain = self.of if known else partial(self._named, name)
+                    found[name] = plain(value, level, own or default)
             except Exception as error:  # of a property of the user's, which must not end a training
                 found[name] = f"({type(error).__name__})"
         return found
@@ -161,6 +164,12 @@ def _arguments(kind: type) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(kind).parameters
     except (TypeError, ValueError):  # a class that is not written in Python
         return {}
+
+
+def _arguments_of_this_package(kind: type) -> set[str]:
+    """Arguments that a class has from this package, none of which is a secret, whatever its name."""
+    kinds = (k for k in kind.__mro__ if k.__module__.startswith(f"{_PACKAGE}."))
+    return {name for k in kinds for name in _arguments(k)}
 
 
 def _is_secret(name: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from cl_callbacks import EWC, EpochBoundaries
+from cl_callbacks import EWC, BatchBoundaries, EpochBoundaries
 from cl_callbacks.training.configuration import HIDDEN, MOST_ITEMS, configuration
 from tests.small import Net, loader, make_trainer, task
 
@@ -164,6 +164,10 @@ def test_what_has_the_name_of_a_secret_is_hidden(name: str) -> None:
 @pytest.mark.parametrize("name", ["monitor", "keyboard", "max_tokens", "monkey", "tokenizer"])
 def test_other_names_are_not(name: str) -> None:
     assert shown({name: 3}) == {name: 3}
+
+
+def test_an_argument_of_this_package_is_no_secret() -> None:
+    assert configuration(BatchBoundaries("domain"))["key"] == "domain"
 
 
 def test_of_another_packages_object_declared_arguments_alone_are_shown_and_no_texts() -> None:
