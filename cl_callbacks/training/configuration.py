@@ -46,10 +46,10 @@ def configuration(made: Any) -> dict[str, Any]:
     """Class and constructor arguments of an object, as far as it has attributes of their names.
 
     Values are numbers, texts, lists and dicts of bounded size: what is longer or deeper ends in ``"…"``.
-    Arguments of others whose name is that of a secret (``key``, ``token``, ``password`` …) and texts that look
-    like one are hidden, absolute paths are relative to the present folder or their last part. Texts that an object
-    of another package holds are shown where they are its defaults. Nothing is called but the attributes of
-    the arguments' names, and one that raises is named with its error.
+    What has the name of a secret (``key``, ``token``, ``password`` …) in classes of others, and texts that
+    look like one, are hidden; absolute paths are relative to the present folder or their last part. Texts
+    that an object of another package holds are shown where they are its defaults. Nothing is called but the
+    attributes of the arguments' names, and one that raises is named with its error.
 
     Example:
         >>> from cl_callbacks import EpochBoundaries
@@ -82,14 +82,13 @@ class _Plain:
     def of_object(self, made: Any, level: int) -> dict[str, Any]:
         """Class and arguments of an object."""
         found: dict[str, Any] = {"class": type(made).__name__}
-        own = is_of_this_package(made)
+        own, known = is_of_this_package(made), _arguments_of_this_package(type(made))
         for name, argument in islice(_arguments(type(made)).items(), MOST_ITEMS):
             try:
                 value = getattr(made, name, _MISSING)
                 if value is not _MISSING:
                     default = isinstance(value, str) and value == argument.default
-                    known = name in _arguments_of_this_package(type(made))
-                    plain = self.of if known else partial(self._named, name)
+                    plain = self.of if name in known else partial(self._named, name)
                     found[name] = plain(value, level, own or default)
             except Exception as error:  # of a property of the user's, which must not end a training
                 found[name] = f"({type(error).__name__})"
