@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from cl_callbacks.guards.safe_names import readable_key
 from cl_callbacks.training.lightning_private import logged_step
 from cl_callbacks.training.log import offer
 
@@ -30,7 +31,7 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def log_histograms(trainer: Trainer, values: Mapping[str, np.ndarray]) -> None:
     """Logs histograms of finite values to W&B and TensorBoard, at the step that Lightning logs at."""
     finite = {key: array[np.isfinite(array)] for key, array in values.items()}
-    finite = {key: array for key, array in finite.items() if len(array)}
+    finite = {readable_key(key): array for key, array in finite.items() if len(array)}
     step = logged_step(trainer)
     if finite:
         offer(trainer, lambda logger: _log_to(logger, finite, step))

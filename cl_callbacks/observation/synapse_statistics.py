@@ -163,7 +163,7 @@ class SynapseStatistics(Callback):
             for name, draw in FIGURES.items():
                 try:
                     figure = draw(measures)
-                except ValueError as error:  # such as from a user's rule; it must not end the training
+                except Exception as error:  # such as from a user's rule; it must not end the training
                     if first_time(self, f"{key}/{name}"):
                         rank_zero_warn(f"{type(self).__name__}, {key}: no figure: {error}")
                     continue

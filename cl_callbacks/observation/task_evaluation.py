@@ -35,7 +35,7 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import after_training, same_weights, weight_norms
 from cl_callbacks.training.lightning_private import names_in_validation
-from cl_callbacks.training.log import log
+from cl_callbacks.training.log import log, unless_it_fails
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.task_scores import score_names, task_scores
 
@@ -62,7 +62,12 @@ class TaskEvaluation(Callback):
     ``cl_task/consolidation_seconds``, the time that rules took at its end; by step, ``cl/task``, the current
     task. ``task_matrix.json``, ``task_matrix.csv`` and ``figures/*.png`` are written into the folder of the
     first logger that has one; W&B and TensorBoard get the figures too, W&B also the matrix as a table. They
-    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped.
+    are drawn at the end of training, and before in at most 1 % of the time. A logger that fails is dropped,
+    and what cannot be drawn or written is said once.
+
+    Of more than 100 tasks, that many have their scores in loggers and figures;
+    ``trainer.callback_metrics`` has all. Of more than 1,024 rows, or 131,072 scores if these are fewer rows,
+    the matrix is thinned out evenly, but for the scores on which the results depend: these stay exact.
 
     ``ModelCheckpoint(monitor="cl_task/average", mode="max")``, ``EarlyStopping`` and others that monitor find
     the same keys. For them, and in ``trainer.callback_metrics``, they are up to date after each validation as
@@ -75,7 +80,8 @@ class TaskEvaluation(Callback):
         monitor: the score, as logged by ``validation_step``: ``"val_acc"``, to which Lightning adds
             ``/dataloader_idx_0`` and so on; or a pattern with ``{task}`` in it for other names.
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
-        names: names of the tasks; default: their numbers, from 0.
+        names: names of the tasks; default: their numbers, from 0. In keys and files they have at most 100
+            characters, and ``_`` for control characters.
         untrained: whether to score the tasks before training, which forward transfer needs.
         artifact: whether to log the matrix and the rules' state as a W&B artifact at the end of training.
         table: whether to print the matrix at the end of training.
@@ -288,7 +294,7 @@ class TaskEvaluation(Callback):
 
     def _keep(self, trainer: Trainer, scores: list[float], norms: dict[str, Tensor]) -> None:
         self._latest, self._norms = (trainer.global_step, scores), norms
-        self.record.curve.append(self._latest)
+        self.record.trace(*self._latest)
         publish(trainer, self.report.monitored(self.record.now(scores)))
 
     def _scores(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> list[float]:
@@ -323,7 +329,8 @@ class TaskEvaluation(Callback):
             rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
             self.report.log_artifact(trainer, {rule.state_key: rule.state_dict() for rule in rules})
         if self.table and trainer.is_global_zero:
-            self.report.print_table()
+            with unless_it_fails(trainer, "table of scores"):  # as on a terminal of another encoding
+                self.report.print_table()
 
     # -- checkpoints -------------------------------------------------------------------------------
 

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
+from cl_callbacks.guards.safe_names import file_name, readable
 from cl_callbacks.observation.pictures import log_figure
+from cl_callbacks.observation.task_files import write_csv, write_json
 from cl_callbacks.observation.task_record import TaskRecord
 from cl_callbacks.observation.task_table import task_table
+from cl_callbacks.observation.thinning import MOST_TASKS, evenly
 from cl_callbacks.observation.wandb_run import define_task_axis, log_artifact, log_table
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log, log_folder, offer, unless_it_fails
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHARE_OF_DRAWING = 0.01
+_MOST_CHARACTERS = 100
+"""Of a task's name, in keys and files."""
 
 
 class TaskReport:
@@ -41,7 +47,8 @@ class TaskReport:
 
     def __init__(self, record: TaskRecord, monitor: str, names: Sequence[str] | None) -> None:
         self.name = ""
-        self.record, self.monitor, self._names = record, monitor, list(names or [])
+        self.record, self.monitor = record, monitor
+        self._names = [readable(str(name), _MOST_CHARACTERS) for name in names or []]
         self._drawn_at, self._drawing = 0.0, 0.5
 
     @property
@@ -71,12 +78,18 @@ class TaskReport:
         The ``index`` of the task is the number of tasks that ended before.
         """
         results = {name: value for name, value in self.record.results().items() if not math.isnan(value)}
-        values = {**results, **self.record.of_tasks(self.names)}
+        values = {**results, **self._logged(self.record.of_tasks(self.names))}
         found = {self.key(name): value for name, value in values.items()}
         log(trainer, {log_keys.TASK_INDEX: index, **found, **(more or {})})
         self.write(trainer)
         if time.monotonic() - self._drawn_at > self._drawing / _SHARE_OF_DRAWING:
             self.draw(trainer)
+
+    def _logged(self, values: dict[str, float]) -> dict[str, float]:
+        """The values of at most 100 tasks, evenly spaced, since loggers take a curve for each."""
+        names = self.names
+        shown = {names[column] for column in evenly(len(names), MOST_TASKS)}
+        return {key: value for key, value in values.items() if key.partition("/")[2] in shown}
 
     def line(self) -> str:
         """Summary in one line: the average, and the task that was forgotten most."""
@@ -92,7 +105,7 @@ class TaskReport:
         """All metrics of a record by key, as callbacks that monitor one look them up; NaN if not defined."""
         names = self._names_of(record)
         found = dict.fromkeys((f"forgetting/{name}" for name in names), math.nan)
-        latest = record.ordered(record.rows.get(max(record.rows, default=0), []))
+        (latest,) = record.ordered([record.rows.get(max(record.rows, default=0), [])])
         found |= {f"score/{name}": score for name, score in zip(names, latest, strict=True)}
         found |= record.of_tasks(names) | record.results()
         return {self.key(name): value for name, value in found.items()}
@@ -103,8 +116,11 @@ class TaskReport:
         from rich.markup import escape
 
         console = Console()
-        title = escape(f"{self.monitor} on each task (column) after learning each (row)")
-        console.print(task_table(self.record.matrix, self.names, title, self.record.order))
+        title = escape(f"{readable(self.monitor)} on each task (column) after learning each (row)")
+        rows, scores = self.record.stripes()
+        console.print(
+            task_table(torch.tensor(scores, dtype=torch.float64), self.names, title, self.record.order, rows)
+        )
         results = {name.replace("_", " "): value for name, value in self.record.results().items()}
         known = [f"{name} {value:.3f}" for name, value in results.items() if not math.isnan(value)]
         console.print(" · ".join(known), highlight=False)
@@ -113,7 +129,7 @@ class TaskReport:
         """Writes the matrix into the log folder, if there is one, from rank 0."""
         folder = log_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
-            with unless_it_fails(f"{self._file_name}.json", OSError):
+            with unless_it_fails(trainer, f"{self._file_name}.json"):
                 self._files(folder)
 
     def draw(self, trainer: Trainer) -> None:
@@ -121,25 +137,31 @@ class TaskReport:
         if not trainer.is_global_zero or log_folder(trainer) is None:
             return
         start = time.monotonic()
-        for key, figure in self.figures(trainer).items():
-            log_figure(trainer, key, figure)
-        rows = [[learned, *row] for learned, row in enumerate(self.record.table())]
-        columns = ["tasks learned", *self.names]
-        offer(trainer, lambda logger: log_table(logger, self.key("table"), columns, rows))
+        with unless_it_fails(trainer, f"figures of {self.monitor}"):
+            for key, figure in self.figures(trainer).items():
+                log_figure(trainer, key, figure)
+        offer(trainer, self._log_table)
         self._drawn_at = time.monotonic()
         self._drawing = self._drawn_at - start
+
+    def _log_table(self, logger: Logger) -> None:
+        numbers, rows = self.record.table()
+        names, shown = self.names, evenly(len(self.names), MOST_TASKS)
+        table = [[learned, *(row[i] for i in shown)] for learned, row in zip(numbers, rows, strict=True)]
+        log_table(logger, self.key("table"), ["tasks learned", *(names[i] for i in shown)], table)
 
     def figures(self, trainer: Trainer) -> dict[str, Figure]:
         """Figures by log key: the task matrix, task curves, and with DriftBoundaries loss and drift score."""
         from cl_callbacks.observation.figures import accuracy_matrix, loss_and_drift, task_curves
 
         record, names = self.record, self.names
+        rows, matrix = record.stripes()
         mode: Literal["max", "min"] = "max" if record.higher_is_better else "min"
         steps = [step for step, _ in record.curve]
-        scores = [record.ordered(scores) for _, scores in record.curve]
+        scores = record.ordered([scores for _, scores in record.curve])
         common: dict[str, Any] = {"names": names, "order": record.order}
         drawn = {
-            self.key("matrix"): accuracy_matrix(record.matrix, mode=mode, title=self.monitor, **common),
+            self.key("matrix"): accuracy_matrix(matrix, mode=mode, title=self.monitor, rows=rows, **common),
             self.key("curves"): task_curves(steps, scores, record.ends, monitor=self.monitor, **common),
         }
         boundaries = boundaries_of(trainer)
@@ -152,15 +174,19 @@ class TaskReport:
     def log_artifact(self, trainer: Trainer, states: Mapping[str, Any]) -> None:
         """Logs the matrix and the rules' states as a W&B artifact, from rank 0."""
         if trainer.is_global_zero:
-            with TemporaryDirectory() as folder:
+            with unless_it_fails(trainer, "artifact"), TemporaryDirectory() as folder:
                 files = self._files(Path(folder))
                 torch.save(dict(states), Path(folder) / "rules.pt")
                 files.append(Path(folder) / "rules.pt")
                 offer(trainer, lambda logger: log_artifact(logger, files, self.name))
 
     def _files(self, folder: Path) -> list[Path]:
-        about = {"monitor": self.monitor, "names": self.names}
-        return self.record.write(folder, about, self.names, self._file_name)
+        """Writes the matrix as JSON and as CSV; the folder is created if needed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        as_json, as_csv = (folder / file_name(self._file_name, ending) for ending in (".json", ".csv"))
+        write_json(as_json, self.record, {"monitor": self.monitor, "names": self.names})
+        write_csv(as_csv, self.record, self.names)
+        return [as_json, as_csv]
 
     @property
     def _file_name(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cl_callbacks.functional.task_matrix import Order, tasks_learned
+from cl_callbacks.functional.task_matrix import Order
 from cl_callbacks.observation.figures.labels import cut, every
 
 if TYPE_CHECKING:
@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 _ROOM, _NAME = 8, 12
 
 
-def task_table(matrix: Tensor, names: Sequence[str], title: str, order: Order | None = None) -> Table:
+def task_table(
+    matrix: Tensor,
+    names: Sequence[str],
+    title: str,
+    order: Order | None = None,
+    rows: Sequence[int] | None = None,
+) -> Table:
     """A table of scores on each task (column) after learning each (row), thinned out if there are many.
 
     Made from the task matrix ``(T + 1, T)``, or with an ``order`` one with a row for each task learned (see
-    :mod:`cl_callbacks.functional.task_matrix`). Columns are headed by the tasks' numbers, rows by their
+    :mod:`cl_callbacks.functional.task_matrix`); of a matrix without some rows, ``rows`` are the numbers of
+    tasks learned at those that it has. Columns are headed by the tasks' numbers, rows by their
     numbers and names.
 
     Example:
@@ -35,22 +42,31 @@ def task_table(matrix: Tensor, names: Sequence[str], title: str, order: Order | 
     from rich.markup import escape
     from rich.table import Table
 
-    tasks, learned = len(names), tasks_learned(matrix, order)
+    tasks = len(names)
+    rows = range(len(matrix)) if rows is None else rows
     order = range(tasks) if order is None else order
+    at = {learned: i for i, learned in enumerate(rows) if not matrix[i].isnan().all()}
     shown = sorted({*range(0, tasks, every(tasks, room=_ROOM)), tasks - 1})
     numbers = [str(task) for task in range(tasks)]
-    pairs = zip(numbers, names, strict=True)
-    named = [n if n == name else f"{n} {escape(cut(name, _NAME))}" for n, name in pairs]
+    named = [
+        f"{n} {escape(cut(name, _NAME))}" if n != name else n for n, name in zip(numbers, names, strict=True)
+    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", no_wrap=True)
     for task in shown:
         table.add_column(numbers[task], justify="right", no_wrap=True, min_width=5)
-    rows = {0, *range(1, learned + 1, every(learned, room=_ROOM)), learned}
-    for row in sorted(row for row in rows if not matrix[row].isnan().all()):
+    later = sorted(at.keys() - {0})
+    for row in [*(at.keys() & {0}), *_some(later)]:
         latest = order[row - 1] if row else None
-        cells = (_cell(matrix[row, task].item(), task in order[:row], task == latest) for task in shown)
+        scores = matrix[at[row]]
+        cells = (_cell(scores[task].item(), task in order[:row], task == latest) for task in shown)
         table.add_row("—" if row == 0 else str(row - 1) if latest is None else named[latest], *cells)
     return table
+
+
+def _some(rows: list[int]) -> list[int]:
+    """Rows at a round interval, and the last."""
+    return sorted({*rows[:: every(len(rows), room=_ROOM)], *rows[-1:]})
 
 
 def _cell(score: float, learned: bool, latest: bool) -> str:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cl_callbacks.guards.once import first_time
+from cl_callbacks.guards.safe_names import readable_key
+from cl_callbacks.training.configuration import configuration, configuration_name, is_of_this_package
 from cl_callbacks.training.lightning_private import is_logging_step, logged_step
 
 _PACKAGE = __name__.partition(".")[0]
-"""Log key of the configuration, and the module prefix of this package's callbacks."""
+"""Log key of the configuration."""
 
 
 def is_due(trainer: Trainer) -> bool:
@@ -28,9 +28,13 @@ def is_due(trainer: Trainer) -> bool:
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Logs numbers to all loggers, with the same step as Lightning's own metrics."""
+    """Logs numbers to all loggers, with the same step as Lightning's own metrics.
+
+    Keys of which a part is a name that a logger cannot write are changed as little as needed.
+    """
     step = logged_step(trainer)
-    tell(trainer, lambda logger: logger.log_metrics(dict(values), step=step))
+    found = {readable_key(key): value for key, value in values.items()}
+    tell(trainer, lambda logger: logger.log_metrics(dict(found), step=step))
 
 
 class _Failed(DummyLogger):
@@ -48,7 +52,7 @@ def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
             say(logger)
         except Exception as error:  # of any type, as its service raises
             # Replaced and not removed: whether there are loggers must be the same on all processes.
-            trainer.loggers[index] = _Failed(folder_of(logger))
+            trainer.loggers[index] = _Failed(_folder_if_known(logger))
             rank_zero_warn(
                 f"{type(logger).__name__} has failed ({type(error).__name__}: {error}), so from here on "
                 f"nothing is logged to it; the training goes on."
@@ -58,19 +62,25 @@ def tell(trainer: Trainer, say: Callable[[Logger], None]) -> None:
 def offer(trainer: Trainer, write: Callable[[Logger], None]) -> None:
     """Calls a function with each logger for optional output such as figures; an error is only a warning."""
     for logger in trainer.loggers:
-        with unless_it_fails(f"something for {type(logger).__name__}", Exception):
+        with unless_it_fails(trainer, f"something for {type(logger).__name__}"):
             write(logger)
 
 
 @contextmanager
-def unless_it_fails(what: str, error: type[Exception]) -> Iterator[None]:
-    """Within, turns errors of a type into warnings that ``what`` could not be written."""
+def unless_it_fails(trainer: Trainer, what: str) -> Iterator[None]:
+    """Within, turns an error into a warning that ``what`` could not be written, which comes once.
+
+    Where a file cannot be written others fail likewise, after every task: each cause is said once.
+    """
     try:
         yield
-    except error as found:
-        rank_zero_warn(
-            f"{what} could not be written ({type(found).__name__}: {found}); the training goes on."
-        )
+    except Exception as error:  # of any type, as a user's names or a logger's service raise
+        cause = f"errno {error.errno}" if isinstance(error, OSError) and error.errno else what
+        if first_time(trainer, f"not written: {type(error).__name__}, {cause}"):
+            rank_zero_warn(
+                f"{what} could not be written ({type(error).__name__}: {error}); the training goes on, and "
+                f"this is not said again."
+            )
 
 
 def log_folder(trainer: Trainer) -> Path | None:
@@ -78,8 +88,12 @@ def log_folder(trainer: Trainer) -> Path | None:
 
     Call it on rank zero only. For W&B it is that of the run's files, which are uploaded with it.
     """
-    folders = (folder_of(logger) for logger in trainer.loggers)
-    return next((folder for folder in folders if folder is not None), None)
+    for logger in trainer.loggers:
+        with unless_it_fails(trainer, f"files beside the log of {type(logger).__name__}"):
+            folder = folder_of(logger)
+            if folder is not None:
+                return folder
+    return None
 
 
 def folder_of(logger: Logger) -> Path | None:
@@ -94,20 +108,25 @@ def folder_of(logger: Logger) -> Path | None:
     return None if own is None else Path(own)
 
 
+def _folder_if_known(logger: Logger) -> Path | None:
+    """Folder of a logger that has failed; ``None`` also where asking for it fails as well."""
+    try:
+        return folder_of(logger)
+    except Exception:  # that the logger has failed is about to be said
+        return None
+
+
 def log_configuration(trainer: Trainer) -> None:
     """Logs the arguments of this package's callbacks to all loggers, as hyperparameters."""
     found: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if is_of_this_package(callback):
-            name = getattr(callback, "name", None) or type(callback).__name__.lower()
-            number = sum(key.partition(" ")[0] == name for key in found)
-            found[f"{name} {number + 1}" if number else name] = configuration(callback)
+            name, number = configuration_name(callback), 2
+            key = name
+            while key in found:
+                key, number = f"{name} {number}", number + 1
+            found[key] = configuration(callback)
     offer(trainer, lambda logger: _configure(logger, found))
-
-
-def is_of_this_package(made: Any) -> bool:
-    """Whether the class of an object is of this package or derived from one that is."""
-    return any(kind.__module__.startswith(f"{_PACKAGE}.") for kind in type(made).__mro__)
 
 
 def _configure(logger: Logger, found: dict[str, Any]) -> None:
@@ -117,28 +136,3 @@ def _configure(logger: Logger, found: dict[str, Any]) -> None:
         logger.experiment.add_text(_PACKAGE, f"```json\n{json.dumps(found, indent=1)}\n```")
     else:
         logger.log_hyperparams({_PACKAGE: found})
-
-
-def configuration(made: Any) -> dict[str, Any]:
-    """Class and constructor arguments of an object, as far as it has attributes of their names.
-
-    Example:
-        >>> from cl_callbacks import EpochBoundaries
-        >>> configuration(EpochBoundaries(5))
-        {'class': 'EpochBoundaries', 'every_n_epochs': 5}
-    """
-    names = inspect.signature(type(made)).parameters
-    kept = {name: getattr(made, name) for name in names if hasattr(made, name)}
-    return {"class": type(made).__name__} | {name: _plain(value) for name, value in kept.items()}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (torch.dtype, PathLike)):
-        return str(value)
-    if isinstance(value, torch.nn.Module):  # whose arguments may be tensors, or anything
-        return type(value).__name__
-    return configuration(value)

@@ -15,7 +15,7 @@ from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.training import log_keys
-from cl_callbacks.training.log import log_folder
+from cl_callbacks.training.log import log_folder, unless_it_fails
 from cl_callbacks.training.progress import say
 from cl_callbacks.tuning.found_strength import FoundStrength
 from cl_callbacks.tuning.strength_search import FACTORS, StrengthSearch, report
@@ -124,7 +124,8 @@ class StrengthFinder(Callback):
         self._set_strengths(trainer)
         report(trainer, type(self).__name__, self.result)
         if trainer.is_global_zero and log_folder(trainer) is not None:
-            log_figure(trainer, log_keys.STRENGTH_FIGURE, self.result.figure())
+            with unless_it_fails(trainer, "figure of strengths"):
+                log_figure(trainer, log_keys.STRENGTH_FIGURE, self.result.figure())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets the strengths that a checkpoint had: some strategies load it after ``on_fit_start``."""

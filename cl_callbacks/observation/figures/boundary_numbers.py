@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cl_callbacks.observation.figures.card import INK, TEXT
 from cl_callbacks.observation.figures.labels import apart
+from cl_callbacks.observation.thinning import evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+MOST_LINES = 100
+
+
+def mark_boundaries(axes: Axes, boundaries: Sequence[float], **style: Any) -> None:
+    """Draws a vertical line at each boundary, of many at no more than 100, evenly chosen."""
+    for index in evenly(len(boundaries), MOST_LINES):
+        axes.axvline(boundaries[index], **style)
 
 
 def number_boundaries(axes: Axes, boundaries: Sequence[float]) -> None:

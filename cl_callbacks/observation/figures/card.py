@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cl_callbacks.observation.figures.labels import cut, plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -45,13 +47,13 @@ def dress(axes: Axes, *, x: str = "", y: str = "", title: str | None = None, gri
         spine.set(color=FAINT, linewidth=0.8)
     axes.tick_params(which="both", colors=INK, labelsize=TEXT, color=FAINT)
     axes.set_xlabel(x, color=INK, fontsize=TEXT + 1)
-    axes.set_ylabel(y, color=INK, fontsize=TEXT + 1)
+    axes.set_ylabel(cut(plain(y), 60), color=INK, fontsize=TEXT + 1)
     axes.grid(False, which="both", axis="both")
     if grid is not None:
         axes.grid(True, axis=grid, color=GRID, linewidth=0.8, linestyle="-")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     if title:
-        axes.set_title(title, color=INK, fontsize=TEXT + 3)
+        axes.set_title(cut(plain(title), 80), color=INK, fontsize=TEXT + 3)
 
 
 def legend(figure: Figure, handles: list[Any], columns: int) -> None:

@@ -28,17 +28,30 @@ def cut(name: str, size: int, head: float = 0.5) -> str:
 def shortened(names: Sequence[str], size: int) -> list[str]:
     """Shortens names to the least length from ``size`` up at which different names stay different.
 
+    They are made :func:`plain`, and cut in any case at four times the ``size``.
+
     Example:
         >>> shortened(["encoder.block.3.weight", "encoder.block.4.weight"], size=14)
         ['enco…3.weight', 'enco…4.weight']
     """
+    names = list(map(plain, names))
     different = len(set(names))
-    for length in range(size, max(map(len, names), default=0)):
+    for length in range(size, min(4 * size, max(map(len, names), default=0))):
         for head in (0.5, 0.3, 0.7):
             short = [cut(name, length, head) for name in names]
             if len(set(short)) == different:
                 return short
-    return list(names)
+    return [cut(name, 4 * size) for name in names]
+
+
+def plain(text: str) -> str:
+    r"""The text as Matplotlib shall draw it: no formula, and nothing that is no character.
+
+    Example:
+        >>> plain("$a$"), plain("nul\0")
+        ('\\$a\\$', 'nul_')
+    """
+    return "".join(c if c.isprintable() else "_" for c in text).replace("$", r"\$")
 
 
 def every(count: int, room: int) -> int:

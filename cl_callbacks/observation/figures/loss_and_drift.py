@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cl_callbacks.observation.figures.boundary_numbers import number_boundaries
+from cl_callbacks.observation.figures.boundary_numbers import MOST_LINES, mark_boundaries, number_boundaries
 from cl_callbacks.observation.figures.card import BLUE, FAINT, INK, VERMILLION, card, dress, legend
+from cl_callbacks.observation.thinning import evenly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def loss_and_drift(
         steps: steps of both curves, ``(N,)``.
         loss: loss at each step, ``(N,)``; NaN if unknown.
         score: evidence for a change at each step, ``(N,)``; NaN if unknown.
-        boundaries: the steps at which a change was found, in order; numbered from 0 at the top.
+        boundaries: the steps at which a change was found, in order; numbered from 0 at the top. Of more than
+            a hundred that many are drawn.
         onsets: estimated step at which each change began; ``None`` or NaN if unknown.
         threshold: the score above which a change is declared.
 
@@ -50,9 +52,10 @@ def loss_and_drift(
             f"onsets must be one per boundary: {len(boundaries)} boundaries, {len(onsets)} onsets; "
             "None where it is not known"
         )
+    shown = evenly(len(boundaries), MOST_LINES)
     known = [
         (float(onset), float(boundary))
-        for onset, boundary in zip(onsets, boundaries, strict=True)
+        for onset, boundary in ((onsets[i], boundaries[i]) for i in shown)
         if onset is not None and not math.isnan(onset)
     ]
     figure = card(7.0, 4.6)
@@ -66,8 +69,7 @@ def loss_and_drift(
         for onset, boundary in known:
             axes.axvspan(onset, boundary, color=VERMILLION, alpha=0.25, linewidth=0, zorder=0.8)
             axes.axvline(onset, color=VERMILLION, linewidth=thin, linestyle="--", zorder=0.9)
-        for boundary in boundaries:
-            axes.axvline(boundary, color=VERMILLION, linewidth=thin, linestyle="-", zorder=0.9)
+        mark_boundaries(axes, boundaries, color=VERMILLION, linewidth=thin, linestyle="-", zorder=0.9)
     if threshold is not None:
         below.axhline(threshold, color=FAINT, linewidth=1.0, linestyle=":")
     number_boundaries(above, boundaries)

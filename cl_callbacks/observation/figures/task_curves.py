@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cl_callbacks.observation.figures.boundary_numbers import number_boundaries
+from cl_callbacks.observation.figures.boundary_numbers import mark_boundaries, number_boundaries
 from cl_callbacks.observation.figures.card import EDGE, PAPER, TEXT, card, dress
 from cl_callbacks.observation.figures.labels import every, shortened, spread_apart
+from cl_callbacks.observation.thinning import evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 MOST_LABELS = 10
 MOST_MARKERS = 40
+MOST_CURVES = 100
 _LEADER = {"arrowstyle": "-", "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
 
 
@@ -34,7 +36,8 @@ def task_curves(
     """Draws the score on each task over training, from dark for the first task to light for the last.
 
     A curve is pale until the previous task has ended, since its own task was not learned until then.
-    Up to ten tasks are named at the ends of their curves, more on a colour bar.
+    Up to ten tasks are named at the ends of their curves, more on a colour bar. Of more than a hundred tasks
+    that many are drawn, evenly chosen.
 
     Args:
         steps: steps at which scores were measured, ``(N,)``, rising.
@@ -66,7 +69,7 @@ def task_curves(
     learned_at: dict[int | None, int] = {}
     for position, column in enumerate(range(tasks) if order is None else order):
         learned_at.setdefault(column, position)
-    for task in range(tasks):
+    for task in evenly(tasks, MOST_CURVES):
         measured = np.isfinite(y[:, task])
         at, score = x[measured], y[measured, task]
         position = learned_at.get(task, 0)
@@ -76,8 +79,7 @@ def task_curves(
             axes.plot(at[:since], score[:since], color=_pale(colours[task]), zorder=1.5, **style)
         learned = slice(max(since - 1, 0), None)
         axes.plot(at[learned], score[learned], color=colours[task], **style)
-    for boundary in boundaries:
-        axes.axvline(boundary, color=EDGE, linewidth=0.8 if len(boundaries) <= 15 else 0.5, zorder=0.9)
+    mark_boundaries(axes, boundaries, color=EDGE, linewidth=0.8 if len(boundaries) <= 15 else 0.5, zorder=0.9)
     axes.margins(x=0.02)
     number_boundaries(axes, boundaries)
     if few:
@@ -114,7 +116,8 @@ def _map_of_ages() -> Any:
 
 
 def _by_age(tasks: int) -> list[Any]:
-    return [_map_of_ages()(task / max(tasks - 1, 1)) for task in range(tasks)]
+    ages = _map_of_ages()
+    return [ages(task / max(tasks - 1, 1)) for task in range(tasks)]
 
 
 def _pale(colour: Any) -> Any:
@@ -150,11 +153,14 @@ def _add_scale(figure: Figure, axes: Axes, tasks: int, names: Sequence[str] | No
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
 
-    norm = BoundaryNorm(np.arange(tasks + 1) - 0.5, tasks)
-    bar = figure.colorbar(ScalarMappable(norm, _map_of_ages().resampled(tasks)), ax=axes)
-    shown = range(0, tasks, every(tasks, room=10))
-    short = [str(task) for task in range(tasks)] if names is None else shortened(names, size=16)
-    bar.set_ticks(list(shown), labels=[short[task] for task in shown])
+    # A colour for each task up to the number that a bar can show.
+    steps = np.linspace(-0.5, tasks - 0.5, min(tasks, MOST_CURVES) + 1)
+    norm = BoundaryNorm(steps, len(steps) - 1)
+    colours = _map_of_ages().resampled(len(steps) - 1)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, spacing="proportional")
+    shown = list(range(0, tasks, every(tasks, room=10)))
+    short = list(map(str, shown)) if names is None else shortened([names[task] for task in shown], size=16)
+    bar.set_ticks(shown, labels=short)
     bar.minorticks_off()
-    dress(bar.ax, y="task")
+    dress(bar.ax, y="task" if tasks <= MOST_CURVES else f"task ({MOST_CURVES} of {tasks} drawn)")
     bar.outline.set(edgecolor=PAPER)

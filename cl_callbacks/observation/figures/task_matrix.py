@@ -20,6 +20,7 @@ from cl_callbacks.observation.figures.card import (
     legend,
 )
 from cl_callbacks.observation.figures.labels import every, shortened
+from cl_callbacks.observation.thinning import evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 MOST_NUMBERS = 12
+MOST_CELLS = 512
 
 
 def accuracy_matrix(
@@ -36,6 +38,7 @@ def accuracy_matrix(
     mode: Literal["max", "min"] = "max",
     title: str | None = None,
     order: Sequence[int | None] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Figure:
     """Draws the scores on every task after each task; brighter is better.
 
@@ -50,6 +53,8 @@ def accuracy_matrix(
         title: title above the matrix.
         order: column of the task that was learned first, second and so on, ``None`` for one without, if they
             are not 0, 1, 2 …; the matrix then has any number of rows.
+        rows: of a matrix without some rows, the number of tasks learned at each that it has, rising. Each is
+            drawn down to the next, the last down to the number of tasks.
 
     Raises:
         ValueError: invalid arguments, or nothing measured.
@@ -60,16 +65,22 @@ def accuracy_matrix(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['0.10', '0.90', '0.20', '0.80', '0.90']
     """
-    values = _checked(matrix, names, mode, order)
-    rows, tasks = values.shape
-    width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * (rows - 1), 1.8), 5.2))
+    values = _checked(matrix, names, mode, order, rows)
+    tasks, numbers = values.shape[1], range(len(values)) if rows is None else rows
+    ends = max(numbers[-1], 0 if rows is None else tasks) + 1
+    width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * (ends - 1), 1.8), 5.2))
     figure = card(width + 1.8, height + (1.5 if title else 1.2))
     axes = figure.add_subplot()
     dress(axes, x="score on task", y="tasks learned", title=title)
-    handles = _mark(axes, values, range(tasks) if order is None else order)
+    missing = bool(np.isnan(values).any())
+    handles = _mark(axes, (ends, tasks), missing, range(tasks) if order is None else order)
     low, high = _limits(values, mode)
+    # No more cells than the picture has room for.
+    lines = np.searchsorted(numbers, evenly(ends, MOST_CELLS), side="right") - 1
+    cells = values[lines][:, evenly(tasks, MOST_CELLS)]
     image = axes.imshow(
-        np.ma.masked_where(np.isnan(values), values),
+        np.ma.masked_where(np.isnan(cells), cells),
+        extent=(-0.5, tasks - 0.5, ends - 0.5, -0.5),
         cmap="viridis" if mode == "max" else "viridis_r",
         vmin=low,
         vmax=high,
@@ -77,9 +88,9 @@ def accuracy_matrix(
         interpolation="nearest",
         zorder=1,
     )
-    _label_tasks(axes, rows, tasks, names)
-    if max(tasks, rows - 1) <= MOST_NUMBERS:
-        _write_numbers(axes, image, values)
+    _label_tasks(axes, ends, tasks, names)
+    if max(tasks, ends - 1) <= MOST_NUMBERS:
+        _write_numbers(axes, image, cells)
     bar = figure.colorbar(image, ax=axes)
     dress(bar.ax, y="higher is better" if mode == "max" else "lower is better")
     bar.outline.set(edgecolor=FAINT, linewidth=0.8)
@@ -88,12 +99,20 @@ def accuracy_matrix(
 
 
 def _checked(
-    matrix: ArrayLike, names: Sequence[str] | None, mode: str, order: Sequence[int | None] | None
+    matrix: ArrayLike,
+    names: Sequence[str] | None,
+    mode: str,
+    order: Sequence[int | None] | None,
+    rows: Sequence[int] | None,
 ) -> np.ndarray[Any, Any]:
     values = np.asarray(matrix, dtype=float)
     if values.size == 0:
         raise ValueError("matrix is empty: there is no score to draw")
-    if values.ndim != 2 or (order is None and values.shape[0] != values.shape[1] + 1):
+    if rows is not None and (len(rows) != len(values) or rows[0] != 0 or (np.diff(rows) < 1).any()):
+        raise ValueError(
+            f"rows must be rising numbers from 0, one per row: {len(values)} rows, {len(rows)} numbers"
+        )
+    if values.ndim != 2 or (order is None and rows is None and values.shape[0] != values.shape[1] + 1):
         raise ValueError(
             f"matrix must have one row more than tasks, (T + 1, T), row 0 before any training; "
             f"its shape is {values.shape}"
@@ -118,12 +137,12 @@ def _limits(values: np.ndarray[Any, Any], mode: str) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _mark(axes: Axes, values: np.ndarray[Any, Any], order: Sequence[int | None]) -> list[Any]:
+def _mark(axes: Axes, shape: tuple[int, int], missing: bool, order: Sequence[int | None]) -> list[Any]:
     """Outlines tasks just learned and hatches missing scores; returns the legend handles for both."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Patch, Rectangle
 
-    rows, tasks = values.shape
+    rows, tasks = shape
     learned = [(task, row) for row, task in enumerate(order[: rows - 1], 1) if task is not None]
     cells = [Rectangle((task - 0.5, row - 0.5), 1, 1) for task, row in learned]
     edge = 1.8 if tasks <= MOST_NUMBERS else 0.7
@@ -131,7 +150,7 @@ def _mark(axes: Axes, values: np.ndarray[Any, Any], order: Sequence[int | None])
     axes.add_collection(outline, autolim=False)
     outline.set_clip_on(False)
     handles = [Patch(facecolor="none", edgecolor=VERMILLION, linewidth=1.8, label="just learned")]
-    if np.isnan(values).any():
+    if missing:
         empty = {"facecolor": PAPER, "edgecolor": EDGE, "hatch": "////", "linewidth": 0.0}
         axes.add_patch(Rectangle((-0.5, -0.5), tasks, rows, zorder=0, **empty))  # type: ignore[arg-type]
         handles.append(Patch(label="not measured", **empty))  # type: ignore[arg-type]
@@ -144,9 +163,9 @@ def _label_tasks(axes: Axes, rows: int, tasks: int, names: Sequence[str] | None)
     if names is None:
         axes.set_xticks(shown, labels=[str(task) for task in shown])
     else:
-        short = shortened(names, size=16)
-        upright = max(len(short[task]) for task in shown) * min(tasks, 13) > 28
-        axes.set_xticks(shown, labels=[short[task] for task in shown], rotation=90 if upright else 0)
+        short = shortened([names[task] for task in shown], size=16)
+        upright = max(map(len, short)) * min(tasks, 13) > 28
+        axes.set_xticks(shown, labels=short, rotation=90 if upright else 0)
 
 
 def _write_numbers(axes: Axes, image: AxesImage, values: np.ndarray[Any, Any]) -> None:

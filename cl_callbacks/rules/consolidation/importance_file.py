@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from cl_callbacks.guards.whole_file import whole_file
 
 State = dict[str, dict[str, Tensor]]
 
@@ -24,14 +25,8 @@ def save_importance(
     tensors = {
         f"{field}/{name}": t.contiguous().cpu() for field, named in state.items() for name, t in named.items()
     }
-    path = Path(path)
-    # In the same folder, since os.replace is atomic only within a file system.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as part:
         save_file(tensors, part, {**kind, "tasks": str(tasks), "offset": repr(offset)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_importance(
