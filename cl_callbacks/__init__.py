@@ -25,11 +25,13 @@ from cl_callbacks.rules.rehearsal import DarkExperienceReplay, ExperienceReplay,
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.training.same_state_key import refuse_same_state_keys
 from cl_callbacks.training.seed_epochs import SeedEpochs
 from cl_callbacks.training.state_from_processes import bring_state_back
 from cl_callbacks.tuning import FoundStrength, StrengthFinder, find_strength
 
 bring_state_back()
+refuse_same_state_keys()
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.training.arriving_batches import ArrivingBatches
 from cl_callbacks.training.fit_end import renews_statistics
 
@@ -42,9 +43,9 @@ class BatchBoundaries(TaskBoundaries):
         'domain'
     """
 
+    @checked(recent_samples=AT_LEAST_ONE)
     def __init__(self, key: str | int, recent_samples: int = 500) -> None:
         super().__init__()
-        integer("recent_samples", recent_samples, least=1)
         self.key = key
         self.recent_samples, self.recent_batches = recent_samples, RecentBatches(recent_samples)
         self._arriving: ArrivingBatches | None = None

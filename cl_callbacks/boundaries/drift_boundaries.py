@@ -17,7 +17,8 @@ from cl_callbacks.boundaries.trace import Trace
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, ENDLESS, Bounds
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import is_due, log
 from cl_callbacks.training.progress import say
@@ -103,6 +104,13 @@ class DriftBoundaries(MonitoredBoundaries):
         []
     """
 
+    @checked(
+        min_task_batches=Bounds(least=2),
+        snapshot_every_n_batches=AT_LEAST_ONE,
+        recent_samples=AT_LEAST_ONE,
+        recent_bytes=ENDLESS,
+        check_every_n_batches=AT_LEAST_ONE,
+    )
     def __init__(
         self,
         detector: Detector | None = None,
@@ -120,12 +128,10 @@ class DriftBoundaries(MonitoredBoundaries):
         super().__init__(signal_of(monitor, feature_layer), check_every_n_batches)
         if isinstance(detector, Plateau):
             raise ValueError("Plateau finds where a loss comes to rest, not a change: use PlateauBoundaries")
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode={mode!r} is neither 'min' nor 'max'")
         if feature_layer is not None and monitor != "feature_shift":
             raise ValueError(f"feature_layer is for monitor='feature_shift', not for {monitor!r}")
         self.detector, self.monitor, self.mode, self.feature_layer = detector, monitor, mode, feature_layer
-        if integer("min_task_batches", min_task_batches, least=2) < check_every_n_batches:
+        if min_task_batches < check_every_n_batches:
             raise ValueError(
                 f"check_every_n_batches={check_every_n_batches} must not exceed "
                 f"min_task_batches={min_task_batches}, or two tasks would end at once"
@@ -135,11 +141,10 @@ class DriftBoundaries(MonitoredBoundaries):
         self.rise = RiseMonitor(
             detector, warm_up=min_task_batches, logarithm=mode == "min", independent=independent
         )
-        self.snapshot_every_n_batches = integer("snapshot_every_n_batches", snapshot_every_n_batches, least=1)
+        self.snapshot_every_n_batches = snapshot_every_n_batches
         self.found: list[Boundary] = []
         self.trace = Trace()
-        self.recent_samples = integer("recent_samples", recent_samples, least=1)
-        self.recent_bytes = positive("recent_bytes", recent_bytes, endless=True)
+        self.recent_samples, self.recent_bytes = recent_samples, recent_bytes
         self._recent = RecentBatches(self.recent_samples, self.recent_bytes, device="cpu")
         self._snapshots = Snapshots()
         self._onset = 0

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.training.fit_end import renews_statistics
 
 
@@ -31,9 +32,10 @@ class EpochBoundaries(TaskBoundaries):
         0
     """
 
+    @checked(every_n_epochs=AT_LEAST_ONE)
     def __init__(self, every_n_epochs: int) -> None:
         super().__init__()
-        self.every_n_epochs = integer("every_n_epochs", every_n_epochs, least=1)
+        self.every_n_epochs = every_n_epochs
         self._epoch = -1  # the latest epoch that has begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.signals import Signal
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.training.fit_end import renews_statistics
 from cl_callbacks.training.progress import show_in_progress_bar
 
@@ -33,10 +34,11 @@ class MonitoredBoundaries(TaskBoundaries):
         skipped: number of values that were not finite.
     """
 
+    @checked(check_every_n_batches=AT_LEAST_ONE)
     def __init__(self, signal: Signal, check_every_n_batches: int) -> None:
         super().__init__()
         self.signal = signal
-        self.check_every_n_batches = integer("check_every_n_batches", check_every_n_batches, least=1)
+        self.check_every_n_batches = check_every_n_batches
         self.skipped = 0
         self._batches = 0  # trained on so far, over the whole training
         self._unread: list[tuple[int, Tensor]] = []  # batch index and value, on the device

@@ -16,7 +16,8 @@ from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.functional.fisher import reading_of_losses, sample_losses
 from cl_callbacks.functional.likelihood import Reading
 from cl_callbacks.gradients.sample_slices import SampleSlices
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE
 from cl_callbacks.tensors.batches import cat_samples, count_samples, take_samples, unlike_previous
 from cl_callbacks.tensors.containers import moved, plain_containers
 from cl_callbacks.training.model_outputs import ReadsOutputs
@@ -58,6 +59,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
 
     reads_task_data: ClassVar[bool] = False
 
+    @checked(recent_samples=AT_LEAST_ONE, hard_samples=NON_NEGATIVE)
     def __init__(
         self,
         detector: Plateau | None = None,
@@ -68,8 +70,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
     ) -> None:
         super().__init__(LossSignal(), check_every_n_batches)
         self.detector = Plateau() if detector is None else detector
-        self.hard_samples = integer("hard_samples", hard_samples, least=0)
-        self.recent_samples = integer("recent_samples", recent_samples, least=1)
+        self.hard_samples, self.recent_samples = hard_samples, recent_samples
         self._recent = RecentBatches(recent_samples)
         self._hard: Any = None  # samples by falling loss, and at the end copies of some of them
         self._is_new: Tensor | None = None  # which of them are no copies

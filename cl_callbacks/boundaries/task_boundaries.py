@@ -14,7 +14,9 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.last_task import LastTask
 from cl_callbacks.boundaries.process_state import in_a_group, of_all_processes, of_this_process
+from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.saved_state import restore_atomically
+from cl_callbacks.guards.sound_state import COUNT
 from cl_callbacks.training.fit_end import after_training, forget_after_training, weights_may_change
 from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
@@ -197,7 +199,7 @@ class TaskBoundaries(Callback):
             ValueError: a state of something else; the present state is then kept.
         """
         if not self._evaluating:
-            restore_atomically(self, state_dict)
+            restore_atomically(self, state_dict, {"task": COUNT})
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Restores a checked state; subclasses extend it."""
@@ -232,6 +234,7 @@ class FitBoundaries(TaskBoundaries):
         ...     logger=False, enable_checkpointing=False)
     """
 
+    @checked()
     def __init__(self, carry_optimizer: bool = False) -> None:
         super().__init__()
         self.carry_optimizer = carry_optimizer

@@ -10,7 +10,6 @@ from typing_extensions import Unpack
 from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.sequence_options import SequenceOptions
 from cl_callbacks.data.task_division import (
-    SCENARIOS,
     RowsBySplit,
     Scenario,
     by_column,
@@ -23,7 +22,8 @@ from cl_callbacks.data.task_division import (
 )
 from cl_callbacks.data.task_rows import TaskRows
 from cl_callbacks.data.task_sequence import TaskSequence
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE
 
 
 class DividedTasks(TaskSequence):
@@ -56,6 +56,7 @@ class DividedTasks(TaskSequence):
         FileNotFoundError: a path that does not exist.
     """
 
+    @checked(examples_per_label=AT_LEAST_ONE, seed=NON_NEGATIVE, eval_batch_size=AT_LEAST_ONE)
     def __init__(
         self,
         data: Any,
@@ -79,15 +80,11 @@ class DividedTasks(TaskSequence):
         self.task_column, self.task_order, self.label_groups = task_column, task_order, label_groups
         self.config, self.splits, self.seed = config, splits, seed
         self.examples_per_label = examples_per_label
-        if scenario not in SCENARIOS:
-            raise ValueError(f"scenario={scenario!r} is not one of {SCENARIOS}")
         if scenario == "task" and options.get("transition_batches"):
             raise ValueError(
                 "transition_batches mixes tasks within a batch, and with scenario='task' a batch has one "
                 "head: use scenario='domain' or 'class'"
             )
-        if examples_per_label is not None:
-            integer("examples_per_label", examples_per_label, least=1)
         one_each = isinstance(data, Sequence) and not isinstance(data, str)
         sources = [load_splits(source, config, splits, seed) for source in (data if one_each else [data])]
         self.task_names, rows = self._divided(sources)

@@ -12,6 +12,8 @@ from cl_callbacks.data.digits import digits
 from cl_callbacks.data.image_tasks import as_is, image_tensors
 from cl_callbacks.data.sequence_options import ImageOptions
 from cl_callbacks.data.task_sequence import TaskSequence
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
 
 
 class ImageTasks(TaskSequence):
@@ -43,6 +45,7 @@ class ImageTasks(TaskSequence):
         (3, torch.Size([32, 1, 16, 16]))
     """
 
+    @checked(permutations=Bounds(least=1, most=100_000), pad=Bounds(least=0, most=1024), seed=NON_NEGATIVE)
     def __init__(
         self,
         data: Any = "digits",

@@ -25,7 +25,8 @@ from cl_callbacks.data.image_tasks import (
     splits_of,
 )
 from cl_callbacks.data.transition import Ramp, blended
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, Bounds
 from cl_callbacks.guards.signatures import declare_arguments
 from cl_callbacks.tensors.random_numbers import mixed_seed
 from cl_callbacks.training.fit_end import renews_statistics
@@ -78,6 +79,14 @@ class TaskSequence(LightningDataModule):
 
     reads_task_data: ClassVar[bool] = False
 
+    @checked(
+        epochs_per_task=AT_LEAST_ONE,
+        transition_batches=NON_NEGATIVE,
+        shuffle_seed=NON_NEGATIVE,
+        batch_size=AT_LEAST_ONE,
+        eval_batch_size=AT_LEAST_ONE,
+        num_workers=NON_NEGATIVE,
+    )
     def __init__(
         self,
         tasks: Sequence[Mapping[str, Any]],
@@ -91,20 +100,15 @@ class TaskSequence(LightningDataModule):
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         super().__init__()
-        if not tasks:
-            raise ValueError("a sequence has at least one task")
         for index, task in enumerate(tasks):
             if "train" not in task:
                 raise ValueError(f"task {index} has no data set 'train'; it has {list(task)}")
-        if epochs_per_task is not None:
-            integer("epochs_per_task", epochs_per_task, least=1)
-        elif integer("transition_batches", transition_batches, least=0):
+        if epochs_per_task is None and transition_batches:
             raise ValueError(
                 "transition_batches needs epochs_per_task: nobody knows yet when a change will come"
             )
-        self.epochs_per_task = epochs_per_task
-        self.transition_batches = integer("transition_batches", transition_batches, least=0)
-        self.shuffle_seed = None if shuffle_seed is None else integer("shuffle_seed", shuffle_seed, least=0)
+        self.epochs_per_task, self.transition_batches = epochs_per_task, transition_batches
+        self.shuffle_seed = shuffle_seed
         self.tasks = list(tasks)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.collate_fn = num_workers, collate_fn
@@ -116,6 +120,7 @@ class TaskSequence(LightningDataModule):
     # -- sequences of image tasks ------------------------------------------------------------------
 
     @classmethod
+    @checked(tasks=Bounds(least=1, most=100_000), seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
     def permuted(
         cls, dataset: Any, *, tasks: int, seed: int = 0, pad: int = 0, **loaders: Any
     ) -> TaskSequence:
@@ -136,6 +141,7 @@ class TaskSequence(LightningDataModule):
         return cls._transformed(splits, [Permute(s, pixels) for s in seeds], loaders)
 
     @classmethod
+    @checked(seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
     def rotated(
         cls, dataset: Any, *, degrees: Sequence[float], seed: int = 0, pad: int = 0, **loaders: Any
     ) -> TaskSequence:
@@ -152,6 +158,7 @@ class TaskSequence(LightningDataModule):
         return cls._transformed(splits, [Rotate(angle) for angle in degrees], loaders)
 
     @classmethod
+    @checked(seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
     def split_by_label(
         cls,
         dataset: Any,

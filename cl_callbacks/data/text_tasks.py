@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from typing_extensions import Unpack
 
 from cl_callbacks.data.divided_tasks import DividedTasks
 from cl_callbacks.data.sequence_options import DividedOptions
 from cl_callbacks.data.tokenised import Collate, Kind, Padding, tokenised, tokeniser
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import Bounds
 
 
 class TextTasks(DividedTasks):
@@ -48,6 +50,7 @@ class TextTasks(DividedTasks):
         ([15, 15, 15, 15, 15, 15, 15, 15, 15, 15], 'banking')
     """
 
+    @checked(max_length=Bounds(least=1, most=2**24))
     def __init__(
         self,
         data: Any,
@@ -61,9 +64,6 @@ class TextTasks(DividedTasks):
     ) -> None:
         self.tokenizer, self.kind, self.text_column = tokenizer, kind, text_column
         self.max_length, self.padding = max_length, padding
-        for name, value, known in [("kind", kind, get_args(Kind)), ("padding", padding, get_args(Padding))]:
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {known}")
         if kind == "causal_lm" and options.get("scenario") != "domain":
             raise ValueError("a causal language model has the same outputs in all tasks: scenario='domain'")
         if kind != "sequence_classification" and (

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from cl_callbacks.data.divided_tasks import DividedTasks
 from cl_callbacks.data.processed_images import ProcessImages, image_processor, pictures
 from cl_callbacks.data.sequence_options import DividedOptions
+from cl_callbacks.guards.arguments import checked
 
 
 class VisionTasks(DividedTasks):
@@ -45,6 +46,7 @@ class VisionTasks(DividedTasks):
         [5, 5]
     """
 
+    @checked()
     def __init__(
         self, data: Any, *, processor: str, image_column: str = "image", **options: Unpack[DividedOptions]
     ) -> None:

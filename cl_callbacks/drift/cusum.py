@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cl_callbacks.guards.arguments import positive
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import ENDLESS, POSITIVE
 
 
 class CUSUM:
@@ -36,9 +37,10 @@ class CUSUM:
         22 3
     """
 
+    @checked(threshold=ENDLESS, allowance=POSITIVE)
     def __init__(self, threshold: float = 12.0, allowance: float = 0.5) -> None:
-        self.threshold = positive("threshold", threshold, endless=True)
-        self.allowance = positive("allowance", allowance)
+        self.threshold = threshold
+        self.allowance = allowance
         self._reset()
 
     def _reset(self) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import Bounds
 
 _FLOOR = 1e-2  # share of the mean variance that is added to each: features that hardly vary count for less
 _LIMIT = 2.0  # largest deviation of a batch that enters the averages, in standard deviations
@@ -40,9 +41,8 @@ class FeatureShift:
         tensor(True)
     """
 
+    @checked(decay=Bounds(least=0, below=1))
     def __init__(self, decay: float = 0.9) -> None:
-        if not 0 <= number("decay", decay) < 1:
-            raise ValueError(f"decay is the share that the averages keep, 0 to below 1; got {decay}")
         self.decay = decay
         self.seen = 0
         self.mean = self.variance = torch.zeros(0)

@@ -8,7 +8,8 @@ from collections import deque
 from statistics import NormalDist
 from typing import Any
 
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
 
 _NORMAL = NormalDist()
 
@@ -42,9 +43,10 @@ class NormalScores:
         (0.0, 1.28)
     """
 
+    @checked(window=Bounds(least=10), warm_up=Bounds(least=2), resolution=NON_NEGATIVE)
     def __init__(self, window: int = 200, warm_up: int = 50, resolution: float = 0.0) -> None:
-        self.window = integer("window", window, least=10)
-        self.warm_up = integer("warm_up", warm_up, least=2)
+        self.window = window
+        self.warm_up = warm_up
         self.resolution = resolution
         self.restart()
 

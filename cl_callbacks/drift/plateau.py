@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, POSITIVE, Bounds
 
 Threshold = Literal["relative", "absolute"]
 
@@ -54,6 +55,11 @@ class Plateau:
         0.1
     """
 
+    @checked(
+        window=Bounds(least=2),  # of which there is a variance
+        spread=POSITIVE,
+        margin=NON_NEGATIVE,
+    )
     def __init__(
         self,
         *,
@@ -63,15 +69,10 @@ class Plateau:
         spread: float | None = None,
         margin: float = 0.5,
     ) -> None:
-        integer("window", window, least=2)  # of which there is a variance
-        if threshold not in get_args(Threshold):
-            raise ValueError(f"threshold={threshold!r} is not one of {get_args(Threshold)}")
-        if number("margin", margin) < 0:
-            raise ValueError(f"margin must be at least 0; got {margin}")
         self.window, self.threshold, self.margin = window, threshold, margin
         default = _DEFAULTS[threshold]
-        self.level = default[0] if level is None else number("level", level)
-        self.spread = default[1] if spread is None else number("spread", spread)
+        self.level = default[0] if level is None else level
+        self.spread = default[1] if spread is None else spread
         self._reset()
 
     def _reset(self) -> None:

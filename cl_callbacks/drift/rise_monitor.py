@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.dependence import Dependence
 from cl_callbacks.drift.normal_scores import NormalScores
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import Bounds
 
 _EVIDENCE = 4.0  # least sum of deviations that counts as a rise; chance exceeds it at one value in fifty
 _MOST = 2.4  # largest evidence of one value, times the dependence: five are needed at a threshold of 12
@@ -73,6 +75,7 @@ class RiseMonitor:
         85 6
     """
 
+    @checked(warm_up=Bounds(least=2), window=Bounds(least=10))
     def __init__(
         self,
         detector: Detector | None = None,

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, MAY_BE_EMPTY
+
 
 class BoundaryScore(NamedTuple):
     """Result of :func:`score_boundaries`.
@@ -24,6 +27,7 @@ class BoundaryScore(NamedTuple):
     false_alarms: int
 
 
+@checked(alarms=MAY_BE_EMPTY, changes=MAY_BE_EMPTY, tolerance=AT_LEAST_ONE)
 def score_boundaries(alarms: Sequence[int], changes: Sequence[int], tolerance: int) -> BoundaryScore:
     """Compares alarms with the true changes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,7 +17,19 @@ from torchmetrics.text import Perplexity
 from cl_callbacks.fine_tuning.pretrained import Kind, LowRank, freeze, pretrained
 from cl_callbacks.fine_tuning.task_heads import Pooling
 from cl_callbacks.fine_tuning.warmup import TaskWarmup
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import check_arguments
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, MAY_BE_EMPTY, NON_NEGATIVE, POSITIVE, Bounds
+
+_BOUNDS = {
+    "num_labels": AT_LEAST_ONE,
+    "lr": POSITIVE,
+    "weight_decay": NON_NEGATIVE,
+    "warmup_steps": NON_NEGATIVE,
+    "freeze": MAY_BE_EMPTY,
+    "lora_rank": NON_NEGATIVE,
+    "lora_alpha": POSITIVE,
+    "lora_dropout": Bounds(least=0, below=1),
+}
 
 
 class SequentialFineTuner(LightningModule):
@@ -77,7 +89,7 @@ class SequentialFineTuner(LightningModule):
         lr: float = 5e-5,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
-        freeze: Sequence[str] = (),
+        freeze: str | Sequence[str] = (),
         lora_rank: int = 0,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
@@ -85,27 +97,28 @@ class SequentialFineTuner(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, known in [
-            ("kind", kind, get_args(Kind)),
-            ("pooling", pooling, (None, *get_args(Pooling))),
-        ]:
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {known}")
+        # Not `checked`: between this constructor and that of a subclass, Lightning would find its frame, and
+        # save the arguments of this class alone.
+        raw = dict(locals())
+        given = check_arguments(SequentialFineTuner.__init__, raw, _BOUNDS)
         if pooling is not None and kind not in ("sequence_classification", "image_classification"):
             raise ValueError(f"pooling makes one vector of a text or an image: it is not for kind={kind!r}")
         if pooling == "last" and kind == "image_classification":
             raise ValueError("the last token of an image is not special: use 'mean' or 'first'")
         if kind == "causal_lm" and num_labels is not None:
             raise ValueError("a causal language model's outputs are its tokens: leave num_labels out")
-        if isinstance(freeze, str):
-            freeze = (freeze,)
-        self.model, self.kind, self.num_labels, self.pooling = model, kind, num_labels, pooling
-        self.lr, self.weight_decay = positive("lr", lr), weight_decay
-        self.warmup_steps = integer("warmup_steps", warmup_steps, least=0)
-        self.frozen, self.lora_rank = freeze, integer("lora_rank", lora_rank, least=0)
-        self.lora_alpha, self.lora_dropout, self.lora_targets = lora_alpha, lora_dropout, lora_targets
-        self.gradient_checkpointing = gradient_checkpointing
+        self.model, self.kind, self.pooling = model, kind, pooling
+        self.num_labels: int | Sequence[int] | None = given["num_labels"]
+        self.lr: float = given["lr"]
+        self.weight_decay: float = given["weight_decay"]
+        self.warmup_steps: int = given["warmup_steps"]
+        self.frozen = (freeze,) if isinstance(freeze, str) else freeze
+        self.lora_rank: int = given["lora_rank"]
+        self.lora_alpha: float | None = given["lora_alpha"]
+        self.lora_dropout: float = given["lora_dropout"]
+        self.lora_targets, self.gradient_checkpointing = lora_targets, given["gradient_checkpointing"]
         self.save_hyperparameters()
+        self.hparams.update({name: new for name, new in given.items() if self.hparams.get(name) is raw[name]})
         self.network: nn.Module | None = None
         self.metrics = nn.ModuleList()
         if kind == "causal_lm" or num_labels is not None:

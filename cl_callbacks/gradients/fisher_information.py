@@ -17,6 +17,7 @@ from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
 from cl_callbacks.gradients.modes import differentiable_in_evaluation, evaluation_mode
 from cl_callbacks.gradients.per_sample import PerSampleGradients
 from cl_callbacks.gradients.precision import Precision
+from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.parameters import parameter_fault
 from cl_callbacks.tensors.containers import moved
 
@@ -29,6 +30,7 @@ _NOTHING = (
 _REMEDY = "give `outputs=`, a function from module and batch to (outputs, labels)"
 
 
+@checked()
 def fisher_information(
     module: nn.Module,
     batches: Iterable[Any],

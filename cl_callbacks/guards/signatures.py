@@ -45,7 +45,7 @@ def declare_arguments(kind: type) -> None:
     hint = getattr(init, "__annotations__", {}).pop("options", None)
     if isinstance(hint, str):
         try:
-            hint = eval(hint, init.__globals__)  # type: ignore[union-attr]
+            hint = eval(hint, inspect.unwrap(init).__globals__)  # type: ignore[arg-type]
         except NameError:  # imported for type checkers alone: all that the parents take
             hint = None
     for options in get_args(hint):  # a TypedDict

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from cl_callbacks.functional.task_matrix import average_accuracy, last_tasks_accuracy, learning_accuracy
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 
@@ -69,10 +71,9 @@ class LastTasksAccuracy(_MeanScore):
         tensor(0.7500)
     """
 
+    @checked(last=AT_LEAST_ONE)
     def __init__(self, last: int = 5, higher_is_better: bool = True, **kwargs: Any) -> None:
         super().__init__(higher_is_better, **kwargs)
-        if last < 1:
-            raise ValueError(f"last must be at least 1, not {last}")
         self.last = last
 
     def compute(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.functional.task_matrix import backward_transfer, forgetting, forward_transfer, intransigence
+from cl_callbacks.guards.arguments import checked
 from cl_callbacks.metrics.task_matrix_metric import TaskMatrixMetric
 
 
@@ -93,11 +94,14 @@ class Intransigence(TaskMatrixMetric):
 
     higher_is_better = False
 
+    @checked()
     def __init__(
-        self, reference: Sequence[float] | Tensor, higher_is_better: bool = True, **kwargs: Any
+        self, reference: Tensor | Sequence[float], higher_is_better: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(higher_is_better, **kwargs)
         self.reference = torch.as_tensor(reference)
+        if self.reference.ndim != 1 or not len(self.reference) or not self.reference.isfinite().all():
+            raise ValueError(f"reference must have one finite score for each task; got {reference}")
 
     def compute(self) -> Tensor:
         """Mean over the tasks learned so far, a scalar."""

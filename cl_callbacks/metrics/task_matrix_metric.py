@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from cl_callbacks.functional.task_matrix import Order
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 
 
 def mean_of_processes(matrices: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ class TaskMatrixMetric(Metric):
     full_state_update = True
     matrix: Tensor
 
+    @checked(order=NON_NEGATIVE)
     def __init__(self, higher_is_better: bool = True, *, order: Order | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.higher_scores_are_better, self.order = higher_is_better, order

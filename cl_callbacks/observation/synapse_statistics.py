@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, Bounds
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.observation.histograms import log_histograms
 from cl_callbacks.observation.pictures import log_figure
@@ -70,6 +71,7 @@ class SynapseStatistics(Callback):
     observes: ClassVar[bool] = True
     reads_task_data: ClassVar[bool] = False
 
+    @checked(every_n_steps=AT_LEAST_ONE, frozen_below=Bounds(above=0, most=1))
     def __init__(
         self,
         every_n_steps: int | None = 500,
@@ -79,10 +81,6 @@ class SynapseStatistics(Callback):
         histograms: bool = True,
     ) -> None:
         super().__init__()
-        if every_n_steps is not None:
-            integer("every_n_steps", every_n_steps, least=1)
-        if not 0 < number("frozen_below", frozen_below) <= 1:
-            raise ValueError(f"frozen_below is a plasticity, above 0 and at most 1; got {frozen_below}")
         self.every_n_steps, self.frozen_below = every_n_steps, frozen_below
         self.by_layer, self.histograms = by_layer, histograms
         self._latest: dict[str, Statistics] = {}

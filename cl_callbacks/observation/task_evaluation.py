@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.observation.task_keys import checked_name, names_apart
 from cl_callbacks.observation.task_monitors import (
@@ -108,6 +110,7 @@ class TaskEvaluation(Callback):
     observes: ClassVar[bool] = True
     reads_task_data: ClassVar[bool] = False
 
+    @checked(order=NON_NEGATIVE)
     def __init__(
         self,
         monitor: str = "val_acc",
@@ -121,9 +124,7 @@ class TaskEvaluation(Callback):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r} is neither 'max' nor 'min'")
-        if names is not None and (isinstance(names, str) or len(set(names)) < len(names)):
+        if names is not None and len(set(names)) < len(names):
             raise ValueError(f"names must be a list of different names, one for each task; got {names!r}")
         self.monitor, self.mode, self.names = monitor, mode, None if names is None else list(names)
         self.untrained, self.artifact, self.table = untrained, artifact, table

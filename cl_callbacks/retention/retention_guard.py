@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import distances
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
+from cl_callbacks.guards.sound_state import OF_SQUARES
 from cl_callbacks.retention.learned_scores import LearnedScores
 from cl_callbacks.retention.least_share import least_share
 from cl_callbacks.retention.old_weights import OldStatistics, OldWeights
@@ -104,6 +105,7 @@ class RetentionGuard(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"old": "parameter", "total": "zeros"}
+    state_bounds: Mapping[str, Bounds] = {**SynapticCallback.state_bounds, "synapses/total": OF_SQUARES}
     running: tuple[str, ...] = ("old",)  # compared with weights, and so not rounded more than they are
     saved: ClassVar[tuple[str, ...]] = ("decisions", "strengths", "stopped")
     corrects_weights: ClassVar[bool] = True
@@ -111,6 +113,12 @@ class RetentionGuard(SynapticCallback):
     local: ClassVar[bool] = True
     dial: str = "tolerance"
 
+    @checked(
+        tolerance=NON_NEGATIVE,
+        factor=Bounds(above=1),
+        validations=Bounds(least=2),
+        order=NON_NEGATIVE,
+    )
     def __init__(
         self,
         monitor: str,
@@ -125,19 +133,11 @@ class RetentionGuard(SynapticCallback):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(**options)
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r} is neither 'max' nor 'min'")
-        if not (math.isfinite(number("tolerance", tolerance)) and tolerance >= 0):
-            raise ValueError(f"tolerance must be a finite number, at least 0; got {tolerance!r}")
-        if action not in ("interpolate", "strengthen", "stop"):
-            raise ValueError(f"action={action!r} is none of 'interpolate', 'strengthen' and 'stop'")
-        if rules is not None and (isinstance(rules, str) or action != "strengthen"):
-            raise ValueError(f"rules must be a list of names, and is for action='strengthen'; got {rules!r}")
-        if not (math.isfinite(number("factor", factor)) and factor > 1):
-            raise ValueError(f"factor must be a finite number above 1, which strengthens; got {factor!r}")
+        if rules is not None and action != "strengthen":
+            raise ValueError(f"rules is for action='strengthen', and not for {action!r}; got {rules!r}")
         self.monitor, self.mode, self.tolerance, self.action = monitor, mode, tolerance, action
         self.rules, self.factor = None if rules is None else list(rules), factor
-        self.validations = integer("validations", validations, least=2)
+        self.validations = validations
         self.scores = LearnedScores(monitor, mode == "max", order, type(self).__name__)
         """What each task has scored, and had scored when it was learned."""
         self.order = self.scores.order

@@ -17,14 +17,14 @@ from cl_callbacks.guards.parameters import SPARSE_GRADIENT, parameter_fault
 from cl_callbacks.rules.rule_options import Patterns
 
 
-def patterns_of(given: Patterns) -> tuple[str, ...]:
+def patterns_of(name: str, given: Patterns) -> tuple[str, ...]:
     """Tuple of the regular expressions in an argument that takes one, several or ``None``.
 
     Raises:
         ValueError: an invalid regular expression.
 
     Example:
-        >>> patterns_of("bias")
+        >>> patterns_of("exclude", "bias")
         ('bias',)
     """
     patterns = (given,) if isinstance(given, str) else tuple(given or ())
@@ -32,7 +32,7 @@ def patterns_of(given: Patterns) -> tuple[str, ...]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+            raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
     return patterns
 
 

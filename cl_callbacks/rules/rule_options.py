@@ -21,7 +21,7 @@ class RuleOptions(TypedDict, total=False):
     parameters: Patterns
     exclude: Patterns
     state_dtype: torch.dtype | str | None
-    state_device: str | None
+    state_device: str | torch.device | None
     strict: bool
     name: str | None
 
@@ -82,7 +82,7 @@ def state_dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
     return dtype
 
 
-def state_device_of(given: str | None) -> torch.device | None:
+def state_device_of(given: str | torch.device | None) -> torch.device | None:
     """Converts ``state_device`` to a device; ``None`` for that of each parameter.
 
     Raises:

@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import boundaries_of, ensure_boundaries
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import MAY_BE_EMPTY, Bounds
 from cl_callbacks.guards.few import few
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.signatures import call_text, declare_arguments, refuse_unknown, snake_case
+from cl_callbacks.guards.sound_state import COUNT, OF_WEIGHTS
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.rules.compatibility import (
     refuse_missing_device,
@@ -125,6 +128,8 @@ class SynapticCallback(Callback):
     """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""
+    state_bounds: Mapping[str, Bounds] = {"synapses": OF_WEIGHTS, "tasks": COUNT, "next_task": COUNT}
+    """What numbers a saved state may hold, by path, such as ``"synapses/importance"`` for a field."""
     unsaved_before: ClassVar[Mapping[str, Any]] = {"next_task": 0}
     """Values of what older checkpoints do not contain."""
     dial: str = "strength"
@@ -144,20 +149,22 @@ class SynapticCallback(Callback):
                 cls.local = False
                 return
 
+    @checked(exclude=MAY_BE_EMPTY)
     def __init__(
         self,
         *,
         parameters: Patterns = None,
         exclude: Patterns = None,
         state_dtype: torch.dtype | str | None = None,
-        state_device: str | None = None,
+        state_device: str | torch.device | None = None,
         strict: bool = True,
         name: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         refuse_unknown(type(self), unknown)
-        self.parameters, self.exclude = patterns_of(parameters), patterns_of(exclude)
+        self.parameters = patterns_of("parameters", parameters)
+        self.exclude = patterns_of("exclude", exclude)
         self.name = snake_case(type(self).__name__) if name is None else name
         # The default as version 0.1 wrote it, so that its checkpoints are found.
         self._name_in_key = type(self).__name__.lower() if name is None else name
@@ -181,6 +188,7 @@ class SynapticCallback(Callback):
         self._task_begins = False
         self._committing: ExitStack | None = None
         self._evaluating = False
+        self._checkpoint = ""  # the file that is being loaded
         self._before_task_end: dict[str, Any] | None = None
 
     # -- what a rule overrides ---------------------------------------------------------------------
@@ -465,13 +473,19 @@ class SynapticCallback(Callback):
             state_dict = {**self.unsaved_before, **state_dict}
         known = self.synapses.known or self.next_task > 0
         if not (self._evaluating and known):
-            restore_atomically(self, state_dict)
+            restore_atomically(self, state_dict, self.state_bounds, self._checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Notes which file the state to be loaded is from, for errors."""
+        self._checkpoint = str(trainer.ckpt_path or "")
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the fields and the numbers from a saved state; extended by rules with more state."""
         self.rule_scale = RuleScale(fresh=False)
         self._continuity = Continuity(restored=True)
-        self.synapses.load_state_dict(state_dict["synapses"])
+        self.synapses.load_state_dict(state_dict["synapses"], self._checkpoint)
         for name in ("tasks", "next_task", *self.saved):
             setattr(self, name, copy.copy(state_dict[name]))
 

@@ -102,6 +102,7 @@ class Synapses:
         self._running = frozenset(running)
         self._fill = dict(fields)
         self._state: dict[str, dict[str, Tensor]] = {field: {} for field in fields}
+        self._source = ""  # the file that the state is from
         self.view = SynapseView([], {field: [] for field in fields}, [], [])
 
     def place(self, model: Mapping[str, Tensor], selected: Sequence[str]) -> SynapseView:
@@ -172,11 +173,12 @@ class Synapses:
             for field, state in self._state.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str = "") -> None:
         """Copies saved state, which the next :meth:`place` matches to the parameters.
 
-        A field that is missing gets its initial value.
+        A field that is missing gets its initial value. The ``source`` is the file it is from, for errors.
         """
+        self._source = source
         for field in self._state:
             self._state[field] = {name: t.detach().clone() for name, t in state.get(field, {}).items()}
 
@@ -247,17 +249,18 @@ class Synapses:
         return new
 
     def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
-        held = {name: t for state in self._state.values() for name, t in state.items()}
-        vanished = [name for name in held if name not in model]
+        held = self.names
+        vanished = sorted(held - model.keys())
         misshaped = [
-            f"{name}: state {tuple(t.shape)}, parameter {tuple(model[name].shape)}"
-            for name, t in held.items()
+            f"{field}/{name}: state {tuple(t.shape)}, parameter {tuple(model[name].shape)}"
+            for field, state in self._state.items()
+            for name, t in state.items()
             if name in model and not _fits(t, model[name])
         ]
         if misshaped or (vanished and self.strict):
             missing = [name for name in model if name not in held]
             raise ValueError(
-                "The synaptic state does not fit this model.\n"
+                f"The synaptic state{self._source and f' of {self._source}'} does not fit this model.\n"
                 f"  of another shape: {misshaped or 'none'}\n"
                 f"  not in the model: {vanished or 'none'}\n"
                 f"  in the model, without state: {missing or 'none'}\n"

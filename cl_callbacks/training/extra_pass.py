@@ -15,18 +15,12 @@ from torch.nn.utils import get_total_norm
 from cl_callbacks.gradients.per_sample import Cotangents, Forward, PerSampleGradients
 from cl_callbacks.gradients.sample_gradients import Magnitude
 from cl_callbacks.gradients.sharded_gradients import ShardedGradients
-from cl_callbacks.guards.arguments import integer
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.tensors.shards import group_of, total
 from cl_callbacks.training.progress import progress
 from cl_callbacks.training.quiet import quiet
 from cl_callbacks.training.shared_batches import seen_by_all, share_buffers
 from cl_callbacks.training.task_batches import sample_count, task_batches
-
-
-def checked_samples(samples: int | None) -> int | None:
-    """Returns the number of samples that a rule measures on, or raises if it is below 1."""
-    return None if samples is None else integer("samples", samples, least=1)
 
 
 def mean_over_task(

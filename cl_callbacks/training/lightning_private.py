@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.connectors import callback_connector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import _TunerExitException
@@ -240,6 +241,19 @@ def extend_fits_in_processes(
         return collect(self, trainer, results)
 
     launcher.launch, launcher._collect_rank_zero_results = launch_and_load, save_and_collect
+
+
+def check_callbacks_first(check: Callable[[Sequence[Callback]], None]) -> None:
+    """Has every Trainer call ``check(callbacks)`` before Lightning's own check of its list of callbacks."""
+    connector: Any = callback_connector
+    own = connector._validate_callbacks_list
+
+    @wraps(own)
+    def check_and_validate(callbacks: Any) -> None:
+        check(callbacks)
+        own(callbacks)
+
+    connector._validate_callbacks_list = check_and_validate
 
 
 def leave_fit() -> NoReturn:

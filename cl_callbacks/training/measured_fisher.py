@@ -9,7 +9,6 @@ from cl_callbacks.functional.fisher import Estimator
 from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.gradients.fisher_reader import FisherReader
 from cl_callbacks.gradients.graph import graph_nodes
-from cl_callbacks.guards.arguments import integer
 from cl_callbacks.training.drawn_samples import DrawsSamples
 
 _OF_CLASSES = ("LogSoftmax", "Softmax", "Logsumexp", "NllLoss")
@@ -37,8 +36,6 @@ class MeasuresFisher(DrawsSamples):
         ignore_index: int,
     ) -> None:
         """Sets how outputs and labels are read, or raises a ``ValueError`` for what cannot work together."""
-        class_dim = None if class_dim is None else integer("class_dim", class_dim)
-        ignore_index = integer("ignore_index", ignore_index)
         self.reader = FisherReader(estimator, likelihood, class_dim, ignore_index)
         self.estimator, self.likelihood = estimator, likelihood
         self.class_dim, self.ignore_index = class_dim, ignore_index

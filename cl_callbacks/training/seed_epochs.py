@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.training.generators import seed_torch
 
 
@@ -39,9 +40,10 @@ class SeedEpochs(Callback):
         3
     """
 
+    @checked(seed=NON_NEGATIVE)
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.seed = integer("seed", seed, least=0)
+        self.seed = seed
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

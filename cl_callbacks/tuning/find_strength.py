@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, POSITIVE, Bounds
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.training.lightning_private import leave_fit, new_fit_loop, starts_processes
 from cl_callbacks.training.quiet_fit import quiet_fits
@@ -22,6 +24,7 @@ Tasks = LightningDataModule | tuple[Sequence[Any], Sequence[Any]]
 """A data module that serves tasks in sequence, or training and validation loaders, one for each task."""
 
 
+@checked(factors=POSITIVE, share=Bounds(above=0, most=1), epochs_per_task=AT_LEAST_ONE)
 def find_strength(
     trainer: Trainer,
     module: LightningModule,

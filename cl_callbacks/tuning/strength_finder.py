@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, POSITIVE, Bounds
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
@@ -80,6 +82,7 @@ class StrengthFinder(Callback):
         True
     """
 
+    @checked(factors=POSITIVE, share=Bounds(above=0, most=1), epochs_per_task=AT_LEAST_ONE)
     def __init__(
         self,
         monitor: str = "val_acc",

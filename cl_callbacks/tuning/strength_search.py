@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.guards.arguments import integer, positive
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.training.progress import progress, say
 from cl_callbacks.training.quiet_fit import quiet_fits
@@ -45,15 +44,8 @@ class StrengthSearch:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"mode={self.mode!r} is neither 'max' nor 'min'")
-        factors = [positive("each of factors", factor) for factor in self.factors]
-        if len(factors) < 2 or any(a >= b for a, b in pairwise(factors)):
+        if len(self.factors) < 2 or any(a >= b for a, b in pairwise(self.factors)):
             raise ValueError(f"factors must be at least two numbers that rise; got {list(self.factors)}")
-        if positive("share", self.share) > 1:
-            raise ValueError(f"share is that of a task's length, above 0 and at most 1; got {self.share}")
-        if self.epochs_per_task is not None:
-            integer("epochs_per_task", self.epochs_per_task, least=1)
 
     @property
     def cost(self) -> float:

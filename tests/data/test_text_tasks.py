@@ -241,8 +241,8 @@ def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kind": "regression"}, "kind='regression' is not one of"),
-        ({"scenario": "heads"}, "scenario='heads' is not one of"),
+        ({"kind": "regression"}, "kind must be 'sequence_classification'"),
+        ({"scenario": "heads"}, "scenario must be 'task'"),
         ({"scenario": "domain"}, "share none: use 'class'"),
         ({"kind": "causal_lm"}, "same outputs in all tasks"),
         ({"task_column": None}, "in one way what the tasks are"),

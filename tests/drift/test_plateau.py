@@ -114,7 +114,7 @@ def test_goes_on_from_its_state() -> None:
     ("arguments", "said"),
     [
         ({"window": 1}, "at least 2"),
-        ({"threshold": "both"}, "is not one of"),
+        ({"threshold": "both"}, "threshold must be 'relative' or 'absolute'"),
         ({"margin": -1.0}, "at least 0"),
     ],
 )

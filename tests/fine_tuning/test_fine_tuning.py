@@ -431,8 +431,8 @@ def test_a_checkpoint_loads_without_the_data_that_said_how_many_labels_there_are
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kind": "regression"}, "kind='regression' is not one of"),
-        ({"pooling": "max"}, "pooling='max' is not one of"),
+        ({"kind": "regression"}, "kind must be 'sequence_classification'"),
+        ({"pooling": "max"}, "pooling must be 'mean'"),
         ({"kind": "token_classification", "pooling": "mean"}, "not for kind='token_classification'"),
         ({"kind": "causal_lm", "num_labels": 3}, "leave num_labels out"),
         ({"lr": 0.0}, "lr must be a finite number above 0"),

@@ -291,7 +291,7 @@ def test_two_processes_decide_alike(tmp_path: Path) -> None:
     [
         ({"tolerance": -0.1}, "tolerance must be a finite number, at least 0"),
         ({"tolerance": math.nan}, "tolerance must be a finite number, at least 0"),
-        ({"action": "pray"}, "is none of 'interpolate', 'strengthen' and 'stop'"),
+        ({"action": "pray"}, "action must be 'interpolate', 'strengthen' or 'stop'"),
         ({"rules": ["ewc"]}, "rules must be a list of names, and is for action='strengthen'"),
         ({"rules": "ewc", "action": "strengthen"}, "rules must be a list of names"),
         ({"factor": 1.0}, "factor must be a finite number above 1"),

@@ -13,8 +13,10 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import distances
 from cl_callbacks.functional.averaging import draw_back_, merge_weights_
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, Bounds
 from cl_callbacks.guards.once import first_time
+from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.rules.averaging.batch_statistics import BatchStatistics, statistics
 from cl_callbacks.rules.moved_weights import have_others_follow, refuse_certain_values
 from cl_callbacks.rules.named_rule import named_rule
@@ -97,6 +99,11 @@ class WeightMerging(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"old": "parameter", "total": "zeros"}
+    state_bounds: Mapping[str, Bounds] = {
+        **SynapticCallback.state_bounds,
+        "synapses/total": OF_SQUARES,
+        "steps": COUNT,
+    }
     running: tuple[str, ...] = ("old",)  # compared with weights, and so not rounded more than they are
     saved: ClassVar[tuple[str, ...]] = ("steps", "started")
     moves_weights: ClassVar[bool] = True
@@ -104,6 +111,7 @@ class WeightMerging(SynapticCallback):
     local: ClassVar[bool] = True
     dial: str = "share"
 
+    @checked(share=Bounds(least=0, below=1), every_n_steps=AT_LEAST_ONE)
     def __init__(
         self,
         share: float | Literal["running"] = "running",
@@ -114,15 +122,8 @@ class WeightMerging(SynapticCallback):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(**options)
-        if share != "running" and (isinstance(share, str) or not 0 <= number("share", share) < 1):
-            raise ValueError(
-                f"share must be from 0 to below 1, at which nothing would be learned, or 'running' for "
-                f"the mean over tasks; got {share!r}"
-            )
-        if every_n_steps is not None:
-            integer("every_n_steps", every_n_steps, least=1)
-            if share == "running":
-                raise ValueError("share='running' is for once a task: with every_n_steps give a number")
+        if every_n_steps is not None and share == "running":
+            raise ValueError("share='running' is for once a task: with every_n_steps give a number")
         if weighted_by is not None and (share != "running" or include_start):
             raise ValueError(
                 "weighted_by gives each weight a share of its own, by the importance that tasks have: leave "

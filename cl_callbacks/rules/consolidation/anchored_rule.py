@@ -18,7 +18,9 @@ from cl_callbacks.functional.anchoring import (
     quadratic_penalty,
     relax_to_anchor_,
 )
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, POSITIVE, Bounds
+from cl_callbacks.guards.sound_state import OF_SQUARES
 from cl_callbacks.rules.rule_options import Normalize, RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -54,6 +56,10 @@ class AnchoredRule(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"importance": "zeros", "anchor": "parameter"}
+    state_bounds: Mapping[str, Bounds] = {
+        **SynapticCallback.state_bounds,
+        "synapses/importance": OF_SQUARES,
+    }
     shardable: ClassVar[bool] = True
     local: ClassVar[bool] = True
     unsaved_before: ClassVar[Mapping[str, Any]] = {
@@ -63,6 +69,7 @@ class AnchoredRule(SynapticCallback):
     stiffness_of_one: ClassVar[float] = 1.0
     """Stiffness at a strength of 1: 2 for a penalty that has no factor of one half."""
 
+    @checked(strength=NON_NEGATIVE, max_importance=POSITIVE)
     def __init__(
         self,
         strength: float,
@@ -73,12 +80,6 @@ class AnchoredRule(SynapticCallback):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(**options)
-        if not (math.isfinite(number("strength", strength)) and strength >= 0):
-            raise ValueError(f"strength must be a finite number, at least 0; got {strength}")
-        if max_importance is not None and not number("max_importance", max_importance) > 0:
-            raise ValueError(f"max_importance must be positive, or None for no limit; got {max_importance}")
-        if normalize not in ("mean", None):
-            raise ValueError(f"normalize={normalize!r} is neither 'mean' nor None, the papers' units")
         self.strength, self.normalize = strength, normalize
         self.proximal, self.max_importance = proximal, max_importance
         self.offset = 0.0

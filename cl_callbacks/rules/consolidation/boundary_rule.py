@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from os import PathLike
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +15,9 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.anchoring import merge_each_, merge_latest_
 from cl_callbacks.functional.normalization import sum_and_number
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import SHARE, Bounds
+from cl_callbacks.guards.sound_state import FINITE
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.importance_file import load_importance, save_importance
 from cl_callbacks.rules.rule_options import AnchoredOptions, Anchors, Decay
@@ -42,7 +45,9 @@ class BoundaryRule(AnchoredRule):
     shared: ClassVar[tuple[str, ...]] = ("importance", "anchor")
     """Fields that persist over tasks, and are therefore in an importance file."""
     saved: ClassVar[tuple[str, ...]] = ("offset",)
+    state_bounds: Mapping[str, Bounds] = {**AnchoredRule.state_bounds, "offset": FINITE}
 
+    @checked(decay=SHARE)
     def __init__(
         self,
         strength: float,
@@ -53,17 +58,13 @@ class BoundaryRule(AnchoredRule):
         **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(strength, **options)
-        if anchors not in get_args(Anchors):
-            raise ValueError(f"anchors={anchors!r} is not one of {get_args(Anchors)}")
-        if decay != "mean" and (isinstance(decay, str) or not 0 <= number("decay", decay) <= 1):
-            raise ValueError(
-                f"decay is the share of old importance that is kept, 0 to 1, or 'mean'; got {decay!r}"
-            )
         self.anchors, self.decay, self.importance_file = anchors, decay, importance_file
         self._ahead: dict[int, list[Tensor] | None] = {}  # importance of a task that is ending
         if importance_file is not None:
-            state, self.tasks, self.offset = load_importance(importance_file, self.shared, self._kind_in_file)
-            self.synapses.load_state_dict(state)
+            state, self.tasks, self.offset = load_importance(
+                importance_file, self.shared, self._kind_in_file, self.state_bounds
+            )
+            self.synapses.load_state_dict(state, str(importance_file))
             self._continuity = Continuity(restored=True)
 
     @property

@@ -9,10 +9,12 @@ from typing_extensions import Unpack
 from cl_callbacks.functional.fisher import Estimator
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
-from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
+from cl_callbacks.training.extra_pass import mean_of_gradients
 from cl_callbacks.training.measured_fisher import MeasuresFisher
 
 
@@ -64,6 +66,7 @@ class EWC(MeasuresFisher, BoundaryRule):
         >>> trainer = Trainer(callbacks=[EWC()], logger=False, enable_checkpointing=False)
     """
 
+    @checked(samples=AT_LEAST_ONE)
     def __init__(
         self,
         strength: float = 0.05,
@@ -77,8 +80,8 @@ class EWC(MeasuresFisher, BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         self.read_as(estimator, likelihood, class_dim, ignore_index)
-        self.samples = checked_samples(samples)
         super().__init__(strength, decay=decay, **options)
+        self.samples = samples
 
     @property
     def kind(self) -> dict[str, str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cl_callbacks.guards.bounds import Bounds
+from cl_callbacks.guards.few import some
+from cl_callbacks.guards.sound_state import memory_of_machine, unlike_shapes, unsound
 from cl_callbacks.guards.whole_file import whole_file
 
 State = dict[str, dict[str, Tensor]]
@@ -30,27 +34,43 @@ def save_importance(
 
 
 def load_importance(
-    path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str]
+    path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str], bounds: Mapping[str, Bounds]
 ) -> tuple[State, int, float]:
     """Reads a file of :func:`save_importance`: state, number of tasks, offset.
 
+    The ``bounds`` of its numbers are by path, as in checkpoints of the rule.
+
     Raises:
-        ValueError: no such file, a damaged one, or one of another importance measure.
+        ValueError: no such file, a damaged one, one of another importance measure, or numbers that make no
+            sense, of which the message names the tensor.
     """
     if not Path(path).is_file():
         raise ValueError(f"importance_file={str(path)!r} is not a file; write one with `save_importance`")
     try:
-        return _read(path, fields, kind)
+        state, tasks, offset = _read(path, fields, kind)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is no safetensors file, or not the whole of one ({error}): copy it again, or write "
             f"another with `save_importance`"
         ) from error
+    wrong = [*unsound({"synapses": state, "tasks": tasks, "offset": offset}, bounds), *unlike_shapes(state)]
+    if wrong:
+        raise ValueError(
+            f"{path} was not loaded, since its numbers make no sense: {some(wrong)}. Write another with "
+            f"`save_importance`, of a training whose weights are finite"
+        )
+    return state, int(tasks), float(offset)
 
 
 def _read(
     path: str | PathLike[str], fields: Sequence[str], kind: Mapping[str, str]
-) -> tuple[State, int, float]:
+) -> tuple[State, Any, Any]:
+    size, most = Path(path).stat().st_size, memory_of_machine()
+    if size > most:
+        raise ValueError(
+            f"{path} has {size:.3g} bytes, and this machine a memory of {most:.3g}: it is no importance of a "
+            f"network that can be trained here"
+        )
     state: State = {field: {} for field in fields}
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
@@ -74,4 +94,12 @@ def _read(
     lacking = [f"{field}/{name}" for field in fields for name in sorted(names - state[field].keys())]
     if lacking:
         raise ValueError(f"{path} is not whole: without {', '.join(lacking)}")
-    return state, int(about["tasks"]), float(about["offset"])
+    return state, _number(about["tasks"], int), _number(about["offset"], float)
+
+
+def _number(text: str, kind: type) -> Any:
+    """A number of the file's header; the text itself if it is none."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,13 +18,15 @@ from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.gradients.kronecker_factors import KroneckerFactors
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, SHARE, Bounds
+from cl_callbacks.guards.sound_state import OF_WEIGHTS
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.consolidation.kronecker_memory import Accumulate, KroneckerMemory, factored_layers
 from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
-from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients, mean_over_task
+from cl_callbacks.training.extra_pass import mean_of_gradients, mean_over_task
 from cl_callbacks.training.measured_fisher import MeasuresFisher
 from cl_callbacks.training.progress import say
 
@@ -78,6 +81,9 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
     shardable: ClassVar[bool] = False
     local: ClassVar[bool] = False
 
+    state_bounds: Mapping[str, Bounds] = {**AnchoredRule.state_bounds, "factors": OF_WEIGHTS}
+
+    @checked(samples=AT_LEAST_ONE, decay=SHARE)
     def __init__(
         self,
         strength: float = 0.01,
@@ -92,8 +98,6 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
         **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(strength, **options)
-        if accumulate not in get_args(Accumulate):
-            raise ValueError(f"accumulate={accumulate!r} is not one of {get_args(Accumulate)}")
         if self.proximal and accumulate == "list":
             raise ValueError("a sum of Kronecker products has no cheap proximal step: accumulate='nearest'")
         if self.max_importance is not None:
@@ -101,10 +105,8 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
                 f"{type(self).__name__} has no importance of single weights to be limited: leave "
                 f"max_importance out"
             )
-        if isinstance(decay, str) or not 0 <= number("decay", decay) <= 1:
-            raise ValueError(f"decay is the share of old curvature that is kept, 0 to 1; got {decay}")
         self.read_as(estimator, likelihood, class_dim, ignore_index)
-        self.samples, self.decay = checked_samples(samples), decay
+        self.samples, self.decay = samples, decay
         self.accumulate, self.memory = accumulate, KroneckerMemory(accumulate)
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cl_callbacks.guards.arguments import checked
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.synapses.trained_weights import trained
@@ -55,6 +56,7 @@ class L2SP(AnchoredRule):
     running: tuple[str, ...] = ("anchor",)  # compared with weights, and so not rounded more than they are
     local: ClassVar[bool] = True
 
+    @checked()
     def __init__(
         self,
         strength: float = 0.05,
@@ -64,8 +66,6 @@ class L2SP(AnchoredRule):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(strength, proximal=proximal, **options)
-        if to not in get_args(Start):
-            raise ValueError(f"to={to!r} is not one of {get_args(Start)}")
         self.to = to
         self.started = False
         """Whether the weights before the first task are the anchor."""

@@ -8,12 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.functional.sensitivity import NORMS, Norm, sensitivity_cotangent
+from cl_callbacks.functional.sensitivity import Norm, sensitivity_cotangent
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training.drawn_samples import DrawsSamples
-from cl_callbacks.training.extra_pass import checked_samples, mean_of_gradients
+from cl_callbacks.training.extra_pass import mean_of_gradients
 
 
 class MAS(DrawsSamples, BoundaryRule):
@@ -53,6 +55,7 @@ class MAS(DrawsSamples, BoundaryRule):
 
     stiffness_of_one: ClassVar[float] = 2.0
 
+    @checked(samples=AT_LEAST_ONE)
     def __init__(
         self,
         strength: float = 0.01,
@@ -62,10 +65,8 @@ class MAS(DrawsSamples, BoundaryRule):
         decay: Decay = 1.0,
         **options: Unpack[BoundaryOptions],
     ) -> None:
-        self.norm, self.samples = norm, checked_samples(samples)
+        self.norm, self.samples = norm, samples
         super().__init__(strength, decay=decay, **options)
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} is not one of {NORMS}")
 
     @property
     def kind(self) -> dict[str, str]:

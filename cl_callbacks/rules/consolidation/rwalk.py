@@ -12,7 +12,9 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.averaging import average_square_
 from cl_callbacks.functional.path_integral import add_path_, add_score_, min_max
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, POSITIVE, Bounds
+from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
@@ -74,6 +76,12 @@ class RWalk(BoundaryRule):
         "score": "zeros",
         "start": "parameter",
     }
+    state_bounds: Mapping[str, Bounds] = {
+        **BoundaryRule.state_bounds,
+        "synapses/fisher": OF_SQUARES,
+        "synapses/score": OF_SQUARES,
+        "steps": COUNT,
+    }
     accumulated: ClassVar[tuple[str, ...]] = ("fisher", "path", "score", "start")
     follows: ClassVar[tuple[str, ...]] = ("start",)
     running = ("fisher", "path", "score", "start")
@@ -83,6 +91,7 @@ class RWalk(BoundaryRule):
     saved: ClassVar[tuple[str, ...]] = ("offset", "steps")
     stiffness_of_one: ClassVar[float] = 2.0
 
+    @checked(fisher_decay=Bounds(least=0, below=1), window_steps=AT_LEAST_ONE, damping=POSITIVE)
     def __init__(
         self,
         strength: float = 0.02,
@@ -94,13 +103,6 @@ class RWalk(BoundaryRule):
         **options: Unpack[BoundaryOptions],
     ) -> None:
         super().__init__(strength, decay=decay, **options)
-        if not 0 <= number("fisher_decay", fisher_decay) < 1:
-            raise ValueError(
-                f"fisher_decay is the share of the Fisher that a step keeps, 0 to below 1; got {fisher_decay}"
-            )
-        integer("window_steps", window_steps, least=1)
-        if not number("damping", damping) > 0:
-            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.fisher_decay, self.window_steps, self.damping = fisher_decay, window_steps, damping
         self.steps = 0
         """Number of optimizer steps; windows end for all synapses together."""

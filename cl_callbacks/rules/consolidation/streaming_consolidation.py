@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,7 +15,9 @@ from cl_callbacks.functional.anchoring import add_quadratic_pull_
 from cl_callbacks.functional.averaging import average_, average_square_, newest_share
 from cl_callbacks.functional.normalization import sum_and_number
 from cl_callbacks.functional.path_integral import add_path_, add_path_pull_, path_importance
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import POSITIVE, SHARE
+from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES, OF_WEIGHTS
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.rule_options import AnchoredOptions
 from cl_callbacks.synapses.step import Need, Step
@@ -78,6 +80,7 @@ class StreamingConsolidation(AnchoredRule):
         "unit_step": 0,
     }
 
+    @checked(importance_decay=SHARE, anchor_decay=SHARE, damping=POSITIVE)
     def __init__(
         self,
         strength: float = 0.05,
@@ -89,14 +92,15 @@ class StreamingConsolidation(AnchoredRule):
         **options: Unpack[AnchoredOptions],
     ) -> None:
         super().__init__(strength, **options)
-        if measure not in get_args(Measure):
-            raise ValueError(f"measure={measure!r} is not one of {get_args(Measure)}")
-        for name, decay in (("importance_decay", importance_decay), ("anchor_decay", anchor_decay)):
-            if not 0 <= number(name, decay) <= 1:
-                raise ValueError(f"{name}: a decay is the share that each step keeps, 0 to 1; got {decay}")
-        if not number("damping", damping) > 0:
-            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
         self.measure, self.damping = measure, damping
+        path = {"synapses/importance": OF_WEIGHTS} if measure == "path" else {}  # may be below 0
+        self.state_bounds = {
+            **self.state_bounds,
+            **path,
+            "steps": COUNT,
+            "unit_step": COUNT,
+            "unit_of_importance": OF_WEIGHTS if measure == "path" else OF_SQUARES,
+        }
         self.importance_decay, self.anchor_decay = importance_decay, anchor_decay
         self.needs: frozenset[Need] = frozenset(
             {"gradients", "updates"} if measure == "path" else {"gradients"}

@@ -13,7 +13,8 @@ from torch.optim import AdamW, Optimizer
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.path_integral import add_path_, path_importance, without_decay
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import POSITIVE
 from cl_callbacks.rules.consolidation.boundary_rule import BoundaryRule
 from cl_callbacks.rules.rule_options import BoundaryOptions, Decay
 from cl_callbacks.synapses.state import Fill
@@ -67,6 +68,7 @@ class SynapticIntelligence(BoundaryRule):
     local: ClassVar[bool] = True
     stiffness_of_one: ClassVar[float] = 2.0
 
+    @checked(damping=POSITIVE)
     def __init__(
         self,
         strength: float = 0.01,
@@ -83,8 +85,6 @@ class SynapticIntelligence(BoundaryRule):
                 f"{type(self).__name__} measures the way of each task from its anchor, which has to be "
                 f"the weights after the task before: leave anchors='latest'"
             )
-        if not number("damping", damping) > 0:
-            raise ValueError(f"damping must be positive, or a weight that rests divides by 0; got {damping}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises an error if a weight decay is to be excluded that is not decoupled from the gradient."""

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.rules.rehearsal.extra_loss import LossPull
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.tensors.random_numbers import mixed_seed
@@ -33,9 +34,8 @@ class BatchGradients(LossPull):
 
     dial = "strength"
 
+    @checked(strength=NON_NEGATIVE)
     def __init__(self, strength: float = 1.0, *, seed: int = 0, **options: Unpack[RuleOptions]) -> None:
-        if not number("strength", strength) >= 0:
-            raise ValueError(f"strength must be at least 0, or learned tasks are unlearned; got {strength}")
         super().__init__(weight=strength, seed=seed, **options)
         self._batch: tuple[dict[Tensor, Tensor], Tensor] | None = None  # of the present one, until it counts
         self._summed: dict[Tensor, Tensor] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,7 +16,8 @@ from cl_callbacks.functional.distillation import Direction, distillation_loss, p
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood, Reading, check_likelihood, decide_reading
 from cl_callbacks.gradients.model_outputs import as_pair
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import POSITIVE
 from cl_callbacks.guards.few import few
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.rules.compatibility import refuse_own_fetching
@@ -86,6 +87,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
     saved: ClassVar[tuple[str, ...]] = ("steps", "trained")
     shardable: ClassVar[bool] = True
 
+    @checked(temperature=POSITIVE)
     def __init__(
         self,
         strength: float = 1.0,
@@ -102,9 +104,6 @@ class Distillation(OutputsOfBatch, BatchGradients):
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(strength, seed=seed, **options)
-        for name, value, known in (("on", on, On), ("direction", direction, Direction)):
-            if value not in get_args(known):
-                raise ValueError(f"{name}={value!r} is not one of {get_args(known)}")
         check_likelihood(likelihood, class_dim)
         if (on == "features") != (feature_layer is not None):
             raise ValueError(
@@ -113,10 +112,10 @@ class Distillation(OutputsOfBatch, BatchGradients):
             )
         if on == "features" and (likelihood, class_dim, direction) != (None, None, "forward"):
             raise ValueError("features are compared by their squared distance: leave out how to read outputs")
-        self.temperature = positive("temperature", temperature)
+        self.temperature = temperature
         self.on, self.feature_layer, self.direction = on, feature_layer, direction
         self.likelihood, self.class_dim = likelihood, class_dim
-        self.ignore_index = integer("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
         self.teacher = teacher
         self._teacher = _teacher_of(teacher)
         self.trained: dict[str, bool] = {}
@@ -317,8 +316,6 @@ class Distillation(OutputsOfBatch, BatchGradients):
 def _teacher_of(given: Any) -> LastTask | AdaptersOff | GivenModule:
     if isinstance(given, nn.Module):
         return GivenModule(given)
-    if given not in ("last_task", "adapters_off"):
-        raise ValueError(f"teacher={given!r} is neither 'last_task', nor 'adapters_off', nor a module")
     return LastTask() if given == "last_task" else AdaptersOff()
 
 

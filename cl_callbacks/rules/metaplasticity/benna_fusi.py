@@ -19,7 +19,8 @@ from cl_callbacks.functional.beakers import (
     level_differences,
     timescales,
 )
-from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
+from cl_callbacks.guards.arguments import at_most_one, checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, POSITIVE, Bounds
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.named_rule import named_rule
 from cl_callbacks.rules.rule_options import RuleOptions
@@ -77,6 +78,12 @@ class BennaFusi(SynapticCallback):
     dial: str = "coupling"
     default_state_dtype: ClassVar[str | None] = "float64"
 
+    @checked(
+        beakers=Bounds(least=1, most=64),
+        coupling=NON_NEGATIVE,
+        horizon_steps=POSITIVE,
+        timescale_ratio=Bounds(least=1, most=100),
+    )
     def __init__(
         self,
         beakers: int = 2,
@@ -88,13 +95,10 @@ class BennaFusi(SynapticCallback):
         gated_by: str | None = None,
         **options: Unpack[RuleOptions],
     ) -> None:
-        integer("beakers", beakers, least=1)
         self.levels = [f"beaker_{k}" for k in range(2, beakers + 1)]
         self.fields: Mapping[str, Fill] = dict.fromkeys(self.levels, "parameter")
         self.running = tuple(self.levels)
         super().__init__(**options)
-        if not positive("timescale_ratio", timescale_ratio) >= 1:
-            raise ValueError(f"timescale_ratio must be at least 1; got {timescale_ratio}")
         self.coupling = _coupling(coupling, horizon_steps, beakers, timescale_ratio)
         self.beakers, self.timescale_ratio, self.leak = beakers, timescale_ratio, leak
         self.gated_by, self.horizon_steps = gated_by, horizon_steps
@@ -155,7 +159,6 @@ def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio
     at_most_one(coupling=coupling, horizon_steps=horizon)
     largest = largest_coupling(ratio)
     if horizon is not None:
-        positive("horizon_steps", horizon)
         shortest = ratio ** (2 * (beakers - 1)) / largest
         if not horizon >= shortest:
             raise ValueError(
@@ -164,7 +167,7 @@ def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio
                 f"beakers, or a longer horizon"
             )
         return ratio ** (2 * (beakers - 1)) / horizon
-    found = 1e-2 if coupling is None else number("coupling", coupling)
+    found = 1e-2 if coupling is None else coupling
     if not 0 <= found <= largest:
         raise ValueError(
             f"coupling must be from 0 to {largest:g}, beyond which beakers with timescale_ratio={ratio:g} "

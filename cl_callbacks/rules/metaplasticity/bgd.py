@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.uncertainty import bgd_, relative_variance
-from cl_callbacks.guards.arguments import at_most_one
+from cl_callbacks.guards.arguments import at_most_one, checked
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
@@ -57,6 +57,7 @@ class BGD(UncertainRule):
     local: ClassVar[bool] = True
     dial: str = "initial_std"
 
+    @checked()
     def __init__(
         self,
         initial_std: float | None = None,

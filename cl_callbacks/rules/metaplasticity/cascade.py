@@ -11,7 +11,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.cascade import switch_probabilities, switch_weights_
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
+from cl_callbacks.guards.sound_state import COUNT
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -60,6 +62,10 @@ class Cascade(SynapticCallback):
     """
 
     fields: Mapping[str, Fill] = {"level": "zeros"}
+    state_bounds: Mapping[str, Bounds] = {
+        **SynapticCallback.state_bounds,
+        "steps": COUNT,
+    }
     running = ("level",)
     needs: frozenset[Need] = frozenset({"before"})
     owns_update: ClassVar[bool] = True
@@ -68,14 +74,11 @@ class Cascade(SynapticCallback):
     local: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps",)
 
+    @checked(levels=Bounds(least=1, most=64), seed=NON_NEGATIVE, ratio=Bounds(above=0, most=0.5))
     def __init__(
         self, levels: int = 5, seed: int = 0, *, ratio: float = 0.5, **options: Unpack[RuleOptions]
     ) -> None:
         super().__init__(**options)
-        integer("levels", levels, least=1)
-        integer("seed", seed)
-        if not 0 < number("ratio", ratio) <= 0.5:
-            raise ValueError(f"ratio must be above 0 and at most 0.5; got {ratio}")
         self.levels, self.seed, self.ratio = levels, seed, ratio
         self.steps = 0
         """Number of optimizer steps, which determines the random numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,7 +18,8 @@ from cl_callbacks.functional.beakers import (
     level_differences,
 )
 from cl_callbacks.functional.uncertainty import mesu_, relative_variance
-from cl_callbacks.guards.arguments import at_most_one, integer, number, positive
+from cl_callbacks.guards.arguments import at_most_one, checked
+from cl_callbacks.guards.bounds import ENDLESS, POSITIVE, Bounds
 from cl_callbacks.rules.metaplasticity.uncertain_rule import UncertainRule
 from cl_callbacks.rules.rule_options import UncertainOptions
 from cl_callbacks.synapses.step import Step
@@ -90,6 +91,13 @@ class MESU(UncertainRule):
     local: ClassVar[bool] = True
     dial: str = "prior_std"
 
+    @checked(
+        memory_steps=ENDLESS,
+        memory_epochs=ENDLESS,
+        prior_std=POSITIVE,
+        beakers=Bounds(least=2, most=64),
+        coupling=Bounds(least=0, most=largest_coupling()),
+    )
     def __init__(
         self,
         memory_steps: float | None = None,
@@ -105,12 +113,9 @@ class MESU(UncertainRule):
         coupling: float = 1e-3,
         **options: Unpack[UncertainOptions],
     ) -> None:
-        if prior not in get_args(Prior):
-            raise ValueError(f"prior={prior!r} is not one of {get_args(Prior)}")
         at_most_one(memory_steps=memory_steps, memory_epochs=memory_epochs)
         at_most_one(prior_std=prior_std, relative_std=relative_std)
-        self.prior_std = None if prior_std is None else positive("prior_std", prior_std)
-        integer("beakers", beakers, least=2)
+        self.prior_std = prior_std
         self.slow = [f"beaker_{k}" for k in range(2, beakers + 1)] if prior == "chain" else []
         self.fields = dict.fromkeys(self.slow, "parameter")
         super().__init__(
@@ -120,11 +125,6 @@ class MESU(UncertainRule):
             std_lr_scale=std_lr_scale,
             **options,
         )
-        if not 0 <= number("coupling", coupling) <= largest_coupling():
-            raise ValueError(f"coupling must be from 0 to {largest_coupling()}; got {coupling}")
-        for name, window in (("memory_steps", memory_steps), ("memory_epochs", memory_epochs)):
-            if window is not None:
-                positive(name, window, endless=True)
         self.memory_steps, self.memory_epochs = memory_steps, memory_epochs
         self._epochs = MEMORY_EPOCHS if memory_steps is None and memory_epochs is None else memory_epochs
         self._window = math.nan if memory_steps is None else float(memory_steps)

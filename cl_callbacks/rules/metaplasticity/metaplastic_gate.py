@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.metaplasticity import metaplastic_gate, resist_shrinking_
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
@@ -52,10 +52,9 @@ class MetaplasticGate(SynapticCallback):
     local: ClassVar[bool] = True
     dial: str = "steepness"
 
+    @checked(steepness=NON_NEGATIVE)
     def __init__(self, steepness: float = 20.0, **options: Unpack[RuleOptions]) -> None:
         super().__init__(**options)
-        if not (math.isfinite(number("steepness", steepness)) and steepness >= 0):
-            raise ValueError(f"steepness must be a finite number, at least 0; got {steepness}")
         self.steepness = steepness
 
     def rewrite(self, step: Step) -> None:

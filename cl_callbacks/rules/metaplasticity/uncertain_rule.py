@@ -16,7 +16,9 @@ from typing_extensions import Unpack
 
 from cl_callbacks.gradients.model_outputs import as_pair
 from cl_callbacks.gradients.modes import evaluation_mode
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import checked, fitted
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, Bounds
+from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.rules.compatibility import refuse_own_fetching, warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.rule_options import RuleOptions
@@ -73,9 +75,23 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     """Default ``relative_std``, ``lr_scale`` and ``std_lr_scale`` without an absolute width, found on
     sequences of MNIST and of scikit-learn's digits."""
     needs: frozenset[Need] = frozenset({"before", "pulled", "noise_gradients"})
+    state_bounds: Mapping[str, Bounds] = {
+        **SynapticCallback.state_bounds,
+        "synapses/std": OF_SQUARES,
+        "draws": COUNT,
+    }
     owns_update: ClassVar[bool] = True
     local: ClassVar[bool] = True
 
+    @checked(
+        initial_std=POSITIVE,
+        relative_std=POSITIVE,
+        lr_scale=POSITIVE,
+        std_lr_scale=POSITIVE,
+        draws=AT_LEAST_ONE,
+        trust_region=Bounds(above=0, below=1),
+        seed=NON_NEGATIVE,
+    )
     def __init__(
         self,
         *,
@@ -94,25 +110,19 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         if initial_std is None:
             self.dial = "relative_std"
         usual_std, *usual = self.relative_defaults
-        self._relative_std = positive("relative_std", usual_std if relative_std is None else relative_std)
+        self._relative_std = usual_std if relative_std is None else relative_std
         std: Fill = partial(weight_scale, factor=self._relative_std)
         if initial_std is not None:
-            std, usual = positive("initial_std", initial_std), [1.0, 1.0]
+            std, usual = initial_std, [1.0, 1.0]
         self.lr_scale, self.std_lr_scale = lr_scale, std_lr_scale
         given = {"lr_scale": lr_scale, "std_lr_scale": std_lr_scale}
         self._lr_scales = {
-            name: positive(name, default if value is None else value)
+            name: default if value is None else value
             for (name, value), default in zip(given.items(), usual, strict=True)
         }
         self.fields: Mapping[str, Fill] = {"std": std, **self.fields}
         self.running = tuple(self.fields)
         super().__init__(**options)
-        integer("draws", draws, least=1)
-        integer("seed", seed)
-        if trust_region is not None and not positive("trust_region", trust_region) < 1:
-            raise ValueError(f"trust_region must be above 0 and below 1, or None; got {trust_region}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r} is neither 'mean' nor 'sum'")
         self.initial_std, self.trust_region = initial_std, trust_region
         self.draws, self.reduction = draws, reduction
         self.seed, self.antithetic = seed, antithetic
@@ -274,7 +284,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         Raises:
             ValueError: the rule has not been trained, nor restored from a checkpoint.
         """
-        integer("draws", draws, least=1)
+        draws = fitted("draws", draws, int, AT_LEAST_ONE)
         stds = self.synapses.state_dict()["std"]
         parameters = parameters_by_name(pl_module, self.synapses.view)
         known = [(p, stds[name]) for name, p in parameters.items() if name in stds]

@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.replay import stored_output_loss
-from cl_callbacks.guards.arguments import number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.rules.rehearsal.replay_rule import ReplayRule
 from cl_callbacks.rules.rehearsal.sample_memory import Drawn
 from cl_callbacks.rules.rule_options import ReplayOptions
@@ -56,13 +57,11 @@ class DarkExperienceReplay(ReplayRule):
 
     dial = "alpha"
 
+    @checked(alpha=NON_NEGATIVE, beta=NON_NEGATIVE)
     def __init__(
         self, memory: int = 500, *, alpha: float = 0.5, beta: float = 0.5, **options: Unpack[ReplayOptions]
     ) -> None:
         super().__init__(memory, **options)
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not number(name, value) >= 0:
-                raise ValueError(f"{name} must be at least 0; got {value}")
         self.alpha, self.beta = alpha, beta
 
     @property

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cl_callbacks.guards.arguments import checked
 from cl_callbacks.rules.rehearsal.replay_rule import ReplayRule
 from cl_callbacks.rules.rule_options import ReplayOptions
 from cl_callbacks.rules.rule_scale import ActsOn
@@ -59,6 +60,7 @@ class ExperienceReplay(ReplayRule):
 
     saved: ClassVar[tuple[str, ...]] = ("steps", "joins")
 
+    @checked()
     def __init__(
         self,
         memory: int = 500,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -12,7 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.guards.arguments import integer, number
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, Bounds
+from cl_callbacks.guards.sound_state import COUNT
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.view import SynapseView
@@ -46,17 +48,15 @@ class LossPull(SynapticCallback):
     local: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
     saved: ClassVar[tuple[str, ...]] = ("steps",)
+    state_bounds: Mapping[str, Bounds] = {**SynapticCallback.state_bounds, "steps": COUNT}
     dial = "weight"
 
+    @checked(weight=NON_NEGATIVE, every_n_steps=AT_LEAST_ONE, seed=NON_NEGATIVE)
     def __init__(
         self, *, weight: float = 1.0, every_n_steps: int = 1, seed: int = 0, **options: Unpack[RuleOptions]
     ) -> None:
         super().__init__(**options)
-        if not number("weight", weight) >= 0:
-            raise ValueError(f"weight must be at least 0, or learned tasks are unlearned; got {weight}")
-        self.weight = weight
-        self.every_n_steps = integer("every_n_steps", every_n_steps, least=1)
-        self.seed = integer("seed", seed)
+        self.weight, self.every_n_steps, self.seed = weight, every_n_steps, seed
         self.steps = 0
         """Number of optimizer steps that were taken."""
         self._fitting: tuple[Trainer, LightningModule] | None = None

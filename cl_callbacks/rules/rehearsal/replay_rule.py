@@ -16,7 +16,8 @@ from typing_extensions import Unpack
 
 from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.gradients.model_outputs import classes_of
-from cl_callbacks.guards.arguments import integer
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.rules.compatibility import refuse_manual, refuse_own_fetching
 from cl_callbacks.rules.rehearsal.extra_loss import LossPull, gradients_of
 from cl_callbacks.rules.rehearsal.joint_memory import (
@@ -66,6 +67,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
 
     shardable: ClassVar[bool] = True
 
+    @checked(batch_size=AT_LEAST_ONE)
     def __init__(
         self,
         memory: int = 500,
@@ -84,7 +86,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         self.samples = SampleMemory(memory, max_bytes, select, seed)
         """The samples that are remembered."""
         self.memory, self.max_bytes, self.select = memory, max_bytes, select
-        self.batch_size = None if batch_size is None else integer("batch_size", batch_size, least=1)
+        self.batch_size = batch_size
         self.past_only, self.save_samples = past_only, save_samples
         self._latest = 0  # number of samples in the latest batch
         self._beside_bytes = 0  # of what is kept beside a sample

@@ -6,13 +6,14 @@ import math
 from bisect import insort
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cl_callbacks.functional.reservoir import fullest, reservoir_keys
-from cl_callbacks.guards.arguments import integer, positive
+from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, ENDLESS, NON_NEGATIVE
 from cl_callbacks.rules.rehearsal.arriving_rows import ArrivingRows
 from cl_callbacks.rules.rehearsal.saved_samples import Sample, pack_samples, unpack_samples
 from cl_callbacks.rules.rule_options import Select
@@ -86,6 +87,13 @@ class SampleMemory:
         torch.Size([2])
     """
 
+    @checked(
+        memory=AT_LEAST_ONE,
+        max_bytes=ENDLESS,
+        seed=NON_NEGATIVE,
+        rank=NON_NEGATIVE,
+        processes=AT_LEAST_ONE,
+    )
     def __init__(
         self,
         memory: int,
@@ -96,11 +104,8 @@ class SampleMemory:
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.memory = integer("memory", memory, least=1)
-        self.max_bytes = positive("max_bytes", max_bytes, endless=True)
-        if select not in get_args(Select):
-            raise ValueError(f"select={select!r} is not one of {get_args(Select)}")
-        self.select, self.seed = select, integer("seed", seed)
+        self.memory, self.max_bytes = memory, max_bytes
+        self.select, self.seed = select, seed
         self.rank, self.processes = rank, processes
         self.count = self.task = self._bytes = self._size = 0
         self._by_task = False  # whether groups are tasks

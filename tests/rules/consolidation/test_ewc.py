@@ -226,10 +226,10 @@ def test_importance_file_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"estimator": "batched"}, "'exact', 'sampled', 'empirical', 'logits_reversal'"),
-        ({"likelihood": "poisson"}, "likelihood='poisson'"),
+        ({"estimator": "batched"}, "'exact', 'sampled', 'empirical' or 'logits_reversal'"),
+        ({"likelihood": "poisson"}, "likelihood must be 'categorical'"),
         ({"likelihood": "gaussian", "estimator": "logits_reversal"}, "only"),
-        ({"anchors": "all"}, "anchors='all'"),
+        ({"anchors": "all"}, "anchors must be 'latest' or 'each'"),
         ({"decay": 1.5}, "0 to 1"),
         ({"samples": 0}, "at least 1"),
     ],

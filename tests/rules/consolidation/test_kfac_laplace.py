@@ -284,11 +284,11 @@ def test_the_list_grows_and_the_nearest_does_not() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"accumulate": "sum"}, "'list', 'nearest'"),
+        ({"accumulate": "sum"}, "'list' or 'nearest'"),
         ({"accumulate": "list", "proximal": True}, "no cheap proximal step"),
         ({"decay": 2.0}, "0 to 1"),
         ({"decay": "mean"}, "0 to 1"),
-        ({"estimator": "batched"}, "is not one of"),
+        ({"estimator": "batched"}, "estimator must be"),
         ({"samples": 0}, "at least 1"),
     ],
 )

@@ -89,7 +89,7 @@ def test_no_task_gives_a_synapse_more_than_allowed() -> None:
 
 
 def test_arguments_that_cannot_work() -> None:
-    with pytest.raises(ValueError, match="norm='l1' is not one of"):
+    with pytest.raises(ValueError, match="norm must be 'squared' or 'l2'"):
         MAS(1.0, norm="l1", normalize=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
         MAS(1.0, samples=0, normalize=None)

@@ -146,7 +146,7 @@ def test_an_infinite_gradient_costs_one_step() -> None:
         ({"fisher_decay": 1.0}, "0 to below 1"),
         ({"decay": 1.5}, "0 to 1, or 'mean'"),
         ({"window_steps": 0}, "window_steps must be a whole number, at least 1"),
-        ({"damping": -1.0}, "damping must be positive"),
+        ({"damping": -1.0}, "damping must be a finite number above 0"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:

@@ -141,10 +141,10 @@ def test_a_limit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"measure": "hessian"}, "'fisher', 'sensitivity', 'path'"),
+        ({"measure": "hessian"}, "'fisher', 'sensitivity' or 'path'"),
         ({"importance_decay": 1.1}, "0 to 1"),
         ({"anchor_decay": -0.1}, "0 to 1"),
-        ({"damping": 0.0}, "damping must be positive"),
+        ({"damping": 0.0}, "damping must be a finite number above 0"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:

@@ -296,10 +296,10 @@ def test_no_second_forward_or_backward() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"damping": 0.0}, "damping must be positive"),
+        ({"damping": 0.0}, "damping must be a finite number above 0"),
         ({"decay": 1.1}, "0 to 1, or 'mean'"),
         ({"decay": "sum"}, "0 to 1, or 'mean'"),
-        ({"max_importance": 0.0}, "max_importance must be positive"),
+        ({"max_importance": 0.0}, "max_importance must be a finite number above 0"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, Any], said: str) -> None:

@@ -491,9 +491,9 @@ def test_a_head_beside_the_adapters_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"on": "weights"}, "on='weights' is not one of"),
-        ({"direction": "both"}, "direction='both' is not one of"),
-        ({"teacher": "ema"}, "teacher='ema' is neither"),
+        ({"on": "weights"}, "on must be 'outputs'"),
+        ({"direction": "both"}, "direction must be 'forward'"),
+        ({"teacher": "ema"}, "teacher must be 'last_task'"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"on": "features"}, "feature_layer names"),
         ({"feature_layer": "net"}, "feature_layer names"),

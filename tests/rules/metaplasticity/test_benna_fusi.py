@@ -156,7 +156,7 @@ def test_rules_that_cannot_gate_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"beakers": 0}, "beakers must be a whole number, at least 1"),
+        ({"beakers": 0}, "beakers must be a whole number from 1 to 64"),
         ({"beakers": 2.5}, "beakers must be a whole number"),
         ({"horizon_steps": float("inf")}, "horizon_steps must be a finite number"),
         ({"coupling": 0.6}, "coupling must be from 0 to 0.5"),

@@ -138,7 +138,7 @@ def test_plasticity_is_the_probability_of_a_switch() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="levels must be a whole number, at least 1"):
+    with pytest.raises(ValueError, match="levels must be a whole number from 1 to 64"):
         Cascade(0)
     with pytest.raises(ValueError, match="ratio must be"):
         Cascade(3, ratio=0.7)
