@@ -20,7 +20,7 @@ from cl_callbacks.tuning.strength_search import FACTORS, StrengthSearch, report
 from cl_callbacks.tuning.task_source import DataModuleTasks, ListedTasks, TaskSource
 from cl_callbacks.tuning.task_trials import LEARNING
 
-Tasks = LightningDataModule | tuple[Sequence[Any], Sequence[Any]]
+Tasks = LightningDataModule | tuple[Sequence[Any], Sequence[Any]] | list[Sequence[Any]]
 """A data module that serves tasks in sequence, or training and validation loaders, one for each task."""
 
 
@@ -67,8 +67,7 @@ def find_strength(
         The scores at each factor, with the suggested ``strengths`` and a ``figure()``.
 
     Raises:
-        ValueError: invalid arguments, or no finite score at any factor.
-        TypeError: a rule without a strength.
+        ValueError: invalid arguments, a rule without a strength, or no finite score at any factor.
         MisconfigurationException: before the first step: a strength of 0, fewer than two tasks, no
             validation, a score that is not logged, a length of tasks that nobody knows; a Trainer that starts
             processes in each fit (``ddp_spawn``, ``ddp_notebook``) or has ``fast_dev_run``.
@@ -82,7 +81,6 @@ def find_strength(
     """
     search = StrengthSearch("find_strength", monitor, mode, factors, share, epochs_per_task)
     rules = [rule] if isinstance(rule, AnchoredRule) else list(rule)
-    _refuse_rules(rules)
     _refuse_trainer(trainer)
     given: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     heard = [c for c in given if isinstance(c, (*LEARNING, TaskBoundaries, ProgressBar))]
@@ -118,15 +116,6 @@ class _Visit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.found = self.search.run(trainer, self.source, self.rules)
         leave_fit()
-
-
-def _refuse_rules(rules: Sequence[Any]) -> None:
-    for rule in rules:
-        if not isinstance(rule, AnchoredRule):
-            raise TypeError(
-                "find_strength finds the strength of rules that pull weights towards old values, such as "
-                f"EWC, and {type(rule).__name__} is none of them"
-            )
 
 
 def _refuse_trainer(trainer: Trainer) -> None:

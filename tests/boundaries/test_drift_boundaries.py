@@ -363,7 +363,7 @@ def test_a_training_step_without_a_loss_is_refused() -> None:
     ("arguments", "said"),
     [
         ({"detector": Plateau()}, "use PlateauBoundaries"),
-        ({"mode": "up"}, "neither 'min' nor 'max'"),
+        ({"mode": "up"}, "mode must be 'min' or 'max'"),
         ({"feature_layer": "net"}, "for monitor='feature_shift'"),
         ({"min_task_batches": 1}, "min_task_batches"),
         ({"min_task_batches": 5, "check_every_n_batches": 6}, "must not exceed min_task_batches=5"),

@@ -112,7 +112,7 @@ def test_loaders() -> None:
     assert (x.shape, y.shape) == ((8, 1, 4, 4), (8,))
     assert [len(loader.dataset) for loader in data.val_dataloader()] == [4, 4, 4]
     assert len(data.test_dataloader()) == len(data) == 3
-    with pytest.raises(ValueError, match="at least one task"):
+    with pytest.raises(ValueError, match="tasks must be a list"):
         TaskSequence([])
     with pytest.raises(ValueError, match="task 1 has no data set 'train'"):
         TaskSequence([{"train": [0]}, {"test": [0]}])

@@ -392,8 +392,8 @@ def test_measures_out_of_bounds_are_not_drawn_and_training_ends_well(
     ("options", "message"),
     [
         ({"every_n_steps": 0}, "every_n_steps must be a whole number, at least 1; got 0"),
-        ({"frozen_below": 0.0}, "frozen_below is a plasticity, above 0 and at most 1; got 0.0"),
-        ({"frozen_below": float("nan")}, "frozen_below is a plasticity"),
+        ({"frozen_below": 0.0}, "frozen_below must be a finite number above 0 and at most 1; got 0.0"),
+        ({"frozen_below": float("nan")}, "frozen_below must be a finite number"),
     ],
 )
 def test_arguments_that_cannot_work(options: Any, message: str) -> None:

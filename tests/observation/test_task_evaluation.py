@@ -358,7 +358,7 @@ def test_a_state_of_something_else_is_refused_whole() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="neither 'max' nor 'min'"):
+    with pytest.raises(ValueError, match="mode must be 'max' or 'min'"):
         TaskEvaluation(mode="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="names must be a list"):
         TaskEvaluation(names="abc")

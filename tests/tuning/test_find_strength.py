@@ -205,5 +205,5 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], data: Any, message
 
 def test_a_rule_without_a_strength_is_refused() -> None:
     rule: Any = MetaplasticGate()
-    with pytest.raises(TypeError, match="MetaplasticGate is none of them"):
+    with pytest.raises(ValueError, match=r"rule must be an AnchoredRule.*MetaplasticGate"):
         find_strength(trainer_of(), Noticing(), loaders(), [rule], monitor="val_acc")

@@ -325,9 +325,9 @@ def test_two_finders_are_refused_by_lightning_itself() -> None:
     [
         ({"factors": (1.0,)}, "at least two numbers that rise"),
         ({"factors": (1.0, 1.0)}, "at least two numbers that rise"),
-        ({"factors": (0.0, 1.0)}, "each of factors must be a finite number above 0"),
-        ({"factors": (1.0, float("nan"))}, "each of factors must be a finite number above 0"),
-        ({"mode": "largest"}, "neither 'max' nor 'min'"),
+        ({"factors": (0.0, 1.0)}, "factors must be a list, each a finite number above 0"),
+        ({"factors": (1.0, float("nan"))}, "factors must be a list, each a finite number above 0"),
+        ({"mode": "largest"}, "mode must be 'max' or 'min'"),
         ({"share": 1.5}, "at most 1"),
         ({"share": 0}, "above 0"),
         ({"epochs_per_task": 0}, "at least 1"),

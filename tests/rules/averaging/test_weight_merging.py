@@ -479,10 +479,10 @@ def test_averages_that_are_swapped_in_at_the_end_are_merged_in_place_of_the_weig
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"share": 1.0}, "from 0 to below 1, at which nothing would be learned"),
+        ({"share": 1.0}, "from 0 to below 1, or 'running'; got 1.0"),
         ({"share": -0.1}, "from 0 to below 1"),
         ({"share": float("nan")}, "from 0 to below 1"),
-        ({"share": "mean"}, "or 'running' for the mean over tasks; got 'mean'"),
+        ({"share": "mean"}, "or 'running'; got 'mean'"),
         ({"every_n_steps": 10}, "with every_n_steps give a number"),
         ({"share": 0.1, "every_n_steps": 0}, "every_n_steps must be a whole number, at least 1"),
         ({"share": 0.1, "weighted_by": "ewc"}, "leave share='running'"),
