@@ -100,7 +100,7 @@ class SequentialFineTuner(LightningModule):
         # Not `checked`: between this constructor and that of a subclass, Lightning would find its frame, and
         # save the arguments of this class alone.
         raw = dict(locals())
-        given = check_arguments(SequentialFineTuner.__init__, raw, _BOUNDS)
+        given = check_arguments(type(self), SequentialFineTuner.__init__, raw, _BOUNDS)
         if pooling is not None and kind not in ("sequence_classification", "image_classification"):
             raise ValueError(f"pooling makes one vector of a text or an image: it is not for kind={kind!r}")
         if pooling == "last" and kind == "image_classification":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from cl_callbacks.guards.bounds import ANY, Bounds
+from cl_callbacks.guards.few import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,10 +46,10 @@ def checked(**bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
         3
         >>> measure(2.5)
         Traceback (most recent call last):
-        ValueError: samples must be a whole number, at least 1, or None; got 2.5
+        ValueError: measure: samples must be a whole number, at least 1, or None; got 2.5
         >>> measure(mode="mean")
         Traceback (most recent call last):
-        ValueError: mode must be 'max' or 'min'; got 'mean'
+        ValueError: measure: mode must be 'max' or 'min'; got 'mean'
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -66,12 +66,14 @@ def checked(**bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 given = None
             if given is None:
                 return function(*args, **kwargs)  # Python itself says what is missing or unknown
-            above = _constructors_above(function, type(args[0])) if args else []
+            made = type(args[0]) if args and function.__name__ == "__init__" else function
+            above = _constructors_above(function, made)
             declared = {name: own for init in reversed(above) for name, own in _BOUNDS[init].items()}
             options = given.arguments.get(several, {})
             for init in above:
-                options.update(check_arguments(init, options, declared))
-            given.arguments.update(check_arguments(function, given.arguments, {**declared, **bounds}))
+                options.update(check_arguments(made, init, options, declared))
+            own = check_arguments(made, function, given.arguments, {**declared, **bounds})
+            given.arguments.update(own)
             return function(*given.args, **given.kwargs)
 
         return wrapper
@@ -80,27 +82,34 @@ def checked(**bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def check_arguments(
-    function: Callable[..., Any], given: Mapping[str, Any], bounds: Mapping[str, Bounds]
+    made: Any, function: Callable[..., Any], given: Mapping[str, Any], bounds: Mapping[str, Bounds]
 ) -> dict[str, Any]:
     """The given arguments of a function that are annotated, as their types and bounds ask, or an error.
 
     For a function that :func:`checked` cannot decorate, since others read its caller's variables.
+
+    Args:
+        made: the class that is built, or the function, for the error.
+        function: with the annotations.
+        given: the arguments by name, among others.
+        bounds: declared for some of them.
 
     Raises:
         ValueError: one that does not fit, by name.
     """
     hints = _hints(function)
     return {
-        name: fitted(name, value, hints[name], bounds.get(name, ANY))
+        name: fitted(name, value, hints[name], bounds.get(name, ANY), f"{made.__name__}: ")
         for name, value in given.items()
         if name in hints
     }
 
 
 @cache
-def _constructors_above(function: Callable[..., Any], kind: type) -> list[Callable[..., Any]]:
-    """Decorated constructors of the classes that come after that of a constructor; none if it is none."""
-    inits = [inspect.unwrap(vars(each)["__init__"]) for each in kind.__mro__ if "__init__" in vars(each)]
+def _constructors_above(function: Callable[..., Any], made: Any) -> list[Callable[..., Any]]:
+    """Decorated constructors of the classes that come after that of a constructor; none for a function."""
+    kinds = made.__mro__ if isinstance(made, type) else ()
+    inits = [inspect.unwrap(vars(kind)["__init__"]) for kind in kinds if "__init__" in vars(kind)]
     above = inits[inits.index(function) + 1 :] if function in inits else []
     return [init for init in above if init in _BOUNDS]
 
@@ -113,7 +122,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: hints[name] for name in single if name in hints}
 
 
-def fitted(name: str, value: Any, hint: Any, bounds: Bounds = ANY) -> Any:
+def fitted(name: str, value: Any, hint: Any, bounds: Bounds = ANY, whose: str = "") -> Any:
     """A value of the type of a hint, such as a Python number in place of numpy's.
 
     Raises:
@@ -133,7 +142,7 @@ def fitted(name: str, value: Any, hint: Any, bounds: Bounds = ANY) -> Any:
     allowed = f"{', '.join(most)}{comma} or {last}" if most else last
     empty = isinstance(value, str | Sequence | Mapping) and len(value) == 0
     advice = f": leave {name} out, or give None" if empty and NoneType in get_args(hint) else ""
-    raise ValueError(f"{name} must be {allowed}; got {_SHORT.repr(value)}{advice}")
+    raise ValueError(f"{whose}{name} must be {allowed}; got {shown(value)}{advice}")
 
 
 def at_most_one(**given: Any) -> None:
@@ -253,19 +262,3 @@ def _words(hint: Any, bounds: Bounds) -> list[str]:
         return ["anything"]
     name = "function" if kind is Callable else getattr(kind, "__name__", str(kind))
     return [f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"]
-
-
-class _Short(reprlib.Repr):
-    """Values in messages, of bounded length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlist = self.maxtuple = self.maxdict = 12
-        self.maxstring = self.maxother = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        """A number of which Python would refuse to print all digits has none."""
-        return repr(x) if abs(x) <= _LARGEST else f"a whole number of {x.bit_length()} bits"
-
-
-_SHORT = _Short()

@@ -33,9 +33,9 @@ class Bounds:
 
     def allow(self, number: float) -> bool:
         """Whether a number is within the bounds; NaN never is."""
-        if math.isinf(number):
-            return self.endless and self.least <= number <= self.most
-        return self.least <= number <= self.most and self.above < number < self.below
+        below = number < self.below or self.below == math.inf
+        within = self.least <= number <= self.most and number > self.above and below
+        return within and (self.endless or abs(number) < math.inf)
 
     def __str__(self) -> str:
         """The range as the end of a phrase, with the space or comma before it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.guards.bounds import Bounds
+from cl_callbacks.guards.few import shown
 
 _MOST = torch.finfo(torch.float32).max ** 0.5
 OF_WEIGHTS = Bounds(least=-_MOST, most=_MOST)
@@ -43,9 +44,9 @@ def unsound(state: Any, bounds: Mapping[str, Bounds], path: str = "") -> Iterato
     elif isinstance(state, Tensor):
         yield from (f"{name} {fault}" for fault in _faults(state, limit))
     elif limit is not None and (isinstance(state, bool) or not isinstance(state, int | float)):
-        yield f"{name} is {str(state)[:40]!r}, and must be a number"
+        yield f"{name} is {shown(state)}, and must be a number"
     elif limit is not None and not limit.allow(state):
-        yield f"{name} holds {state:g}, and must be{limit}"
+        yield f"{name} holds {shown(state)}, and must be{limit}"
 
 
 def _nearest(bounds: Mapping[str, Bounds], path: str) -> Bounds | None:

@@ -90,7 +90,9 @@ def find_strength(
     if isinstance(data, LightningDataModule):
         source, fit = DataModuleTasks(data, search.asker), {"datamodule": data}
     else:
-        source = listed = ListedTasks(*data, asker=search.asker)
+        if len(data) != 2:
+            raise ValueError(f"data must be a data module, or training and validation loaders; got {data}")
+        source = listed = ListedTasks(data[0], data[1], search.asker)
         fit = {"train_dataloaders": listed.training[0], "val_dataloaders": listed.validation}
     visit = _Visit(search, source, rules)
     with source.kept(), quiet_fits(trainer, module):

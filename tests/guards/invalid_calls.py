@@ -24,21 +24,21 @@ NUMBERS: list[Any] = [-1, 0, 1, 0.5, float("nan"), float("inf"), -float("inf"), 
 WRONG: list[Any] = [
     *NUMBERS, "", "abc", "70", "False", b"x", True, None, 1j, [], (), {}, [None], [HUGE], [float("nan")],
     ["a", 1], [[]], {"a": None}, {1}, object(), object, len, torch.ones(2, 2), torch.tensor(float("nan")),
-    torch.tensor(True), np.float32("inf"), np.zeros((1, 1)), np.array(["a"]), range(0), ...,
+    torch.tensor(1j), np.float32("inf"), np.zeros((1, 1)), np.array([1j]), range(0), ...,
 ]  # fmt: skip
 
 # Results, and what steps are made of, are not built by users.
 RESULTS = {"Need", "Step", "SynapseView", "FoundStrength", "BoundaryScore"}
 
 SIGNED = {"ignore_index", "class_dim", "degrees", "score", "reference", "alarms", "changes", "key", "groups"}
-SIGNED |= {"task_order", "label_groups"}
+SIGNED |= {"level", "task_order", "label_groups"}
 """Arguments that may be below 0, or labels."""
 ENDLESS = {"max_bytes", "recent_bytes", "memory_steps", "memory_epochs", "threshold"}
 MAY_BE_EMPTY = {"exclude", "freeze", "alarms", "changes"}
 
 NEEDED: dict[str, Any] = {
     "strength": 1.0, "every_n_epochs": 3, "key": "domain", "monitor": "val_acc", "mode": "max",
-    "tolerance": 1, "memory": 10, "tasks": [{"train": [1]}], "data": "digits", "tokenizer": "none",
+    "tolerance": 1, "memory": 10, "tokenizer": "none",
     "processor": "none", "model": "none", "reference": [1.0], "dataset": "digits", "alarms": [],
     "changes": [], "batches": [], "groups": [[0]], "degrees": [0.0],
 }  # fmt: skip
@@ -59,7 +59,8 @@ def public() -> list[Callable[..., Any]]:
     names = [(cl_callbacks, name) for name in cl_callbacks.__all__] + [(drift, n) for n in drift.__all__]
     tasks = cl_callbacks.TaskSequence
     more: list[Callable[..., Any]] = [tasks.permuted, tasks.rotated, tasks.split_by_label]
-    return [getattr(module, name) for module, name in names if name not in RESULTS] + more
+    found = [getattr(module, name) for module, name in names if name not in RESULTS]
+    return [call for call in found if not inspect.isabstract(call)] + more
 
 
 def parameters_of(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -87,6 +88,7 @@ def arguments() -> list[Argument]:
 def may_be(hint: Any, value: Any, name: str) -> bool:
     """Whether a value could be meant, by an annotation and the names of arguments above."""
     kind, parts = get_origin(hint) or hint, get_args(hint)
+    value = value.item() if isinstance(value, np.generic) else value
     if kind in (Union, UnionType):
         return any(may_be(part, value, name) for part in parts)
     if kind in (Any, NoneType):
@@ -123,12 +125,15 @@ def invalid_calls() -> Iterator[tuple[Argument, Any]]:
 
 def needed(call: Callable[..., Any]) -> dict[str, Any]:
     """Arguments without a default."""
+    name = call.__name__
     objects = {
         "trainer": lambda: Trainer(
             logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True
         ),
-        "module": lambda: nn.Linear(1, 1) if call.__name__ == "fisher_information" else LightningModule(),
+        "module": lambda: nn.Linear(1, 1) if name == "fisher_information" else LightningModule(),
         "rule": lambda: cl_callbacks.EWC(1.0),
+        "data": lambda: ([], []) if name == "find_strength" else "digits",
+        "tasks": lambda: 2 if name == "permuted" else [{"train": [1]}],
     }
     missing = [name for name, p in parameters_of(call).items() if p.default is p.empty]
     return {name: objects[name]() if name in objects else NEEDED[name] for name in missing}
