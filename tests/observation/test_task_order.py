@@ -228,7 +228,7 @@ def test_an_order_that_does_not_fit_is_refused_before_a_step() -> None:
     with pytest.raises(MisconfigurationException, match="the data module trains on task 0"):
         make_trainer(TaskEvaluation(order=[1]), num_sanity_val_steps=0).fit(Told(), Sequence())
     for wrong in ([-1], [0.5], ["a"], [True]):
-        with pytest.raises(ValueError, match="order must hold the numbers of loaders"):
+        with pytest.raises(ValueError, match="order must"):
             TaskEvaluation(order=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2 tasks have begun"):
         late.order = [0]

@@ -315,8 +315,8 @@ def test_loaders_without_a_data_module_are_refused() -> None:
         trainer.fit(Noticing(), loader(*task(0)), [loader(*task(0)), loader(*task(1))])
 
 
-def test_two_finders_are_refused_by_lightning_itself() -> None:
-    with pytest.raises(RuntimeError, match="StrengthFinder"):
+def test_two_finders_are_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="two StrengthFinder"):
         make_trainer(EWC(1.0), StrengthFinder(), StrengthFinder())
 
 

@@ -365,7 +365,7 @@ def test_joined_samples_of_another_shape() -> None:
         ({"every_n_steps": 0}, "every_n_steps must be"),
         ({"memory": 0}, "memory must be"),
         ({"max_bytes": -1}, "max_bytes must be"),
-        ({"select": "all"}, "select='all'"),
+        ({"select": "all"}, "select must be 'reservoir', 'balanced' or 'loss'"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: Any, sentence: str) -> None:
