@@ -36,6 +36,10 @@ class _Short(reprlib.Repr):
         """A number of which Python might refuse to print all digits is told by their number in base 2."""
         return repr(x) if abs(x) < 2**64 else f"a whole number of {x.bit_length()} bits"
 
+    def repr_Tensor(self, x: Any, level: int) -> str:
+        """A tensor is told by its shape, unless it is a number."""
+        return f"a tensor of shape {tuple(x.shape)}" if x.ndim else repr(x)
+
 
 _SHORT = _Short()
 
