@@ -66,7 +66,7 @@ def checked(**bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 given = None
             if given is None:
                 return function(*args, **kwargs)  # Python itself says what is missing or unknown
-            made = type(args[0]) if args and function.__name__ == "__init__" else function
+            made: Any = type(args[0]) if args and function.__name__ == "__init__" else function
             above = _constructors_above(function, made)
             declared = {name: own for init in reversed(above) for name, own in _BOUNDS[init].items()}
             options = given.arguments.get(several, {})
