@@ -249,8 +249,8 @@ class Synapses:
         return new
 
     def _refuse_misfits(self, model: Mapping[str, Tensor]) -> None:
-        held = self.names
-        vanished = sorted(held - model.keys())
+        held = dict.fromkeys(name for state in self._state.values() for name in state)
+        vanished = [name for name in held if name not in model]
         misshaped = [
             f"{field}/{name}: state {tuple(t.shape)}, parameter {tuple(model[name].shape)}"
             for field, state in self._state.items()

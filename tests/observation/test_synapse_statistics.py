@@ -391,7 +391,7 @@ def test_measures_out_of_bounds_are_not_drawn_and_training_ends_well(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every_n_steps": 0}, "every_n_steps must be a whole number, at least 1; got 0"),
+        ({"every_n_steps": 0}, "every_n_steps must be a whole number, at least 1, or None; got 0"),
         ({"frozen_below": 0.0}, "frozen_below must be a finite number above 0 and at most 1; got 0.0"),
         ({"frozen_below": float("nan")}, "frozen_below must be a finite number"),
     ],

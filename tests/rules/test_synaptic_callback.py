@@ -173,7 +173,7 @@ def test_a_module_with_nothing_to_train_is_refused() -> None:
 
 
 def test_two_rules_of_a_kind_on_the_same_parameters_need_names() -> None:
-    with pytest.raises(RuntimeError, match="state_key"):
+    with pytest.raises(MisconfigurationException, match="another name, such as EWC"):
         make_trainer(EWC(1.0), EWC(2.0))
     make_trainer(EWC(1.0), EWC(2.0, name="second"), EWC(3.0, parameters="head"))
 

@@ -498,7 +498,7 @@ def test_a_head_beside_the_adapters_is_refused() -> None:
         ({"on": "features"}, "feature_layer names"),
         ({"feature_layer": "net"}, "feature_layer names"),
         ({"on": "features", "feature_layer": "net", "likelihood": "gaussian"}, "squared distance"),
-        ({"likelihood": "poisson"}, "likelihood='poisson'"),
+        ({"likelihood": "poisson"}, "likelihood must be 'categorical'"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: Any, sentence: str) -> None:
