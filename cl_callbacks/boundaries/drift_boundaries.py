@@ -14,6 +14,7 @@ from cl_callbacks.boundaries.recent_batches import RecentBatches
 from cl_callbacks.boundaries.signals import signal_of
 from cl_callbacks.boundaries.snapshots import Snapshots
 from cl_callbacks.boundaries.trace import Trace
+from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.drift.cusum import CUSUM
 from cl_callbacks.drift.plateau import Plateau
 from cl_callbacks.drift.rise_monitor import Detector, RiseMonitor
@@ -234,6 +235,16 @@ class DriftBoundaries(MonitoredBoundaries):
         self._snapshots.take(trainer, trainer.lightning_module, self._batches)
         self.rise.restart()
         self._onset = self._batches
+
+    def reversal(self) -> Revert:
+        """Also forgets the boundary at which a task could not end."""
+        revert, found = super().reversal(), [b for b in self.found if b.task != self.task]
+
+        def forget() -> None:
+            revert()
+            self.found = found
+
+        return forget
 
     def _log(self, trainer: Trainer, boundary: Boundary, score: float) -> None:
         where = {log_keys.BOUNDARY_ONSET: boundary.onset, log_keys.BOUNDARY_DELAY: boundary.delay}

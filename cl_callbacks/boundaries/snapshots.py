@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.synapses.state import known_rows
 from cl_callbacks.tensors.containers import map_tensors
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, held, reshard
@@ -72,7 +73,8 @@ class Snapshots:
         # All parameters in the snapshot, also those that have been frozen since.
         live = _known(dict(pl_module.named_parameters()) | dict(pl_module.named_buffers()), then["network"])
         now = {name: t.clone() for name, t in live.items()}
-        with ExitStack() as stack:
+        stack = ExitStack()
+        try:
             stack.callback(_copy, live, now)
             _copy(live, then["network"])
             weights = {name: live[name] for name, _ in pl_module.named_parameters() if name in live}
@@ -81,6 +83,9 @@ class Snapshots:
                 if rule.state_key in then["gathered"]:
                     stack.enter_context(rule.rewound(then["gathered"][rule.state_key]))
             yield
+        finally:
+            with uninterrupted():  # or an interrupt could leave a part of the earlier weights
+                stack.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only. A collective if parameters are sharded, since shards are gathered."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.last_task import LastTask
 from cl_callbacks.boundaries.process_state import in_a_group, of_all_processes, of_this_process
+from cl_callbacks.boundaries.transaction import Revert, all_or_none
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.sound_state import COUNT
+from cl_callbacks.guards.uninterrupted import uninterrupted
+from cl_callbacks.guards.waiting_signals import signals_wait
 from cl_callbacks.training.fit_end import after_training, forget_after_training, weights_may_change
 from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
 from cl_callbacks.training.progress import say, show_in_progress_bar
+from cl_callbacks.training.waiting_saves import saves_wait
 
 _NOW = nullcontext()
 
@@ -63,6 +68,10 @@ class TaskBoundaries(Callback):
     The progress bar shows the current task, and a line is printed at the end of each task. Any callback may
     add to that line with a method ``task_summary(task)`` that returns a few words, or ``None``.
 
+    The end of a task is one change: if a listener raises an error, or Ctrl-C comes, all rules, evaluations and
+    this callback go back to how they were before it, and the weights too if a rule has moved them. Until it
+    is over, handlers of signals wait, and so do checkpoints that listeners ask for.
+
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.
         task_is_open: whether a task has begun and not ended.
@@ -80,27 +89,33 @@ class TaskBoundaries(Callback):
 
     def begin(self, trainer: Trainer) -> None:
         """Begins the task: sends ``on_task_start``."""
-        self.task_is_open = True
-        self._last_task.begin()
-        show_in_progress_bar(trainer, self.progress_bar_items())
-        dispatch(trainer, "on_task_start", self.task)
+        with signals_wait(), saves_wait(trainer):
+            self.task_is_open = True
+            self._last_task.begin()
+            show_in_progress_bar(trainer, self.progress_bar_items())
+            dispatch(trainer, "on_task_start", self.task)
 
     def end(self, trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> None:
         """Ends the task: sends ``on_task_end``, and rewrites checkpoints that this step has saved already.
 
         ``as_of`` is a context that rewinds everything to the step at which the task ended.
         """
-        self.looking_back = as_of is not _NOW
-        with as_of:
-            dispatch(trainer, "on_task_ending", self.task)
-            dispatch(trainer, "on_task_end", self.task)
-        self._last_task.end(trainer, self.task, self.looking_back)
-        self.looking_back = False
-        ended = self.task
-        self.task_is_open = False
-        self.task += 1
-        _rewrite_last_checkpoints(trainer)
+        ended, looking_back = self.task, as_of is not _NOW
+        with signals_wait():
+            with _one_change(trainer, as_of) as committed:
+                self.looking_back = looking_back
+                dispatch(trainer, "on_task_ending", ended)
+                dispatch(trainer, "on_task_end", ended)
+                committed()
+                self.task, self.task_is_open, self.looking_back = ended + 1, False, False
+            self._last_task.end(trainer, ended, looking_back)
+            _rewrite_last_checkpoints(trainer)
         say(trainer, _summary(trainer, ended))
+
+    def reversal(self) -> Revert:
+        """Keeps which task is open; subclasses extend it."""
+        kept = {name: getattr(self, name) for name in ("task", "task_is_open", "looking_back")}
+        return partial(vars(self).update, kept)
 
     def progress_bar_items(self) -> dict[str, str]:
         """Items for the progress bar; subclasses may add to them."""
@@ -154,10 +169,14 @@ class TaskBoundaries(Callback):
         if not weights_may_change(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self._last_task.is_of_other_weights(trainer), all=False):
-            dispatch(trainer, "on_task_ending", self._last_task.task)
-            dispatch(trainer, "on_task_revised", self._last_task.task)
-            self._last_task.end(trainer, self._last_task.task)
-            _rewrite_last_checkpoints(trainer, also_others=True)
+            task = self._last_task.task
+            with signals_wait():
+                with _one_change(trainer) as committed:
+                    dispatch(trainer, "on_task_ending", task)
+                    dispatch(trainer, "on_task_revised", task)
+                    committed()
+                self._last_task.end(trainer, task)
+                _rewrite_last_checkpoints(trainer, also_others=True)
 
     @property
     def why_no_task_ended(self) -> str | None:
@@ -298,6 +317,16 @@ def ensure_boundaries(trainer: Trainer) -> None:
     default.is_default = True
     # Before the first checkpoint callback, and in a new list: Lightning is iterating over the old one.
     trainer.callbacks = [*callbacks[:first], default, *callbacks[first:]]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _one_change(trainer: Trainer, as_of: AbstractContextManager[None] = _NOW) -> Iterator[Callable[[], None]]:
+    """Yields what is to be called when all is done that can fail: from there on Ctrl-C waits, too.
+
+    Before, an exception brings everything back to how it was.
+    """
+    with saves_wait(trainer), ExitStack() as rest, as_of, all_or_none(trainer):
+        yield lambda: rest.enter_context(uninterrupted())
 
 
 def _summary(trainer: Trainer, task: int) -> str:

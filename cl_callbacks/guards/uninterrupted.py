@@ -1,4 +1,4 @@
-"""Protection of critical sections from Ctrl-C."""
+"""Protection of critical sections from Ctrl-C and other signals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cl_callbacks.guards.waiting_signals import Section
+
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Context that delays an interrupt (SIGINT) until its end.
+    """Context that delays an interrupt (SIGINT) until its end, and what a :class:`~.waiting_signals.Section` does.
 
     Python interrupts only the main thread, and only there can an interrupt be delayed. A signal handler that
     was not installed from Python stays active.
@@ -21,10 +23,15 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     pending: list[Any] = []
+    section = Section()
     signal.signal(signal.SIGINT, lambda *seen: pending.append(seen))
     try:
+        section.open()
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if pending:
-            signal.raise_signal(signal.SIGINT)
+        try:
+            section.close()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if pending:
+                signal.raise_signal(signal.SIGINT)

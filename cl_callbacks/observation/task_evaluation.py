@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
+from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE
 from cl_callbacks.guards.saved_state import restore_atomically
@@ -238,6 +240,16 @@ class TaskEvaluation(Callback):
         """Scores all tasks if there was no validation and another callback is about to look."""
         if monitored_at_epoch_end(trainer):
             self._present_scores(trainer)
+
+    def reversal(self) -> Revert:
+        """Keeps the record, to which the evaluation goes back if the end of a task fails in any callback."""
+        kept = {name: copy.copy(value) for name, value in vars(self.record).items()}
+
+        def revert() -> None:
+            vars(self.record).update(kept)
+            self._rewound = None
+
+        return revert
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Adds a row to the matrix and reports it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from reprlib import recursive_repr
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cl_callbacks.boundaries.task_boundaries import boundaries_of, ensure_boundaries
+from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import MAY_BE_EMPTY, Bounds
 from cl_callbacks.guards.few import few
@@ -54,9 +55,13 @@ from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import weights_may_change
 from cl_callbacks.training.lightning_private import attached_trainer, is_stepping_batch, starts_processes
 from cl_callbacks.training.log import is_due, log
+from cl_callbacks.training.whole_step import WholeStep
 
 # Methods that are called block by block if a rule is local.
 _PER_WEIGHT_METHODS = {"pull", "rewrite", "observe", "effective_importance", "replace_update", "plasticity"}
+
+_BESIDE_STATE = ("rule_scale", "seconds", "_continuity", "_before_task_end")
+"""Attributes that the end of a task changes and that are not in checkpoints."""
 
 
 class SynapticCallback(Callback):
@@ -184,6 +189,7 @@ class SynapticCallback(Callback):
         """How strong the rule is beside the task's gradient, or beside the optimizer's update."""
         self._step: SynapticStep | None = None
         self._watch: ScaleWatch | None = None
+        self._whole_step: WholeStep | None = None  # of the first rule
         self._continuity: Continuity = Continuity()
         self._task_begins = False
         self._committing: ExitStack | None = None
@@ -329,7 +335,10 @@ class SynapticCallback(Callback):
                     rule._place(pl_module, growing=True)
                     rule._compare_weights()
 
+            whole_step = WholeStep(trainer)
+
             def begin(unannounced: Sequence[Any]) -> PullScale | None:
+                whole_step.begin()
                 refuse_scaled_gradients(trainer, unannounced)
                 for rule in rules:
                     rule.begin_step()
@@ -338,12 +347,15 @@ class SynapticCallback(Callback):
             step = SynapticStep(rules, place, compiles(trainer), begin, partial(refuse_optimizers, trainer))
             for rule in rules:
                 rule._step, rule._watch = step, watch
+            self._whole_step = whole_step
             step.attach(trainer.optimizers)  # last: what it refuses, teardown detaches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Adds parameters that a new task has unfrozen, for rules that set weights before the forward."""
+        if self._whole_step is not None and batch_idx == 0:
+            self._whole_step.attach()
         if self._step is not None:
             self._step.start_batch(trainer.optimizers)
             if self.owns_update and self._step.is_new:
@@ -393,6 +405,20 @@ class SynapticCallback(Callback):
         elif self.consolidates and weights_may_change(trainer) and not boundaries_of(trainer).looking_back:
             self._before_task_end = copy.deepcopy(self.state_dict())
 
+    def reversal(self) -> Revert:
+        """Keeps a copy of the state, to which the rule goes back if the end of a task fails in any callback."""
+        return self._reversal_to(self.state_dict(), self.restore)
+
+    def _reversal_to(self, state: dict[str, Any], restore: Callable[[dict[str, Any]], None]) -> Revert:
+        state = copy.deepcopy(state)
+        more = {name: copy.copy(getattr(self, name)) for name in _BESIDE_STATE}
+
+        def revert() -> None:
+            restore(state)  # which places it beside the parameters when a training starts
+            vars(self).update(more)
+
+        return revert
+
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Judges how strong the rule was, and consolidates the task, unless weights are not finite."""
         self._place(pl_module)
@@ -439,6 +465,9 @@ class SynapticCallback(Callback):
         """Detaches the rules from the optimizers."""
         if self._step is not None:
             self._step.detach()
+        if self._whole_step is not None:
+            self._whole_step.detach()
+            self._whole_step = None
         self._step, self._watch, self._evaluating, self._before_task_end = None, None, False, None
         self.synapses.flush()
 

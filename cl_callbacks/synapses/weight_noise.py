@@ -44,7 +44,7 @@ class WeightNoise:
 
     def __init__(self, seed: int = 0, antithetic: bool = True) -> None:
         self.seed, self.antithetic = seed, antithetic
-        self.draws = 0
+        self.draws = self._first = 0
         """The number of the current draw."""
         self.reduce: Callable[[Tensor], None] = _as_it_is
         """Averages a sum of draws over processes and removes the loss scale, in place."""
@@ -61,8 +61,8 @@ class WeightNoise:
 
     @property
     def next_draw(self) -> int:
-        """The number of the first draw of the next step."""
-        return self.draws + self._taken
+        """The number of the first draw of the next step, or of the present one until that is taken."""
+        return self.draws + 1 if self._taken else self._first
 
     def place(
         self,
@@ -111,7 +111,12 @@ class WeightNoise:
     def go_on(self, draw: int) -> None:
         """Sets the draw with which the next step begins, such as after a checkpoint was loaded."""
         self.pause()
-        self.draws, self._taken, self._drawn = draw, False, None
+        self.draws = self._first = draw
+        self._taken, self._drawn = False, None
+
+    def mean_of(self, parameter: Tensor) -> Tensor | None:
+        """A copy of the mean of a weight that is replaced by a sample now; ``None`` if it is not."""
+        return self._means[parameter].clone() if parameter in self._versions else None
 
     def restart(self) -> None:
         """Marks the current draw as used, so that the next step begins with another and empty sums."""
@@ -141,7 +146,7 @@ class WeightNoise:
             return
         if self._taken and not self._versions:
             self.draws += 1
-            self._taken = False
+            self._first, self._taken = self.draws, False
             for total in self._gathered_flat:
                 total.zero_()
         self._draw()

@@ -73,6 +73,26 @@ def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
     return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
+def call_after_batches(trainer: Trainer, call: Callable[[], None]) -> Callable[[], None]:
+    """Calls ``call`` when all hooks of a training batch have run; returns what undoes it.
+
+    Lightning then counts the batch as completed, also after a resume from a checkpoint that is written there.
+    """
+    connector = trainer._logger_connector
+    own, before = {k: v for k, v in vars(connector).items() if k == "on_batch_end"}, connector.on_batch_end
+
+    def on_batch_end() -> None:
+        before()
+        call()
+
+    def undo() -> None:
+        vars(connector).pop("on_batch_end", None)
+        vars(connector).update(own)
+
+    connector.on_batch_end = on_batch_end  # type: ignore[method-assign]
+    return undo
+
+
 def may_stop_early(trainer: Trainer) -> bool:
     """Whether ``min_epochs`` and ``min_steps`` have been reached."""
     return trainer.fit_loop._can_stop_early

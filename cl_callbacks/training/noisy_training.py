@@ -19,7 +19,10 @@ from cl_callbacks.training.shadow_method import ShadowMethod
 class NoisyTraining:
     """Runs a module's ``training_step`` and ``backward`` at sampled weights.
 
-    The weights are samples from the beginning of ``training_step`` to the end of ``backward``, and the means
+    The weights are samples from the beginning of ``training_step`` to the end of ``backward``. What is saved
+    holds the means even then: ``state_dict`` of the module, or of a part of it, returns copies of them in the
+    place of samples, so that a checkpoint may be written in any hook and in the handler of a signal. The
+    weights are the means themselves
     at all other times: in validation, in checkpoints, when a task ends, after an exception, and for every
     hook except the two between forward and backward (``on_before_zero_grad`` and ``on_before_backward``).
     Under manual optimization they are samples throughout ``training_step``, except that weights which an
@@ -52,9 +55,10 @@ class NoisyTraining:
         self._shadows = [ShadowMethod(pl_module, name, call) for name, call in shadows.items()]
         for shadow in self._shadows:
             shadow.attach()
-        self._hooks: list[Any] = []
+        modules = pl_module.modules()
+        self._hooks: list[Any] = [m.register_state_dict_post_hook(_means_in_place(noise)) for m in modules]
         if not pl_module.automatic_optimization:
-            self._hooks = [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
+            self._hooks += [m.register_forward_pre_hook(self._about_to_use) for m in pl_module.modules()]
 
     def detach(self) -> None:
         """Restores the means, and the module's own methods."""
@@ -117,3 +121,17 @@ class NoisyTraining:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # `get_scale` would wait for the device
             gathered.div_(scaler.scale(gathered.new_ones(())))
+
+
+def _means_in_place(noise: WeightNoise) -> Callable[..., None]:
+    """A hook of ``state_dict`` that puts the means in the place of samples; a function, so that copies of a
+    module share it, of whose own weights it then knows no means.
+    """
+
+    def put(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name, parameter in module._parameters.items():
+            mean = None if parameter is None else noise.mean_of(parameter)
+            if mean is not None and prefix + name in state:
+                state[prefix + name] = mean
+
+    return put

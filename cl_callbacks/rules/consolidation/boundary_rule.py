@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from os import PathLike
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -106,6 +106,11 @@ class BoundaryRule(AnchoredRule):
             measured = self._measure(trainer, pl_module, view, task)
         self._ahead = {task: measured}
         return None if measured is None else dict(zip(view.names, measured, strict=True))
+
+    def restore(self, state_dict: dict[str, Any]) -> None:
+        """Sets the state from a saved one; what was measured ahead is of another."""
+        super().restore(state_dict)
+        self._ahead = {}
 
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView, task: int

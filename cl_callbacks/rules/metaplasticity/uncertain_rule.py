@@ -19,6 +19,7 @@ from cl_callbacks.gradients.modes import evaluation_mode
 from cl_callbacks.guards.arguments import checked, fitted
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, POSITIVE, Bounds
 from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
+from cl_callbacks.guards.waiting_signals import signals_wait
 from cl_callbacks.rules.compatibility import refuse_own_fetching, warn_of_half_precision
 from cl_callbacks.rules.compile_rules import compiles
 from cl_callbacks.rules.rule_options import RuleOptions
@@ -295,7 +296,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
             )
         noise = WeightNoise(self.noise.seed, self.noise.antithetic)
         noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
-        with ExitStack() as stack:
+        with signals_wait(), ExitStack() as stack:
             stack.enter_context(evaluation_mode(pl_module))
             self.noise.pause()  # in case this is called from within a training step
             stack.callback(self.noise.resume)
@@ -307,6 +308,15 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
                 noise.begin()
                 found.append(as_pair(self.outputs(pl_module, batch))[0])
         return torch.stack(found)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Copies the means, since who writes a checkpoint in a thread may do so when weights are drawn again."""
+        drawn, saved = set(self.noise.parameters), checkpoint["state_dict"]
+        for name, parameter in pl_module.named_parameters():
+            if parameter in drawn and name in saved:
+                saved[name] = saved[name].detach().clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the number of draws, from which the noise continues."""

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.functional.fisher import sample_losses
 from cl_callbacks.gradients.model_outputs import classes_of
 from cl_callbacks.guards.arguments import checked
@@ -173,6 +174,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         beside = cache(partial(self.beside, trainer, pl_module, batch))
         if self.is_sharded:
             beside()  # even if no sample of this process is to be kept: all run their forwards together
+        self.samples.offers_in_doubt = 1  # until the batch is over: a resumed training offers it again
         self.samples.offer(
             self.one_for_each(before),
             groups=groups,
@@ -182,6 +184,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Lets the samples enter after a step was made on them."""
+        self.samples.offers_in_doubt = 0
         if self._stepped:
             self.samples.accept()
         elif is_stepping_batch(trainer):
@@ -216,6 +219,16 @@ class ReplayRule(OutputsOfBatch, LossPull):
         if self._arriving is not None:
             self._arriving.detach()
             self._arriving = None
+
+    def reversal(self) -> Revert:
+        """Keeps which samples there are, and of which task each is: samples themselves do not change."""
+        rule, samples = self._reversal_to(super().state_dict(), super().restore), self.samples.reversal()
+
+        def revert() -> None:
+            rule()
+            samples()
+
+        return revert
 
     # -- boundaries that are found late ------------------------------------------------------------
 

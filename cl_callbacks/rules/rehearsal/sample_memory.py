@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import insort
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -73,6 +74,7 @@ class SampleMemory:
     Attributes:
         count: number of samples of this process's stream so far.
         task: number of the present task, with which samples are marked.
+        offers_in_doubt: how many of the latest offers are not saved, since their batch is not over.
 
     Raises:
         ValueError: an argument that cannot work, or a batch whose rows cannot be told.
@@ -115,6 +117,7 @@ class SampleMemory:
         self._limits: dict[int, float] = {}  # by group: a sample with a key from this on is not kept
         self._waiting: list[ArrivingRows] = []
         self._accepted: list[ArrivingRows] = []  # of the latest step, which nobody has asked for yet
+        self.offers_in_doubt = 0
 
     def __len__(self) -> int:
         self._settle()
@@ -311,11 +314,25 @@ class SampleMemory:
 
     # -- checkpoints -------------------------------------------------------------------------------
 
+    def reversal(self) -> Callable[[], None]:
+        """Keeps which samples there are, without copies of them, and returns what goes back to these."""
+        places = [(sample, sample.task, sample.group) for sample in self]
+        kept = {name: copy.copy(value) for name, value in vars(self).items()}
+        groups = {group: list(samples) for group, samples in self._groups.items()}
+
+        def revert() -> None:
+            vars(self).update(kept, _groups=groups)
+            for sample, task, group in places:
+                sample.task, sample.group = task, group
+
+        return revert
+
     def state_dict(self, without: Container[int] = ()) -> dict[str, Any]:
         """Tensors and numbers only; ``without`` the samples of some numbers, which others save."""
+        sure = self._waiting[: len(self._waiting) - self.offers_in_doubt]
         return {
             "samples": pack_samples(sample for sample in self if sample.number not in without),
-            "waiting": [[rows.seen, pack_samples(rows.samples(self.task))] for rows in self._waiting],
+            "waiting": [[rows.seen, pack_samples(rows.samples(self.task))] for rows in sure],
             "limits": self.limits,
             "count": self.count,
             "task": self.task,
