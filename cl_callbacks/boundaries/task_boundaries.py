@@ -68,9 +68,9 @@ class TaskBoundaries(Callback):
     The progress bar shows the current task, and a line is printed at the end of each task. Any callback may
     add to that line with a method ``task_summary(task)`` that returns a few words, or ``None``.
 
-    The end of a task is one change: if a listener raises an error, or Ctrl-C comes, all rules, evaluations and
-    this callback go back to how they were before it, and the weights too if a rule has moved them. Until it
-    is over, handlers of signals wait, and so do checkpoints that listeners ask for.
+    The end of a task is one change: if a listener raises an error, or Ctrl-C comes, all rules, evaluations
+    and this callback go back to how they were before it, and the weights too if a rule has moved them. Until
+    it is over, handlers of signals wait, and so do checkpoints that listeners ask for.
 
     Attributes:
         task: the current task, or the next one between tasks; counted from 0.

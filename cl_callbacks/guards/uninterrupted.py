@@ -13,7 +13,7 @@ from cl_callbacks.guards.waiting_signals import Section
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Context that delays an interrupt (SIGINT) until its end, and what a :class:`~.waiting_signals.Section` does.
+    """Context that delays an interrupt (SIGINT) until its end, and other signals as a ``Section`` does.
 
     Python interrupts only the main thread, and only there can an interrupt be delayed. A signal handler that
     was not installed from Python stays active.

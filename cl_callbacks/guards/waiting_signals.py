@@ -71,8 +71,10 @@ def signals_wait() -> Iterator[None]:
     try:
         yield
     finally:
-        section.close()
-        release_signals(gated)
+        try:
+            section.close()
+        finally:
+            release_signals(gated)
 
 
 def guard_signals() -> list[int]:
@@ -89,7 +91,7 @@ def guard_signals() -> list[int]:
 
 
 def release_signals(numbers: list[int] | None = None) -> None:
-    """Undoes :func:`guard_signals`, for some signals or for all, except where somebody has changed a handler."""
+    """Undoes :func:`guard_signals`, for some signals or all, but where somebody has changed a handler."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS if numbers is None else numbers:
             handler = signal.getsignal(number)

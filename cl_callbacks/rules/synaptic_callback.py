@@ -406,7 +406,7 @@ class SynapticCallback(Callback):
             self._before_task_end = copy.deepcopy(self.state_dict())
 
     def reversal(self) -> Revert:
-        """Keeps a copy of the state, to which the rule goes back if the end of a task fails in any callback."""
+        """Keeps a copy of the state, to which the rule goes back if the end of a task fails anywhere."""
         return self._reversal_to(self.state_dict(), self.restore)
 
     def _reversal_to(self, state: dict[str, Any], restore: Callable[[dict[str, Any]], None]) -> Revert:

@@ -22,9 +22,9 @@ class NoisyTraining:
     The weights are samples from the beginning of ``training_step`` to the end of ``backward``. What is saved
     holds the means even then: ``state_dict`` of the module, or of a part of it, returns copies of them in the
     place of samples, so that a checkpoint may be written in any hook and in the handler of a signal. The
-    weights are the means themselves
-    at all other times: in validation, in checkpoints, when a task ends, after an exception, and for every
-    hook except the two between forward and backward (``on_before_zero_grad`` and ``on_before_backward``).
+    weights are the means at all other times: in validation, when a task ends, after an exception, and for
+    every hook except the two between forward and backward (``on_before_zero_grad`` and
+    ``on_before_backward``).
     Under manual optimization they are samples throughout ``training_step``, except that weights which an
     optimizer has just stepped are the means until they are next used.
 
@@ -126,6 +126,9 @@ class NoisyTraining:
 def _means_in_place(noise: WeightNoise) -> Callable[..., None]:
     """A hook of ``state_dict`` that puts the means in the place of samples; a function, so that copies of a
     module share it, of whose own weights it then knows no means.
+    """A hook of ``state_dict`` that puts the means in the place of samples.
+
+    A function, which copies of a module share: of their own weights there are no means, and they stay.
     """
 
     def put(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

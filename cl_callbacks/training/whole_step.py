@@ -34,6 +34,8 @@ class WholeStep:
     def detach(self) -> None:
         """Ends a step that was broken off, and gives all handlers back."""
         self._undo()
-        self._section.close()
-        release_signals(self._gated)
-        self._gated = []
+        try:
+            self._section.close()
+        finally:
+            release_signals(self._gated)
+            self._gated = []

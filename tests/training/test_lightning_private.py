@@ -324,3 +324,21 @@ def test_leave_fit() -> None:
     trainer = make_trainer(Leaving())
     trainer.fit(Net(plain_net()), loader(*task(0)))
     assert trainer.global_step == 0 and trainer.state.finished
+
+
+def test_call_after_batches() -> None:
+    found: list[tuple[int, int]] = []
+
+    class Asked(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            progress = trainer.fit_loop.epoch_loop.batch_progress.current
+            self.undo = private.call_after_batches(
+                trainer, lambda: found.append((progress.processed, progress.completed))
+            )
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            self.undo()
+            assert "on_batch_end" not in vars(trainer._logger_connector)
+
+    make_trainer(Asked()).fit(Net(plain_net()), loader(*task(0)))
+    assert found == [(1, 0), (2, 1), (3, 2)]

@@ -312,7 +312,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Copies the means, since who writes a checkpoint in a thread may do so when weights are drawn again."""
+        """Copies the means, since a thread may write the checkpoint when weights are drawn again."""
         drawn, saved = set(self.noise.parameters), checkpoint["state_dict"]
         for name, parameter in pl_module.named_parameters():
             if parameter in drawn and name in saved:
