@@ -1,6 +1,6 @@
-"""Training that is killed and goes on, and batches that are not finite.
+"""Training that is killed or preempted and goes on, and batches that are not finite.
 
-    python benchmarks/faults.py [--kills 20] [--bad-batches 1000] [--json FILE]
+    python benchmarks/faults.py [--kills 20] [--signals 20] [--bad-batches 1000] [--json FILE]
 
 Each round trains an MLP on permutations of scikit-learn's digits, four tasks in one fit, writes two
 checkpoints in every epoch, is killed (SIGKILL) and resumes from the newest whole one, until weights,
@@ -15,11 +15,20 @@ at all, and ``last.ckpt`` is the old one or the new one. From one file system to
 and a kill leaves a part of a file, also under the name of a ``last.ckpt`` that was whole before. So every
 second time a set writes to another file system than that of the temporary files, where there is one
 (``--elsewhere``), and a checkpoint is whole if ``torch.load(weights_only=True)`` reads it.
+
+With ``--signals`` a training is preempted: by SIGUSR1 in a SLURM job with auto-requeue, whose checkpoint
+Lightning writes within the handler, at whatever line that is, and by SIGTERM, after which it raises an
+exception and ``OnExceptionCheckpoint`` writes one. The signal comes at a random moment, or at a random line
+of this package or of Lightning in a random batch or end of an epoch. The weights in the checkpoint must be
+among those that the undisturbed run had between two steps, and the resumed run must end as that one does, bit
+for bit. The network has no BatchNorm: its statistics would count a batch twice that is preempted after its
+forward, since Lightning runs that batch again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
@@ -28,10 +37,11 @@ import pickle
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +50,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from bad_batches import KINDS, RULES, WAYS, inject, possible
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,13 +64,19 @@ from cl_callbacks import (
     MESU,
     BennaFusi,
     Cascade,
+    DarkExperienceReplay,
+    Distillation,
+    DriftBoundaries,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
+    TaskBoundaries,
+    WeightMerging,
 )
 
 TASKS, EPOCHS, WIDTH = 4, 2, 32
@@ -77,12 +94,22 @@ SETS: dict[str, Callable[[], list[SynapticCallback]]] = {
     "cascade": lambda: [Cascade()],
     "BGD": lambda: [BGD()],
 }
+MORE_SETS: dict[str, Callable[[], list[SynapticCallback]]] = {
+    "merging, EWC, SI": lambda: [SynapticIntelligence(1.0), EWC(50.0), WeightMerging(0.2)],
+    "replay, distillation": lambda: [ExperienceReplay(100, batch_size=32), Distillation(1.0)],
+    "dark replay, MESU": lambda: [DarkExperienceReplay(100, batch_size=32), MESU(1e4)],
+}
+BOUNDARIES: dict[str, Callable[[], TaskBoundaries]] = {
+    "epochs": lambda: EpochBoundaries(EPOCHS),
+    "drift": lambda: DriftBoundaries(min_task_batches=30),
+}
 
 
 class Net(LightningModule):
-    def __init__(self, ballast: int) -> None:
+    def __init__(self, ballast: int, statistics: bool = True) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
+        norm = nn.BatchNorm1d(WIDTH) if statistics else nn.Identity()
+        self.net = nn.Sequential(nn.Linear(64, WIDTH), norm, nn.ReLU(), nn.Linear(WIDTH, 10))
         self.register_buffer("ballast", torch.rand(ballast))  # for checkpoints that take a while to write
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +133,7 @@ class PermutedDigits(Dataset):
 
 
 class OfTheEpoch(Sampler):
-    """Reads the epoch when it begins.
+    """Reads the epoch when it begins, and begins with the first batch that is not completed.
 
     A checkpoint keeps no random numbers, so the order must follow from the epoch; and Lightning calls
     ``iter`` on a loader once in the first epoch of a fit and twice in later ones, each of which moves a
@@ -118,8 +145,9 @@ class OfTheEpoch(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.trainer.current_epoch
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         order = torch.randperm(len(X), generator=torch.Generator().manual_seed(1000 + epoch))
-        return ((epoch // EPOCHS, i) for i in order.tolist())
+        yield from ((epoch // EPOCHS, i) for i in order[64 * first :].tolist())
 
     def __len__(self) -> int:
         return len(X)
@@ -130,10 +158,19 @@ X, Y = torch.tensor(pixels / 16.0, dtype=torch.float), torch.tensor(labels)
 ORDERS = [torch.randperm(64, generator=torch.Generator().manual_seed(task)) for task in range(TASKS)]
 
 
-def train(rules: str, folder: Path, ballast: int, resumed: Path | None) -> None:
+def train(
+    rules: str,
+    folder: Path,
+    ballast: int,
+    resumed: Path | None,
+    boundaries: str = "epochs",
+    statistics: bool = True,
+    others: Sequence[Callback] = (),
+    plugins: Sequence[Any] = (),
+) -> None:
     """To the end, whose state is written to ``final.pt``."""
     torch.manual_seed(0)
-    model, callbacks = Net(ballast), SETS[rules]()
+    model, callbacks = Net(ballast, statistics), (SETS | MORE_SETS)[rules]()
     saving = ModelCheckpoint(
         folder,
         "{epoch}",
@@ -143,10 +180,12 @@ def train(rules: str, folder: Path, ballast: int, resumed: Path | None) -> None:
         save_last=True,
         save_on_train_epoch_end=True,
     )
-    boundaries: list[Callback] = [*callbacks, EpochBoundaries(EPOCHS), saving]
+    first, last = others[:1], others[1:]
     trainer = Trainer(
         max_epochs=TASKS * EPOCHS,
-        callbacks=boundaries,
+        callbacks=[*first, *callbacks, BOUNDARIES[boundaries](), *last, saving],
+        plugins=list(plugins),
+        default_root_dir=folder,
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -163,7 +202,7 @@ def train(rules: str, folder: Path, ballast: int, resumed: Path | None) -> None:
     os.replace(folder / "part.pt", folder / "final.pt")
 
 
-def forked(folder: Path, temporary: Path, *arguments: Any) -> int:
+def forked(folder: Path, temporary: Path, *arguments: Any, work: Callable[..., None] = train) -> int:
     """A process of its own that trains; its number."""
     child = os.fork()
     if child:
@@ -174,7 +213,7 @@ def forked(folder: Path, temporary: Path, *arguments: Any) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         tempfile.tempdir = str(temporary)
-        train(*arguments)
+        work(*arguments)
         code = 0
     except BaseException:
         logging.exception("training broke off")
@@ -304,6 +343,122 @@ def rounds(args: argparse.Namespace, here: Path, elsewhere: Path | None) -> list
     return found
 
 
+class AllWeights(Callback):
+    """Writes down the weights between any two steps, the last callback in the list."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.seen = file, set[str]()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seen.add(fingerprint(pl_module.state_dict()))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *arguments: Any) -> None:
+        self.seen.add(fingerprint(pl_module.state_dict()))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seen.add(fingerprint(pl_module.state_dict()))
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.file.write_text(json.dumps(sorted(self.seen)))
+
+
+class AtALine(Callback):
+    """Sends this process a signal at a line of a batch or of the end of an epoch, the first in the list."""
+
+    def __init__(self, number: signal.Signals, step: int, line: int, in_epoch_end: bool) -> None:
+        self.number, self.step, self.line, self.in_epoch_end = number, step, line, in_epoch_end
+
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        if not self.in_epoch_end and trainer.global_step >= self.step:
+            sys.settrace(self.trace)
+
+    def on_train_epoch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        if self.in_epoch_end and trainer.global_step >= self.step:
+            sys.settrace(self.trace)
+
+    def trace(self, frame: Any, event: str, argument: Any) -> Any:
+        name = frame.f_code.co_filename
+        if "cl_callbacks" not in name and f"lightning{os.sep}pytorch" not in name:
+            return None
+        if event == "line":
+            self.line -= 1
+            if self.line == 0:
+                sys.settrace(None)
+                os.kill(os.getpid(), self.number)
+        return self.trace
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    weights = torch.cat([value.flatten() for name, value in state.items() if name != "ballast"])
+    return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+
+
+def preempted(
+    slurm: bool, at: tuple[int, int, bool] | None, rules: str, folder: Path, boundaries: str, resumed: Any
+) -> None:
+    """A training in a process of its own, in a SLURM job or not, to which a signal comes at a line."""
+    plugins: list[Any] = []
+    if slurm:
+        job = {"JOB_ID": 1, "NTASKS": 1, "JOB_NAME": "x", "LOCALID": 0, "NODEID": 0, "PROCID": 0}
+        os.environ.update({f"SLURM_{name}": str(value) for name, value in job.items()})
+        os.environ["SLURM_JOB_NODELIST"] = "localhost"
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        (folder / "scontrol").write_text("#!/bin/sh\nkill -9 $PPID\n")  # as the job is ended and begun anew
+        (folder / "scontrol").chmod(0o755)
+        plugins = [SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR1)]
+    number = signal.SIGUSR1 if slurm else signal.SIGTERM
+    first: Callback = AtALine(number, *at) if at else Callback()
+    others = [first, OnExceptionCheckpoint(folder)]
+    train(rules, folder, 1000, resumed, boundaries, False, others, plugins)
+
+
+def signals(total: int, seed: int, here: Path) -> list[dict[str, Any]]:
+    rng, found = random.Random(seed), []
+    expected: dict[tuple[str, str], tuple[dict[str, Any], set[str], float]] = {}
+    cases = [(rules, boundaries) for boundaries in BOUNDARIES for rules in SETS | MORE_SETS]
+    temporary = fresh(here, "temporary")
+    while len(found) < total:
+        case = rules, boundaries = cases[len(found) % len(cases)]
+        if case not in expected:
+            folder, start = fresh(here, "undisturbed"), time.perf_counter()
+            others = [Callback(), AllWeights(folder / "weights.json")]
+            child = forked(folder, temporary, rules, folder, 1000, None, boundaries, False, others)
+            final = finish(child, folder)
+            seconds = time.perf_counter() - start
+            expected[case] = final, set(json.loads((folder / "weights.json").read_text())), seconds
+        final, known, seconds = expected[case]
+        slurm, at = rng.random() < 0.7, None
+        if rng.random() < 0.7:
+            ends = rng.random() < 0.3
+            at = rng.randrange(1, TASKS * EPOCHS * 29), rng.randrange(1, 4000 if ends else 1500), ends
+        folder = fresh(here, "preempted")
+        child = forked(folder, temporary, slurm, at, rules, folder, boundaries, None, work=preempted)
+        if at is None:
+            time.sleep(rng.uniform(0.3, max(0.4, seconds)))
+            os.kill(child, signal.SIGUSR1 if slurm else signal.SIGTERM)
+        os.waitpid(child, 0)
+        saved = next(iter([*folder.glob("hpc_ckpt_*.ckpt"), *folder.glob("on_exception.ckpt")]), None)
+        where = (
+            "a random moment" if at is None else f"line {at[1]} of {'an epoch end' if at[2] else 'a batch'}"
+        )
+        row = {"rules": rules, "boundaries": boundaries, "signal": "SIGUSR1" if slurm else "SIGTERM"}
+        row |= {"at": where, "saved": saved is not None, "unknown weights": False, "different": []}
+        if saved is not None:
+            state = torch.load(saved, weights_only=True)["state_dict"]
+            row["unknown weights"] = fingerprint(state) not in known
+        if not (folder / "final.pt").exists():  # a signal that came after the training leaves it as it is
+            resumed = saved or newest_whole(folder)[0]
+            again = forked(folder, temporary, rules, folder, 1000, resumed, boundaries, False)
+            row["different"] = differences(final, finish(again, folder))
+        found.append(row)
+        verdict = "bit-identical" if not row["different"] else f"DIFFERENT in {row['different'][:3]}"
+        weights = "none written" if saved is None else "OF NO STEP" if row["unknown weights"] else "present"
+        print(
+            f"{rules:40} {boundaries:8} {row['signal']} at {where}: {verdict}; weights {weights}", flush=True
+        )
+    return found
+
+
 def bad_batches(total: int) -> list[dict[str, Any]]:
     cases = [(w, k, r) for r in RULES for w in WAYS for k in KINDS if possible(w, k)]
     found = []
@@ -324,6 +479,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signals", type=int, default=20)
     parser.add_argument("--bad-batches", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ballast", type=int, default=4_000_000, help="floats that each checkpoint carries")
@@ -341,6 +497,7 @@ def main() -> None:
         other = args.elsewhere.is_dir() and os.stat(args.elsewhere).st_dev != os.stat(here).st_dev
         with tempfile.TemporaryDirectory(dir=args.elsewhere if other else here) as elsewhere:
             found["kills"] = rounds(args, Path(here), Path(elsewhere) if other else None)
+            found["signals"] = signals(args.signals, args.seed, Path(here))
     found["bad batches"] = bad_batches(args.bad_batches)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False))
@@ -349,6 +506,9 @@ def main() -> None:
         f"{len(kills)} kills, {sum(k != 'at random' for k in kills)} of them in a write, "
         f"{sum(len(row['parts']) for row in found['kills'])} files in part; "
         f"{sum(bool(row['different']) for row in found['kills'])} of {len(found['kills'])} runs differ; "
+        f"{len(found['signals'])} signals, {sum(row['saved'] for row in found['signals'])} checkpoints, "
+        f"{sum(row['unknown weights'] for row in found['signals'])} of them of drawn or old weights; "
+        f"{sum(bool(row['different']) for row in found['signals'])} runs differ; "
         f"{sum(row['bad'] for row in found['bad batches'])} bad batches, "
         f"{sum(bool(row['corrupted']) for row in found['bad batches'])} states corrupted"
     )

@@ -159,13 +159,17 @@ def test_streams(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_faults(tmp_path: Path) -> None:
     """In a process of its own, as a user has it: it forks."""
-    arguments = ["--kills", "2", "--bad-batches", "8", "--ballast", "100000", "--json", "faults.json"]
+    arguments = ["--kills", "2", "--signals", "2", "--bad-batches", "8", "--ballast", "100000"]
+    arguments += ["--json", "faults.json"]
     command = [sys.executable, str(BENCHMARKS / "faults.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "faults.json").read_text())
     assert [row["rules"] for row in found["kills"]] == ["none", "EWC, SI, RWalk"]
     assert all(row["kills"] and row["from"] and not row["different"] for row in found["kills"])
+    assert [row["rules"] for row in found["signals"]] == ["none", "EWC, SI, RWalk"]
+    assert any(row["saved"] for row in found["signals"])
+    assert not any(row["unknown weights"] or row["different"] for row in found["signals"])
     assert sum(row["bad"] for row in found["bad batches"]) == 8
     assert not any(row["corrupted"] for row in found["bad batches"])
 

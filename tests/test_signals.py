@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 import cl_callbacks
 from cl_callbacks import DriftBoundaries, EpochBoundaries, SynapticCallback, TaskBoundaries, WeightMerging
+from cl_callbacks.training.quiet_fit import quiet_fits
 from tests.every_rule import RULES, make, same
 from tests.small import Net, loader, make_trainer, plain_net, task, weights
 
@@ -261,6 +262,24 @@ def test_a_checkpoint_that_is_asked_for_while_a_task_ends_is_of_after_it() -> No
     assert [each["task"] for each in found] == [1, 2, 3]
     tasks = [[state["tasks"] for state in each["rules"].values()] for each in found]
     assert tasks == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_a_checkpoint_that_is_asked_for_in_a_trial_is_of_after_it() -> None:
+    io = InMemory()
+
+    class Trying(Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.before = weights(pl_module)
+            with quiet_fits(trainer, pl_module), torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.zero_()
+                trainer.save_checkpoint("somewhere", weights_only=True)
+                assert not io.saved
+            trying.found = io.saved[0]["state_dict"]
+
+    trying, model = Trying(), Net(plain_net())
+    make_trainer(trying, plugins=[io]).fit(model, loader(*task(0)))
+    assert torch.equal(torch.cat([value.flatten() for value in trying.found.values()]), trying.before)
 
 
 @pytest.mark.parametrize("place", ["training_step", "look back"])

@@ -94,6 +94,8 @@ class RecentBatches:
             TypeError: a batch that cannot be copied.
         """
         self.seen = self.seen if number is None else number
+        if self._kept and self._kept[-1].number == number:  # a batch that a resumed training runs again
+            self._kept.pop()
         if self.wanted:
             samples, size = max(1, self._count(batch)), _bytes(batch)
             if size > self.max_bytes / 2 and agreed_samples(batch) == samples:

@@ -15,6 +15,7 @@ from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.lightning_private import metrics_kept
 from cl_callbacks.training.module_state import ModuleState
 from cl_callbacks.training.silent_logger import SilentLogger
+from cl_callbacks.training.waiting_saves import saves_wait
 
 _ANNOUNCEMENTS = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
@@ -26,7 +27,7 @@ def quiet_fits(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     Afterwards these are as before, also after an exception or Ctrl-C: all attributes of the Trainer (its
     loops with their progress, callbacks, loggers), metrics, optimizers, schedulers and scaler; the module
     (see :class:`~cl_callbacks.training.module_state.ModuleState`); the random numbers of torch, NumPy and
-    Python. Loggers hear nothing. The loop and the optimizers at hand are not to be used: make others, with
+    Python. Loggers hear nothing, and checkpoints that are asked for are of afterwards. The loop and the optimizers at hand are not to be used: make others, with
     :func:`~cl_callbacks.training.lightning_private.new_fit_loop` and
     ``trainer.strategy.setup_optimizers(trainer)``. All processes have to enter it.
 
@@ -38,6 +39,7 @@ def quiet_fits(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
     scale = copy.deepcopy(precision.state_dict())
     with ExitStack() as stack:
+        stack.enter_context(saves_wait(trainer))
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(attributes_kept(trainer, trainer.state))
         stack.enter_context(metrics_kept(trainer))

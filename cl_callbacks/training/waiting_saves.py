@@ -1,4 +1,4 @@
-"""Checkpoints that are asked for while a task ends, and written when it has ended."""
+"""Checkpoints that are asked for in the middle of a change, such as the end of a task, and written after it."""
 
 from __future__ import annotations
 
