@@ -27,7 +27,8 @@ def quiet_fits(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     Afterwards these are as before, also after an exception or Ctrl-C: all attributes of the Trainer (its
     loops with their progress, callbacks, loggers), metrics, optimizers, schedulers and scaler; the module
     (see :class:`~cl_callbacks.training.module_state.ModuleState`); the random numbers of torch, NumPy and
-    Python. Loggers hear nothing, and checkpoints that are asked for are of afterwards. The loop and the optimizers at hand are not to be used: make others, with
+    Python. Loggers hear nothing, and checkpoints that are asked for are of afterwards. The loop and the
+    optimizers at hand are not to be used: make others, with
     :func:`~cl_callbacks.training.lightning_private.new_fit_loop` and
     ``trainer.strategy.setup_optimizers(trainer)``. All processes have to enter it.
 

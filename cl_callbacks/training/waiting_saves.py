@@ -1,4 +1,4 @@
-"""Checkpoints that are asked for in the middle of a change, such as the end of a task, and written after it."""
+"""Checkpoints that are asked for in the middle of a change, such as a task's end, and written after it."""
 
 from __future__ import annotations
 

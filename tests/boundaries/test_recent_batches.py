@@ -128,3 +128,11 @@ def test_what_no_checkpoint_can_give_back_is_left_out() -> None:
 class Pair(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor
+
+
+def test_a_batch_that_is_run_again_is_kept_once() -> None:
+    recent = RecentBatches(samples=8)
+    for number in (0, 1, 2, 2, 3):
+        recent.append(torch.full((1,), number), number)
+    assert [batch.item() for batch in recent] == [0, 1, 2, 3]
+    assert recent.seen == 4
