@@ -23,15 +23,11 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     pending: list[Any] = []
-    section = Section()
     signal.signal(signal.SIGINT, lambda *seen: pending.append(seen))
     try:
-        section.open()
-        yield
+        with Section():
+            yield
     finally:
-        try:
-            section.close()
-        finally:
-            signal.signal(signal.SIGINT, handler)
-            if pending:
-                signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, handler)
+        if pending:
+            signal.raise_signal(signal.SIGINT)

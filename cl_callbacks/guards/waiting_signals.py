@@ -5,6 +5,7 @@ A handler may save: Lightning writes the checkpoint of a SLURM job that is preem
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ _SIGNALS = [number for number in signal.valid_signals() if getattr(number, "name
 
 _sections: set[int] = set()  # those that are open, by id()
 _waiting: dict[int, None] = {}  # signals that came in one, in their order
+
+if hasattr(os, "register_at_fork"):  # a process that begins within a section has none of its own
+    os.register_at_fork(after_in_child=lambda: (_sections.clear(), _waiting.clear()))
 
 
 class Gate:
@@ -36,18 +40,25 @@ class Gate:
 class Section:
     """While it is open, handlers of signals wait: all that are written in Python, except that of Ctrl-C.
 
-    Opening and closing costs next to nothing, and either may be repeated. Handlers that were installed after
-    the last :func:`guard_signals` do not wait. Python calls handlers in the main thread only, and sections of
-    other threads do nothing.
+    Opening and closing costs next to nothing, and either may be repeated; or it is a context. Handlers that
+    were installed after the last :func:`guard_signals` do not wait. Python calls handlers in the main thread
+    only, and sections of other threads do nothing.
 
     Example:
         >>> before = signal.signal(signal.SIGUSR1, lambda number, frame: print("saved"))
-        >>> guard_signals(); section = Section(); section.open()
-        >>> signal.raise_signal(signal.SIGUSR1); print("the step is over"); section.close()
+        >>> gated, section = guard_signals(), Section()
+        >>> section.open(); signal.raise_signal(signal.SIGUSR1); print("the step is over"); section.close()
         the step is over
         saved
-        >>> release_signals(); _ = signal.signal(signal.SIGUSR1, before)
+        >>> release_signals(gated); _ = signal.signal(signal.SIGUSR1, before)
     """
+
+    def __enter__(self) -> Section:
+        self.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def open(self) -> None:
         """Lets handlers wait."""
@@ -66,15 +77,12 @@ class Section:
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """A context as a :class:`Section`, in which also handlers wait that were installed just before."""
-    section, gated = Section(), guard_signals()
-    section.open()
+    gated = guard_signals()
     try:
-        yield
+        with Section():
+            yield
     finally:
-        try:
-            section.close()
-        finally:
-            release_signals(gated)
+        release_signals(gated)
 
 
 def guard_signals() -> list[int]:
@@ -90,10 +98,10 @@ def guard_signals() -> list[int]:
     return list(new)
 
 
-def release_signals(numbers: list[int] | None = None) -> None:
-    """Undoes :func:`guard_signals`, for some signals or all, but where somebody has changed a handler."""
+def release_signals(numbers: list[int]) -> None:
+    """Undoes :func:`guard_signals` for some signals, but where somebody has changed the handler since."""
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS if numbers is None else numbers:
+        for number in numbers:
             handler = signal.getsignal(number)
             if isinstance(handler, Gate):
                 signal.signal(number, handler.handler)

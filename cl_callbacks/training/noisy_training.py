@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.synapses.weight_noise import WeightNoise
 from cl_callbacks.training.process_sums import mean_of_processes_
 from cl_callbacks.training.quiet import unlogged, unremembered
@@ -93,7 +94,7 @@ class NoisyTraining:
             for _ in range(self.draws - 1):
                 self.noise.redraw()
                 # Buffers are restored only after backward, which may use them.
-                with unlogged(self.pl_module), unremembered(self.pl_module):
+                with Section(), unlogged(self.pl_module), unremembered(self.pl_module):
                     repeated = self._repeat()
                     if repeated is not None:
                         backward(repeated / self.draws, *args, **kwargs)

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from cl_callbacks.gradients.modes import differentiable_in_evaluation, evaluation_mode
 from cl_callbacks.gradients.precision import Precision
+from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.training.generators import isolated_rng, seed_torch
 from cl_callbacks.training.lightning_private import attached_trainer
 
@@ -70,9 +71,11 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
 
     Restores bit for bit, also after an exception: every submodule's train/eval mode, all buffers, the
     random number generators of torch, NumPy, Python. Within, ``log`` and ``log_dict`` do nothing, gradients
-    are enabled, compiled submodules run eagerly, and random numbers depend only on ``seed`` and the rank.
+    are enabled, compiled submodules run eagerly, random numbers depend only on ``seed`` and the rank, and
+    handlers of signals wait: see :class:`~cl_callbacks.guards.waiting_signals.Section`.
     """
     with ExitStack() as stack:
+        stack.enter_context(Section())
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

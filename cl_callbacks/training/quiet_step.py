@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
+from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.training.generators import isolated_rng, seed_torch
 from cl_callbacks.training.quiet import unlogged, unremembered
 from cl_callbacks.training.shadow_method import own_method
@@ -30,9 +31,10 @@ def quiet_step(trainer: Trainer, pl_module: LightningModule, seed: int) -> Itera
     batch, but does not remember them. Restored are buffers, metrics, the random numbers of torch, NumPy and
     Python, and the module's attributes, lists and dicts among them; nothing reaches a logger. Gradients of
     training stay as they are if :func:`torch.autograd.grad` is used. Within, random numbers depend only on
-    ``seed``.
+    ``seed``, and handlers of signals wait.
     """
     with ExitStack() as stack:
+        stack.enter_context(Section())
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

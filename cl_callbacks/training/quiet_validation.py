@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from cl_callbacks.gradients.modes import modes_kept
+from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training.generators import generators_kept, isolated_rng
 from cl_callbacks.training.lightning_private import metrics_kept, validation_loop_kept
@@ -43,7 +44,11 @@ def quiet_validation(
     pl_module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop.val_loop
     batches = sum(loop.max_batches)  # 0 before the first validation
     total = int(batches) if 0 < batches < math.inf else None
-    with progress(trainer, what, total) as advance, _unnoticed(trainer, _Counting(advance), averaged):
+    with (
+        Section(),
+        progress(trainer, what, total) as advance,
+        _unnoticed(trainer, _Counting(advance), averaged),
+    ):
         before = dict(trainer.callback_metrics)
         with modes_kept(pl_module), unremembered(pl_module):
             loop.run()
