@@ -325,3 +325,22 @@ def test_a_preempted_job(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = torch.load(file, weights_only=True)["state_dict"]
     assert torch.equal(torch.cat([found[n].flatten() for n, _ in model.named_parameters()]), expected[0])
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_training_that_is_resumed_in_mid_epoch_waits_from_its_first_batch_on(saving: Saving) -> None:
+    """A handler is called in the batch, after all hooks, and not between two rules that have seen a step."""
+    places: list[int] = []
+
+    class AtTheStep(Callback):
+        def on_before_optimizer_step(self, trainer: Any, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGUSR1)
+            places.append(len(io.saved))
+
+    io = InMemory()
+    trainer = saving.trainer = make_trainer(make("si"), AtTheStep(), plugins=[io])
+    trainer.fit_loop.epoch_loop.batch_progress.current.ready = 1
+    trainer.fit_loop.epoch_loop.batch_progress.current.completed = 1
+    trainer.fit_loop.restarting = True
+    trainer.fit_loop.epoch_loop.restarting = True
+    trainer.fit(Net(plain_net()), loader(*task(0)))
+    assert places == [0, 1]

@@ -354,8 +354,8 @@ class SynapticCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Adds parameters that a new task has unfrozen, for rules that set weights before the forward."""
-        if self._whole_step is not None and batch_idx == 0:
-            self._whole_step.attach()
+        if self._whole_step is not None:
+            self._whole_step.start_batch(batch_idx)
         if self._step is not None:
             self._step.start_batch(trainer.optimizers)
             if self.owns_update and self._step.is_new:

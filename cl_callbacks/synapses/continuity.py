@@ -66,7 +66,8 @@ class Continuity:
     def end(self, view: SynapseView) -> None:
         """Keeps the weights with which a task ends."""
         ends = _samples(view.names, view.sources)
-        self._ended |= {name: _Ended(end, self._began.get(name)) for name, end in ends.items()}
+        # In a new dict: a copy of this object from before the end of a task keeps its own.
+        self._ended = self._ended | {n: _Ended(end, self._began.get(n)) for n, end in ends.items()}
         self._began = {}
 
     def begin(self, view: SynapseView, anchors: Iterable[Tensor] = ()) -> list[str]:

@@ -20,12 +20,13 @@ class WholeStep:
 
     def __init__(self, trainer: Trainer) -> None:
         self._section = Section()
-        self._gated: list[int] = []
+        self._gated: list[int] | None = None  # before the first batch
         self._undo = call_after_batches(trainer, self._section.close)
 
-    def attach(self) -> None:
-        """Has the handlers wait that are installed by now; to be repeated, since others may be."""
-        self._gated += guard_signals()
+    def start_batch(self, batch_idx: int) -> None:
+        """Has the handlers wait that are installed by the first batch of the fit, or of an epoch."""
+        if self._gated is None or batch_idx == 0:
+            self._gated = [*(self._gated or ()), *guard_signals()]
 
     def begin(self) -> None:
         """Begins a step."""
@@ -37,5 +38,5 @@ class WholeStep:
         try:
             self._section.close()
         finally:
-            release_signals(self._gated)
-            self._gated = []
+            release_signals(self._gated or [])
+            self._gated = None
