@@ -220,6 +220,7 @@ class TaskEvaluation(Callback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Logs the number of the task, and finds out which loader is its own."""
         log(trainer, {log_keys.TASK: task})
+        del self.record.begun[len(self.record.ends) :]  # one that was broken off, and begins anew
         self._begin(trainer, task)
 
     def _begin(self, trainer: Trainer, task: int) -> None:

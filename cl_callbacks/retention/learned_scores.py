@@ -65,8 +65,9 @@ class LearnedScores:
     def begin_task(self, trainer: Trainer, task: int) -> None:
         """Finds the loader of a task that begins."""
         loaders = len(self.scores)
-        known = loader_of_task(trainer, task, self.begun, loaders, self.order, self.asker)
-        self.begun += 1
+        before = self.begun - self.is_open  # one that is open was broken off, and begins anew
+        known = loader_of_task(trainer, task, before, loaders, self.order, self.asker)
+        self.begun = before + 1
         self.is_open, self.loader, self.assumed = True, known.loader, known.assumed
         if known.loader is not None and known.loader >= loaders:
             self.loader = None

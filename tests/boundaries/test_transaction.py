@@ -104,6 +104,21 @@ def test_the_weights_that_a_guard_has_drawn_back_are_as_they_were(failing: int) 
     assert_all_or_none([make("ewc"), guard], failing, after=True)
 
 
+def test_a_task_that_begins_anew_with_other_boundaries_is_the_same_task() -> None:
+    """As after an error with the default boundaries, of which each Trainer has its own."""
+    rule, evaluation, module = make("ewc"), TaskEvaluation("val_acc"), Scored()
+    guard = RetentionGuard("val_acc", "max", tolerance=1.0)
+    have_fail(rule, after=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(rule, guard, evaluation).fit(module, loader(*task(0)))
+    del rule.consolidate
+    for index in range(2):
+        make_trainer(rule, guard, evaluation).fit(module, loader(*task(index)))
+        assert evaluation.record.begun == list(range(index + 1))
+        assert sorted(guard.learned) == list(range(index + 1))
+    assert len(evaluation.record.ends) == rule.tasks == guard.tasks == 2
+
+
 def test_a_failing_evaluation_leaves_the_rules_without_the_task() -> None:
     class Failing(TaskEvaluation):
         def _add_row(self, *arguments: Any) -> None:
