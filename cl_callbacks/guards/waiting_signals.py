@@ -20,7 +20,8 @@ _sections: set[int] = set()  # those that are open, by id()
 _waiting: dict[int, None] = {}  # signals that came in one, in their order
 
 if hasattr(os, "register_at_fork"):  # a process that begins within a section has none of its own
-    os.register_at_fork(after_in_child=lambda: (_sections.clear(), _waiting.clear()))
+    os.register_at_fork(after_in_child=_sections.clear)
+    os.register_at_fork(after_in_child=_waiting.clear)
 
 
 class Gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -71,3 +72,13 @@ def test_what_a_handler_raises_comes_after_the_section() -> None:
         done.append(True)
     assert done
     assert signal.getsignal(signal.SIGTERM) is stop
+
+
+def test_a_process_that_is_forked_within_does_not_wait() -> None:
+    with signals_wait():
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGUSR1)
+            os._exit(len(heard))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert heard == []
