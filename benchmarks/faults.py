@@ -78,6 +78,7 @@ from cl_callbacks import (
     TaskBoundaries,
     WeightMerging,
 )
+from cl_callbacks.drift import CUSUM
 
 TASKS, EPOCHS, WIDTH = 4, 2, 32
 SETS: dict[str, Callable[[], list[SynapticCallback]]] = {
@@ -101,7 +102,7 @@ MORE_SETS: dict[str, Callable[[], list[SynapticCallback]]] = {
 }
 BOUNDARIES: dict[str, Callable[[], TaskBoundaries]] = {
     "epochs": lambda: EpochBoundaries(EPOCHS),
-    "drift": lambda: DriftBoundaries(min_task_batches=30),
+    "drift": lambda: DriftBoundaries(CUSUM(5.0), min_task_batches=20, independent=True),
 }
 
 
