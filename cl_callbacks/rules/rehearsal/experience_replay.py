@@ -82,7 +82,8 @@ class ExperienceReplay(ReplayRule):
             )
         self.joined = joined
         self.joins = 0
-        """Number of batches so far that samples were joined to for the next step."""
+        """Number of batches before the present one that samples were joined to for the next step."""
+        self._has_joined = False
         self._shadow: ShadowMethod | None = None
 
     @property
@@ -118,7 +119,7 @@ class ExperienceReplay(ReplayRule):
         if super().is_due:
             for part in self.drawn(stream=self.joins, joined=True):
                 batch = join_batches(self.one_for_each(batch), part.batch)
-            self.joins += 1
+            self._has_joined = True
         return training_step(batch, *args, **kwargs)
 
     @property
@@ -129,8 +130,8 @@ class ExperienceReplay(ReplayRule):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Counts batches of the next step anew, whether this one was taken or skipped."""
         super().on_train_batch_end(trainer, *args)
-        if is_stepping_batch(trainer):
-            self.joins = 0
+        self.joins = 0 if is_stepping_batch(trainer) else self.joins + self._has_joined
+        self._has_joined = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores the module's own ``training_step``."""
