@@ -144,11 +144,11 @@ class EverySixth(DriftBoundaries):
             self.end(trainer, as_of=self._as_of_onset(trainer))
 
 
-def assert_whole(rules: list[Any], boundaries: Any, saving: Saving, epochs: int) -> None:
+def assert_whole(rules: list[Any], boundaries: Any, saving: Saving, epochs: int, **options: Any) -> None:
     io = InMemory()
     sending = AtSomeLine(io)
     trainer = saving.trainer = make_trainer(
-        sending, *rules, boundaries, Afterwards(sending), max_epochs=epochs, plugins=[io]
+        sending, *rules, boundaries, Afterwards(sending), max_epochs=epochs, plugins=[io], **options
     )
     trainer.fit(Net(plain_net()), loader(*task(0)))
     assert len(io.saved) == len(sending.sent) > epochs
@@ -167,6 +167,12 @@ def test_a_signal_at_some_line_finds_what_is_whole(rule: str, late: bool, saving
 def test_a_signal_among_several_rules_finds_what_is_whole(late: bool, saving: Saving) -> None:
     rules = [make("si"), make("ewc"), WeightMerging(), make("mesu draws")]
     assert_whole(rules, EverySixth() if late else EpochBoundaries(1), saving, epochs=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["er joined", "mesu draws", "lwf", "der"])
+def test_a_signal_finds_what_is_whole_where_batches_are_accumulated(rule: str, saving: Saving) -> None:
+    assert_whole([make(rule)], EpochBoundaries(1), saving, epochs=14, accumulate_grad_batches=2)
 
 
 HOOKS = ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]

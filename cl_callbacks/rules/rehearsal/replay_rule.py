@@ -174,7 +174,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
         beside = cache(partial(self.beside, trainer, pl_module, batch))
         if self.is_sharded:
             beside()  # even if no sample of this process is to be kept: all run their forwards together
-        self.samples.offers_in_doubt = 1  # until the batch is over: a resumed training offers it again
+        self.samples.begin_batch()
         self.samples.offer(
             self.one_for_each(before),
             groups=groups,
@@ -184,7 +184,7 @@ class ReplayRule(OutputsOfBatch, LossPull):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Lets the samples enter after a step was made on them."""
-        self.samples.offers_in_doubt = 0
+        self.samples.end_batch()
         if self._stepped:
             self.samples.accept()
         elif is_stepping_batch(trainer):

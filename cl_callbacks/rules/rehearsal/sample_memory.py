@@ -74,7 +74,6 @@ class SampleMemory:
     Attributes:
         count: number of samples of this process's stream so far.
         task: number of the present task, with which samples are marked.
-        offers_in_doubt: how many of the latest offers are not saved, since their batch is not over.
 
     Raises:
         ValueError: an argument that cannot work, or a batch whose rows cannot be told.
@@ -117,7 +116,7 @@ class SampleMemory:
         self._limits: dict[int, float] = {}  # by group: a sample with a key from this on is not kept
         self._waiting: list[ArrivingRows] = []
         self._accepted: list[ArrivingRows] = []  # of the latest step, which nobody has asked for yet
-        self.offers_in_doubt = 0
+        self._before_batch: int | None = None  # offers that wait, while a batch is not over
 
     def __len__(self) -> int:
         self._settle()
@@ -191,6 +190,14 @@ class SampleMemory:
         if self.select == "balanced":
             self._by_task = groups is None
         self._waiting.append(arriving)
+
+    def begin_batch(self) -> None:
+        """Keeps what is offered from here on out of what is saved: a resumed training offers it again."""
+        self._before_batch = len(self._waiting)
+
+    def end_batch(self) -> None:
+        """Ends :meth:`begin_batch`."""
+        self._before_batch = None
 
     def accept(self) -> None:
         """Lets the samples that were offered enter; their copies may still be on the way."""
@@ -329,10 +336,10 @@ class SampleMemory:
 
     def state_dict(self, without: Container[int] = ()) -> dict[str, Any]:
         """Tensors and numbers only; ``without`` the samples of some numbers, which others save."""
-        sure = self._waiting[: len(self._waiting) - self.offers_in_doubt]
+        waiting = self._waiting[: self._before_batch]
         return {
             "samples": pack_samples(sample for sample in self if sample.number not in without),
-            "waiting": [[rows.seen, pack_samples(rows.samples(self.task))] for rows in sure],
+            "waiting": [[rows.seen, pack_samples(rows.samples(self.task))] for rows in waiting],
             "limits": self.limits,
             "count": self.count,
             "task": self.task,
