@@ -125,8 +125,6 @@ class NoisyTraining:
 
 
 def _means_in_place(noise: WeightNoise) -> Callable[..., None]:
-    """A hook of ``state_dict`` that puts the means in the place of samples; a function, so that copies of a
-    module share it, of whose own weights it then knows no means.
     """A hook of ``state_dict`` that puts the means in the place of samples.
 
     A function, which copies of a module share: of their own weights there are no means, and they stay.
