@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -244,10 +243,10 @@ class TaskEvaluation(Callback):
 
     def reversal(self) -> Revert:
         """Keeps the record, to which the evaluation goes back if the end of a task fails in any callback."""
-        kept = {name: copy.copy(value) for name, value in vars(self.record).items()}
+        kept = self.record.state_dict()
 
         def revert() -> None:
-            vars(self.record).update(kept)
+            self.record.restore(kept)
             self._rewound = None
 
         return revert
