@@ -85,7 +85,7 @@ METHODS = {
     ],
     "guard": [f"RetentionGuard('val_acc', 'max', {tolerance}) @ tasks=5" for tolerance in (1.0, 0.05)],
     "split": ["none", *REPLAY_OF_IMAGES],
-    "permuted": ["none", *REPLAY_OF_IMAGES],
+    "permuted": ["none", *[rule.replace(", select='balanced'", "") for rule in REPLAY_OF_IMAGES]],
     "lm": [
         "none",
         *[f"ExperienceReplay({size}, weight=0.1, past_only=True)" for size in (24, 240)],
