@@ -93,6 +93,7 @@ def train(rules: list[Callback], boundaries: Callback, case: Case, tasks: int = 
     for _ in range(0 if one_fit else tasks - 1):
         trainer.fit_loop.max_epochs += setting.epochs
         trainer.fit(model, data)
+    trainer.validate(model, data, verbose=False)  # the end of the last task may have changed weights
     return average_accuracy(trainer)
 
 

@@ -42,19 +42,24 @@ from torch.utils.data import DataLoader
 from cl_callbacks import (
     BGD,
     EWC,
+    L2SP,
     MAS,
     MESU,
     BennaFusi,
     Cascade,
     CompileRules,
+    DarkExperienceReplay,
+    Distillation,
     DriftBoundaries,
     EpochBoundaries,
+    ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
+    WeightMerging,
 )
 from cl_callbacks.training.noisy_training import NoisyTraining
 
@@ -99,6 +104,14 @@ RULES = {
     "SI and EWC": Entry(lambda: [SynapticIntelligence(1.0), EWC(1.0, **SAMPLED)], 14),
     "DriftBoundaries": Entry(lambda: [DriftBoundaries()], 0),
     "KFACLaplace": Entry(lambda: [KFACLaplace(1.0, **SAMPLED)], 0),  # matrix products
+    # Further forwards and backwards
+    "ExperienceReplay": Entry(lambda: [ExperienceReplay(500)], 0),
+    "ExperienceReplay, joined": Entry(lambda: [ExperienceReplay(500, joined=True)], 0),
+    "DarkExperienceReplay": Entry(lambda: [DarkExperienceReplay(500)], 0),
+    "Distillation": Entry(lambda: [Distillation()], 0),
+    # w, old, total; the same and w again after every step
+    "WeightMerging, each step": Entry(lambda: [WeightMerging(0.01, every_n_steps=1)], 4),
+    "L2SP": Entry(lambda: [L2SP()], 5),
 }
 AUTOGRAD = {"autograd penalty, 1 anchor": 1, "autograd penalty, 10 anchors": 10}
 
@@ -146,6 +159,9 @@ class Alternating(Callback):
         if isinstance(pl_module, Penalised):
             pl_module.active = self.active
         self._listen(trainer)
+        for rule in self.callbacks:
+            if isinstance(rule, ExperienceReplay) and rule._shadow is not None:  # samples are joined
+                (rule._shadow.attach if self.active else rule._shadow.detach)()
         for rule in self.callbacks:
             if isinstance(rule, BGD | MESU) and rule._training is not None:  # which draw weights
                 if self.active:

@@ -108,7 +108,7 @@ def _accuracy(model: Classifier, task: Task, index: int) -> float:
 
 
 @cache
-def _splits(data: str, folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def splits(data: str, folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     if data == "insects":
         return _insects(folder)
     if data == "digits":
@@ -133,7 +133,7 @@ def _insects(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
 
 def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[list[Task], Classifier, int]:
     kind, data = name.split("-")
-    (images, labels), (test_images, test_labels) = _splits(data, folder)
+    (images, labels), (test_images, test_labels) = splits(data, folder)
     test_images, test_labels = test_images[:4000], test_labels[:4000]
     draw, small = torch.Generator().manual_seed(seed), data == "digits"
     pixels, tasks, groups = images[0].numel(), [], None
@@ -161,12 +161,12 @@ def images(name: str, seed: int, folder: Path | None, optimizer: str) -> tuple[l
         DataLoader(ImageTask(x, y), batch_size, shuffle=True, collate_fn=as_is, drop_last=True)
         for x, y, _, _ in made
     ]
-    net = _cnn(images.shape[-1]) if kind == "splitcnn" else _mlp(pixels, 256, 256, 10)
+    net = _cnn(images.shape[-1]) if kind == "splitcnn" else mlp(pixels, 256, 256, 10)
     found = [(loader, x, y) for loader, (_, _, x, y) in zip(loaders, made, strict=True)]
     return found, Classifier(net, optimizer, groups), epochs
 
 
-def _mlp(*widths: int) -> nn.Sequential:
+def mlp(*widths: int) -> nn.Sequential:
     layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 

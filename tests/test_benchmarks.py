@@ -99,6 +99,21 @@ def test_long_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_retention(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    write_pictures(tmp_path / "mnist", train=100, test=40)
+    methods = ["none", "ExperienceReplay(20), WeightMerging(0.5) @ lr=0.05"]
+    arguments = ["split", "--data-dir", ".", "--out", "found.jsonl", "--seeds", "0", "--methods", *methods]
+    said = run("retention.py", *arguments, folder=tmp_path)
+    lines = (tmp_path / "found.jsonl").read_text()
+    assert [json.loads(line)["method"] for line in lines.splitlines()] == methods
+    assert set(json.loads(lines.splitlines()[0])["scores"]) == {"average", "learned", "lost"}
+    again = run("retention.py", *arguments, folder=tmp_path)  # trains nothing anew
+    assert (tmp_path / "found.jsonl").read_text() == lines
+    assert again in said
+
+
+@pytest.mark.slow
 def test_boundaries(tmp_path: Path) -> None:
     arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
     kinds = ["declared", "cusum", "none"]
