@@ -32,7 +32,7 @@ from cl_callbacks.training.progress import say
 
 
 class WeightMerging(SynapticCallback):
-    r"""Averages the weights with those after earlier tasks: no data, no penalty, and nothing to tune.
+    r"""Averages the weights with those after earlier tasks: no data, and no penalty.
 
     By default once when a task ends, after :math:`t` tasks before,
 
@@ -42,7 +42,8 @@ class WeightMerging(SynapticCallback):
     the mean of the weights with which each task has ended, from which the next task trains on. It remembers
     well where tasks end near each other, as from pretrained weights. From random ones they end far apart, and
     what lies between two networks may be neither: there it helps little, and beside a rule with an importance
-    ``weighted_by`` is far better. Other forms:
+    ``weighted_by`` is far better. Over many tasks with heads of their own the mean lets little of a new task
+    into what they share, and a fixed share learns more (docs/retention.md). Other forms:
 
     ==================================  ===================================================================
     ``share=b``                         once when a task ends
