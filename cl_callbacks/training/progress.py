@@ -61,6 +61,7 @@ def say(trainer: Trainer, text: str) -> None:
     Example:
         >>> say(Trainer(logger=False, enable_progress_bar=False), "task 3 has ended")
     """
+    text = text.encode("utf-8", "backslashreplace").decode()  # names may hold what no terminal can show
     bar = _shown_bar(trainer)
     if isinstance(bar, TQDMProgressBar):
         Tqdm.write(text, file=sys.stdout)  # the bar's own print shows nothing before and after it runs
