@@ -48,9 +48,9 @@ NOTES = """\
 - Not counted is what is there for a moment: within a pull or a rewrite a few tensors of the size of a block
   of the parameters (131,072 on a CPU, 67 million on an accelerator, 17 million with `CompileRules`, 8
   million with `state_device="cpu"`; all of them if `KFACLaplace` or a rule of your own that does not say
-  `local` takes part), and what measuring the importance at the end of a task takes. While a task ends there is
-  a copy of the state of each rule, on its device, and with `WeightMerging` or `RetentionGuard` of the weights, to
-  go back to if [something fails](fits.md#when-the-end-of-a-task-fails).
+  `local` takes part), and what measuring the importance at the end of a task takes. While a task ends there
+  is a copy of the state of each rule, on its device, and with `WeightMerging` or `RetentionGuard` of the
+  weights, to go back to if [something fails](fits.md#when-the-end-of-a-task-fails).
 
 ## Less of it
 
