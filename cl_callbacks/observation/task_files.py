@@ -21,7 +21,7 @@ def write_json(file: Path, record: TaskRecord, about: Mapping[str, Any]) -> None
     ``other_scores`` has what is known of the others: row, column and score of each. ``order`` is the column
     of each task, in the order of learning. What was not measured is ``null``.
     """
-    numbers, rows = record.table()
+    numbers, rows = record.tasks_learned, record.table()
     results = {name: None if math.isnan(v) else v for name, v in record.results().items()}
     at = {loader: column for column, loader in enumerate(record.columns)}
     others = [
@@ -47,4 +47,6 @@ def write_csv(file: Path, record: TaskRecord, names: Sequence[str]) -> None:
     with whole_file(file) as part, part.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(["tasks_learned", *map(csv_cell, names)])
-        writer.writerows([learned, *row] for learned, row in zip(*record.table(), strict=True))
+        writer.writerows(
+            [learned, *row] for learned, row in zip(record.tasks_learned, record.table(), strict=True)
+        )

@@ -196,11 +196,15 @@ class TaskRecord:
         columns = self.columns
         return [[row[task] if task < len(row) else math.nan for task in columns] for row in rows]
 
-    def table(self) -> tuple[list[int], list[list[float | None]]]:
-        """Numbers of tasks learned and rows by column, of the rows kept whole; ``None`` for NaN."""
-        numbers = [k for k in range(max(self.rows, default=-1) + 1) if k not in self.left_out.parts]
-        rows = self.ordered([self.rows.get(learned, []) for learned in numbers])
-        return numbers, [[None if math.isnan(score) else score for score in row] for row in rows]
+    @property
+    def tasks_learned(self) -> list[int]:
+        """The number of tasks learned of each row of :meth:`table`."""
+        return [k for k in range(max(self.rows, default=-1) + 1) if k not in self.left_out.parts]
+
+    def table(self) -> list[list[float | None]]:
+        """Scores by column of the rows that are kept whole; ``None`` for NaN."""
+        rows = self.ordered([self.rows.get(learned, []) for learned in self.tasks_learned])
+        return [[None if math.isnan(score) else score for score in row] for row in rows]
 
     def stripes(self) -> tuple[list[int], list[list[float]]]:
         """The rows that are kept whole, for a picture: numbers of tasks learned, and scores by column.

@@ -145,7 +145,7 @@ class TaskReport:
         self._drawing = self._drawn_at - start
 
     def _log_table(self, logger: Logger) -> None:
-        numbers, rows = self.record.table()
+        numbers, rows = self.record.tasks_learned, self.record.table()
         names, shown = self.names, evenly(len(self.names), MOST_TASKS)
         table = [[learned, *(row[i] for i in shown)] for learned, row in zip(numbers, rows, strict=True)]
         log_table(logger, self.key("table"), ["tasks learned", *(names[i] for i in shown)], table)
