@@ -136,13 +136,7 @@ def fitted(name: str, value: Any, hint: Any, bounds: Bounds = ANY, whose: str = 
     try:
         return _fit(value, hint, bounds)
     except _Unfit:
-        pass
-    *most, last = _words(hint, bounds)
-    comma = "," if any(word.startswith("a") for word in most) else ""  # not between choices
-    allowed = f"{', '.join(most)}{comma} or {last}" if most else last
-    empty = isinstance(value, str | Sequence | Mapping) and len(value) == 0
-    advice = f": leave {name} out, or give None" if empty and NoneType in get_args(hint) else ""
-    raise ValueError(f"{whose}{name} must be {allowed}; got {shown(value)}{advice}")
+        raise ValueError(f"{whose}{name} must be {_refusal(name, value, hint, bounds)}") from None
 
 
 def at_most_one(**given: Any) -> None:
@@ -240,6 +234,16 @@ def _fit_elements(value: Any, kind: Any, hints: Sequence[Any], bounds: Bounds) -
     found = [_fit(element, hints[0], bounds) for element in value]
     unchanged = all(new is old for new, old in zip(found, value, strict=True))
     return value if unchanged else tuple(found) if isinstance(value, tuple) else found
+
+
+def _refusal(name: str, value: Any, hint: Any, bounds: Bounds) -> str:
+    """What would have been allowed, what was given instead, and what to do."""
+    *most, last = _words(hint, bounds)
+    comma = "," if any(word.startswith("a") for word in most) else ""  # not between choices
+    allowed = f"{', '.join(most)}{comma} or {last}" if most else last
+    empty = isinstance(value, str | Sequence | Mapping) and len(value) == 0
+    advice = f": leave {name} out, or give None" if empty and NoneType in get_args(hint) else ""
+    return f"{allowed}; got {shown(value)}{advice}"
 
 
 def _words(hint: Any, bounds: Bounds) -> list[str]:

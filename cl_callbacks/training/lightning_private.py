@@ -264,9 +264,15 @@ def extend_fits_in_processes(
 
 
 def check_callbacks_first(check: Callable[[Sequence[Callback]], None]) -> None:
-    """Has every Trainer call ``check(callbacks)`` before Lightning's own check of its list of callbacks."""
+    """Has every Trainer call ``check(callbacks)`` before Lightning's own check of its list of callbacks.
+
+    A Lightning without this function keeps its own check alone: this is called when the package is imported,
+    which must not fail for the sake of a sentence.
+    """
     connector: Any = callback_connector
-    own = connector._validate_callbacks_list
+    own = getattr(connector, "_validate_callbacks_list", None)
+    if own is None:
+        return
 
     @wraps(own)
     def check_and_validate(callbacks: Any) -> None:
