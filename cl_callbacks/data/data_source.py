@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+from cl_callbacks.data.file_reader import READERS, one_line, read_files
+from cl_callbacks.data.origin import Division, Origin, divided
+from cl_callbacks.data.saved_reader import is_saved, read_saved
+
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
+
+
+class Splits(dict[str, Any]):
+    """Data sets by split. ``origins`` has where each is from, for messages."""
+
+    def __init__(self, data: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
+        super().__init__(data)
+        self.origins = dict(origins)
+
+
+class _Found(NamedTuple):
+    """A data set or a mapping of splits, with the files of each split and what has read them."""
+
+    data: Any
+    files: Mapping[str, list[str]] = {}
+    kind: str | None = None
 
 
 def load_splits(
-    source: Any, config: str | None = None, splits: Mapping[str, str] | None = None, seed: int = 0
-) -> dict[str, Any]:
+    source: Any,
+    config: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    seed: int = 0,
+    called: str = "data",
+) -> Splits:
     """Loads the splits ``"train"``, ``"validation"`` and ``"test"`` of a data set, as far as they exist.
 
     Args:
@@ -28,10 +51,12 @@ def load_splits(
         splits: names of the splits in the source, such as ``{"train": "train", "test": "dev"}``; those not
             listed are left out. Default: the same names.
         seed: seed of the division.
+        called: what messages call a source that has no name.
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a source without training data, or of an unsupported type.
+        ValueError: a source without training data, a split without rows, a file that cannot be read, or a
+            source of an unsupported type.
 
     Example:
         >>> from datasets import Dataset
@@ -40,45 +65,96 @@ def load_splits(
         {'train': 4, 'test': 1}
     """
     names = dict(splits) if splits is not None else {s: s for s in ("train", "validation", "test")}
-    found = _loaded(source, config, names.values())
-    if hasattr(found, "train_test_split"):
-        found = found.train_test_split(test_size=0.2, seed=seed)
-    missing = [own for own in names.values() if own not in found]
-    if names.get("train") not in found or (splits is not None and missing):
+    called = str(source) if isinstance(source, str | PathLike) else called
+    data, files, kind = _loaded(source, config, names.values())
+    origins: dict[str, Origin] = {}
+    if hasattr(data, "train_test_split"):
+        whole = Origin(called, tuple(files.get("train", ())), kind)
+        if len(data) < 2:
+            raise ValueError(f"{whole}: {len(data)} rows cannot be divided into training and test data")
+        rows, data = len(data), divided(data, seed)
+        origins = {part: Origin(called, whole.files, kind, Division(rows, seed, part)) for part in data}
+    missing = [own for own in names.values() if own not in data]
+    if names.get("train") not in data or (splits is not None and missing):
         wanted = missing if splits is not None else ["train"]
-        raise ValueError(f"the data have no split {wanted}; they have {list(found)}: name them in `splits`")
-    return {name: found[own] for name, own in names.items() if own in found}
+        raise ValueError(
+            f"{called}: the data have no split {wanted}; they have {list(data)}: name them in `splits`"
+        )
+    chosen = {name: own for name, own in names.items() if own in data}
+    for own in chosen.values():
+        named = Origin(f"{called}, split {own!r}", tuple(files.get(own, ())), kind)
+        _refuse_what_has_no_rows(data[own], origins.setdefault(own, named))
+    return Splits(
+        {name: data[own] for name, own in chosen.items()},
+        {name: origins[own] for name, own in chosen.items()},
+    )
 
 
-def _loaded(source: Any, config: str | None, splits: Iterable[str]) -> Any:
-    from datasets import load_dataset, load_from_disk
+def _refuse_what_has_no_rows(data: Any, origin: Origin) -> None:
+    if not hasattr(data, "num_rows"):
+        raise ValueError(
+            f"{origin} is a {type(data).__name__}; a Dataset, whose rows have numbers, is needed"
+        )
+    if not data.num_rows:
+        raise ValueError(f"{origin} has no rows: leave the split out by `splits`, or give it some")
+    if origin.kind == "csv" and "__index_level_0__" in data.column_names:
+        raise ValueError(f"{origin}: the rows have more fields than the first line has names")
 
+
+def _loaded(source: Any, config: str | None, splits: Iterable[str]) -> _Found:
     if isinstance(source, Mapping):
         files = {name: value for name, value in source.items() if not hasattr(value, "column_names")}
-        return _from_files(files) if files else source
+        if not files:
+            return _Found(source)
+        read, paths, kind = read_files(files)
+        return _Found({**source, **read}, paths, kind)
     if hasattr(source, "train_test_split"):
-        return source
+        return _Found(source)
     if not isinstance(source, str | PathLike):
         raise ValueError(
             f"data are the name of a data set, a file, a folder, a Dataset or a mapping of splits; "
             f"got a {type(source).__name__}"
         )
     path = Path(source)
-    if path.is_dir():
-        if any((path / name).exists() for name in _SAVED):
-            return load_from_disk(str(path))
-        files = _files_of(path, splits)
-        return _from_files(files) if files else _imagefolder(path)
-    if path.is_file():
-        return _from_files({"train": path})["train"]
-    if isinstance(source, PathLike) or path.is_absolute() or path.suffix in _READERS or source[0] in ".~":
-        raise FileNotFoundError(f"there is no file or folder {source}")
-    return load_dataset(source, config)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise FileNotFoundError(f"{_short(source)} cannot be opened: {error.strerror}") from error
+    if is_folder:
+        return _from_folder(path, splits)
+    if is_file:
+        read, paths, kind = read_files({"train": path})
+        return _Found(read["train"], paths, kind)
+    if isinstance(source, PathLike) or path.is_absolute() or path.suffix in READERS or source[:1] in ".~":
+        raise FileNotFoundError(f"there is no file or folder {_short(source)}{_nearest(path)}")
+    return _Found(_from_hub(source, config))
+
+
+def _from_hub(name: str, config: str | None) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the data set {_short(name)} could not be found: there is no such file or folder here"
+            f"{_nearest(Path(name))}, and the Hugging Face hub has none of this name or could not be reached "
+            f"({one_line(error)})"
+        ) from error
+
+
+def _from_folder(folder: Path, splits: Iterable[str]) -> _Found:
+    if is_saved(folder):
+        data = read_saved(folder)
+        parts = {"train": [str(folder)]} if hasattr(data, "num_rows") and not isinstance(data, dict) else {}
+        return _Found(data, parts or {split: [str(folder / split)] for split in data})
+    files = _files_of(folder, splits)
+    return _Found(*read_files(files)) if files else _Found(_imagefolder(folder))
 
 
 def _files_of(folder: Path, splits: Iterable[str]) -> dict[str, list[Path]]:
     """Files of each split, by file name: ``SPLIT.ext``, or parts ``SPLIT-….ext``."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in _READERS)
+    files = sorted(file for file in folder.iterdir() if file.suffix in READERS)
     found = {
         split: [f for f in files if f.stem == split or f.stem.startswith(f"{split}-")] for split in splits
     }
@@ -97,15 +173,14 @@ def _imagefolder(folder: Path) -> Any:
     return found["train"] if set(found) == {"train"} else found
 
 
-def _from_files(files: Mapping[str, Any]) -> Any:
-    from datasets import load_dataset
+def _short(name: Any) -> str:
+    return repr(str(name)) if len(str(name)) <= 200 else f"{str(name)[:100]!r}…"
 
-    paths = {
-        split: [str(value)] if isinstance(value, str | PathLike) else [str(part) for part in value]
-        for split, value in files.items()
-    }
-    kinds = {_READERS.get(Path(path).suffix) for parts in paths.values() for path in parts}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    if kind is None:
-        raise ValueError(f"expected files of one kind among {list(_READERS)}; got {paths}")
-    return load_dataset(kind, data_files=paths)
+
+def _nearest(path: Path) -> str:
+    """The nearest name in the folder, or the first folder of the path that does not exist."""
+    for parent in reversed(path.parents):
+        if not parent.is_dir():
+            return f"; there is no folder {str(parent)!r} either"
+    found = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    return f"; the nearest name there is {found[0]!r}" if found else ""

@@ -7,16 +7,16 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from cl_callbacks.data.data_source import load_splits
+from cl_callbacks.data.data_source import Splits, load_splits
+from cl_callbacks.data.label_column import LabelColumn, check_alike, check_width
+from cl_callbacks.data.origin import Origin
 from cl_callbacks.data.sequence_options import SequenceOptions
 from cl_callbacks.data.task_division import (
     RowsBySplit,
     Scenario,
     by_column,
     by_labels,
-    class_names,
     column_of,
-    distinct,
     few_of_each,
     numbered,
 )
@@ -31,9 +31,11 @@ class DividedTasks(TaskSequence):
 
     Args:
         data: as in :class:`~cl_callbacks.TextTasks`.
+        check: refuses a data set whose rows cannot be prepared; all are checked before one is prepared.
         prepare: maps a data set to the rows that are served, with a column ``labels``.
         collate_fn: makes a batch of such rows.
         labelled: whether rows have labels that must be numbered.
+        words: whether a row has a list of labels, one for each word.
         scenario: ``"task"``: a head for each task, and labels numbered from 0 within the task; ``"domain"``:
             the same labels in all tasks; ``"class"``: one head over the labels of all tasks.
         task_column: the column whose values are the tasks.
@@ -61,9 +63,11 @@ class DividedTasks(TaskSequence):
         self,
         data: Any,
         *,
-        prepare: Callable[[Any], Any],
+        check: Callable[[Any, Origin], None],
+        prepare: Callable[[Any, Origin], Any],
         collate_fn: Callable[[list[Any]], Any],
         labelled: bool = True,
+        words: bool = False,
         scenario: Scenario = "task",
         task_column: str | None = None,
         task_order: Sequence[str | int] | None = None,
@@ -86,14 +90,27 @@ class DividedTasks(TaskSequence):
                 "head: use scenario='domain' or 'class'"
             )
         one_each = isinstance(data, Sequence) and not isinstance(data, str)
-        sources = [load_splits(source, config, splits, seed) for source in (data if one_each else [data])]
+        listed = {f"data[{i}]": source for i, source in enumerate(data)} if one_each else {"data": data}
+        sources = [load_splits(source, config, splits, seed, called) for called, source in listed.items()]
+        labels: dict[int, LabelColumn] = {}  # by split, since tasks may share a source
+        if labelled:
+            for source in sources:
+                own = [
+                    LabelColumn(split, label_column, source.origins[name], words)
+                    for name, split in source.items()
+                ]
+                check_alike(own)
+                labels |= dict(zip(map(id, source.values()), own, strict=True))
         self.task_names, rows = self._divided(sources)
+        for source in sources:
+            for name, split in source.items():
+                check(split, source.origins[name])
         if not one_each:
             sources = sources * len(rows)
         self.num_labels: list[int] = []
         numbers: list[Any] = [None] * len(rows)
         if labelled:
-            numbers, self.num_labels = self._numbers(sources, rows, separate=one_each)
+            numbers, self.num_labels = self._numbers(sources, rows, labels, separate=one_each)
         super().__init__(
             self._tasks(sources, rows, numbers, prepare),
             eval_batch_size=eval_batch_size,
@@ -101,7 +118,7 @@ class DividedTasks(TaskSequence):
             **options,
         )
 
-    def _divided(self, sources: list[dict[str, Any]]) -> tuple[list[Any], list[RowsBySplit]]:
+    def _divided(self, sources: list[Splits]) -> tuple[list[Any], list[RowsBySplit]]:
         several = not isinstance(self.data, str) and isinstance(self.data, Sequence)
         ways = [several, self.task_column is not None, self.label_groups is not None]
         if sum(ways) != 1:
@@ -123,29 +140,30 @@ class DividedTasks(TaskSequence):
         return names, rows
 
     def _numbers(
-        self, sources: list[dict[str, Any]], rows: list[RowsBySplit], separate: bool
+        self,
+        sources: list[Splits],
+        rows: list[RowsBySplit],
+        labels: Mapping[int, LabelColumn],
+        separate: bool,
     ) -> tuple[list[dict[Any, int]], list[int]]:
-        column = self.label_column
-        known: dict[int, list[Any]] = {}  # label columns by split, since tasks may share a source
-        labels: list[set[Any]] = []
-        for source, task in zip(sources, rows, strict=True):
-            own: set[Any] = set()
-            for split, chosen in task.items():
-                values = known.setdefault(id(source[split]), []) or column_of(source[split], column)
-                known[id(source[split])] = values
-                own |= distinct(values[i] for i in chosen)
-            labels.append(own)
-        names = [class_names(source["train"], column) for source in sources]
+        found = [
+            set().union(*(labels[id(source[split])].of(chosen) for split, chosen in task.items()))
+            for source, task in zip(sources, rows, strict=True)
+        ]
+        names = [labels[id(source["train"])].names for source in sources]
         if self.scenario == "domain" and any(own != names[0] for own in names):
             raise ValueError(f"scenario='domain' means the same labels in all tasks; these have {names}")
-        return numbered(self.scenario, labels, names[0], separate)
+        if self.scenario == "domain" or (self.scenario == "class" and not separate):
+            check_alike(list(labels.values()))
+            check_width(set().union(*found), list(labels.values()))  # a label is the number of its output
+        return numbered(self.scenario, found, names[0], separate)
 
     def _tasks(
         self,
-        sources: list[dict[str, Any]],
+        sources: list[Splits],
         rows: list[RowsBySplit],
         numbers: list[Any],
-        prepare: Callable[[Any], Any],
+        prepare: Callable[[Any, Origin], Any],
     ) -> list[dict[str, TaskRows]]:
         known: dict[int, Any] = {}
         tasks = []
@@ -154,12 +172,13 @@ class DividedTasks(TaskSequence):
             for split, own in chosen.items():
                 data = source[split]
                 if id(data) not in known:
-                    known[id(data)] = prepare(data)
+                    known[id(data)] = prepare(data, source.origins[split])
                 if split == "train" and self.examples_per_label is not None:
                     own = few_of_each(
                         column_of(data, self.label_column), own, self.examples_per_label, self.seed
                     )
                 task_id = index if self.scenario == "task" else None
-                task[split] = TaskRows(known[id(data)].select(own), numbers[index], task_id)
+                prepared = known[id(data)].select(own)
+                task[split] = TaskRows(prepared, numbers[index], task_id, (source.origins[split], own))
             tasks.append(task)
         return tasks

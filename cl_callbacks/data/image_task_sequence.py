@@ -70,8 +70,12 @@ class ImageTasks(TaskSequence):
         self.label_groups, self.relabel = label_groups, relabel
         self.pad, self.seed, self.config = pad, seed, config
         self.image_column, self.label_column = image_column, label_column
-        splits = digits() if data == "digits" else load_splits(data, config, seed=seed)
-        images = {name: image_tensors(split, image_column, label_column) for name, split in splits.items()}
+        splits = load_splits(digits() if data == "digits" else data, config, seed=seed)
+        among = None if label_groups is None else [label for group in label_groups for label in group]
+        images = {
+            name: image_tensors(split, image_column, label_column, splits.origins[name], among)
+            for name, split in splits.items()
+        }
         if permutations is not None:
             sequence = TaskSequence.permuted(images, tasks=permutations, seed=seed, pad=pad)
         elif degrees is not None:

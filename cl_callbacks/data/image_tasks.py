@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from cl_callbacks.data.file_reader import one_line
+from cl_callbacks.data.label_column import LabelColumn, check_width
+from cl_callbacks.data.origin import Origin
+from cl_callbacks.data.picture_column import check_pictures
+
 Transform = Callable[[Tensor], Tensor]
+
+MEMORY = Origin("the data")
 
 
 def image_tensors(
-    data: Any, image_column: str = "image", label_column: str = "label"
+    data: Any,
+    image_column: str = "image",
+    label_column: str = "label",
+    origin: Origin = MEMORY,
+    among: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns images ``(N, C, H, W)``, float32 from 0 to 1, and integer labels ``(N,)``.
 
@@ -25,9 +36,12 @@ def image_tensors(
             a channel, and ``(N, D)`` with square ``D`` becomes square images.
         image_column: name of the column with the images.
         label_column: name of the column with the labels.
+        origin: where a ``Dataset`` is from, for messages.
+        among: the labels that are used; rows with others need none. ``None`` for all.
 
     Raises:
-        ValueError: a missing column, or values that are not images.
+        ValueError: a missing column, values that are not images, or labels that are not whole numbers from 0
+            on.
 
     Example:
         >>> images, labels = image_tensors((torch.zeros(2, 8, 8), torch.tensor([0, 1])))
@@ -36,17 +50,21 @@ def image_tensors(
     """
     if isinstance(data, tuple | list) and len(data) == 2:
         images, labels = (torch.as_tensor(values) for values in data)
+        if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+            raise ValueError("labels of images are whole numbers, and some of these are not")
     elif hasattr(data, "column_names"):
-        for column in (image_column, label_column):
-            if column not in data.column_names:
-                raise ValueError(f"the data set has no column {column!r}; it has {data.column_names}")
-        rows = data.with_format("numpy")
-        images = torch.from_numpy(np.stack([np.asarray(i) for i in rows[image_column][:]]))
-        labels = torch.from_numpy(np.asarray(rows[label_column][:]))
+        images, labels = _from_rows(data, image_column, label_column, origin, among)
     else:
         raise ValueError(
             f"expected an (images, labels) pair or a Hugging Face Dataset, got {type(data).__name__}"
         )
+    if not images.is_floating_point() and images.dtype != torch.uint8 and len(images):
+        least, most = (int(number) for number in images.aminmax())
+        if least < 0 or most > 255:
+            raise ValueError(
+                f"{origin}: whole numbers of images are from 0 to 255, and these from {least} to {most}: scale "
+                f"them to floats from 0 to 1"
+            )
     scale = 1.0 if images.is_floating_point() else 1 / 255
     images = images.to(torch.float32) * scale
     if images.ndim == 2:
@@ -59,6 +77,38 @@ def image_tensors(
     if images.ndim != 4 or len(images) != len(labels):
         raise ValueError(f"cannot read {tuple(images.shape)} as images of {len(labels)} labels")
     return images.contiguous(), labels.long()
+
+
+def _from_rows(
+    data: Any, image_column: str, label_column: str, origin: Origin, among: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    check_pictures(data, image_column, origin)
+    column = LabelColumn(data, label_column, origin)
+    if column.texts:
+        column.refuse(f"the labels are texts: `class_encode_column({label_column!r})` numbers them")
+    labels = column.numbers()
+    used = np.arange(len(labels)) if among is None else np.flatnonzero(np.isin(labels, list(among)))
+    check_width(column.of(used), [column])
+    rows = data.with_format("numpy")
+    try:
+        images = [np.asarray(image) for image in rows[image_column][:]]
+    except Exception as error:
+        raise _undecodable(rows, image_column, origin) or error from error
+    shapes = [image.shape for image in images]
+    if other := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None):
+        what = f"an image has the shape {shapes[other]}, and the first has {shapes[0]}: all need the same"
+        raise ValueError(origin.fault(image_column, what, other))
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+
+
+def _undecodable(rows: Any, column: str, origin: Origin) -> ValueError | None:
+    """The error that says which image cannot be decoded."""
+    for row in range(len(rows)):
+        try:
+            rows[row][column]
+        except Exception as error:
+            return ValueError(origin.fault(column, f"the image cannot be read ({one_line(error)})", row))
+    return None
 
 
 def pad_images(images: Tensor, pad: int) -> Tensor:

@@ -36,14 +36,8 @@ def pictures(data: Any, image_column: str, label_column: str) -> Any:
         data: a Hugging Face ``Dataset``.
         image_column: name of the column with PIL images, or nested lists of integers from 0 to 255.
         label_column: name of the column with the labels.
-
-    Raises:
-        ValueError: a missing column.
     """
     columns = {image_column: "image", label_column: "labels"}
-    for column in columns:
-        if column not in data.column_names:
-            raise ValueError(f"the data have no column {column!r}; they have {data.column_names}")
     kept = data.with_format(None).select_columns(list(columns))
     return kept.rename_columns({old: new for old, new in columns.items() if old != new})
 
@@ -73,11 +67,12 @@ class ProcessImages:
         return with_task(rows, self._batch)
 
     def _batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        images = [self._picture(row["image"]) for row in rows]
+        images = [self.picture(row["image"]) for row in rows]
         pixels = self.processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
-    def _picture(self, image: Any) -> Any:
+    def picture(self, image: Any) -> Any:
+        """Returns an image as a picture with the channels of the model; refuses more than 8 bits."""
         from PIL import Image
 
         if not isinstance(image, Image.Image):

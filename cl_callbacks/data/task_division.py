@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from cl_callbacks.data.column_checks import check_single_values
+from cl_callbacks.data.data_source import Splits
+
 Scenario = Literal["task", "domain", "class"]
 SCENARIOS: tuple[str, ...] = get_args(Scenario)
 RowsBySplit = dict[str, list[int]]
@@ -15,13 +18,7 @@ RowsBySplit = dict[str, list[int]]
 
 
 def column_of(data: Any, column: str) -> list[Any]:
-    """Returns all values of a column.
-
-    Raises:
-        ValueError: a missing column.
-    """
-    if column not in data.column_names:
-        raise ValueError(f"the data have no column {column!r}; they have {data.column_names}")
+    """Returns all values of a column."""
     return data.with_format(None)[column][:]
 
 
@@ -33,7 +30,7 @@ def class_names(data: Any, column: str) -> list[str] | None:
 
 
 def by_column(
-    splits: Mapping[str, Any], column: str, order: Sequence[Any] | None
+    splits: Splits, column: str, order: Sequence[Any] | None
 ) -> tuple[list[Any], list[RowsBySplit]]:
     """Divides rows into tasks by the value in a column.
 
@@ -47,17 +44,24 @@ def by_column(
         The tasks' values, by name where they have one, and the row indices of each task.
 
     Raises:
-        ValueError: a missing column or value.
+        ValueError: a missing column or value, values that are lists, or other classes in another split.
     """
-    values = {split: column_of(data, column) for split, data in splits.items()}
+    for split, data in splits.items():
+        check_single_values(data, column, splits.origins[split], complete=order is None)
     names = class_names(splits["train"], column)
+    for split, data in splits.items():
+        own = class_names(data, column)
+        if None not in (names, own) and own != names:
+            what = f"the classes are {own}, and {names} in {splits.origins['train']}"
+            raise ValueError(splits.origins[split].fault(column, what))
+    values = {split: column_of(data, column) for split, data in splits.items()}
     if names is not None:
-        values = {split: [names[value] for value in found] for split, found in values.items()}
-    present = set(values["train"])
+        named: dict[Any, Any] = dict(enumerate(names))
+        values = {split: [named.get(value) for value in found] for split, found in values.items()}
+        order = None if order is None else [named.get(value, value) for value in order]
+    present = set(values["train"]) - {None}
     if order is None:
         order = sorted(present) if names is None else [name for name in names if name in present]
-    elif names is not None:
-        order = [names[value] if isinstance(value, int) else value for value in order]
     unknown = [value for value in order if value not in present]
     if unknown:
         raise ValueError(f"no training data has {column}={unknown}; there is {sorted(present)}")
@@ -73,7 +77,7 @@ def by_labels(
     """Divides rows into tasks by groups of labels.
 
     Args:
-        splits: Hugging Face data sets by split.
+        splits: Hugging Face data sets by split, in which a label is one value.
         column: name of the column with the labels.
         groups: the labels of each task, or their names; a mapping also gives the names of the tasks.
 
@@ -81,7 +85,7 @@ def by_labels(
         The tasks' names or numbers, and the row indices of each task.
 
     Raises:
-        ValueError: a missing column or label.
+        ValueError: a label that no training data have.
     """
     values = {split: column_of(data, column) for split, data in splits.items()}
     names = class_names(splits["train"], column) or []
@@ -103,19 +107,6 @@ def by_labels(
     return list(tasks), rows
 
 
-def distinct(values: Iterable[Any]) -> set[Any]:
-    """Set of the labels in a column whose values are labels or lists of labels.
-
-    Example:
-        >>> distinct([3, [1, 3]])
-        {1, 3}
-    """
-    found: set[Any] = set()
-    for value in values:
-        found.update(value) if isinstance(value, list) else found.add(value)
-    return found
-
-
 def few_of_each(labels: Sequence[Any], rows: Sequence[int], most: int, seed: int) -> list[int]:
     """Chooses at most ``most`` rows of each label at random; the result is in the order of the data."""
     taken: dict[Any, int] = {}
@@ -125,6 +116,19 @@ def few_of_each(labels: Sequence[Any], rows: Sequence[int], most: int, seed: int
         if taken[labels[row]] <= most:
             chosen.append(row)
     return sorted(chosen)
+
+
+def in_order(labels: Iterable[Any]) -> list[Any]:
+    """Labels in order; texts that are all whole numbers, by these.
+
+    Example:
+        >>> in_order({"10", "9", "1"}), in_order({"10", "9", "b"})
+        (['1', '9', '10'], ['10', '9', 'b'])
+    """
+    found = sorted(labels)
+    if all(isinstance(label, str) and label.isdecimal() for label in found):
+        found.sort(key=int)
+    return found
 
 
 def numbered(
@@ -155,7 +159,7 @@ def numbered(
         sizes = [len(own) for own in labels]
         starts = [0] * len(sizes) if scenario == "task" else [0, *accumulate(sizes)][: len(sizes)]
         numbers = [
-            {label: start + i for i, label in enumerate(sorted(own))}
+            {label: start + i for i, label in enumerate(in_order(own))}
             for start, own in zip(starts, labels, strict=True)
         ]
         return numbers, sizes if scenario == "task" else [sum(sizes)]
@@ -169,4 +173,4 @@ def numbered(
         return [{label: label for label in everything}] * len(labels), [
             len(names or []) or max(everything) + 1
         ]
-    return [{label: i for i, label in enumerate(sorted(everything))}] * len(labels), [len(everything)]
+    return [{label: i for i, label in enumerate(in_order(everything))}] * len(labels), [len(everything)]

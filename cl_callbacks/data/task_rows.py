@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
+from cl_callbacks.data.file_reader import one_line
+from cl_callbacks.data.origin import Origin
+
 IGNORED = -100
+"""Label of a token that has none."""
 
 
 class TaskRows(Dataset[dict[str, Any]]):
@@ -17,6 +22,7 @@ class TaskRows(Dataset[dict[str, Any]]):
         rows: a Hugging Face data set with a column ``labels``.
         numbers: output index of each label; ``None`` to keep the labels.
         task_id: task number that is added to each row, unless ``None``.
+        origin: where the rows are from, for the error if one cannot be read; with their numbers there.
 
     Example:
         >>> from datasets import Dataset
@@ -25,8 +31,15 @@ class TaskRows(Dataset[dict[str, Any]]):
         {'input_ids': [7, 8], 'labels': 1, 'task_id': 3}
     """
 
-    def __init__(self, rows: Any, numbers: Mapping[Any, int] | None, task_id: int | None = None) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        numbers: Mapping[Any, int] | None,
+        task_id: int | None = None,
+        origin: tuple[Origin, Sequence[int]] | None = None,
+    ) -> None:
         self.rows, self.numbers, self.task_id = rows, numbers, task_id
+        self.origin = None if origin is None else (origin[0], np.asarray(origin[1]))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -35,7 +48,10 @@ class TaskRows(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        found = self.rows[list(indices)]
+        try:
+            found = self.rows[list(indices)]
+        except Exception as error:
+            raise self._unreadable(indices, error) from error
         rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         for row in rows:
             if self.numbers is not None:
@@ -44,10 +60,22 @@ class TaskRows(Dataset[dict[str, Any]]):
                 row["task_id"] = self.task_id
         return rows
 
+    def _unreadable(self, indices: list[int], error: Exception) -> Exception:
+        """The error that says which row cannot be read, such as one with a damaged image."""
+        if self.origin is None:
+            return error
+        origin, numbers = self.origin
+        for index in indices:
+            try:
+                self.rows[index]
+            except Exception as own:
+                return ValueError(f"{origin.at(int(numbers[index]))} cannot be read: {one_line(own)}")
+        return error
+
     def _numbered(self, labels: Any) -> Any:
         assert self.numbers is not None
         if isinstance(labels, list):
-            return [IGNORED if label is None else self.numbers[label] for label in labels]
+            return [IGNORED if label in (None, IGNORED) else self.numbers[label] for label in labels]
         return self.numbers[labels]
 
 

@@ -24,6 +24,7 @@ from cl_callbacks.data.image_tasks import (
     pad_images,
     splits_of,
 )
+from cl_callbacks.data.origin import Origin
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, Bounds
@@ -183,10 +184,11 @@ class TaskSequence(LightningDataModule):
         Raises:
             ValueError: a group without images in the data.
         """
+        splits = _image_splits(dataset, seed, pad, [label for group in groups for label in group])
         tasks = []
         for group in groups:
             task = {}
-            for split, (images, labels) in _image_splits(dataset, seed, pad).items():
+            for split, (images, labels) in splits.items():
                 wanted = torch.tensor(list(group))
                 rows = torch.isin(labels, wanted)
                 if not rows.any():
@@ -355,9 +357,9 @@ class TaskSequence(LightningDataModule):
         )
 
 
-def _image_splits(dataset: Any, seed: int, pad: int) -> dict[str, Any]:
+def _image_splits(dataset: Any, seed: int, pad: int, among: Sequence[int] | None = None) -> dict[str, Any]:
     splits = {}
     for name, data in splits_of(dataset, seed).items():
-        images, labels = image_tensors(data)
+        images, labels = image_tensors(data, origin=Origin(f"split {name!r}"), among=among)
         splits[name] = (pad_images(images, pad), labels)
     return splits

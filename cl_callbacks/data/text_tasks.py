@@ -7,7 +7,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from cl_callbacks.data.divided_tasks import DividedTasks
+from cl_callbacks.data.origin import Origin
 from cl_callbacks.data.sequence_options import DividedOptions
+from cl_callbacks.data.text_columns import check_texts, check_tokens, check_words
 from cl_callbacks.data.tokenised import Collate, Kind, Padding, tokenised, tokeniser
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import Bounds
@@ -70,11 +72,25 @@ class TextTasks(DividedTasks):
             options.get("label_groups") or options.get("examples_per_label")
         ):
             raise ValueError("label_groups and examples_per_label are for kind='sequence_classification'")
-        tokenise = tokeniser(tokenizer)
+        tokenise, words = tokeniser(tokenizer), kind == "token_classification"
+
+        def check(rows: Any, origin: Origin) -> None:
+            if words:
+                check_words(rows, text_column, self.label_column, origin)
+            else:
+                check_texts(rows, text_column, origin)
+
+        def prepare(rows: Any, origin: Origin) -> Any:
+            found = tokenised(rows, tokenise, kind, text_column, self.label_column, max_length)
+            check_tokens(found, text_column, origin)
+            return found
+
         super().__init__(
             data,
-            prepare=lambda rows: tokenised(rows, tokenise, kind, text_column, self.label_column, max_length),
+            check=check,
+            prepare=prepare,
             labelled=kind != "causal_lm",
+            words=words,
             collate_fn=Collate(tokenise, kind, padding, max_length),
             **options,
         )

@@ -32,15 +32,9 @@ def tokenised(
     language model's labels are its tokens.
 
     The result is cached, as by any ``Dataset.map`` of Hugging Face. For the arguments see
-    :class:`~cl_callbacks.TextTasks`; in token classification, a label is a list with one per word.
-
-    Raises:
-        ValueError: a missing column.
+    :class:`~cl_callbacks.TextTasks`; in token classification, a label is a list with one per word. The
+    columns are there, and sound.
     """
-    wanted = [text_column] if kind == "causal_lm" else [text_column, label_column]
-    missing = [column for column in wanted if column not in data.column_names]
-    if missing:
-        raise ValueError(f"the data have no column {missing[0]!r}; they have {data.column_names}")
     tokeniser("x", truncation=True, max_length=max_length)  # sets its truncation, part of the cache key
     columns = {"text": text_column, "label": label_column}
     return data.map(

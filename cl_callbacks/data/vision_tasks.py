@@ -7,6 +7,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from cl_callbacks.data.divided_tasks import DividedTasks
+from cl_callbacks.data.picture_column import check_pictures
 from cl_callbacks.data.processed_images import ProcessImages, image_processor, pictures
 from cl_callbacks.data.sequence_options import DividedOptions
 from cl_callbacks.guards.arguments import checked
@@ -34,8 +35,8 @@ class VisionTasks(DividedTasks):
         task_names: the tasks' column values, names or numbers.
 
     Raises:
-        ValueError: data, columns or labels from which the tasks cannot be built; a model without an image
-            processor that works with PIL.
+        ValueError: data, columns, images or labels from which the tasks cannot be built; a model without an
+            image processor that works with PIL.
         FileNotFoundError: a path that does not exist.
         ImportError: ``transformers`` is not installed.
 
@@ -51,9 +52,11 @@ class VisionTasks(DividedTasks):
         self, data: Any, *, processor: str, image_column: str = "image", **options: Unpack[DividedOptions]
     ) -> None:
         self.processor, self.image_column = processor, image_column
+        collate = ProcessImages(image_processor(processor))
         super().__init__(
             data,
-            prepare=lambda rows: pictures(rows, image_column, self.label_column),
-            collate_fn=ProcessImages(image_processor(processor)),
+            check=lambda rows, origin: check_pictures(rows, image_column, origin, collate.picture),
+            prepare=lambda rows, origin: pictures(rows, image_column, self.label_column),
+            collate_fn=collate,
             **options,
         )

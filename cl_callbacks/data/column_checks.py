@@ -1,0 +1,165 @@
+"""Checks of the columns that training will read, over Arrow's arrays."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cl_callbacks.data.origin import Origin
+
+Faults = Callable[..., Iterable[tuple[Any, str, str]]]
+"""Of arrays, one per column: for each kind of fault the mask of its rows, the column, and what to say."""
+
+NO_VALUE_IN_CSV = " (in CSV files an empty cell, NA, null, None and nan are none)"
+
+
+def require_column(data: Any, column: str, origin: Origin) -> None:
+    """Refuses data without a column, or with several of its name.
+
+    Raises:
+        ValueError: with the columns that there are.
+    """
+    names = data.column_names
+    if column not in names:
+        raise ValueError(f"{origin}: the data have no column {column!r}; they have {names}")
+    if origin.kind == "csv" and f"{column}.1" in names:  # as pandas calls a second one
+        with open(origin.files[0], encoding="utf-8-sig", newline="") as file:
+            count = next(csv.reader(file)).count(column)
+        if count > 1:
+            raise ValueError(
+                origin.fault(column, f"there are {count} columns of this name: rename the others")
+            )
+
+
+def type_of(data: Any, column: str) -> Any:
+    """Arrow's type of a column; of one that Hugging Face has extended, what it is stored as."""
+    import pyarrow
+
+    found = data.features[column]
+    if type(found).__name__ == "Json":  # values of several kinds
+        return pyarrow.struct([])
+    kind = data.features.arrow_schema.field(column).type
+    return getattr(kind, "storage_type", kind)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether this is a type of texts."""
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether this is a type of lists."""
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def kind_of(kind: Any) -> str:
+    """What values of a type are called in a sentence.
+
+    Example:
+        >>> import pyarrow
+        >>> kind_of(pyarrow.list_(pyarrow.int64())), kind_of(pyarrow.binary())
+        ('lists of whole numbers', 'binary values')
+    """
+    from pyarrow import types
+
+    if is_list(kind):
+        return f"lists of {kind_of(kind.value_type)}"
+    if types.is_struct(kind):
+        return "mappings" if kind.num_fields else "values of several kinds"
+    if types.is_null(kind):
+        return "no values"
+    if is_text(kind):
+        return "texts"
+    if types.is_integer(kind):
+        return "whole numbers"
+    return "numbers" if types.is_floating(kind) else f"{kind} values"
+
+
+def check_single_values(data: Any, column: str, origin: Origin, complete: bool) -> None:
+    """Refuses a column whose rows hold lists or mappings, or, if it is to be complete, a row without a value.
+
+    Raises:
+        ValueError: with file, column and the first row at fault.
+    """
+    from pyarrow import compute, types
+
+    require_column(data, column, origin)
+    kind = type_of(data, column)
+    if is_list(kind) or types.is_struct(kind):
+        raise ValueError(
+            origin.fault(column, f"one value in each row is needed, and there are {kind_of(kind)}")
+        )
+    names = getattr(data.features[column], "names", None)
+    hint = NO_VALUE_IN_CSV if origin.kind == "csv" else ""
+
+    def faults(values: Any) -> Iterable[tuple[Any, str, str]]:
+        if complete:
+            yield values.is_null(nan_is_null=True), column, f"there is no value{hint}"
+        if names is not None:
+            outside = compute.or_(compute.less(values, 0), compute.greater_equal(values, len(names)))
+            yield outside.fill_null(False), column, f"a number is none of the {len(names)} classes"
+
+    refuse_rows(data, [column], origin, faults)
+
+
+def refuse_rows(
+    data: Any, columns: Sequence[str], origin: Origin, faults: Faults, batch_size: int = 10_000
+) -> None:
+    """Goes through some columns, batch by batch, and refuses rows that have a fault.
+
+    Arrays of data that are stored are not copied, unless rows were chosen or reordered.
+
+    Args:
+        data: a Hugging Face ``Dataset``.
+        columns: the columns that are looked at.
+        origin: where the data are from.
+        faults: what may be wrong with arrays of these columns.
+        batch_size: number of rows that are looked at together.
+
+    Raises:
+        ValueError: rows with a fault: their column and number, the first of them, and its file.
+    """
+    found: dict[tuple[str, str], tuple[int, int]] = {}  # number of rows and the first, by fault
+    start = 0
+    for table in data.select_columns(list(columns)).with_format("arrow").iter(batch_size):
+        for batch in table.to_batches():
+            for mask, column, what in faults(*(stored(batch[name]) for name in columns)):
+                rows = np.flatnonzero(mask)
+                if rows.size:
+                    count, first = found.get((column, what), (0, start + int(rows[0])))
+                    found[column, what] = count + len(rows), first
+            start += len(batch)
+    for (column, what), (count, first) in found.items():
+        raise ValueError(origin.fault(column, f"{what}, in {count} of {start} rows", first))
+
+
+def stored(values: Any) -> Any:
+    """The array behind one of an extension of Arrow's types."""
+    return getattr(values, "storage", values)
+
+
+def not_utf8(values: Any) -> np.ndarray:
+    """Mask of texts whose bytes are not UTF-8, which Arrow accepts from a file."""
+    import pyarrow
+
+    try:
+        values.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        raw = values.cast(pyarrow.large_string()).view(pyarrow.large_binary())
+        return np.array([not _decodes(text) for text in raw.to_pylist()])
+    return np.zeros(len(values), dtype=bool)
+
+
+def _decodes(text: bytes | None) -> bool:
+    try:
+        (text or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
