@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cl_callbacks.data.origin import Origin
 
-Faults = Callable[..., Iterable[tuple[Any, str, str]]]
-"""Of arrays, one per column: for each kind of fault the mask of its rows, the column, and what to say."""
 
-NO_VALUE_IN_CSV = " (in CSV files an empty cell, NA, null, None and nan are none)"
+class Fault(NamedTuple):
+    """A mask of the rows that have a fault, the column that it is in, what to say, and what to do."""
+
+    mask: Any
+    column: str
+    what: str
+    advice: str = ""
+
+
+Faults = Callable[..., Iterable[Fault]]
+"""Finds what may be wrong with some rows of arrays, one per column."""
+
+_NONE_IN_CSV = "in CSV files an empty cell, NA, null, None and nan stand for none"
+
+
+def none_in(origin: Origin) -> str:
+    """Advice where a value is missing that may seem to be there."""
+    return _NONE_IN_CSV if origin.kind == "csv" else ""
+
+
+def in_some_rows(what: str, advice: str, count: int, total: int) -> str:
+    """Says how many rows have a fault.
+
+    Example:
+        >>> in_some_rows("there is no text", "", 3, 10)
+        'there is no text, in 3 of 10 rows'
+    """
+    return f"{what}, in {count} of {total} rows" + (f"; {advice}" if advice else "")
 
 
 def require_column(data: Any, column: str, origin: Origin) -> None:
@@ -97,14 +122,13 @@ def check_single_values(data: Any, column: str, origin: Origin, complete: bool) 
             origin.fault(column, f"one value in each row is needed, and there are {kind_of(kind)}")
         )
     names = getattr(data.features[column], "names", None)
-    hint = NO_VALUE_IN_CSV if origin.kind == "csv" else ""
 
-    def faults(values: Any) -> Iterable[tuple[Any, str, str]]:
+    def faults(values: Any) -> Iterable[Fault]:
         if complete:
-            yield values.is_null(nan_is_null=True), column, f"there is no value{hint}"
+            yield Fault(values.is_null(nan_is_null=True), column, "there is no value", none_in(origin))
         if names is not None:
             outside = compute.or_(compute.less(values, 0), compute.greater_equal(values, len(names)))
-            yield outside.fill_null(False), column, f"a number is none of the {len(names)} classes"
+            yield Fault(outside.fill_null(False), column, f"a number is none of the {len(names)} classes")
 
     refuse_rows(data, [column], origin, faults)
 
@@ -126,18 +150,18 @@ def refuse_rows(
     Raises:
         ValueError: rows with a fault: their column and number, the first of them, and its file.
     """
-    found: dict[tuple[str, str], tuple[int, int]] = {}  # number of rows and the first, by fault
+    found: dict[tuple[str, str, str], tuple[int, int]] = {}  # number of rows and the first, by fault
     start = 0
     for table in data.select_columns(list(columns)).with_format("arrow").iter(batch_size):
         for batch in table.to_batches():
-            for mask, column, what in faults(*(stored(batch[name]) for name in columns)):
+            for mask, *fault in faults(*(stored(batch[name]) for name in columns)):
                 rows = np.flatnonzero(mask)
                 if rows.size:
-                    count, first = found.get((column, what), (0, start + int(rows[0])))
-                    found[column, what] = count + len(rows), first
+                    count, first = found.get(tuple(fault), (0, start + int(rows[0])))
+                    found[tuple(fault)] = count + len(rows), first
             start += len(batch)
-    for (column, what), (count, first) in found.items():
-        raise ValueError(origin.fault(column, f"{what}, in {count} of {start} rows", first))
+    for (column, what, advice), (count, first) in found.items():
+        raise ValueError(origin.fault(column, in_some_rows(what, advice, count, start), first))
 
 
 def stored(values: Any) -> Any:

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cl_callbacks.data.file_reader import READERS, one_line, read_files
+from cl_callbacks.data.file_reader import MORE_FIELDS, PANDAS_INDEX, READERS, one_line, read_files
 from cl_callbacks.data.origin import Division, Origin, divided
 from cl_callbacks.data.saved_reader import is_saved, read_saved
 
@@ -97,8 +97,8 @@ def _refuse_what_has_no_rows(data: Any, origin: Origin) -> None:
         )
     if not data.num_rows:
         raise ValueError(f"{origin} has no rows: leave the split out by `splits`, or give it some")
-    if origin.kind == "csv" and "__index_level_0__" in data.column_names:
-        raise ValueError(f"{origin}: the rows have more fields than the first line has names")
+    if origin.kind == "csv" and PANDAS_INDEX in data.column_names:
+        raise ValueError(f"{origin}{MORE_FIELDS}")
 
 
 def _loaded(source: Any, config: str | None, splits: Iterable[str]) -> _Found:

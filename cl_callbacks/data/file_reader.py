@@ -9,6 +9,11 @@ from typing import Any
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 _KINDS = {"parquet": "a Parquet file", "json": "JSON", "csv": "CSV"}
+PANDAS_INDEX = "__index_level_0__"
+"""The column that a CSV file without a name for its first column has."""
+
+MORE_FIELDS = " has more fields in its rows than names in its first line"
+
 _LFS = b"version https://git-lfs"
 
 
@@ -84,6 +89,8 @@ def _explained(kind: str, paths: Mapping[str, Sequence[str]], error: Exception) 
                 without_rows.append(path)
                 continue
             return (OSError if isinstance(own, OSError) else ValueError)(f"{path}{reason}")
+        if kind == "csv" and PANDAS_INDEX in features[path]:
+            return ValueError(f"{path}{MORE_FIELDS}")
     if without_rows:
         return ValueError(f"{without_rows[0]} has no rows")
     return ValueError(_difference(features) or f"{', '.join(features)} cannot be read: {one_line(error)}")
@@ -101,8 +108,8 @@ def _reason(kind: str, path: str, error: Exception) -> str | None:
         return f" is not UTF-8 in line {line}: save it with this encoding"
     if "corresponds to no data" in str(error) or (kind == "parquet" and _has_no_rows(path)):
         return None
-    if kind == "csv" and (changed := _changed_type(path)):
-        return changed
+    if kind == "csv" and (fault := _column_at_fault(path)):
+        return fault
     if "Multiple matches for FieldRef.Name(" in (reason := one_line(error)):
         name = reason.partition("FieldRef.Name(")[2].partition(")")[0]
         return f" has several columns {name!r}: rename all but one"
@@ -129,15 +136,20 @@ def _has_no_rows(path: str) -> bool:
         return False
 
 
-def _changed_type(path: str) -> str | None:
-    """The column of a CSV file that has numbers at first, and then a value that is none."""
+def _column_at_fault(path: str) -> str | None:
+    """The column of a CSV file with a number that is too large, or with a text long after numbers."""
     import pandas
+    import pyarrow
 
     try:
         parts = list(pandas.read_csv(path, chunksize=10_000))  # as `datasets` reads it
     except (ValueError, OverflowError):  # another fault, which is said of the file
         return None
     for column in parts[0].columns:
+        try:
+            pyarrow.array(parts[0][column], from_pandas=True)
+        except (ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:
+            return f", column {str(column)!r}: no type fits its values: {one_line(error)}"
         for part in parts[1:]:
             if pandas.api.types.is_numeric_dtype(parts[0][column]) and not (
                 pandas.api.types.is_numeric_dtype(part[column])
@@ -157,13 +169,13 @@ def _difference(features: Mapping[str, Any]) -> str | None:
     for path in others:
         if set(features[path]) != set(features[first]):
             return (
-                f"{path} has the columns {list(features[path])}, and {first} has {list(features[first])}: "
+                f"{path} has the columns {list(features[path])}, and {first} has {list(features[first])}; "
                 f"all files of a data set need the same, of the same types"
             )
         for column, feature in features[path].items():
             if feature != (other := features[first][column]):
                 return (
-                    f"{path}, column {column!r}: its type is {_type(feature)}, and {_type(other)} in {first}: "
+                    f"{path}, column {column!r}: it holds {_type(feature)}, and {_type(other)} in {first}; "
                     f"all files of a data set need the same"
                 )
     return None

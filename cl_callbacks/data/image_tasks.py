@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cl_callbacks.data.file_reader import one_line
 from cl_callbacks.data.label_column import LabelColumn, check_width
 from cl_callbacks.data.origin import Origin
-from cl_callbacks.data.picture_column import check_pictures
+from cl_callbacks.data.picture_column import check_pictures, path_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -62,8 +62,8 @@ def image_tensors(
         least, most = (int(number) for number in images.aminmax())
         if least < 0 or most > 255:
             raise ValueError(
-                f"{origin}: whole numbers of images are from 0 to 255, and these from {least} to {most}: scale "
-                f"them to floats from 0 to 1"
+                f"{origin}: whole numbers of images are from 0 to 255, and these from {least} to {most}; "
+                f"scale them to floats from 0 to 1"
             )
     scale = 1.0 if images.is_floating_point() else 1 / 255
     images = images.to(torch.float32) * scale
@@ -85,10 +85,10 @@ def _from_rows(
     check_pictures(data, image_column, origin)
     column = LabelColumn(data, label_column, origin)
     if column.texts:
-        column.refuse(f"the labels are texts: `class_encode_column({label_column!r})` numbers them")
+        column.refuse(f"the labels are texts; `class_encode_column({label_column!r})` numbers them")
     labels = column.numbers()
     used = np.arange(len(labels)) if among is None else np.flatnonzero(np.isin(labels, list(among)))
-    check_width(column.of(used), [column])
+    check_width(column.of(used.tolist()), [column])
     rows = data.with_format("numpy")
     try:
         images = [np.asarray(image) for image in rows[image_column][:]]
@@ -103,11 +103,15 @@ def _from_rows(
 
 def _undecodable(rows: Any, column: str, origin: Origin) -> ValueError | None:
     """The error that says which image cannot be decoded."""
+    from datasets import Image
+
     for row in range(len(rows)):
         try:
             rows[row][column]
         except Exception as error:
-            return ValueError(origin.fault(column, f"the image cannot be read ({one_line(error)})", row))
+            named = path_of(rows, column, row) if isinstance(rows.features[column], Image) else ""
+            what = f"the image{' ' * bool(named)}{named} cannot be read ({one_line(error)})"
+            return ValueError(origin.fault(column, what, row))
     return None
 
 

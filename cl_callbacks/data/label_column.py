@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cl_callbacks.data.column_checks import (
-    NO_VALUE_IN_CSV,
+    in_some_rows,
     is_list,
     is_text,
     kind_of,
+    none_in,
     not_utf8,
     require_column,
     stored,
@@ -27,7 +28,9 @@ NARROW, SPARSE = 1024, 10
 TOO_LARGE = 2**53
 """From here on not every whole number can be told from the next as float64."""
 
-_UNKNOWN = "data sets write -1 where the label is unknown: leave the rows or the split out (`splits`)"
+_UNKNOWN = (
+    "data sets of the hub write -1 where a label is not known: leave such rows out, or the split, by `splits`"
+)
 
 
 class LabelColumn:
@@ -70,7 +73,7 @@ class LabelColumn:
         self.without_list = np.asarray(values.is_null()) if words else np.zeros(self.size, dtype=bool)
         self.rows = compute.list_parent_indices(values).to_numpy() if words else np.arange(self.size)
         self.values = values.flatten() if words else values
-        self.faults = [(mask, what) for mask, what in self._faults() if mask.any()]
+        self.faults = [fault for fault in self._faults() if fault[0].any()]
 
     def of(self, rows: Sequence[int]) -> set[Any]:
         """The labels that occur in some rows.
@@ -79,16 +82,16 @@ class LabelColumn:
             ValueError: one of the rows has no label, or one that cannot be; with file, column and row.
         """
         chosen = np.asarray(rows, dtype=np.int64)
-        self._refuse_any(chosen[self.without_list[chosen]], "there is no list of labels", len(rows))
+        self._refuse_any(chosen[self.without_list[chosen]], "there is no list of labels", "", len(rows))
         if self.words:
             among = np.zeros(self.size, dtype=bool)
             among[chosen] = True
             chosen = np.flatnonzero(among[self.rows])
-        for mask, what in self.faults:
+        for mask, what, advice in self.faults:
             wrong = chosen[mask[chosen]]
             if wrong.size:
                 what = what.format(label=shown(self.values[int(wrong[0])].as_py()))
-                self._refuse_any(np.unique(self.rows[wrong]), what, len(rows))
+                self._refuse_any(np.unique(self.rows[wrong]), what, advice, len(rows))
         return self._distinct(self.values.take(chosen))
 
     def different(self) -> set[Any]:
@@ -110,9 +113,9 @@ class LabelColumn:
         """Raises the error that says what is wrong, with file, column and row."""
         raise ValueError(self.origin.fault(self.column, what, row))
 
-    def _refuse_any(self, wrong: np.ndarray, what: str, total: int) -> None:
+    def _refuse_any(self, wrong: np.ndarray, what: str, advice: str, total: int) -> None:
         if wrong.size:
-            self.refuse(f"{what}, in {wrong.size} of {total} rows", int(wrong[0]))
+            self.refuse(in_some_rows(what, advice, wrong.size, total), int(wrong[0]))
 
     def _distinct(self, values: Any) -> set[Any]:
         found = set(values.unique().to_pylist()) - {None}
@@ -129,29 +132,28 @@ class LabelColumn:
     def _is_whole(self, numbers: np.ndarray) -> np.ndarray:
         return (np.abs(numbers) < TOO_LARGE) & (np.floor(numbers) == numbers)
 
-    def _faults(self) -> Iterable[tuple[np.ndarray, str]]:
-        """Masks of the values that cannot be labels, and what to say of them."""
+    def _faults(self) -> Iterable[tuple[np.ndarray, str, str]]:
+        """Masks of the values that cannot be labels, what to say of them, and what to do."""
         from pyarrow import compute
 
-        no_label = f"there is no label{NO_VALUE_IN_CSV if self.origin.kind == 'csv' else ''}"
-        if self.words:
-            no_label = f"there is no label ({IGNORED} stands for a word without one)"
-        yield np.asarray(self.values.is_null()), no_label
+        advice = f"{IGNORED} stands for a word without one" if self.words else none_in(self.origin)
         if self.texts:
-            yield not_utf8(self.values), "the label is not UTF-8: write the file anew with this encoding"
-            yield np.asarray(compute.equal(self.values, "").fill_null(False)), "the label is empty"
+            yield np.asarray(self.values.is_null()), "there is no label", advice
+            yield not_utf8(self.values), "the label is not UTF-8", "write the file anew with this encoding"
+            yield np.asarray(compute.equal(self.values, "").fill_null(False)), "the label is empty", ""
             return
         numbers = self._as_float()
         known = ~np.isnan(numbers)
-        yield ~known, no_label
-        yield known & ~self._is_whole(numbers), "{label} is no class: labels are whole numbers or texts"
+        yield ~known, "there is no label", advice
+        yield known & ~self._is_whole(numbers), "{label} is no class", "labels are whole numbers or texts"
         below = known & (numbers < 0)
         if self.words:
             below &= numbers != IGNORED
-        yield below & (numbers == -1), f"the label is -1; {_UNKNOWN}"
-        yield below, "the label is {label}: number them from 0 on"
+        yield below & (numbers == -1), "the label is -1", _UNKNOWN
+        yield below, "the label is {label}", "number them from 0 on"
         if self.names is not None:
-            yield known & (numbers >= len(self.names)), f"{{label}} is none of the {len(self.names)} classes"
+            beyond = known & (numbers >= len(self.names))
+            yield beyond, f"the label {{label}} is none of the {len(self.names)} classes", ""
 
 
 def check_alike(columns: Sequence[LabelColumn]) -> None:
@@ -189,8 +191,8 @@ def check_width(labels: Iterable[Any], columns: Sequence[LabelColumn]) -> None:
         row = column.row_of(largest)
         if row is not None:
             column.refuse(
-                f"the largest label is {largest}, and there are only {different} different ones, so that a head "
-                f"would have {largest + 1} outputs: number the labels from 0 on, or write them as texts, "
+                f"the largest label is {largest}, and there are {different} different ones, so that a head "
+                f"would have {largest + 1} outputs; number the labels from 0 on, or write them as texts, "
                 f"which are numbered in order",
                 row,
             )

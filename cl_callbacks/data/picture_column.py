@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cl_callbacks.data.column_checks import (
+    Fault,
     is_list,
     kind_of,
     refuse_rows,
@@ -25,14 +26,17 @@ _HEAD, _TAIL = 32, 12
 _AT_ONCE = 256
 """Images whose bytes are looked at together."""
 
+_DECODED, _BYTES_DECODED = 10_000, 2**24
+"""So many images of a split are decoded in any case, and not more bytes of their files: seconds."""
+
 
 def check_pictures(
     data: Any, column: str, origin: Origin, usable: Callable[[Any], Any] | None = None
 ) -> None:
     """Refuses a column that does not have an image in each row.
 
-    A file that does not begin and end as its format demands, as when a download has broken off, is decoded to
-    see whether it can be; others are decoded when they are needed.
+    The first images, up to 16 MiB of files, are decoded, and of the others those whose file does not begin
+    and end as its format demands, as when a download has broken off.
 
     Args:
         data: a Hugging Face ``Dataset``.
@@ -57,7 +61,7 @@ def check_pictures(
         inner, depth = inner.value_type, depth + 1
     if depth == 0 or not (types.is_integer(inner) or types.is_floating(inner)):
         what = f"images, or lists of rows of numbers, are needed, and there are {kind_of(kind)}"
-        raise ValueError(origin.fault(column, f"{what}: `cast_column({column!r}, Image())` reads paths"))
+        raise ValueError(origin.fault(column, f"{what}; `cast_column({column!r}, Image())` reads paths"))
     if types.is_floating(inner) and usable is not None:
         what = "images that are no pictures have whole numbers from 0 to 255; scale them"
         raise ValueError(origin.fault(column, what))
@@ -69,25 +73,41 @@ def _check_files(
 ) -> None:
     from pyarrow import compute
 
-    def faults(images: Any) -> Iterator[tuple[Any, str, str]]:
-        yield images.is_null(), column, "there is no image"
+    decoded = bytes_decoded = 0
+
+    def faults(images: Any) -> Iterator[Fault]:
+        nonlocal decoded, bytes_decoded
+        yield Fault(images.is_null(), column, "there is no image")
         contents, paths = images.field("bytes"), images.field("path").to_pylist()
         heads = compute.binary_slice(contents, 0, _HEAD).to_pylist()
         tails = compute.binary_slice(contents, -_TAIL).to_pylist()
         ends = zip(heads, tails, compute.binary_length(contents).to_pylist(), strict=True)
         present = images.is_valid().to_pylist()
-        for row, (end, path) in enumerate(zip(ends, paths, strict=True)):
-            if not present[row] or _looks_whole(*(_ends_of(path) if end[2] is None else end)):
+        for row, (own, path) in enumerate(zip(ends, paths, strict=True)):
+            if not present[row]:
                 continue
+            head, tail, size = _ends_of(path) if own[2] is None else own
+            in_any_case = decoded < _DECODED and bytes_decoded < _BYTES_DECODED
+            if not in_any_case and _looks_whole(head, tail, size):
+                continue
+            decoded, bytes_decoded = decoded + 1, bytes_decoded + size
             try:
                 picture = feature.decode_example(images[row].as_py())
                 if usable is not None:
                     usable(picture)
             except Exception as error:
-                mask = np.arange(len(images)) == row
-                yield mask, column, f"the image {path or ''} cannot be read ({one_line(error)})"
+                named = f" {path}" if path else ""
+                what = f"the image{named} cannot be read ({one_line(error)})"
+                yield Fault(np.arange(len(images)) == row, column, what)
 
     refuse_rows(data, [column], origin, faults, _AT_ONCE)
+
+
+def path_of(data: Any, column: str, row: int) -> str:
+    """The file of an image, if it has a name."""
+    from datasets import Image
+
+    return data.cast_column(column, Image(decode=False))[row][column]["path"] or ""
 
 
 def _ends_of(path: str | None) -> tuple[bytes, bytes, int]:
@@ -115,26 +135,28 @@ def _looks_whole(head: bytes, tail: bytes, size: int) -> bool:
     return head.startswith(b"BM") and int.from_bytes(head[2:6], "little") == size
 
 
-def _number_faults(images: Any, column: str) -> Iterator[tuple[Any, str, str]]:
+def _number_faults(images: Any, column: str) -> Iterator[Fault]:
     """Masks of nested lists that are no images of numbers."""
     from pyarrow import compute, float64, types
 
-    yield images.is_null(), column, "there is no image"
+    yield Fault(images.is_null(), column, "there is no image")
     level, owners = images, np.arange(len(images))  # lists of one depth, and the image of each
     while is_list(level.type):
         if level is not images:
             lengths = compute.list_value_length(level).fill_null(0).to_numpy()
             first = np.searchsorted(owners, owners)  # of the same image
-            yield _of(owners[lengths != lengths[first]], images), column, "its rows have several lengths"
+            yield Fault(
+                _of(owners[lengths != lengths[first]], images), column, "its rows have several lengths"
+            )
         owners = owners[compute.list_parent_indices(level).to_numpy()]
         level = stored(level.flatten())
-        yield _of(owners[np.asarray(level.is_null())], images), column, "a number is missing"
+        yield Fault(_of(owners[np.asarray(level.is_null())], images), column, "a number is missing")
     numbers = level.cast(float64(), safe=False).to_numpy(zero_copy_only=False)
     if types.is_integer(level.type):
         outside = (numbers < 0) | (numbers > 255)
-        yield _of(owners[outside], images), column, "numbers of an image are from 0 to 255"
+        yield Fault(_of(owners[outside], images), column, "a number is not from 0 to 255")
     else:
-        yield _of(owners[~np.isfinite(numbers)], images), column, "a number is not finite"
+        yield Fault(_of(owners[~np.isfinite(numbers)], images), column, "a number is not finite")
 
 
 def _of(rows: np.ndarray, images: Any) -> np.ndarray:

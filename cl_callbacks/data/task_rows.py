@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from cl_callbacks.data.file_reader import one_line
 from cl_callbacks.data.origin import Origin
+from cl_callbacks.data.picture_column import path_of
 
 IGNORED = -100
 """Label of a token that has none."""
@@ -69,8 +70,17 @@ class TaskRows(Dataset[dict[str, Any]]):
             try:
                 self.rows[index]
             except Exception as own:
-                return ValueError(f"{origin.at(int(numbers[index]))} cannot be read: {one_line(own)}")
+                place = origin.at(int(numbers[index]))
+                return ValueError(f"{place}, cannot be read: {one_line(own)}{self._images(index)}")
         return error
+
+    def _images(self, index: int) -> str:
+        """The files of the images in a row."""
+        from datasets import Image
+
+        columns = [name for name, feature in self.rows.features.items() if isinstance(feature, Image)]
+        paths = [path for name in columns if (path := path_of(self.rows, name, index))]
+        return f" ({', '.join(paths)})" if paths else ""
 
     def _numbered(self, labels: Any) -> Any:
         assert self.numbers is not None

@@ -70,6 +70,7 @@ class SequentialFineTuner(LightningModule):
     Raises:
         ValueError: invalid arguments.
         ImportError: ``transformers`` or ``peft`` is not installed.
+        MisconfigurationException: in ``fit``, a data module whose tasks need more outputs than there are.
 
     Example:
         >>> module = SequentialFineTuner("bert-base-uncased", num_labels=[15] * 10, freeze=["embeddings"],
@@ -147,6 +148,20 @@ class SequentialFineTuner(LightningModule):
             self.model, self.kind, self.heads, self.pooling, low_rank, self.gradient_checkpointing
         )
         freeze(self.network, self.frozen)
+
+    def setup(self, stage: str) -> None:
+        """Refuses data whose labels need more outputs than there are."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        needed = getattr(data, "num_labels", None)
+        if self.num_labels is None or not isinstance(needed, list | tuple) or not needed:
+            return
+        one = len(self.heads) == 1  # for all tasks
+        fits = max(needed) <= self.heads[0] if one else _fit(needed, self.heads)
+        if not fits:
+            raise MisconfigurationException(
+                f"SequentialFineTuner has num_labels={self.num_labels}, and the tasks of "
+                f"{type(data).__name__} need {list(needed)}: leave num_labels out to take these"
+            )
 
     @property
     def heads(self) -> list[int]:
@@ -238,3 +253,8 @@ class SequentialFineTuner(LightningModule):
             return optimizer
         warmup = {"scheduler": TaskWarmup(optimizer, self.warmup_steps), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": warmup}
+
+
+def _fit(needed: Sequence[int], heads: Sequence[int]) -> bool:
+    """Whether each task has a head with enough outputs."""
+    return len(needed) <= len(heads) and all(n <= own for n, own in zip(needed, heads, strict=False))

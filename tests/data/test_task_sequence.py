@@ -55,7 +55,7 @@ def test_images_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (Dataset.from_dict({"x": [1], "label": [0]}), r"no column 'image'; it has \['x', 'label'\]"),
+        (Dataset.from_dict({"x": [1], "label": [0]}), r"no column 'image'; they have \['x', 'label'\]"),
         ("text", "expected an"),
         ((torch.zeros(2, 3, 3), torch.zeros(5)), "cannot read"),
     ],

@@ -217,7 +217,7 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "said"),
     [
-        ("nowhere/train.parquet", FileNotFoundError, "no file or folder nowhere"),
+        ("nowhere/train.parquet", FileNotFoundError, "no folder 'nowhere' either"),
         ("./nowhere", FileNotFoundError, "no file or folder"),
         (3, ValueError, "got a int"),
         (DatasetDict(test=Dataset.from_dict({"text": ["a"]})), ValueError, r"no split \['train'\]"),
@@ -227,6 +227,30 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
 def test_what_is_no_data(source: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         load_splits(source)
+
+
+def test_the_nearest_name_is_said(tmp_path: Path) -> None:
+    (tmp_path / "clinc150").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"the nearest name there is 'clinc150'$"):
+        load_splits(str(tmp_path / "clinc_150"))
+
+
+@pytest.mark.parametrize("source", ["a" * 5000, "a\0b.csv"])
+def test_what_is_no_path(source: str) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        load_splits(source)
+    assert len(str(error.value)) < 300
+
+
+def test_a_split_without_rows_or_of_another_kind() -> None:
+    data = requests()
+    with pytest.raises(ValueError, match=r"^data, split 'test' has no rows"):
+        load_splits(data | {"test": data["test"].select([])})
+    assert list(load_splits(data | {"test": data["test"].select([])}, splits={"train": "train"})) == ["train"]
+    with pytest.raises(ValueError, match=r"^data, split 'test' is a IterableDataset"):
+        load_splits(data | {"test": data["test"].to_iterable_dataset()})
+    with pytest.raises(ValueError, match=r"^data: 1 rows cannot be divided"):
+        load_splits(data["train"].select([0]))
 
 
 def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
@@ -261,6 +285,29 @@ def test_what_cannot_work_is_said(encoder: str, options: dict[str, Any], said: s
         by_domain(encoder, **options)
 
 
+def test_rows_that_belong_to_no_task_need_no_label(encoder: str) -> None:
+    rows = {"text": ["pay", "stop", "my"], "label": [0, 1, -1], "shop": ["a", "b", None]}
+    data = Dataset.from_dict(rows)
+    source = DatasetDict(train=data, test=data)
+    groups = TextTasks(source, tokenizer=encoder, label_groups=[[0], [1]], scenario="class")
+    assert [len(task["train"]) for task in groups.tasks] == [1, 1]
+    column = TextTasks(source, tokenizer=encoder, task_column="shop", task_order=["b", "a"])
+    assert column.num_labels == [1, 1]
+    with pytest.raises(ValueError, match=r"split 'train', column 'label', row 2 .*: the label is -1"):
+        TextTasks(source, tokenizer=encoder, label_groups=[[0, -1], [1]])
+    with pytest.raises(ValueError, match=r"split 'train', column 'shop', row 2 .*: there is no value"):
+        TextTasks(source, tokenizer=encoder, task_column="shop")
+
+
+def test_tasks_of_other_names_in_another_split_are_refused(encoder: str) -> None:
+    data = requests()
+    data["test"] = data["test"].cast_column("domain", ClassLabel(names=["music", "bank"]))
+    with pytest.raises(
+        ValueError, match=r"split 'test', column 'domain': the classes are \['music', 'bank'\]"
+    ):
+        by_domain(encoder, data)
+
+
 def test_a_task_without_evaluation_rows_is_refused(encoder: str) -> None:
     data = requests()
     data["test"] = data["test"].select(range(8))
@@ -272,6 +319,13 @@ def test_domains_with_labels_of_other_names_are_refused(encoder: str) -> None:
     other = requests().cast_column("intent", ClassLabel(names=list("abcd")))
     with pytest.raises(ValueError, match="the same labels in all tasks; these have"):
         TextTasks([requests(), other], tokenizer=encoder, label_column="intent", scenario="domain")
+
+
+def test_whole_numbers_as_texts_are_numbered_by_their_values() -> None:
+    labels = {str(number) for number in range(12)}
+    numbers, heads = numbered("domain", [labels, labels], None, separate=False)
+    assert numbers[0] == {str(number): number for number in range(12)}
+    assert heads == [12]
 
 
 def test_strings_are_numbered_in_order() -> None:
