@@ -155,8 +155,13 @@ class SequentialFineTuner(LightningModule):
         needed = getattr(data, "num_labels", None)
         if self.num_labels is None or not isinstance(needed, list | tuple) or not needed:
             return
-        one = len(self.heads) == 1  # for all tasks
-        fits = max(needed) <= self.heads[0] if one else _fit(needed, self.heads)
+        if len(self.heads) == 1:  # for all tasks
+            fits = max(needed) <= self.heads[0]
+        elif len(needed) == 1:
+            return  # batches have no `task_id`, which is said when one comes
+        else:
+            pairs = zip(needed, self.heads, strict=False)
+            fits = len(needed) <= len(self.heads) and all(labels <= outputs for labels, outputs in pairs)
         if not fits:
             raise MisconfigurationException(
                 f"SequentialFineTuner has num_labels={self.num_labels}, and the tasks of "
@@ -253,8 +258,3 @@ class SequentialFineTuner(LightningModule):
             return optimizer
         warmup = {"scheduler": TaskWarmup(optimizer, self.warmup_steps), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": warmup}
-
-
-def _fit(needed: Sequence[int], heads: Sequence[int]) -> bool:
-    """Whether each task has a head with enough outputs."""
-    return len(needed) <= len(heads) and all(n <= own for n, own in zip(needed, heads, strict=False))

@@ -51,7 +51,7 @@ _DAMAGED: list[tuple[str, str, bytes | Callable[[Path], bytes], str]] = [
     ("no bytes", "csv", b"", "is empty$"),
     ("a header alone", "csv", csv(), "has no rows"),
     ("a row too long", "csv", csv(*LINES, "a,b,c"), "cannot be read as CSV: .* Expected 2 fields in line 6"),
-    ("every row too long", "csv", csv(*(f"{line},7" for line in LINES)), "more fields in its rows than names"),
+    ("rows too long", "csv", csv(*(f"{line},7" for line in LINES)), "more fields in its rows than names"),
     ("an open quote", "csv", csv(*LINES, '"pay,1'), "cannot be read as CSV"),
     ("other columns", "csv", csv(*LINES, head="text;label"), r"the columns \['text', 'label'\], and .*train"),
     ("a number of 30 digits", "csv", csv(*LINES, f"pay,1{'0' * 30}"), "column 'label': no type fits"),

@@ -459,6 +459,23 @@ def test_several_heads_need_to_know_the_task(encoder: str) -> None:
         model(task_id=2, input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    ("num_labels", "scenario", "fits"),
+    [(1, "task", False), (2, "task", True), ([2, 1], "task", False), ([2, 3, 1], "task", True),
+     ([2], "class", False), (3, "class", False), (4, "class", True)],
+)  # fmt: skip
+def test_labels_without_an_output_are_refused_before_the_first_step(
+    encoder: str, num_labels: Any, scenario: Any, fits: bool
+) -> None:
+    model = SequentialFineTuner(encoder, num_labels=num_labels, lr=1e-2)
+    if fits:
+        fit(model, intents(encoder, scenario=scenario))
+        return
+    with pytest.raises(MisconfigurationException, match=r"the tasks of TextTasks need \["):
+        fit(model, intents(encoder, scenario=scenario))
+    assert model.trainer.global_step == 0
+
+
 def test_a_configuration_file_builds_it(encoder: str) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser()
