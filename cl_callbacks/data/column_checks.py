@@ -74,7 +74,8 @@ def is_text(kind: Any) -> bool:
     """Whether this is a type of texts."""
     from pyarrow import types
 
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    views = getattr(types, "is_string_view", lambda kind: False)  # not before pyarrow 16
+    return types.is_string(kind) or types.is_large_string(kind) or views(kind)
 
 
 def is_list(kind: Any) -> bool:
@@ -154,11 +155,11 @@ def refuse_rows(
     start = 0
     for table in data.select_columns(list(columns)).with_format("arrow").iter(batch_size):
         for batch in table.to_batches():
-            for mask, *fault in faults(*(stored(batch[name]) for name in columns)):
+            for mask, column, what, advice in faults(*(stored(batch[name]) for name in columns)):
                 rows = np.flatnonzero(mask)
                 if rows.size:
-                    count, first = found.get(tuple(fault), (0, start + int(rows[0])))
-                    found[tuple(fault)] = count + len(rows), first
+                    count, first = found.get((column, what, advice), (0, start + int(rows[0])))
+                    found[column, what, advice] = count + len(rows), first
             start += len(batch)
     for (column, what, advice), (count, first) in found.items():
         raise ValueError(origin.fault(column, in_some_rows(what, advice, count, start), first))

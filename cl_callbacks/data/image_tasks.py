@@ -58,15 +58,16 @@ def image_tensors(
         raise ValueError(
             f"expected an (images, labels) pair or a Hugging Face Dataset, got {type(data).__name__}"
         )
-    if not images.is_floating_point() and images.dtype != torch.uint8 and len(images):
+    scale = 1.0 if images.is_floating_point() else 1 / 255
+    images = images.to(torch.float32)
+    if scale != 1.0 and images.numel():
         least, most = (int(number) for number in images.aminmax())
         if least < 0 or most > 255:
             raise ValueError(
                 f"{origin}: whole numbers of images are from 0 to 255, and these from {least} to {most}; "
                 f"scale them to floats from 0 to 1"
             )
-    scale = 1.0 if images.is_floating_point() else 1 / 255
-    images = images.to(torch.float32) * scale
+    images = images * scale
     if images.ndim == 2:
         side = round(images.shape[1] ** 0.5)
         images = images.view(-1, side, side)

@@ -53,7 +53,7 @@ _DAMAGED: list[tuple[str, str, bytes | Callable[[Path], bytes], str]] = [
     ("a row too long", "csv", csv(*LINES, "a,b,c"), "cannot be read as CSV: .* Expected 2 fields in line 6"),
     ("rows too long", "csv", csv(*(f"{line},7" for line in LINES)), "more fields in its rows than names"),
     ("an open quote", "csv", csv(*LINES, '"pay,1'), "cannot be read as CSV"),
-    ("other columns", "csv", csv(*LINES, head="text;label"), r"the columns \['text', 'label'\], and .*train"),
+    ("other columns", "csv", csv(*LINES, head="words,label"), r"the columns \['text', 'label'\], and "),
     ("a number of 30 digits", "csv", csv(*LINES, f"pay,1{'0' * 30}"), "column 'label': no type fits"),
     ("texts, late", "csv", csv(*LINES * 3000, "a,b"), r"column 'label': .* row 12000 .* has 'b'$"),
     ("cut", "jsonl", "\n".join(JSON).encode()[:-9], "cannot be read as JSON"),
@@ -138,6 +138,6 @@ def test_a_mapping_may_have_files_and_data_sets(tmp_path: Path) -> None:
     found = load_splits({"train": Dataset.from_dict({"text": ["a"]}), "test": str(tmp_path / "small.csv")})
     assert {name: len(split) for name, split in found.items()} == {"train": 1, "test": 4}
     with pytest.raises(
-        ValueError, match="split 'train' is a file, a list of files or a Dataset; got a NoneType"
+        ValueError, match="split 'train' is a file, a list of files or a Dataset; got NoneType"
     ):
         load_splits({"train": None})

@@ -58,6 +58,9 @@ def test_images_of_every_kind() -> None:
         (Dataset.from_dict({"x": [1], "label": [0]}), r"no column 'image'; they have \['x', 'label'\]"),
         ("text", "expected an"),
         ((torch.zeros(2, 3, 3), torch.zeros(5)), "cannot read"),
+        ((torch.zeros(2, 3, 3), torch.tensor([0.0, 0.5])), "labels of images are whole numbers"),
+        ((torch.full((2, 3, 3), 256), torch.zeros(2)), "from 0 to 255, and these from 256 to 256"),
+        ((torch.full((2, 3, 3), -1), torch.zeros(2)), "from 0 to 255, and these from -1"),
     ],
 )
 def test_what_are_no_images(data: Any, said: str) -> None:

@@ -89,7 +89,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("intent", [-1, 0], "column 'intent', row 0 .*: the label is -1"),
         ("intent", [0, 10**6], "column 'intent', row 1 .*: the largest label is 1000000"),
         ("domain", ["a", None], "column 'domain', row 1 .*: there is no value"),
-        ("domain", [["a"], ["b"]], "column 'domain': one value in each row is needed, and there are lists"),
     ],
 )
 def test_nothing_is_tokenised_before_all_is_checked(

@@ -293,10 +293,18 @@ def test_rows_that_belong_to_no_task_need_no_label(encoder: str) -> None:
     assert [len(task["train"]) for task in groups.tasks] == [1, 1]
     column = TextTasks(source, tokenizer=encoder, task_column="shop", task_order=["b", "a"])
     assert column.num_labels == [1, 1]
-    with pytest.raises(ValueError, match=r"split 'train', column 'label', row 2 .*: the label is -1"):
+    with pytest.raises(ValueError, match=r"column 'label', row 2 .*: the label is -1"):
         TextTasks(source, tokenizer=encoder, label_groups=[[0, -1], [1]])
     with pytest.raises(ValueError, match=r"split 'train', column 'shop', row 2 .*: there is no value"):
         TextTasks(source, tokenizer=encoder, task_column="shop")
+
+
+def test_a_task_is_one_value(encoder: str) -> None:
+    data = Dataset.from_dict({"text": ["pay"], "label": [0], "shop": [["a"]]})
+    with pytest.raises(
+        ValueError, match="column 'shop': one value in each row is needed, and there are lists"
+    ):
+        by_domain(encoder, DatasetDict(train=data), label_column="label", task_column="shop")
 
 
 def test_tasks_of_other_names_in_another_split_are_refused(encoder: str) -> None:
