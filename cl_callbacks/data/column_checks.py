@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +51,8 @@ def require_column(data: Any, column: str, origin: Origin) -> None:
     names = data.column_names
     if column not in names:
         raise ValueError(f"{origin}: the data have no column {column!r}; they have {names}")
-    if origin.kind == "csv" and f"{column}.1" in names:  # as pandas calls a second one
+    second = f"{column}.1" in names  # as pandas calls it
+    if second and origin.kind == "csv" and Path(origin.files[0]).is_file():
         with open(origin.files[0], encoding="utf-8-sig", newline="") as file:
             count = next(csv.reader(file)).count(column)
         if count > 1:

@@ -103,11 +103,9 @@ class LabelColumn:
         return np.where(self._is_whole(found := self._as_float()), found, -1).astype(np.int64)
 
     def row_of(self, label: int) -> int | None:
-        """The first row with a number as its label."""
-        from pyarrow import compute, scalar
-
-        index = compute.index(self.values, scalar(label).cast(self.values.type)).as_py()
-        return None if index < 0 else int(self.rows[index])
+        """The first row with a number as its label; not for texts."""
+        found = self.rows[self._as_float() == label]
+        return int(found[0]) if found.size else None
 
     def refuse(self, what: str, row: int | None = None) -> NoReturn:
         """Raises the error that says what is wrong, with file, column and row."""
@@ -159,10 +157,14 @@ class LabelColumn:
 def check_alike(columns: Sequence[LabelColumn]) -> None:
     """Refuses splits of which some have texts as labels and others numbers, or names in another order.
 
+    A column without any label is passed over.
+
     Raises:
         ValueError: with both files and the column.
     """
-    first, *others = columns
+    first, *others = [
+        column for column in columns if column.values.null_count < len(column.values)
+    ] or columns
     for other in others:
         if other.texts != first.texts:
             kinds = ["texts" if column.texts else "numbers" for column in (other, first)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from cl_callbacks.data.data_source import load_splits
 from cl_callbacks.data.label_column import NARROW, SPARSE, LabelColumn, check_alike, check_width
@@ -104,6 +104,7 @@ def test_splits_are_alike() -> None:
         ValueError, match=r"^labels.csv, column 'label': the labels are texts, and numbers in"
     ):
         check_alike([labels([0, 1]), labels(["a"])])
+    check_alike([labels(["a"]), labels([None])])  # of which is said that it has none
     other = Features(label=ClassLabel(names=["c", "b", "a"]))
     with pytest.raises(ValueError, match=r"the classes are \['c', 'b', 'a'\], and \['a', 'b', 'c'\] in"):
         check_alike([labels([0], NAMES), labels([0], other)])
@@ -120,6 +121,9 @@ def test_a_head_is_not_much_wider_than_there_are_labels() -> None:
         check_width(column.of(rows(column)), [column])
     for chosen in ([0], [0, 2]):  # what other rows have does not count, but that they are there does
         check_width(column.of(chosen), [column])
+    small = LabelColumn(Dataset.from_dict({"label": [1]}, Features(label=Value("int8"))), "label", ORIGIN)
+    with pytest.raises(ValueError, match=r"row 1 .*: the largest label is 1000000"):
+        check_width({10**6}, [small, column])
     many = labels([*range(200), SPARSE * 200])
     check_width({0, SPARSE * 200}, [many])
 
