@@ -94,7 +94,9 @@ def _from_rows(
     try:
         images = [np.asarray(image) for image in rows[image_column][:]]
     except Exception as error:
-        raise _undecodable(rows, image_column, origin) or error from error
+        if (what := _undecodable(rows, image_column, origin)) is None:
+            raise
+        raise ValueError(what) from error
     shapes = [image.shape for image in images]
     if other := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None):
         what = f"an image has the shape {shapes[other]}, and the first has {shapes[0]}: all need the same"
@@ -102,8 +104,8 @@ def _from_rows(
     return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
 
 
-def _undecodable(rows: Any, column: str, origin: Origin) -> ValueError | None:
-    """The error that says which image cannot be decoded."""
+def _undecodable(rows: Any, column: str, origin: Origin) -> str | None:
+    """Says which image cannot be decoded."""
     from datasets import Image
 
     for row in range(len(rows)):
@@ -112,7 +114,7 @@ def _undecodable(rows: Any, column: str, origin: Origin) -> ValueError | None:
         except Exception as error:
             named = path_of(rows, column, row) if isinstance(rows.features[column], Image) else ""
             what = f"the image{' ' * bool(named)}{named} cannot be read ({one_line(error)})"
-            return ValueError(origin.fault(column, what, row))
+            return origin.fault(column, what, row)
     return None
 
 

@@ -51,8 +51,12 @@ class TaskRows(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         try:
             found = self.rows[list(indices)]
+        except IndexError:  # ends an iteration
+            raise
         except Exception as error:
-            raise self._unreadable(indices, error) from error
+            if (what := self._unreadable(indices)) is None:
+                raise
+            raise ValueError(what) from error
         rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         for row in rows:
             if self.numbers is not None:
@@ -61,18 +65,18 @@ class TaskRows(Dataset[dict[str, Any]]):
                 row["task_id"] = self.task_id
         return rows
 
-    def _unreadable(self, indices: list[int], error: Exception) -> Exception:
-        """The error that says which row cannot be read, such as one with a damaged image."""
+    def _unreadable(self, indices: list[int]) -> str | None:
+        """Says which row cannot be read, such as one with a damaged image."""
         if self.origin is None:
-            return error
+            return None
         origin, numbers = self.origin
         for index in indices:
             try:
                 self.rows[index]
             except Exception as own:
                 place = origin.at(int(numbers[index]))
-                return ValueError(f"{place}, cannot be read: {one_line(own)}{self._images(index)}")
-        return error
+                return f"{place}, cannot be read: {one_line(own)}{self._images(index)}"
+        return None
 
     def _images(self, index: int) -> str:
         """The files of the images in a row."""
