@@ -258,7 +258,11 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
     "option": (["--trainer.max_epohcs=3"], [], "no option 'trainer.max_epohcs'; .* 'trainer.max_epochs'"),
     "of data": (["--data.init_args.permutation=3"], [], "no argument 'permutation'; .* 'permutations'"),
     "data class": (["--data=ImageTaks"], [], "there is no class 'ImageTaks'; the nearest is 'ImageTasks'"),
-    "folder": (["--data.init_args.data=/no/such"], [], "there is no file or folder /no/such"),
+    "folder": (
+        ["--data.init_args.data=/no/such"],
+        [],
+        "there is no file or folder '/no/such'; there is no folder '/no'",
+    ),
     "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
     "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
     "training": (

@@ -24,6 +24,9 @@ class Fault(NamedTuple):
 Faults = Callable[..., Iterable[Fault]]
 """Finds what may be wrong with some rows of arrays, one per column."""
 
+_AT_ONCE = 10_000
+"""Rows that are looked at together."""
+
 _NONE_IN_CSV = "in CSV files an empty cell, NA, null, None and nan stand for none"
 
 
@@ -136,28 +139,35 @@ def check_single_values(data: Any, column: str, origin: Origin, complete: bool) 
     refuse_rows(data, [column], origin, faults)
 
 
-def refuse_rows(
-    data: Any, columns: Sequence[str], origin: Origin, faults: Faults, batch_size: int = 10_000
-) -> None:
-    """Goes through some columns, batch by batch, and refuses rows that have a fault.
+def refuse_rows(data: Any, columns: Sequence[str], origin: Origin, faults: Faults) -> None:
+    """Refuses rows that have a fault in some columns.
 
-    Arrays of data that are stored are not copied, unless rows were chosen or reordered.
+    The stored table is looked at first, whatever rows of it were chosen: these are gathered, which takes long
+    and copies, only if something is wrong somewhere.
 
     Args:
         data: a Hugging Face ``Dataset``.
         columns: the columns that are looked at.
         origin: where the data are from.
         faults: what may be wrong with arrays of these columns.
-        batch_size: number of rows that are looked at together.
 
     Raises:
         ValueError: rows with a fault: their column and number, the first of them, and its file.
     """
+    batches = data.data.table.select(list(columns)).to_batches(max_chunksize=_AT_ONCE)
+    if any(np.any(fault.mask) for batch in batches for fault in faults(*_arrays(batch, columns))):
+        refuse_row_by_row(data, columns, origin, faults, _AT_ONCE)
+
+
+def refuse_row_by_row(
+    data: Any, columns: Sequence[str], origin: Origin, faults: Faults, batch_size: int
+) -> None:
+    """Does the same without a look at rows of the stored table that were not chosen."""
     found: dict[tuple[str, str, str], tuple[int, int]] = {}  # number of rows and the first, by fault
     start = 0
     for table in data.select_columns(list(columns)).with_format("arrow").iter(batch_size):
-        for batch in table.to_batches():
-            for mask, column, what, advice in faults(*(stored(batch[name]) for name in columns)):
+        for batch in table.combine_chunks().to_batches():  # rows that were chosen are a chunk each
+            for mask, column, what, advice in faults(*_arrays(batch, columns)):
                 rows = np.flatnonzero(mask)
                 if rows.size:
                     count, first = found.get((column, what, advice), (0, start + int(rows[0])))
@@ -165,6 +175,10 @@ def refuse_rows(
             start += len(batch)
     for (column, what, advice), (count, first) in found.items():
         raise ValueError(origin.fault(column, in_some_rows(what, advice, count, start), first))
+
+
+def _arrays(batch: Any, columns: Sequence[str]) -> list[Any]:
+    return [stored(batch[name]) for name in columns]
 
 
 def stored(values: Any) -> Any:

@@ -12,6 +12,7 @@ from cl_callbacks.data.column_checks import (
     Fault,
     is_list,
     kind_of,
+    refuse_row_by_row,
     refuse_rows,
     require_column,
     stored,
@@ -65,7 +66,7 @@ def check_pictures(
     if types.is_floating(inner) and usable is not None:
         what = "images that are no pictures have whole numbers from 0 to 255; scale them"
         raise ValueError(origin.fault(column, what))
-    refuse_rows(data, [column], origin, lambda images: _number_faults(images, column), _AT_ONCE)
+    refuse_rows(data, [column], origin, lambda images: _number_faults(images, column))
 
 
 def _check_files(
@@ -100,7 +101,7 @@ def _check_files(
                 what = f"the image{named} cannot be read ({one_line(error)})"
                 yield Fault(np.arange(len(images)) == row, column, what)
 
-    refuse_rows(data, [column], origin, faults, _AT_ONCE)
+    refuse_row_by_row(data, [column], origin, faults, _AT_ONCE)
 
 
 def path_of(data: Any, column: str, row: int) -> str:
