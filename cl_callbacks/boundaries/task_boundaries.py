@@ -24,6 +24,7 @@ from cl_callbacks.guards.waiting_signals import signals_wait
 from cl_callbacks.training.fit_end import after_training, forget_after_training, weights_may_change
 from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step, may_stop_early
 from cl_callbacks.training.log import log_configuration
+from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.progress import say, show_in_progress_bar
 from cl_callbacks.training.waiting_saves import saves_wait
 
@@ -50,7 +51,7 @@ def _turn(callback: Callback) -> int:
     return getattr(callback, "observes", False) - first
 
 
-class TaskBoundaries(Callback):
+class TaskBoundaries(OfOneTrainer):
     """Base of the callbacks that declare tasks; a Trainer has one.
 
     Before ``on_task_end(trainer, pl_module, task)``, ``on_task_ending`` with the same arguments is sent, in

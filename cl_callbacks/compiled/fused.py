@@ -90,7 +90,7 @@ def fusable(operation: Callable[..., None] | None = None, *, numbers: Sequence[s
 
     @functools.wraps(operation)
     def call(*args: Any, **kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or _here.tape is None:
+        if torch.compiler.is_dynamo_compiling() or _here.tape is None:
             operation(*args, **kwargs)
         else:
             arguments = dict(zip(names, args, strict=False)) | kwargs

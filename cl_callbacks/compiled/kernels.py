@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cl_callbacks.compiled.memory_order import in_memory_order, is_dense
+from cl_callbacks.compiled.one_thread import unnoticed_by_others
 
 SMALLEST = 2**14
 """Smallest number of elements for which a tensor gets a loop, which takes 0.1 s to compile."""
@@ -21,6 +23,10 @@ TOGETHER = 32
 
 MOST = 1024
 """Largest number of kernels, and of routes, that are cached."""
+
+COMPILING = threading.RLock()
+"""Held while kernels are compiled: other threads that need the same wait for them, and leave torch's random
+numbers alone, which it saves and restores around that."""
 
 Places = Sequence[Sequence[Sequence[int]]]
 """Indices of tensors, by call, aligned list and position in it."""
@@ -89,7 +95,14 @@ def run(calls: Sequence[FusedCall]) -> None:
         tuple(about[1:] for about in found),
         apart,
     )
-    _kept(_routes, key, lambda: _Route(calls, places, tensors, apart)).take(calls, tensors)
+    route = _routes.get(key)
+    if route is not None:
+        route.take(calls, tensors)
+        return
+    with COMPILING, unnoticed_by_others():
+        route = _routes.get(key) or _Route(calls, places, tensors, apart)
+        route.take(calls, tensors)
+        _kept(_routes, key, lambda: route)
 
 
 class _Route:
@@ -198,7 +211,8 @@ def _kernel(strands: Sequence[_Strand]) -> Callable[..., None]:
     """The compiled function for some strands of one kind, from the cache or new."""
     key = (strands[0].kind, tuple(strand.length for strand in strands))
     program = _program(strands[0].steps)
-    return _kept(_compiled, key, lambda: torch.compile(program, fullgraph=True, dynamic=False))
+    # Not with fullgraph=True, for which torch counts frames, for all threads together.
+    return _kept(_compiled, key, lambda: torch.compile(program, dynamic=False))
 
 
 def _program(steps: Sequence[tuple[FusedCall, list[int]]]) -> Callable[..., None]:

@@ -60,7 +60,7 @@ def average_square_(average: Sequence[Tensor], values: Sequence[Tensor], shares:
         [tensor([3.])]
     """
     torch._foreach_mul_(list(average), [1.0 - share for share in shares])
-    if torch.compiler.is_compiling():  # compiled, the shares are tensors
+    if torch.compiler.is_dynamo_compiling():  # compiled, the shares are tensors
         weighted = torch._foreach_mul(list(values), list(shares))
         torch._foreach_addcmul_(list(average), list(values), weighted)
     else:

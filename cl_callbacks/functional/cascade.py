@@ -78,7 +78,7 @@ def cascade_(
     torch._foreach_clamp_min_(last, 0.0)
     power = torch._foreach_sub(level, 1.0)  # x^(k−1) = exp((k−1) log x)
     torch._foreach_mul_(power, math.log(ratio))
-    if torch.compiler.is_compiling():  # compiled, exponentials of a list are a pass of their own
+    if torch.compiler.is_dynamo_compiling():  # compiled, exponentials of a list are a pass of their own
         power = tuple(t.exp() for t in power)
     else:
         torch._foreach_exp_(power)

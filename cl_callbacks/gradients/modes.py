@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from cl_callbacks.guards.process_wide import ProcessWide
 
 
 @contextmanager
@@ -40,15 +42,15 @@ def differentiable_in_evaluation(module: nn.Module) -> Iterator[None]:
         ...     torch.backends.cudnn.enabled
         True
     """
-    before: list[bool] = []
+    running: list[ExitStack] = []
 
     def switch_off(*_: Any) -> None:
-        before.append(torch.backends.cudnn.enabled)
-        torch.backends.cudnn.enabled = False
+        running.append(ExitStack())
+        running[-1].enter_context(_WITHOUT_CUDNN)
 
     def restore(*_: Any) -> None:
-        if before:  # none if another hook failed before
-            torch.backends.cudnn.enabled = before.pop()
+        if running:  # none if another hook failed before
+            running.pop().close()
 
     handles: list[Any] = []
     for layer in module.modules():
@@ -61,5 +63,17 @@ def differentiable_in_evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        if before:  # Ctrl-C within a layer
-            torch.backends.cudnn.enabled = before[0]
+        while running:  # Ctrl-C within a layer
+            restore()
+
+
+@contextmanager
+def _no_cudnn() -> Iterator[None]:
+    before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+_WITHOUT_CUDNN = ProcessWide(_no_cudnn)

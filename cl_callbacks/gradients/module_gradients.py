@@ -7,20 +7,19 @@ under autocast runs again without, in full precision, unless the module refuses 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
 from cl_callbacks.gradients.precision import wide_dtype
 from cl_callbacks.gradients.recorded_calls import RecordedCall
 from cl_callbacks.gradients.sample_gradients import Magnitude, PerSample, add_magnitudes
+from cl_callbacks.gradients.vectorised import PLAIN_ATTENTION, WITHOUT_WARNING
 from cl_callbacks.tensors.containers import flat_tensors, map_tensors
 
 
@@ -111,8 +110,7 @@ class ModuleCall:
             cotangents = [s.to(d.dtype) for s, d in zip(scaled, deltas, strict=True)]
             return vmap(of_one, in_dims=in_dims, randomness="different")(weights, inputs, cotangents)
 
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
-            warnings.filterwarnings("ignore", "There is a performance drop")
+        with WITHOUT_WARNING, PLAIN_ATTENTION, computed_weights_kept(self.module):
             found, factor = self.scale.pull_back(pull, [unscaled(d, self.factor) for d in deltas])
         return {name: unscaled(gradients, factor) for name, gradients in found.items()}
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_callbacks.gradients.computed_weights import computed_weights_kept
 from cl_callbacks.gradients.cotangent_scale import CotangentScale, unscaled
 from cl_callbacks.gradients.precision import wide_dtype
 from cl_callbacks.gradients.sample_gradients import Magnitude, add_magnitudes
 from cl_callbacks.gradients.sample_slices import SampleSlices
+from cl_callbacks.gradients.vectorised import PLAIN_ATTENTION, WITHOUT_WARNING
 from cl_callbacks.guards.once import first_time
 
 ROWS_AT_A_TIME = 16
@@ -165,8 +165,7 @@ class WholeNetwork:
         chunk = max(1, 16 * self.max_bytes // size)
         samples = [t[: vectors.shape[1]] for t in tensors]
         of_all = vmap(magnitudes, in_dims=(0, 1), randomness="different", chunk_size=chunk)
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), computed_weights_kept(self.module):
-            warnings.filterwarnings("ignore", "There is a performance drop")
+        with WITHOUT_WARNING, PLAIN_ATTENTION, computed_weights_kept(self.module):
             sums, factor = self.scale.pull_back(lambda v: of_all(samples, v[0].to(dtype)), [vectors])
         # The magnitude of a product is the product of the magnitudes.
         factor = None if factor is None else self.magnitude(factor)
@@ -220,8 +219,7 @@ class WholeNetwork:
     def _of_rows(self, outputs: Tensor, weights: list[Tensor], v: Tensor, rows: range) -> list[Tensor | None]:
         """Gradients ``(rows, *shape)`` of each weight; ``None`` where it has no influence."""
         if self._rows_batch:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "There is a performance drop")
+            with WITHOUT_WARNING:
                 try:
                     return list(row_gradients(outputs, weights, v, rows, batched=True))
                 except Exception as error:  # one by one needs no backward that can be batched

@@ -69,6 +69,8 @@ class Section:
     def close(self) -> None:
         """Calls the handlers that wait, unless another section is open."""
         _sections.discard(id(self))
+        if threading.current_thread() is not threading.main_thread():
+            return
         while _waiting and not _sections:
             number = next(iter(_waiting))
             del _waiting[number]

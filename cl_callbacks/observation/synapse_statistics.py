@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
@@ -21,9 +21,10 @@ from cl_callbacks.observation.survey_figures import FIGURES
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log, log_folder
+from cl_callbacks.training.one_trainer import OfOneTrainer
 
 
-class SynapseStatistics(Callback):
+class SynapseStatistics(OfOneTrainer):
     r"""Logs how plastic, how important and how far from their anchor the synapses of each rule are.
 
     It covers every rule of the Trainer and each of its measures (``plasticity``; ``importance`` and

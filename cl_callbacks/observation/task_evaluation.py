@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -39,13 +39,14 @@ from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import after_training, same_weights, weight_norms
 from cl_callbacks.training.lightning_private import names_in_validation
 from cl_callbacks.training.log import log, unless_it_fails
+from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.task_scores import score_names, task_scores
 
 _WHAT = "TaskEvaluation: all tasks"
 
 
-class TaskEvaluation(Callback):
+class TaskEvaluation(OfOneTrainer):
     """Measures the task matrix: the score on every task before any training and after each task.
 
     The scores are those that the module logs in its validation, which has one loader per task: the Trainer's

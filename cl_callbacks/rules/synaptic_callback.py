@@ -11,7 +11,7 @@ from reprlib import recursive_repr
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -55,6 +55,7 @@ from cl_callbacks.training import log_keys
 from cl_callbacks.training.fit_end import weights_may_change
 from cl_callbacks.training.lightning_private import attached_trainer, is_stepping_batch, starts_processes
 from cl_callbacks.training.log import is_due, log
+from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.whole_step import WholeStep
 
 # Methods that are called block by block if a rule is local.
@@ -64,7 +65,7 @@ _BESIDE_STATE = ("rule_scale", "seconds", "_continuity", "_before_task_end")
 """Attributes that the end of a task changes and that are not in checkpoints."""
 
 
-class SynapticCallback(Callback):
+class SynapticCallback(OfOneTrainer):
     """Base of every rule: hooks, parameter selection, checkpoints and logging.
 
     A rule declares the ``fields`` of state that each synapse has and what it ``needs`` of a step (see

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from cl_callbacks.compiled.fused import run_deferred
+
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,6 @@ class CopyStreams:
         return torch.accelerator.current_stream(self.device)
 
 
-@functools.cache
 def copy_streams(device: torch.device) -> CopyStreams | None:
     """The copy streams of a device, which all rules share; ``None`` if it has none, as a CPU.
 
@@ -36,6 +38,12 @@ def copy_streams(device: torch.device) -> CopyStreams | None:
         >>> copy_streams(torch.device("cpu")) is None
         True
     """
+    with _LOCK:  # or two threads that ask for the first time would each make some
+        return _copy_streams(device)
+
+
+@functools.cache
+def _copy_streams(device: torch.device) -> CopyStreams | None:
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or device.type != accelerator.type or device.type == "mps":
         return None  # MPS has one stream, and no memory of its own

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import signature
 from types import MethodType
 from typing import Any
-from weakref import finalize, ref
+from weakref import ref
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,7 +24,9 @@ _REASON: dict[str, Any] = {"reason": "rules act before and after each step: comp
 if "reason" not in signature(torch.compiler.disable).parameters:
     _REASON = {}
 
-_ABANDONED: list[Any] = []  # handles of listeners that are gone; not removed at once, as torch may iterate
+_LOCK = threading.RLock()
+_listening: tuple[ref[StepHooks], ...] = ()  # replaced as a whole, since another thread may be calling them
+_handles: list[Any] = []  # of torch's hooks, of which there is one pair for all that listen
 
 
 class StepHooks:
@@ -52,7 +55,7 @@ class StepHooks:
 
     def __init__(self, before: Callable[..., Arguments | None], after: Callable[..., None]) -> None:
         self._before, self._after = before, after
-        self._handles: list[Any] = []
+        self._thread = 0  # in which it listens; 0 before
         self._wrapped: list[tuple[Any, MethodType, dict[str, Any]]] = []
         self._attached: dict[int, Any] = {}  # by id()
 
@@ -71,12 +74,9 @@ class StepHooks:
         Raises:
             MisconfigurationException: steps of an optimizer cannot be heard.
         """
-        if not self._handles:
-            self._handles.append(register_optimizer_step_pre_hook(_weakly(self, "_before")))
-            self._handles.append(register_optimizer_step_post_hook(_weakly(self, "_after")))
-            while _ABANDONED:
-                _ABANDONED.pop().remove()
-            finalize(self, _ABANDONED.extend, self._handles)
+        if not self._thread:
+            self._thread = threading.get_ident()
+            _change_listening(add=self)
         found = with_inner(optimizers)
         for optimizer in found:
             if not self.is_attached(optimizer):
@@ -87,14 +87,25 @@ class StepHooks:
 
     def detach(self) -> None:
         """Stops listening, and gives the optimizers their own ``step`` back."""
-        for handle in self._handles:
-            handle.remove()
+        _change_listening(remove=self)
         for optimizer, step, own in self._wrapped:
             # Where somebody has wrapped it once more, it stays, and only passes on from now on.
             if vars(optimizer).get("step") is step:
                 del optimizer.step
                 vars(optimizer).update(own)
-        self._handles, self._wrapped, self._attached = [], [], {}
+        self._thread, self._wrapped, self._attached = 0, [], {}
+
+    def hears(self, optimizer: Any) -> bool:
+        """Whether the steps of an optimizer in this thread are heard: those of other trainings are not."""
+        return self._thread == threading.get_ident() or self.is_attached(optimizer)
+
+    def before(self, optimizer: Any, args: Any, kwargs: Any) -> Arguments | None:
+        """Calls the function that is called before a step."""
+        return self._before(optimizer, args, kwargs)
+
+    def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Calls the function that is called after a step."""
+        self._after(optimizer, args, kwargs)
 
     def _wrap(self, optimizer: Any) -> None:
         own = optimizer.step
@@ -127,16 +138,41 @@ class StepHooks:
         self._wrapped.append((optimizer, bound, before))
 
 
-def _weakly(owner: Any, name: str) -> Callable[..., Any]:
-    """A hook that keeps nothing alive, and that is not traced where a user compiles the step."""
-    found = ref(owner)
+def _change_listening(add: StepHooks | None = None, remove: StepHooks | None = None) -> None:
+    """Begins or ends to call a listener, and forgets those that are gone.
 
-    @torch.compiler.disable(**_REASON)
-    def hook(*arguments: Any) -> Any:
-        owner = found()
-        return None if owner is None else getattr(owner, name)(*arguments)
+    Torch goes through its hooks in each step, in whatever thread, and fails if there are others meanwhile. So
+    they change with the first listener and the last one only.
+    """
+    global _listening
+    with _LOCK:
+        left = [known for known in _listening if known() not in (None, remove)]
+        _listening = (*left, *([] if add is None else [ref(add)]))
+        if _listening and not _handles:
+            _handles.append(register_optimizer_step_pre_hook(_before_any_step))
+            _handles.append(register_optimizer_step_post_hook(_after_any_step))
+        while _handles and not _listening:
+            _handles.pop().remove()
 
-    return hook
+
+def _those_that_hear(optimizer: Any) -> list[StepHooks]:
+    """The listeners of a step; a hook keeps none of them alive."""
+    found = (known() for known in _listening)
+    return [each for each in found if each is not None and each.hears(optimizer)]
+
+
+@torch.compiler.disable(**_REASON)  # not traced where a user compiles the step
+def _before_any_step(optimizer: Any, args: Any, kwargs: Any) -> Arguments | None:
+    changed = None
+    for each in _those_that_hear(optimizer):
+        changed = each.before(optimizer, *(changed or (args, kwargs))) or changed
+    return changed
+
+
+@torch.compiler.disable(**_REASON)
+def _after_any_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for each in _those_that_hear(optimizer):
+        each.after(optimizer, args, kwargs)
 
 
 def _is_hooked(optimizer: Any) -> bool:

@@ -18,7 +18,7 @@ def finite(tensor: Tensor) -> Tensor:
         >>> finite(torch.tensor([1.0, -torch.inf, torch.nan]))
         tensor([1., 0., 0.])
     """
-    if torch.compiler.is_compiling():  # compiled, nan_to_num looks at one element after the other
+    if torch.compiler.is_dynamo_compiling():  # compiled, nan_to_num looks at one element after the other
         return torch.where(tensor.abs() < math.inf, tensor, 0.0)
     return tensor.nan_to_num(0.0, 0.0, 0.0)
 
@@ -33,7 +33,7 @@ def zero_nonfinite_(tensors: Sequence[Tensor]) -> None:
         [tensor([1., 0., 0.])]
     """
     for t in tensors:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             t.copy_(finite(t))
         else:
             t.nan_to_num_(0.0, 0.0, 0.0)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from cl_callbacks.tensors.random_numbers import mixed_seed
+from cl_callbacks.training.generators import initial_seed
 from cl_callbacks.training.model_outputs import ReadsOutputs
 
 
@@ -18,7 +18,7 @@ def global_seed() -> int:
 
     Lightning keeps its own in the environment, where a module that calls ``torch.manual_seed`` leaves it.
     """
-    return mixed_seed(torch.initial_seed(), int(os.environ.get("PL_GLOBAL_SEED", "0")))
+    return mixed_seed(initial_seed(), int(os.environ.get("PL_GLOBAL_SEED", "0")))
 
 
 class DrawsSamples(ReadsOutputs):

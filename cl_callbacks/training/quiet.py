@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
+from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.gradients.modes import differentiable_in_evaluation, evaluation_mode
 from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.guards.waiting_signals import Section
@@ -81,7 +82,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
         stack.enter_context(torch.enable_grad())
         # Sums are of full precision wherever a task ends; `forward_precision` is for the network.
         stack.enter_context(Precision.now(trainer.strategy.root_device.type).full().again())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         stack.enter_context(differentiable_in_evaluation(pl_module))
         stack.enter_context(unlogged(pl_module))
         stack.enter_context(unremembered(pl_module))

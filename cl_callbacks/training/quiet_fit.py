@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from cl_callbacks.guards.process_wide import ProcessWide
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.lightning_private import metrics_kept
@@ -75,11 +76,14 @@ def attributes_kept(*objects: Any) -> Iterator[None]:
 
 
 @contextmanager
-def unannounced() -> Iterator[None]:
-    """Keeps Lightning from saying why a fit has stopped."""
+def _quiet_announcements() -> Iterator[None]:
     level = _ANNOUNCEMENTS.level
     _ANNOUNCEMENTS.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:
         _ANNOUNCEMENTS.setLevel(level)
+
+
+UNANNOUNCED = ProcessWide(_quiet_announcements)
+"""Keeps Lightning from saying why a fit has stopped."""

@@ -18,13 +18,14 @@ from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.log import log_folder, unless_it_fails
+from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.progress import say
 from cl_callbacks.tuning.found_strength import FoundStrength
 from cl_callbacks.tuning.strength_search import FACTORS, StrengthSearch, report
 from cl_callbacks.tuning.task_source import DataModuleTasks
 
 
-class StrengthFinder(Callback):
+class StrengthFinder(OfOneTrainer):
     """Finds the strength of the Trainer's rules when a fit starts, sets it, and leaves no other trace.
 
     The first task is learned once, as the fit would learn it; then, from there, the second at each of the

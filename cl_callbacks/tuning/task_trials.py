@@ -18,7 +18,7 @@ from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.lightning_private import continued_fit_loop, new_fit_loop
 from cl_callbacks.training.module_state import ModuleState
-from cl_callbacks.training.quiet_fit import unannounced
+from cl_callbacks.training.quiet_fit import UNANNOUNCED
 from cl_callbacks.training.quiet_validation import quiet_validation
 from cl_callbacks.training.seed_epochs import SeedEpochs
 from cl_callbacks.tuning.task_source import TaskSource
@@ -122,7 +122,7 @@ class TaskTrials:
         """Runs the loop, and returns the scores of all tasks."""
         trainer, step = self.trainer, self.trainer.global_step
         try:
-            with unannounced():
+            with UNANNOUNCED:
                 trainer.fit_loop.run()
             if trainer.global_step == step:
                 raise MisconfigurationException(

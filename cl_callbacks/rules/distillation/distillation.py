@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.functional.distillation import Direction, distillation_loss, positions_with_label
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood, Reading, check_likelihood, decide_reading
@@ -134,8 +135,7 @@ class Distillation(OutputsOfBatch, BatchGradients):
         """The divergence from the teacher on a batch."""
         if not self._teacher.is_there:
             return None
-        eager = torch.compiler.set_stance("force_eager")
-        with torch.no_grad(), eager, self._teacher.network(pl_module) as network:
+        with torch.no_grad(), eagerly(), self._teacher.network(pl_module) as network:
             old, _ = self._look(trainer, network, batch)
         if self._unprepared:
             self._find_known(old)
