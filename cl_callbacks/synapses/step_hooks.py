@@ -30,9 +30,10 @@ _handles: list[Any] = []  # of torch's hooks, of which there is one pair for all
 
 
 class StepHooks:
-    """Calls functions before and after each step of any optimizer in this process.
+    """Calls functions before and after each step of any optimizer in the thread that listens.
 
-    Those of ``torch.optim.Optimizer`` are heard by torch's global hooks, so that it makes no difference
+    Steps in other threads are those of other trainings, unless the optimizer is attached. Those of
+    ``torch.optim.Optimizer`` are heard by torch's global hooks, so that it makes no difference
     whether a Trainer, a module or another optimizer calls ``step``, nor whether the Trainer knows the
     optimizer. Among the optimizers attached, and those that they wrap, are objects without these hooks: they
     have Lightning's ``Optimizable`` protocol only, or an ``__init__`` that does not call ``super()``, or
@@ -54,7 +55,7 @@ class StepHooks:
     """
 
     def __init__(self, before: Callable[..., Arguments | None], after: Callable[..., None]) -> None:
-        self._before, self._after = before, after
+        self.before, self.after = before, after
         self._thread = 0  # in which it listens; 0 before
         self._wrapped: list[tuple[Any, MethodType, dict[str, Any]]] = []
         self._attached: dict[int, Any] = {}  # by id()
@@ -99,14 +100,6 @@ class StepHooks:
         """Whether the steps of an optimizer in this thread are heard: those of other trainings are not."""
         return self._thread == threading.get_ident() or self.is_attached(optimizer)
 
-    def before(self, optimizer: Any, args: Any, kwargs: Any) -> Arguments | None:
-        """Calls the function that is called before a step."""
-        return self._before(optimizer, args, kwargs)
-
-    def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Calls the function that is called after a step."""
-        self._after(optimizer, args, kwargs)
-
     def _wrap(self, optimizer: Any) -> None:
         own = optimizer.step
         function = getattr(own, "__func__", None)
@@ -118,11 +111,11 @@ class StepHooks:
             listening = self.is_attached(self_)
             arguments = ((self_, *args), kwargs)
             if listening:
-                arguments = self._before(self_, *arguments) or arguments
+                arguments = self.before(self_, *arguments) or arguments
             given, named = arguments
             found = function(*given, **named) if function else own(*given[1:], **named)
             if listening:
-                self._after(self_, *arguments)
+                self.after(self_, *arguments)
             return found
 
         bound = MethodType(step, optimizer)

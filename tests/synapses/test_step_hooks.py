@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -130,3 +132,83 @@ def test_hooks_of_listeners_that_are_gone_do_nothing_and_are_removed_by_the_next
 def test_a_step_that_cannot_be_replaced_is_refused(weight: nn.Parameter) -> None:
     with pytest.raises(MisconfigurationException, match="Steps of Sealed cannot be heard"):
         Listening(Sealed([weight]))
+
+
+# -- several threads -------------------------------------------------------------------------------------
+
+
+def in_another_thread(work: Callable[[], Any]) -> None:
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_steps_in_another_thread_are_not_heard_but_those_of_attached_optimizers(weight: nn.Parameter) -> None:
+    own, plain, other = sgd(weight), Plain([weight]), torch.optim.Adam([weight])
+    listening = Listening(own, plain)
+    in_another_thread(other.step)
+    assert listening.heard == []
+    in_another_thread(own.step)
+    in_another_thread(plain.step)
+    assert listening.heard == ["+SGD", "-SGD", "+Plain", "-Plain"]
+    listening.hooks.detach()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_others_may_begin_and_end_to_listen_while_an_optimizer_steps(weight: nn.Parameter, when: str) -> None:
+    """Torch goes through its hooks meanwhile, and fails if there are others."""
+    optimizer, done = sgd(weight), []
+
+    def begin_and_end() -> None:
+        listening = Listening(sgd(nn.Parameter(torch.ones(1))))
+        listening.hooks.detach()
+
+    def hear(*_: Any) -> None:
+        in_another_thread(begin_and_end)
+        done.append(True)
+
+    def ignore(*_: Any) -> None: ...
+
+    hooks = StepHooks(*((hear, ignore) if when == "before" else (ignore, hear)))
+    first = Listening()
+    hooks.attach([optimizer])
+    optimizer.step()
+    hooks.detach()
+    assert done == [True]
+    assert first.heard == ["+SGD", "-SGD"]
+    first.hooks.detach()
+
+
+def test_there_is_one_pair_of_torch_s_hooks_for_all_listeners() -> None:
+    gc.collect()
+    Listening().hooks.detach()
+    before = global_hooks()
+    several = [Listening() for _ in range(3)]
+    assert global_hooks() == before + 2
+    for each in several:
+        each.hooks.detach()
+    assert global_hooks() == before
+
+
+def test_what_one_listener_changes_the_next_one_gets(weight: nn.Parameter) -> None:
+    def add(to: str) -> Callable[..., Any]:
+        return lambda optimizer, args, kwargs: (args, {**kwargs, "closure": kwargs.get("closure", "") + to})
+
+    class Taking(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return closure
+
+    first, second = (StepHooks(add(to), lambda *_: None) for to in "ab")
+    optimizer = Taking([weight], lr=0.1)
+    first.attach([]), second.attach([])
+    assert optimizer.step() == "ab"
+    second.detach(), first.detach()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from cl_callbacks.training.generators import generators_kept
+from cl_callbacks.training import generators
+from cl_callbacks.training.generators import generators_kept, initial_seed, isolated_rng, seed_torch
+from tests.small import Net, make_trainer
 
 DATA = range(8)
 OWNERS: dict[str, Callable[[Generator], Any]] = {
@@ -34,3 +39,55 @@ def test_generators_of_loaders_are_kept(owner: str) -> None:
         assert not torch.equal(generator.get_state(), before)
         raise KeyError
     assert torch.equal(generator.get_state(), before)
+
+
+# -- several threads -------------------------------------------------------------------------------------
+
+
+def in_overlapping_passes(seeds: tuple[int, int]) -> tuple[int, int]:
+    """The global seed as another thread sees it within a pass of this one, and after both have ended."""
+    entered, left = threading.Event(), threading.Event()
+    trainer, model = make_trainer(), Net()
+    within = []
+
+    def other() -> None:
+        within.append(initial_seed())
+        with isolated_rng(trainer, model):
+            seed_torch(trainer, model, seeds[1])
+            entered.set()
+            assert left.wait(10)
+
+    thread = threading.Thread(target=other)
+    with isolated_rng(trainer, model):
+        seed_torch(trainer, model, seeds[0])
+        random.seed(1)
+        np.random.seed(1)
+        assert initial_seed() == seeds[0]
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
+    return within[0], initial_seed()
+
+
+def test_passes_of_two_threads_that_overlap_leave_all_generators_as_they_were() -> None:
+    torch.manual_seed(77)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    assert in_overlapping_passes((5, 6)) == (77, 77)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()
+    assert not generators._KEPT
+
+
+def test_a_pass_within_a_pass_restores_what_that_has_drawn() -> None:
+    trainer, model = make_trainer(), Net()
+    torch.manual_seed(77)
+    with isolated_rng(trainer, model):
+        seed_torch(trainer, model, 5)
+        torch.rand(1)
+        before = torch.get_rng_state()
+        with isolated_rng(trainer, model):
+            seed_torch(trainer, model, 6)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.initial_seed() == 77
