@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.safe_names import file_name, readable
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.task_files import write_csv, write_json
@@ -50,6 +52,7 @@ class TaskReport:
         self.record, self.monitor = record, monitor
         self._names = [readable(str(name), _MOST_CHARACTERS) for name in names or []]
         self._drawn_at, self._drawing = 0.0, 0.5
+        self._written: tuple[Path, Any] | None = None  # the latest file, and what tells it from another
 
     @property
     def names(self) -> list[str]:
@@ -130,7 +133,19 @@ class TaskReport:
         folder = log_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
             with unless_it_fails(trainer, f"{self._file_name}.json"):
-                self._files(folder)
+                self._warn_of_another_writer(trainer)
+                file = self._files(folder)[0]
+                self._written = file, _identity(file)
+
+    def _warn_of_another_writer(self, trainer: Trainer) -> None:
+        if self._written is None:
+            return
+        file, own = self._written
+        if _identity(file) not in (own, None) and first_time(trainer, f"written by another: {file}"):
+            rank_zero_warn(
+                f"{file.name} in {file.parent} is written by another training, too: each replaces the whole "
+                f"file, and the last one wins. Give each a log folder of its own."
+            )
 
     def draw(self, trainer: Trainer) -> None:
         """Logs the figures, and the matrix as a W&B table, if there is a log folder."""
@@ -191,3 +206,12 @@ class TaskReport:
     @property
     def _file_name(self) -> str:
         return "_".join(filter(None, ("task_matrix", self.name)))
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from one that has been put in its place; ``None`` if there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns

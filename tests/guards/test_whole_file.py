@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,27 @@ def test_a_name_of_any_length_that_the_folder_takes(tmp_path: Path) -> None:
     with whole_file(tmp_path / ("a" * 255)) as part:
         part.write_text("all")
     assert (tmp_path / ("a" * 255)).read_text() == "all"
+
+
+WRITING = """
+import json, sys
+from cl_callbacks.guards.whole_file import whole_file
+for size in range(400):
+    with whole_file(sys.argv[1]) as part:
+        part.write_text(json.dumps([int(sys.argv[2])] * (100 * size)))
+"""
+
+
+def test_of_two_processes_that_write_one_file_the_last_wins_and_it_is_always_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("[]")
+    writers = [subprocess.Popen([sys.executable, "-c", WRITING, file, str(number)]) for number in (1, 2)]
+    seen: set[int] = set()
+    while any(writer.poll() is None for writer in writers):
+        found = json.loads(file.read_text())
+        assert len(set(found)) <= 1  # of one of them
+        seen |= set(found)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen == {1, 2}
+    assert len(json.loads(file.read_text())) == 39_900
+    assert list(tmp_path.iterdir()) == [file]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Generator
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
@@ -44,10 +45,9 @@ def test_generators_of_loaders_are_kept(owner: str) -> None:
 # -- several threads -------------------------------------------------------------------------------------
 
 
-def in_overlapping_passes(seeds: tuple[int, int]) -> tuple[int, int]:
+def seeds_of_overlapping_passes(trainer: Trainer, model: Net, *seeds: int) -> tuple[int, int]:
     """The global seed as another thread sees it within a pass of this one, and after both have ended."""
     entered, left = threading.Event(), threading.Event()
-    trainer, model = make_trainer(), Net()
     within = []
 
     def other() -> None:
@@ -71,9 +71,10 @@ def in_overlapping_passes(seeds: tuple[int, int]) -> tuple[int, int]:
 
 
 def test_passes_of_two_threads_that_overlap_leave_all_generators_as_they_were() -> None:
+    trainer, model = make_trainer(), Net()
     torch.manual_seed(77)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    assert in_overlapping_passes((5, 6)) == (77, 77)
+    assert seeds_of_overlapping_passes(trainer, model, 5, 6) == (77, 77)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
