@@ -29,6 +29,7 @@ from cl_callbacks import (
     TaskSequence,
 )
 from cl_callbacks.functional.task_matrix import average_accuracy, forgetting
+from cl_callbacks.guards.whole_file import whole_file
 from tests.processes import train_together
 from tests.settings.processes import fsdp2
 from tests.small import Net, loader, make_trainer, plain_net, task, weights
@@ -272,6 +273,25 @@ def test_files_beside_the_log(tmp_path: Path) -> None:
     rows = list(csv.reader((Path(logger.log_dir) / "task_matrix.csv").open()))
     assert rows[0] == ["tasks_learned", "red", "green", "blue"]
     assert [float(cell) for cell in rows[-1]] == [3.0, *evaluation.matrix[-1].tolist()]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_another_training_that_writes_the_same_file_is_said_once(
+    tmp_path: Path, shared: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    logger = CSVLogger(tmp_path)
+
+    class Another(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+            file = Path(logger.log_dir) / "task_matrix.json"
+            if file.exists() and shared:
+                with whole_file(file) as part:
+                    part.write_text("{}")
+
+    fit(TaskEvaluation(table=False), EpochBoundaries(2), Another(), logger=logger)
+    said = [str(w.message) for w in recwarn if "written by another training" in str(w.message)]
+    assert len(said) == shared
+    assert json.loads((Path(logger.log_dir) / "task_matrix.json").read_text())["matrix"]
 
 
 def test_a_run_that_breaks_off_leaves_its_rows(tmp_path: Path) -> None:
