@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from cl_callbacks.guards import waiting_signals
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.guards.waiting_signals import Section, guard_signals, release_signals, signals_wait
 
@@ -82,3 +84,21 @@ def test_a_process_that_is_forked_within_does_not_wait() -> None:
             os._exit(len(heard))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert heard == []
+
+
+def test_a_section_in_another_thread_leaves_the_signals_to_the_main_one() -> None:
+    gated = guard_signals()
+    waiting_signals._waiting[signal.SIGUSR1] = None  # as while the main thread is about to call the handler
+
+    def elsewhere() -> None:
+        with Section():
+            pass
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard == []
+    with Section():
+        pass
+    assert heard == [signal.SIGUSR1]
+    release_signals(gated)
