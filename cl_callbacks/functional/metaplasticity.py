@@ -53,9 +53,7 @@ def resist_shrinking_(weights: Sequence[Tensor], before: Sequence[Tensor], steep
     """
     update = torch._foreach_sub(list(weights), list(before))
     hidden = torch._foreach_mul(list(before), steepness)
-    if (
-        torch.compiler.is_dynamo_compiling()
-    ):  # compiled, tanh takes one element after the other, and exp does not
+    if torch.compiler.is_dynamo_compiling():  # compiled, tanh takes one element after the other, unlike exp
         hidden = tuple(1.0 - 2.0 / ((2.0 * h).exp() + 1.0) for h in hidden)
     else:
         torch._foreach_tanh_(hidden)
