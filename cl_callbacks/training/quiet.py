@@ -72,8 +72,8 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
 
     Restores bit for bit, also after an exception: every submodule's train/eval mode, all buffers, the
     random number generators of torch, NumPy, Python. Within, ``log`` and ``log_dict`` do nothing, gradients
-    are enabled, compiled submodules run eagerly in this thread, random numbers depend only on ``seed`` and the rank, and
-    handlers of signals wait: see :class:`~cl_callbacks.guards.waiting_signals.Section`.
+    are enabled, what is compiled runs eagerly in this thread, random numbers depend only on ``seed`` and the
+    rank, and handlers of signals wait: see :class:`~cl_callbacks.guards.waiting_signals.Section`.
     """
     with ExitStack() as stack:
         stack.enter_context(Section())
