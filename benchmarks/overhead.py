@@ -165,7 +165,7 @@ class Alternating(Callback):
         for rule in self.callbacks:
             if isinstance(rule, BGD | MESU) and rule._training is not None:  # which draw weights
                 if self.active:
-                    rule._training = NoisyTraining(trainer, pl_module, rule.noise, rule.draws)
+                    rule._training = NoisyTraining(trainer, pl_module, rule.weight_noise, rule.draws)
                 else:
                     rule._training.detach()
         self.last = Moment(pl_module.device)

@@ -21,8 +21,10 @@ from cl_callbacks import (
     Distillation,
     ExperienceReplay,
     KFACLaplace,
+    L2Init,
     MetaplasticGate,
     RWalk,
+    ShrinkAndPerturb,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
@@ -38,6 +40,7 @@ PULLING: dict[str, tuple[Callable[..., Any], float, float]] = {
     "si": (lambda s, **o: SynapticIntelligence(s, damping=1e-3, **o), 1.0, 1e5),
     "l2sp": (L2SP, 0.1, 1e4),
     "l2sp start": (lambda s, **o: L2SP(s, to="start", **o), 0.1, 1e4),
+    "l2init": (L2Init, 0.05, 5e3),
     "mas": (MAS, 1.0, 1e4),
     "mas mean": (lambda s, **o: MAS(s, norm="l2", decay="mean", **o), 1.0, 1e4),
     "rwalk": (lambda s, **o: RWalk(s, window_steps=3, **o), 1.0, 1e6),
@@ -54,6 +57,8 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "metaplastic": (MetaplasticGate, 5.0),
     "merging": (lambda s, **o: WeightMerging(s, include_start=True, **o), 0.3),
     "merging steps": (lambda s, **o: WeightMerging(s, every_n_steps=2, include_start=True, **o), 0.1),
+    "shrink": (lambda s, **o: ShrinkAndPerturb(1 - s, s, **o), 0.2),
+    "shrink steps": (lambda s, **o: ShrinkAndPerturb(1 - s, s, every_n_steps=2, **o), 0.05),
 }
 
 SIZE: dict[str, Any] = {"memory": 12, "batch_size": 8}
@@ -81,7 +86,7 @@ OWNING: dict[str, Callable[..., Any]] = {
     "cascade": lambda **o: Cascade(3, **o),
 }
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
-WITHOUT_STATE = {"metaplastic", *REHEARSING, *DISTILLING}
+WITHOUT_STATE = {"metaplastic", "shrink", "shrink steps", *REHEARSING, *DISTILLING}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
@@ -92,7 +97,12 @@ COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING} - {"kfac", "kfac list"}
 
 # Rules that do something at the end of a task.
-CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {"merging", "merging steps"}
+CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {
+    "merging",
+    "merging steps",
+    "shrink",
+    "shrink steps",
+}
 
 COUNTING_TASKS = {*CONSOLIDATING, *REHEARSING, *DISTILLING}
 """Rules that are told of the end of a task, and count it."""
@@ -112,6 +122,8 @@ VARIANTS = {
     "streaming path": '`measure="path"`',
     "merging": "`share=0.3`",
     "merging steps": "`every_n_steps=2`",
+    "shrink": "`every_n_steps=None`",
+    "shrink steps": "`every_n_steps=2`",
     "er": "`joined=False`",
     "er joined": "`joined=True`",
     "er past": "`past_only=True`",

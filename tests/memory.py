@@ -102,8 +102,12 @@ class Weighing(Callback):
         parameters = sum(p.numel() for p in rule.synapses.view.parameters)
         buffers = [t for kind in rule._step._buffers.values() for t in kind._found.values()]
         noise: list[Tensor] = []
-        if rule.noise is not None:
-            noise = [*rule.noise._means.values(), *rule.noise._noise.flats, *rule.noise._gathered_flat]
+        if rule.weight_noise is not None:
+            noise = [
+                *rule.weight_noise._means.values(),
+                *rule.weight_noise._noise.flats,
+                *rule.weight_noise._gathered_flat,
+            ]
         elif isinstance(rule, Cascade):
             noise = rule._uniform.flats
         self.found = Bytes(

@@ -21,6 +21,7 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     KFACLaplace,
+    L2Init,
     MetaplasticGate,
     RWalk,
     StreamingConsolidation,
@@ -93,6 +94,7 @@ RULES: dict[type[SynapticCallback], dict[str, st.SearchStrategy[Any]]] = {
     | {"levels": st.integers(1, 6), "ratio": st.floats(0.1, 0.5), "seed": st.integers(0, 99)},
     L2SP: OPTIONS
     | {"strength": one_of(0.0) | positive, "to": one_of("last_task", "start"), "proximal": st.booleans()},
+    L2Init: OPTIONS | {"strength": one_of(0.0) | st.floats(1e-6, 1.0), "proximal": st.booleans()},
     WeightMerging: OPTIONS
     | {"share": st.floats(0.0, 0.99), "every_n_steps": optional(st.integers(1, 9))}
     | {"include_start": st.booleans()},

@@ -43,6 +43,7 @@ from cl_callbacks.functional.path_integral import (
 from cl_callbacks.functional.replay import stored_output_loss
 from cl_callbacks.functional.reservoir import fullest, reservoir_keys
 from cl_callbacks.functional.sensitivity import sensitivity_cotangent
+from cl_callbacks.functional.shrinking import shrink_and_perturb_
 from cl_callbacks.functional.task_matrix import (
     average_accuracy, backward_transfer, forgetting, forgetting_per_task, forward_transfer, intransigence,
     last_tasks_accuracy, learning_accuracy, tasks_learned,
@@ -62,7 +63,7 @@ __all__ = [
     "merge_weights_", "mesu_", "metaplastic_gate", "min_max", "nearest_sum", "newest_share", "paired",
     "path_importance", "positions_with_label", "quadratic_penalty", "read_labels", "reading_of_losses",
     "relative_variance", "relax_kronecker", "relax_to_anchor_", "reservoir_keys", "resist_shrinking_",
-    "sample_losses", "sensitivity_cotangent", "smoothed_on_grid", "stored_output_loss", "sum_and_number",
-    "switch_probabilities", "switch_weights_", "tasks_learned", "timescales", "transition_matrix",
-    "without_decay",
+    "sample_losses", "sensitivity_cotangent", "shrink_and_perturb_", "smoothed_on_grid",
+    "stored_output_loss", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
+    "timescales", "transition_matrix", "without_decay",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class ScaledRule(Rule, Protocol):
     name: str
     tasks: int
     rule_scale: RuleScale
+    holds_weights: ClassVar[bool]
 
     @property
     def acts_on(self) -> ActsOn | None:
@@ -98,10 +99,11 @@ class RuleScale:
         with_a_past = rule.tasks > 0 or self.ended > 0
         if not (with_a_past and rule.strength_now != 0 and 0 < reached < INERT):
             return None
+        so = ", so nothing is protected" if rule.holds_weights else ""
         return self._once(
             "inert",
-            f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most, so "
-            f"nothing is protected; {rule.advice(min(LARGEST_FACTOR, AIM / reached))}.",
+            f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most{so}; "
+            f"{rule.advice(min(LARGEST_FACTOR, AIM / reached))}.",
         )
 
     def paralysed(self, rule: ScaledRule, task: int, first: float, latest: float) -> str | None:

@@ -130,7 +130,7 @@ class SynapticCallback(OfOneTrainer):
     """Whether the rule protects what was learned by holding weights, so that one such rule is enough."""
     default_state_dtype: ClassVar[str | None] = None
     """Name of the default ``state_dtype``; ``None`` for float32, or the parameter's dtype if wider."""
-    noise: WeightNoise | None = None
+    weight_noise: WeightNoise | None = None
     """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that a checkpoint contains besides the fields: numbers, or dicts of them."""

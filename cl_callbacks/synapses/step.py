@@ -89,7 +89,7 @@ class Rule(Protocol):
     local: ClassVar[bool]
 
     @property
-    def noise(self) -> WeightNoise | None:
+    def weight_noise(self) -> WeightNoise | None:
         """The weight noise of a rule that trains at sampled weights; ``None`` for other rules."""
 
     def pull(self, synapses: SynapseView, gradients: list[Tensor]) -> None:

@@ -45,7 +45,9 @@ class Plan:
         self.has_stepped = False
         views = [(rule, rule.synapses.view.restrict_to(parameters)) for rule in rules]
         self._met = [(rule, view) for rule, view in views if len(view)]
-        self._noise = next((rule.noise for rule, _ in self._met if rule.noise is not None), None)
+        self._noise = next(
+            (rule.weight_noise for rule, _ in self._met if rule.weight_noise is not None), None
+        )
         known = {p for _, view in self._met for p in view.sources}
         stepping = [p for p in parameters if p in known]
         local = all(rule.local for rule, _ in self._met)

@@ -55,7 +55,7 @@ class SynapticStep:
         >>> synapses, weight = Synapses({}), torch.nn.Parameter(torch.ones(1))
         >>> _ = synapses.place({"weight": weight}, ["weight"])
         >>> decay = SimpleNamespace(
-        ...     synapses=synapses, needs=frozenset(), noise=None, owns_update=False, local=True,
+        ...     synapses=synapses, needs=frozenset(), weight_noise=None, owns_update=False, local=True,
         ...     rewrite=id, observe=id, end_step=id,
         ...     pull=lambda view, gradients: torch._foreach_add_(gradients, view.parameters))
         >>> optimizer, step = torch.optim.SGD([weight], lr=0.5), SynapticStep([decay])
@@ -194,8 +194,8 @@ class SynapticStep:
         self.scale = self._begin([] if announced else self._hooks.attached)
         stepping = [p for p in parameters_of(optimizer) if p.grad is not None]
         for rule in self.rules:
-            if rule.noise is not None:
-                rule.noise.pause(stepping)
+            if rule.weight_noise is not None:
+                rule.weight_noise.pause(stepping)
         if not stepping:
             return None
         key = (id(optimizer), *(id(held(p)) for p in stepping))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cl_callbacks.tensors.flat import flat_zeros
+from cl_callbacks.tensors.shards import distribute_like, held, is_sharded
 
 PIECE = 2**20
 """Elements drawn with one generator, on a CPU."""
@@ -81,10 +82,14 @@ class Draws:
     of multiprocessors, on a CPU the last bits depend on its vector instructions. Processes that draw together
     compare their first numbers, once; if these differ, the first process draws for all.
 
+    Those of a sharded parameter are the process's part of the numbers of the whole one, the same as without
+    sharding: each process draws all of them, in memory that is freed again, and keeps its own.
+
     Args:
         fill: ``torch.Tensor.normal_`` or ``torch.Tensor.uniform_``.
         parameters: to which they belong, and which give the devices.
-        like: tensors that give the shapes and dtypes, aligned with the parameters.
+        like: tensors that give the shapes and dtypes, aligned with the parameters; of a sharded one, of this
+            process's shard.
 
     Attributes:
         flats: all numbers, in tensors of one dimension.
@@ -127,13 +132,27 @@ class Draws:
             number: of the draw.
             together: whether all processes of the default group call this, and need the same numbers.
         """
-        self._draw_here(seed, number)
-        if not together:
-            return
+        flats, shards = self._whole()
+        self._draw_here(flats, seed, number)
+        if together:
+            self._agree(flats)
+        for parameter, whole in shards.items():
+            self._beside[parameter].copy_(held(distribute_like(whole, parameter)))
+
+    def _whole(self) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
+        """The tensors to fill, and the part of them that belongs to each whole parameter, if sharded."""
+        if not any(map(is_sharded, self._beside)):
+            return self.flats, {}
+        shapes = [t.new_empty(p.shape, device="meta") for p, t in self._beside.items()]
+        flats, whole = flat_zeros(shapes, list(self._beside))
+        return flats, dict(zip(self._beside, whole, strict=True))
+
+    def _agree(self, flats: Sequence[Tensor]) -> None:
+        """Has all processes use the numbers of the first one, if they have drawn others."""
         if self._alike is None:
-            self._alike = alike_in_all_processes(self.flats)
+            self._alike = alike_in_all_processes(flats)
             if not self._alike and dist.get_rank() == 0:
-                size = sum(flat.nbytes for flat in self.flats) / 2**20
+                size = sum(flat.nbytes for flat in flats) / 2**20
                 warnings.warn(
                     f"The processes draw different random numbers from one seed, as devices of different "
                     f"models and different versions of torch do. The first process now draws for all of "
@@ -141,11 +160,11 @@ class Draws:
                     stacklevel=2,
                 )
         if not self._alike:
-            for flat in self.flats:
+            for flat in flats:
                 dist.broadcast(flat, src=0)
 
-    def _draw_here(self, seed: int, number: int) -> None:
-        pieces = [piece for flat in self.flats for piece in _pieces(flat, PIECE)]
+    def _draw_here(self, flats: Sequence[Tensor], seed: int, number: int) -> None:
+        pieces = [piece for flat in flats for piece in _pieces(flat, PIECE)]
         inference = torch.is_inference_mode_enabled()
 
         def fill(k: int) -> None:

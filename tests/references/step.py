@@ -30,15 +30,15 @@ class PlainStep:
         self.begin([])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for rule in self.rules:
-            if rule.noise is not None:
-                rule.noise.pause(parameters)
+            if rule.weight_noise is not None:
+                rule.weight_noise.pause(parameters)
         self.place()
         gradients, before = [p.grad.clone() for p in parameters], [p.clone() for p in parameters]
         noise = [torch.zeros_like(p) for p in parameters]
         for rule in self.rules:
-            if rule.noise is not None:
-                rule.noise.reduce_gathered()
-                rule.noise.take(dict.fromkeys(parameters, ALL), noise)
+            if rule.weight_noise is not None:
+                rule.weight_noise.reduce_gathered()
+                rule.weight_noise.take(dict.fromkeys(parameters, ALL), noise)
         for rule in self.rules:
             view = self._view(rule, optimizer, parameters)
             rule.pull(view, [p.grad for p in view.sources])

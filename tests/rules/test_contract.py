@@ -67,7 +67,7 @@ def test_a_rule_of_usual_strength_shows(rule: str) -> None:
     for callbacks in ([], [make(rule)]):
         torch.manual_seed(0)
         model = Net(plain_net())
-        fit_tasks(model, *callbacks, tasks=1)
+        fit_tasks(model, *callbacks, tasks=2)
         found.append(weights(model))
     assert not torch.equal(*found)
 
@@ -222,7 +222,7 @@ def test_state_is_wide_beside_half_precision(rule: str, precision: str) -> None:
 @pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING, *DISTILLING])
 @pytest.mark.parametrize("strength", [-1.0, float("nan")])
 def test_strengths_that_cannot_work(rule: str, strength: float) -> None:
-    with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share|weight|alpha) must be"):
+    with pytest.raises(ValueError, match=r"(strength|steepness|coupling|share|shrink|weight|alpha) must be"):
         make(rule, strength)
 
 

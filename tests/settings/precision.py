@@ -40,7 +40,7 @@ class UsesUpDraws(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == HUGE and trainer.current_epoch % EPOCHS == 0:
-            self.rule.noise.draws += self.rule.draws
+            self.rule.weight_noise.draws += self.rule.draws
 
 
 def half(scale: float) -> MixedPrecision:
@@ -58,7 +58,7 @@ def overflowing(rule: str | None) -> Run:
 def without_huge_batches(rule: str) -> Run:
     # The scale is a power of two, so which one it is makes no difference to what is not tiny.
     memory = make(rule)
-    draws = [] if memory.noise is None else [UsesUpDraws(memory)]
+    draws = [] if memory.weight_noise is None else [UsesUpDraws(memory)]
     return train(module(), memory, *draws, plugins=[half(SCALE / 4)])
 
 

@@ -336,7 +336,7 @@ def test_a_step_that_was_interrupted_leaves_nothing_to_the_next_fit() -> None:
             with pytest.raises(ValueError, match="in the middle"):
                 make_trainer(rule, **options).fit(model, loader(*task(0)))
         else:
-            rule.noise.draws = 2  # so many the interrupted one has used
+            rule.weight_noise.draws = 2  # so many the interrupted one has used
         model.interrupts = False
         make_trainer(rule, **options).fit(model, loader(*task(0)))
         found.append(torch.cat([t.flatten() for t in rule.first]))

@@ -127,7 +127,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self.initial_std, self.trust_region = initial_std, trust_region
         self.draws, self.reduction = draws, reduction
         self.seed, self.antithetic = seed, antithetic
-        self.noise: WeightNoise = WeightNoise(seed, antithetic)
+        self.weight_noise: WeightNoise = WeightNoise(seed, antithetic)
         self._training: NoisyTraining | None = None
         self._scales: dict[str, float] = {}
         self._samples = SampleCount(agreed_samples)
@@ -173,8 +173,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         warn_of_half_precision(self)
         self._counts, self._window_ended = [], False
         self._samples = SampleCount(lambda batch: self._rows(trainer, pl_module, batch))
-        self.noise.compiled, self.noise.together = compiles(trainer), trainer.world_size > 1
-        self._training = NoisyTraining(trainer, pl_module, self.noise, self.draws)
+        self.weight_noise.compiled, self.weight_noise.together = compiles(trainer), trainer.world_size > 1
+        self._training = NoisyTraining(trainer, pl_module, self.weight_noise, self.draws)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -257,7 +257,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         view = self.synapses.view
         model = parameters_by_name(pl_module, view)
         self._scales = {name: weight_scale(name, model, self._relative_std) for name in view.names}
-        self.noise.place(view.parameters, view.fields["std"], view.load)
+        self.weight_noise.place(view.parameters, view.fields["std"], view.load)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores the means, and the module's own methods."""
@@ -294,12 +294,12 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
                 f"{type(self).__name__} knows no standard deviation of a parameter of "
                 f"{type(pl_module).__name__}: train with it first, or restore it from a checkpoint."
             )
-        noise = WeightNoise(self.noise.seed, self.noise.antithetic)
+        noise = WeightNoise(self.weight_noise.seed, self.weight_noise.antithetic)
         noise.place([p for p, _ in known], [std.to(p.device) for p, std in known])
         with signals_wait(), ExitStack() as stack:
             stack.enter_context(evaluation_mode(pl_module))
-            self.noise.pause()  # in case this is called from within a training step
-            stack.callback(self.noise.resume)
+            self.weight_noise.pause()  # in case this is called from within a training step
+            stack.callback(self.weight_noise.resume)
             stack.callback(noise.end)
             found = []
             for draw in range(draws):
@@ -313,16 +313,16 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Copies the means, since a thread may write the checkpoint when weights are drawn again."""
-        drawn, saved = set(self.noise.parameters), checkpoint["state_dict"]
+        drawn, saved = set(self.weight_noise.parameters), checkpoint["state_dict"]
         for name, parameter in pl_module.named_parameters():
             if parameter in drawn and name in saved:
                 saved[name] = saved[name].detach().clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the number of draws, from which the noise continues."""
-        return super().state_dict() | {"draws": self.noise.next_draw}
+        return super().state_dict() | {"draws": self.weight_noise.next_draw}
 
     def restore(self, state_dict: dict[str, Any]) -> None:
         """Sets the state from a saved one."""
         super().restore(state_dict)
-        self.noise.go_on(state_dict["draws"])
+        self.weight_noise.go_on(state_dict["draws"])

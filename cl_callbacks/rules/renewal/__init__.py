@@ -1,0 +1,6 @@
+"""Rules that keep the ability to learn."""
+
+from cl_callbacks.rules.renewal.l2_init import L2Init
+from cl_callbacks.rules.renewal.shrink_and_perturb import ShrinkAndPerturb
+
+__all__ = ["L2Init", "ShrinkAndPerturb"]
