@@ -15,6 +15,7 @@ from cl_callbacks import (
     L2SP,
     MAS,
     MESU,
+    UPGD,
     BennaFusi,
     Cascade,
     DarkExperienceReplay,
@@ -84,6 +85,7 @@ OWNING: dict[str, Callable[..., Any]] = {
     "mesu chain": lambda **o: MESU(100, 0.2, draws=1, prior="chain", beakers=3, coupling=0.1, **o),
     "mesu draws": lambda **o: MESU(100, 0.2, draws=2, **o),
     "cascade": lambda **o: Cascade(3, **o),
+    "upgd": lambda **o: UPGD(decay=0.9, noise=0.1, weight_decay=0.1, **o),
 }
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
 WITHOUT_STATE = {"metaplastic", "shrink", "shrink steps", *REHEARSING, *DISTILLING}
@@ -94,7 +96,7 @@ MATRICES_ONLY = {"metaplastic", "cascade"}
 # Rules whose loss is summed over observations, which they count.
 COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 # Rules that are local to each weight, and so to each shard, or add a gradient, of which each shard is a part.
-SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING} - {"kfac", "kfac list"}
+SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING, "upgd"} - {"kfac", "kfac list"}
 
 # Rules that do something at the end of a task.
 CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cl_callbacks import Cascade, KFACLaplace, SynapticCallback
+from cl_callbacks import UPGD, Cascade, KFACLaplace, ShrinkAndPerturb, SynapticCallback
 from tests.every_rule import DISTILLING, MATRICES_ONLY, REHEARSING, RULES, VARIANTS, make
 from tests.small import Net, fit_tasks, plain_net
 
@@ -31,7 +31,7 @@ NOTES = """\
   with its pulls, the gradient times the noise. All rules of a Trainer share them: what several need is
   taken once.
 - **Noise** is there while training with drawn weights: the means, the noise, and what several draws have
-  gathered; of `Cascade`, the random numbers of a step.
+  gathered; of `Cascade`, the random numbers of a step; of `UPGD` and `ShrinkAndPerturb` their noise.
 - `KFACLaplace` keeps, beside the table, two factors of each linear or convolutional layer with I inputs (of
   a convolution: channels times kernel size; one more with a bias) and O outputs: 4 (I² + O²) bytes, for
   every task with `accumulate="list"`. A layer's parameters are I · O. `proximal=True` keeps their
@@ -110,6 +110,8 @@ class Weighing(Callback):
             ]
         elif isinstance(rule, Cascade):
             noise = rule._uniform.flats
+        elif isinstance(rule, ShrinkAndPerturb | UPGD):
+            noise = rule._noise._draws.flats
         self.found = Bytes(
             size(t for named in rule.synapses.state_dict().values() for t in named.values()) / parameters,
             size(buffers) / parameters,

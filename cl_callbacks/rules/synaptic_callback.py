@@ -327,8 +327,10 @@ class SynapticCallback(OfOneTrainer):
             # An owner first: it may change the weights that others take as anchors, as Cascade does.
             for rule in sorted(rules, key=lambda rule: not rule.owns_update):
                 rule._place(pl_module)
-            pulling = [rule for rule in rules if type(rule).pull is not SynapticCallback.pull]
-            refuse_two_owners(rules, [rule for rule in pulling if rule.holds_weights])
+            memories = [rule for rule in rules if rule.holds_weights]
+            pulling = [rule for rule in memories if type(rule).pull is not SynapticCallback.pull]
+            one_owns = any(rule.owns_update for rule in memories)
+            refuse_two_owners(rules, pulling if one_owns else [])
             watch = ScaleWatch(rules)
 
             def place() -> None:

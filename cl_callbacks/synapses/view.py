@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from cl_callbacks.synapses.offload import Offload
 from cl_callbacks.tensors.blocks import ALL, Rows, in_blocks, rows_of
-from cl_callbacks.tensors.shards import extremes, group_of, held, total
+from cl_callbacks.tensors.shards import extremes, greatest, group_of, held, total
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,10 @@ class SynapseView:
     def extremes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Least and greatest value over the synapses of all processes, given this process's shards."""
         return extremes(tensors, group_of(self.sources))
+
+    def greatest(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Greatest value over the synapses of all processes, given this process's shards; a scalar."""
+        return greatest(tensors, group_of(self.sources))
 
 
 def _rows_within(own: Rows, wanted: Rows) -> Rows:

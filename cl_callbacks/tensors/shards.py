@@ -96,6 +96,20 @@ def extremes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tupl
     return -bounds[0], bounds[1]
 
 
+def greatest(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    """Greatest value of all tensors over all shards, without waiting for the device; some may be empty.
+
+    Example:
+        >>> greatest([torch.tensor([1.0, 3.0]), torch.tensor([])], None)
+        tensor(3.)
+    """
+    filled = [t for t in tensors if t.numel()]
+    found = stacked(torch._foreach_max(filled)).max() if filled else tensors[0].new_full((), -torch.inf)
+    if group is not None:
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    return found
+
+
 def reshard(module: nn.Module) -> None:
     """Frees a module's gathered parameters, which a forward without a backward leaves in place of shards."""
     for part in module.modules():

@@ -48,7 +48,10 @@ SETTINGS = [
         partial(laid_out, dimensions=dimensions, layout=dimensions),
         partial(laid_out, dimensions=dimensions, layout=torch.contiguous_format),
         Within(1e-9, "another order of summation; in double precision"),
-        dict.fromkeys(OWNING, Differs("random numbers are drawn in the order of the memory")),
+        dict.fromkeys(
+            [*OWNING, "shrink", "shrink steps"],
+            Differs("random numbers are drawn in the order of the memory"),
+        ),
     )
     for name, dimensions in {
         "channels_last": torch.channels_last,

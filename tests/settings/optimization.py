@@ -245,7 +245,10 @@ SETTINGS = [
             **NO_LOSS,
             "mesu draws": OWN_PASSES,
             "rwalk": Differs("`window_steps` counts the steps of both optimizers"),
-            "cascade": Differs("each step of each optimizer has random transitions of its own"),
+            **dict.fromkeys(
+                ("cascade", "shrink steps", "upgd"),
+                Differs("each step of each optimizer has random numbers of its own"),
+            ),
         },
     ),
     Setting(

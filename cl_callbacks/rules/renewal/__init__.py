@@ -2,5 +2,6 @@
 
 from cl_callbacks.rules.renewal.l2_init import L2Init
 from cl_callbacks.rules.renewal.shrink_and_perturb import ShrinkAndPerturb
+from cl_callbacks.rules.renewal.upgd import UPGD
 
-__all__ = ["L2Init", "ShrinkAndPerturb"]
+__all__ = ["UPGD", "L2Init", "ShrinkAndPerturb"]

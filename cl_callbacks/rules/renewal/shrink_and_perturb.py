@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import Unpack
 
 from cl_callbacks.functional.shrinking import shrink_and_perturb_
@@ -17,14 +16,13 @@ from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, SHARE, Bounds
 from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.rules.compatibility import warn_of_half_precision
 from cl_callbacks.rules.renewal.boundary_renewal import BoundaryRenewal
+from cl_callbacks.rules.renewal.drawn_noise import DrawnNoise
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.rule_scale import ActsOn
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Step
 from cl_callbacks.synapses.view import SynapseView
-from cl_callbacks.tensors.blocks import rows_of
 from cl_callbacks.tensors.devices import stacked
-from cl_callbacks.tensors.random_numbers import Draws
 
 NoiseUnit = Literal["initial_std", "absolute"]
 
@@ -104,9 +102,7 @@ class ShrinkAndPerturb(BoundaryRenewal):
         """Number of draws of the noise."""
         self.initial_stds: dict[str, float] = {}
         """Standard deviation of each parameter when it was first met, by name."""
-        self._draws = Draws(Tensor.normal_)
-        self._drawn: int | None = None
-        self._together = False
+        self._noise = DrawnNoise(seed)
 
     @property
     def acts(self) -> bool:
@@ -126,7 +122,7 @@ class ShrinkAndPerturb(BoundaryRenewal):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws with all processes from here on."""
         super().on_train_start(trainer, pl_module)
-        self._together = trainer.world_size > 1
+        self._noise.together = trainer.world_size > 1
         if self.every_n_steps is not None:
             warn_of_half_precision(self)
 
@@ -134,43 +130,37 @@ class ShrinkAndPerturb(BoundaryRenewal):
         """Shrinks and perturbs all weights, and frees the noise."""
         self._change(synapses, [True] * len(synapses))
         self.draws += 1
-        self._draws, self._drawn = Draws(Tensor.normal_), None
+        self._noise.forget()
 
     def rewrite(self, step: Step) -> None:
         """Shrinks and perturbs the weights, after every n-th step."""
         if self.every_n_steps is not None and self.acts:
-            names, every = step.synapses.names, self.every_n_steps
-            self._change(step.synapses, [(self.steps.get(name, 0) + 1) % every == 0 for name in names])
+            due = self._due(step.synapses)
+            if any(due):
+                self._change(step.synapses, due)
 
     def end_step(self, synapses: SynapseView) -> None:
-        """Counts the step of each parameter, and what was drawn in it, so that the next draw is another."""
+        """Counts the step of each parameter, and the draw if there was one."""
         if self.every_n_steps is not None and self.acts:
+            self.draws += any(self._due(synapses))
             self.steps.update((name, self.steps.get(name, 0) + 1) for name in synapses.names)
-            self.draws += self._drawn == self.draws
+
+    def _due(self, synapses: SynapseView) -> list[bool]:
+        """Whether this step of each parameter is one after which it is changed."""
+        every = self.every_n_steps or 1
+        return [(self.steps.get(name, 0) + 1) % every == 0 for name in synapses.names]
 
     def _change(self, synapses: SynapseView, due: list[bool]) -> None:
-        if not any(due):
-            return
-        weights, pairs = synapses.parameters, list(zip(synapses.names, due, strict=True))
-        noise = self._drawn_for(synapses) if self.noise else None
+        noise = self._noise.beside(synapses, self.synapses.view, self.draws) if self.noise else None
+        pairs = zip(synapses.names, due, strict=True)
         stds = [self.noise * self._unit(name) if now else 0.0 for name, now in pairs]
-        shrink_and_perturb_(weights, noise, [self.shrink if now else 1.0 for now in due], stds)
+        shrink_and_perturb_(synapses.parameters, noise, [self.shrink if now else 1.0 for now in due], stds)
 
     def _unit(self, name: str) -> float:
         return 1.0 if self.noise_unit == "absolute" else self.initial_stds[name]
 
-    def _drawn_for(self, synapses: SynapseView) -> list[Tensor]:
-        if self._drawn != self.draws:
-            view = self.synapses.view
-            if not self._draws.are_beside(view.sources, view.parameters):
-                self._draws = Draws(Tensor.normal_, view.sources, view.parameters)
-            self._draws.draw(self.seed, self.draws, self._together)
-            self._drawn = self.draws
-        return [rows_of(self._draws[p], rows) for p, rows in synapses.part.items()]
-
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
-        self._drawn = None  # drawn again beside parameters that may be others now
         view = self.synapses.view
         new = [p for name, p in zip(view.names, view.sources, strict=True) if name not in self.initial_stds]
         if new:
