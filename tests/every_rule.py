@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_callbacks import (
     BGD,
     EWC,
+    FIRE,
     L2SP,
     MAS,
     MESU,
@@ -60,6 +61,7 @@ REWRITING: dict[str, tuple[Callable[..., Any], float]] = {
     "merging steps": (lambda s, **o: WeightMerging(s, every_n_steps=2, include_start=True, **o), 0.1),
     "shrink": (lambda s, **o: ShrinkAndPerturb(1 - s, s, **o), 0.2),
     "shrink steps": (lambda s, **o: ShrinkAndPerturb(1 - s, s, every_n_steps=2, **o), 0.05),
+    "fire": (FIRE, 0.5),
 }
 
 SIZE: dict[str, Any] = {"memory": 12, "batch_size": 8}
@@ -88,11 +90,11 @@ OWNING: dict[str, Callable[..., Any]] = {
     "upgd": lambda **o: UPGD(decay=0.9, noise=0.1, weight_decay=0.1, **o),
 }
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
-WITHOUT_STATE = {"metaplastic", "shrink", "shrink steps", *REHEARSING, *DISTILLING}
+WITHOUT_STATE = {"metaplastic", "shrink", "shrink steps", "fire", *REHEARSING, *DISTILLING}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
-MATRICES_ONLY = {"metaplastic", "cascade"}
+MATRICES_ONLY = {"metaplastic", "cascade", "fire"}
 # Rules whose loss is summed over observations, which they count.
 COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 # Rules that are local to each weight, and so to each shard, or add a gradient, of which each shard is a part.
@@ -104,6 +106,7 @@ CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} |
     "merging steps",
     "shrink",
     "shrink steps",
+    "fire",
 }
 
 COUNTING_TASKS = {*CONSOLIDATING, *REHEARSING, *DISTILLING}

@@ -29,6 +29,7 @@ from cl_callbacks.functional.fisher import (
     sample_losses,
 )
 from cl_callbacks.functional.grid import as_importance_adds_up, best_on_grid, smoothed_on_grid
+from cl_callbacks.functional.isometry import isometry_scale, nearest_isometry
 from cl_callbacks.functional.kronecker import (
     Eigen, Factors, curvature_bound, decompose, kronecker_diagonal, kronecker_pull, kronecker_trace,
     nearest_sum, paired, relax_kronecker,
@@ -59,12 +60,13 @@ __all__ = [
     "curvature_bound", "decide_reading", "decompose", "deepen_probabilities", "distances",
     "distillation_loss", "draw_", "draw_back_", "fisher_cotangents", "flow_", "flow_matrix", "forgetting",
     "forgetting_per_task", "forward_transfer", "fullest", "intransigence", "is_distribution",
-    "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace", "largest_coupling",
-    "largest_importance", "last_tasks_accuracy", "learning_accuracy", "level_differences", "merge_each_",
-    "merge_latest_", "merge_weights_", "mesu_", "metaplastic_gate", "min_max", "nearest_sum", "newest_share",
-    "paired", "path_importance", "positions_with_label", "quadratic_penalty", "read_labels",
-    "reading_of_losses", "relative_variance", "relax_kronecker", "relax_to_anchor_", "reservoir_keys",
-    "resist_shrinking_", "sample_losses", "sensitivity_cotangent", "shrink_and_perturb_", "smoothed_on_grid",
-    "stored_output_loss", "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned",
-    "timescales", "transition_matrix", "upgd_", "utility_gates", "without_decay",
+    "isometry_scale", "keep_noise_gradients_", "kronecker_diagonal", "kronecker_pull", "kronecker_trace",
+    "largest_coupling", "largest_importance", "last_tasks_accuracy", "learning_accuracy",
+    "level_differences", "merge_each_", "merge_latest_", "merge_weights_", "mesu_", "metaplastic_gate",
+    "min_max", "nearest_isometry", "nearest_sum", "newest_share", "paired", "path_importance",
+    "positions_with_label", "quadratic_penalty", "read_labels", "reading_of_losses", "relative_variance",
+    "relax_kronecker", "relax_to_anchor_", "reservoir_keys", "resist_shrinking_", "sample_losses",
+    "sensitivity_cotangent", "shrink_and_perturb_", "smoothed_on_grid", "stored_output_loss",
+    "sum_and_number", "switch_probabilities", "switch_weights_", "tasks_learned", "timescales",
+    "transition_matrix", "upgd_", "utility_gates", "without_decay",
 ]
