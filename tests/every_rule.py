@@ -90,7 +90,9 @@ OWNING: dict[str, Callable[..., Any]] = {
     "upgd": lambda **o: UPGD(decay=0.9, noise=0.1, weight_decay=0.1, **o),
 }
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
-WITHOUT_STATE = {"metaplastic", "shrink", "shrink steps", "fire", *REHEARSING, *DISTILLING}
+# Rules that change the weights by themselves, and remember nothing of each.
+RENEWING = {"shrink", "shrink steps", "fire"}
+WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
@@ -104,9 +106,7 @@ SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING, "upgd"} - {"kfac", 
 CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {
     "merging",
     "merging steps",
-    "shrink",
-    "shrink steps",
-    "fire",
+    *RENEWING,
 }
 
 COUNTING_TASKS = {*CONSOLIDATING, *REHEARSING, *DISTILLING}

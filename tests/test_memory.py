@@ -17,7 +17,9 @@ from tests.small import CLASSES, FEATURES, Net, fit_tasks, plain_net
 NARROW = {
     rule: {"importance", "anchor"}
     for rule in ("ewc", "ewc each", "si", "mas", "mas mean", "rwalk", "kfac", "kfac list")
-} | {"l2sp": {"importance"}, "l2sp start": {"importance"}, "merging": {"total"}, "merging steps": {"total"}}
+}
+NARROW |= dict.fromkeys(("l2sp", "l2sp start", "l2init"), {"importance"})
+NARROW |= dict.fromkeys(("merging", "merging steps"), {"total"})
 
 
 def test_the_page_says_what_is_measured() -> None:

@@ -90,7 +90,7 @@ class AtSomeLine(Callback):
     def __init__(self, io: InMemory) -> None:
         self.io, self.random = io, random.Random(0)
         self.lines, self.totals = 0, {"batch": 0, "epoch": 0}
-        self.sent: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.sent: list[list[dict[str, Any]]] = []
 
     def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
         self.begin(trainer, "batch")
@@ -99,7 +99,7 @@ class AtSomeLine(Callback):
         self.begin(trainer, "epoch")
 
     def begin(self, trainer: Any, what: str) -> None:
-        self.before, self.what, self.lines = content(trainer), what, 0
+        self.whole, self.what, self.lines = [content(trainer)], what, 0
         self.at = self.random.randrange(1, max(2, self.totals[what]))
         self.saved, self.raised = len(self.io.saved), False
         sys.settrace(self.trace)
@@ -118,12 +118,16 @@ class AtSomeLine(Callback):
         sys.settrace(None)
         self.totals[self.what] = self.lines
         if self.raised:
-            self.sent.append((self.before, content(trainer)))
+            self.sent.append([*self.whole, content(trainer)])
 
 
 class Afterwards(Callback):
     def __init__(self, sending: AtSomeLine) -> None:
         self.sending = sending
+
+    def on_task_start(self, trainer: Any, *arguments: Any) -> None:
+        if sys.gettrace() is not None:  # a task may begin with a batch, and rules renew the weights then
+            self.sending.whole.append(content(trainer))
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
         self.sending.end(trainer)

@@ -77,7 +77,8 @@ class RetentionGuard(SynapticCallback):
         mode: ``"max"`` if higher scores are better, ``"min"`` if lower ones are.
         tolerance: the most that an old task may lose, in the units of the score, at least 0.
         action: what to do when one has lost more.
-        rules: names of the rules that ``"strengthen"`` is about; default: all that pull weights.
+        rules: names of the rules that ``"strengthen"`` is about; default: all that pull weights,
+            but for those that renew them, as :class:`L2Init`.
         factor: by which it multiplies their strength, above 1.
         validations: the most validations at the end of a task, at least 2, one of which scores the weights
             that training has ended with.

@@ -19,13 +19,15 @@ def rules_to_strengthen(
 
     Args:
         trainer: whose callbacks are searched.
-        names: those that are wanted; ``None`` for all.
+        names: those that are wanted; ``None`` for all that protect what was learned.
         asker: who wants them, for the error message.
 
     Raises:
         MisconfigurationException: a name that none or several have, no rule at all, or a strength of 0.
     """
     able = [c for c in trainer.callbacks if isinstance(c, SynapticCallback) and _has_strength(c)]  # type: ignore[attr-defined]
+    if names is None:
+        able = [rule for rule in able if not rule.renews]
     known = [rule.name for rule in able]
     wrong = [name for name in (known if names is None else names) if known.count(name) != 1]
     if wrong or not able:

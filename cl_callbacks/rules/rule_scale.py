@@ -36,7 +36,7 @@ class ScaledRule(Rule, Protocol):
     name: str
     tasks: int
     rule_scale: RuleScale
-    holds_weights: ClassVar[bool]
+    renews: ClassVar[bool]
 
     @property
     def acts_on(self) -> ActsOn | None:
@@ -99,7 +99,7 @@ class RuleScale:
         with_a_past = rule.tasks > 0 or self.ended > 0
         if not (with_a_past and rule.strength_now != 0 and 0 < reached < INERT):
             return None
-        so = ", so nothing is protected" if rule.holds_weights else ""
+        so = "" if rule.renews else ", so nothing is protected"
         return self._once(
             "inert",
             f"{_called(rule)} hardly does anything: in task {task} {effect(rule, reached)} at most{so}; "

@@ -128,6 +128,8 @@ class SynapticCallback(OfOneTrainer):
     """Whether one-dimensional parameters (biases, normalisation) are left out if ``parameters`` is empty."""
     holds_weights: ClassVar[bool] = True
     """Whether the rule protects what was learned by holding weights, so that one such rule is enough."""
+    renews: ClassVar[bool] = False
+    """Whether the rule keeps the ability to learn, and not what was learned."""
     default_state_dtype: ClassVar[str | None] = None
     """Name of the default ``state_dtype``; ``None`` for float32, or the parameter's dtype if wider."""
     weight_noise: WeightNoise | None = None

@@ -183,4 +183,5 @@ class StrengthFinder(OfOneTrainer):
 
 
 def _rules(trainer: Trainer) -> list[AnchoredRule]:
-    return [c for c in trainer.callbacks if isinstance(c, AnchoredRule)]  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if isinstance(c, AnchoredRule) and not c.renews]

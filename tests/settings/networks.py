@@ -170,6 +170,9 @@ SETTINGS = [
         "a second training, of everything, with the rule's state loaded from the first",
         thawing,
         begun_anew,
+        exceptions=dict.fromkeys(
+            ("shrink", "fire"), Differs("what is unfrozen then has not learned yet, and is left as it is")
+        ),
     ),
     Setting(
         "tied weights",
@@ -188,7 +191,8 @@ SETTINGS = [
             "cascade": Refused(
                 "all weights of .*lora_B.* are 0",
                 "peft's `B` begins at 0: leave it out with `exclude`, or initialise it at random",
-            )
+            ),
+            "fire": Refused("none among the parameters", "factors of adapters are no matrices of layers"),
         },
     ),
     Setting(

@@ -36,7 +36,7 @@ def _union(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return both | ({"/offset": a["/offset"] + b["/offset"]} if "/offset" in a else {})
 
 
-MEASURING = [rule for rule in PULLING if not rule.startswith("l2sp")]
+MEASURING = [rule for rule in PULLING if not rule.startswith("l2")]
 SETTINGS = [
     Setting(
         "beside another rule that observes",
@@ -51,6 +51,7 @@ SETTINGS = [
         alone,
         exceptions={
             **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
+            **dict.fromkeys(("shrink", "shrink steps"), Differs("each draws its own noise")),
             "er joined": Refused("train all weights", "joined samples are learned by all weights"),
             **dict.fromkeys(
                 MEASURING, Differs("importance is relative to that of one instance's parameters")

@@ -27,6 +27,7 @@ class BoundaryRenewal(SynapticCallback):
 
     shardable: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
+    renews: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("due",)
 
     @checked()

@@ -51,6 +51,7 @@ class L2Init(L2SP):
     # With importance from the beginning, also of weights that come later.
     fields: Mapping[str, Fill] = {"importance": 1.0, "anchor": "parameter"}
     holds_weights: ClassVar[bool] = False
+    renews: ClassVar[bool] = True
     stiffness_of_one: ClassVar[float] = 2.0
 
     @checked()

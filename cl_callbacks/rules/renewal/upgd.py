@@ -86,6 +86,7 @@ class UPGD(SynapticCallback):
     needs: frozenset[Need] = frozenset({"gradients", "pulled", "before"})
     owns_update: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
+    renews: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps", "draws")
     dial: str = "noise"

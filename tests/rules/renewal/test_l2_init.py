@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from cl_callbacks import BGD, EWC, L2SP, EpochBoundaries, L2Init
+from cl_callbacks.retention.strengthening import rules_to_strengthen
+from cl_callbacks.tuning.strength_finder import _rules
 from tests.small import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
 
 
@@ -81,3 +83,16 @@ def test_outputs_that_come_later_are_pulled_to_what_they_came_with() -> None:
 def test_no_second_memory_is_said_of_it(other: Any, recwarn: pytest.WarningsRecorder) -> None:
     fit_tasks(Net(plain_net()), L2Init(0.1), other(), tasks=1)
     assert not any("counts twice" in str(warning.message) for warning in recwarn)
+
+
+def test_who_holds_on_to_old_tasks_by_strengths_leaves_it_alone() -> None:
+    """Unless it is named."""
+    trainer = make_trainer(EWC(), L2Init())
+    assert [rule.name for rule in _rules(trainer)] == ["ewc"]
+    assert list(rules_to_strengthen(trainer, None, "guard")) == ["ewc"]
+    assert list(rules_to_strengthen(trainer, ["l2_init"], "guard")) == ["l2_init"]
+
+
+def test_it_is_not_said_of_a_weak_one_that_it_protects_nothing() -> None:
+    with pytest.warns(UserWarning, match=r"L2Init hardly does anything: .* at most; try strength="):
+        fit_tasks(Net(plain_net()), L2Init(1e-5), tasks=2, max_epochs=5)
