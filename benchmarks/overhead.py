@@ -45,6 +45,7 @@ from cl_callbacks import (
     L2SP,
     MAS,
     MESU,
+    UPGD,
     BennaFusi,
     Cascade,
     CompileRules,
@@ -54,8 +55,10 @@ from cl_callbacks import (
     EpochBoundaries,
     ExperienceReplay,
     KFACLaplace,
+    L2Init,
     MetaplasticGate,
     RWalk,
+    ShrinkAndPerturb,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
@@ -112,6 +115,11 @@ RULES = {
     # w, old, total; the same and w again after every step
     "WeightMerging, each step": Entry(lambda: [WeightMerging(0.01, every_n_steps=1)], 4),
     "L2SP": Entry(lambda: [L2SP()], 5),
+    "L2Init": Entry(lambda: [L2Init()], 5),
+    # noise drawn; w, noise, w
+    "ShrinkAndPerturb, each step": Entry(lambda: [ShrinkAndPerturb(0.999, every_n_steps=1)], 4),
+    # w, g and g with pulls copied; noise drawn; g, w, U twice; U, noise, g, copy of w, w
+    "UPGD": Entry(lambda: [UPGD()], 16),
 }
 AUTOGRAD = {"autograd penalty, 1 anchor": 1, "autograd penalty, 10 anchors": 10}
 

@@ -90,7 +90,7 @@ OWNING: dict[str, Callable[..., Any]] = {
     "upgd": lambda **o: UPGD(decay=0.9, noise=0.1, weight_decay=0.1, **o),
 }
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
-# Rules that change the weights by themselves, and remember nothing of each.
+# Rules that renew weights, and know nothing of single ones.
 RENEWING = {"shrink", "shrink steps", "fire"}
 WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING}
 """Of weights."""
@@ -103,11 +103,8 @@ COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING, "upgd"} - {"kfac", "kfac list"}
 
 # Rules that do something at the end of a task.
-CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")} | {
-    "merging",
-    "merging steps",
-    *RENEWING,
-}
+CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")}
+CONSOLIDATING |= {"merging", "merging steps", *RENEWING}
 
 COUNTING_TASKS = {*CONSOLIDATING, *REHEARSING, *DISTILLING}
 """Rules that are told of the end of a task, and count it."""

@@ -18,8 +18,8 @@ NARROW = {
     rule: {"importance", "anchor"}
     for rule in ("ewc", "ewc each", "si", "mas", "mas mean", "rwalk", "kfac", "kfac list")
 }
-NARROW |= dict.fromkeys(("l2sp", "l2sp start", "l2init"), {"importance"})
-NARROW |= dict.fromkeys(("merging", "merging steps"), {"total"})
+NARROW |= {rule: {"importance"} for rule in ("l2sp", "l2sp start", "l2init")}
+NARROW |= {rule: {"total"} for rule in ("merging", "merging steps")}
 
 
 def test_the_page_says_what_is_measured() -> None:

@@ -15,15 +15,18 @@ from torch import nn
 from cl_callbacks import (
     BGD,
     EWC,
+    FIRE,
     L2SP,
     MAS,
     MESU,
+    UPGD,
     BennaFusi,
     Cascade,
     KFACLaplace,
     L2Init,
     MetaplasticGate,
     RWalk,
+    ShrinkAndPerturb,
     StreamingConsolidation,
     SynapticCallback,
     SynapticIntelligence,
@@ -98,6 +101,13 @@ RULES: dict[type[SynapticCallback], dict[str, st.SearchStrategy[Any]]] = {
     WeightMerging: OPTIONS
     | {"share": st.floats(0.0, 0.99), "every_n_steps": optional(st.integers(1, 9))}
     | {"include_start": st.booleans()},
+    ShrinkAndPerturb: OPTIONS
+    | {"shrink": share, "noise": st.floats(0.0, 1.0), "every_n_steps": optional(st.integers(1, 9))}
+    | {"noise_unit": one_of("initial_std", "absolute"), "seed": st.integers(0, 99)},
+    FIRE: {name: values for name, values in OPTIONS.items() if name != "exclude"}
+    | {"share": share, "iterations": optional(st.integers(1, 9))},
+    UPGD: OPTIONS
+    | {"decay": st.floats(0.0, 0.9999), "noise": st.floats(0.0, 1.0), "weight_decay": st.floats(0.0, 1.0)},
     MESU: UNCERTAIN | {"memory_epochs": optional(st.floats(1.0, 1e5)), "prior": one_of("zero", "chain")},
     BGD: UNCERTAIN,
 }

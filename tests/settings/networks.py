@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_callbacks import EpochBoundaries
-from tests.settings.outcomes import Refused, Run, Setting, Within
+from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import EPOCHS, Tasks, alone, make, module, train
 from tests.small import CLASSES, FEATURES, Net, plain_net
 
