@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import Unpack
 
 from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.rules.moved_weights import have_others_follow, refuse_certain_values
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -55,12 +56,15 @@ class BoundaryRenewal(SynapticCallback):
         super().on_task_start(trainer, pl_module, task)
         if self.due and self.renews_at_boundaries:
             self._place(pl_module)
-            synapses = self.synapses.view
-            with torch.no_grad():
-                before = [p.clone() for p in synapses.parameters]
-                self.renew(trainer, pl_module, synapses)
-                moved = torch._foreach_sub(synapses.parameters, before)
-            have_others_follow(self, trainer, dict(zip(synapses.sources, moved, strict=True)))
+            with torch.no_grad(), uninterrupted():  # or some weights would be renewed a second time
+                self._renew_all(trainer, pl_module, self.synapses.view)
+        self.due = False
+
+    def _renew_all(self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView) -> None:
+        before = [p.clone() for p in synapses.parameters]
+        self.renew(trainer, pl_module, synapses)
+        moved = torch._foreach_sub(synapses.parameters, before)
+        have_others_follow(self, trainer, dict(zip(synapses.sources, moved, strict=True)))
         self.due = False
 
     def consolidate(

@@ -120,11 +120,12 @@ class UPGD(SynapticCallback):
         warn_of_half_precision(self)
         self._noise.together = trainer.world_size > 1
         without = [text for optimizer in trainer.optimizers for text in _without_effect(optimizer)]
+        without += ["clipping of gradients"] if trainer.gradient_clip_val else []
         if without and first_time(self, "optimizers"):
             say(
                 trainer,
-                f"{self.name} replaces the optimizer's update and takes of it the learning rate alone: no "
-                f"effect have {', '.join(dict.fromkeys(without))}",
+                f"{self.name} replaces the optimizer's update, and takes of it only the learning rate; "
+                f"without effect: {', '.join(dict.fromkeys(without))}",
             )
 
     def rewrite(self, step: Step) -> None:

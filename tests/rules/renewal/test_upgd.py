@@ -107,11 +107,12 @@ def test_the_learning_rate_is_that_of_the_optimizer_with_its_schedule() -> None:
 
 def test_it_is_said_what_of_the_optimizer_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    fit_tasks(Net(plain_net(), lambda p: torch.optim.AdamW(p, lr=1e-2)), UPGD(), tasks=2)
+    adam = Net(plain_net(), lambda p: torch.optim.AdamW(p, lr=1e-2))
+    fit_tasks(adam, UPGD(), tasks=2, gradient_clip_val=1.0)
     said = [
         record.message for record in caplog.records if "replaces the optimizer's update" in record.message
     ]
-    assert len(said) == 1 and "the moments of AdamW, its weight_decay" in said[0]
+    assert len(said) == 1 and "the moments of AdamW, its weight_decay, clipping" in said[0]
     caplog.clear()
     fit_tasks(Net(plain_net(), lambda p: torch.optim.SGD(p, lr=1e-2)), UPGD(), tasks=1)
     assert "replaces the optimizer's update" not in caplog.text
