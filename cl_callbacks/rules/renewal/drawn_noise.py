@@ -35,12 +35,14 @@ class DrawnNoise:
         """Frees the memory of the noise; the next draw allocates it again."""
         self._draws = Draws(Tensor.normal_)
         self._number: int | None = None
+        self._view: SynapseView | None = None
 
     def beside(self, synapses: SynapseView, of_rule: SynapseView, number: int) -> list[Tensor]:
         """The noise of some of a rule's synapses, for reading; all of it is drawn once for each number."""
-        if not self._draws.are_beside(of_rule.sources, of_rule.parameters):
+        if of_rule is not self._view and not self._draws.are_beside(of_rule.sources, of_rule.parameters):
             self._draws = Draws(Tensor.normal_, of_rule.sources, of_rule.parameters)
             self._number = None
+        self._view = of_rule  # compared once for each placement, and not for each block of a step
         if self._number != number:
             self._draws.draw(self.seed, number, self.together)
             self._number = number
