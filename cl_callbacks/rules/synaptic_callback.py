@@ -291,6 +291,11 @@ class SynapticCallback(OfOneTrainer):
         return self.consolidates and not self.tasks
 
     @property
+    def has_memory(self) -> bool:
+        """Whether the rule has seen a network before."""
+        return self.synapses.known
+
+    @property
     def strength_now(self) -> float | None:
         """Value of the argument that :attr:`dial` names; ``None`` without."""
         return getattr(self, self.dial, None)

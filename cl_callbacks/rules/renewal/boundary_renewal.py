@@ -42,6 +42,11 @@ class BoundaryRenewal(SynapticCallback):
         """Whether the arguments are such that :meth:`renew` changes anything."""
         return True
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether a task has ended, after which weights are renewed."""
+        return self.tasks > 0
+
     def renew(self, trainer: Trainer, pl_module: LightningModule, synapses: SynapseView) -> None:
         """Changes the weights in place, before a new task; the same on all processes."""
         raise NotImplementedError

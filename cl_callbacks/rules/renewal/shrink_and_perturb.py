@@ -119,6 +119,16 @@ class ShrinkAndPerturb(BoundaryRenewal):
         """The update, if weights are changed within a task."""
         return None if self.every_n_steps is None else "update"
 
+    @property
+    def strength_now(self) -> float | None:
+        """The size of the noise; ``None`` if weights are only shrunk."""
+        return self.noise if self.noise or not self.acts else None
+
+    @property
+    def waits_for_a_task(self) -> bool:
+        """Whether nothing happens before a task has ended, and none has."""
+        return self.every_n_steps is None and super().waits_for_a_task
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws with all processes from here on."""
         super().on_train_start(trainer, pl_module)

@@ -143,6 +143,23 @@ def test_a_boundary_between_two_fits_that_a_checkpoint_joins(tmp_path: Path) -> 
     assert rule.state_dict() == other.state_dict() and rule.draws == 1
 
 
+def test_a_new_one_for_each_fit_renews_nothing_and_says_so() -> None:
+    model = standing(0.1)
+    x, y = task(0)
+    for each in range(2):
+        trainer = make_trainer(ShrinkAndPerturb())
+        if each:
+            with pytest.warns(UserWarning, match="to this one it is the first task"):
+                trainer.fit(model, loader(x.double(), y))
+        else:
+            trainer.fit(model, loader(x.double(), y))
+
+
+def test_with_a_number_of_steps_it_waits_for_no_task() -> None:
+    assert ShrinkAndPerturb().waits_for_a_task
+    assert not ShrinkAndPerturb(every_n_steps=5).waits_for_a_task
+
+
 def test_half_of_a_task_is_not_renewed_when_it_is_resumed(tmp_path: Path) -> None:
     model, rule = standing(), ShrinkAndPerturb(0.5, 0.0)
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
