@@ -292,8 +292,8 @@ class SynapticCallback(OfOneTrainer):
 
     @property
     def has_memory(self) -> bool:
-        """Whether the rule has seen a network before."""
-        return self.synapses.known
+        """Whether the rule knows a network, or keeps nothing of any."""
+        return self.synapses.known or not self.fields
 
     @property
     def strength_now(self) -> float | None:
