@@ -28,24 +28,20 @@ each had just ended, ``lost`` the most that a task has lost since.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import statistics
 import sys
-import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
+from records import Scores, callbacks_of, train_and_show
 from sequences import QUIET, Classifier, mlp, splits
 from text_sequences import default_model, domains, language_model
 
@@ -94,7 +90,6 @@ METHODS = {
     ],
 }
 TUNING_SEEDS = 10
-Scores = dict[str, float]
 
 
 class LogitDistillation(Distillation):
@@ -141,18 +136,16 @@ def accuracy(model: Any, loader: DataLoader) -> float:
     return right / count
 
 
-def run(table: str, method: str, seed: int, folder: Path, precision: str) -> Scores:
-    seed_everything(seed, verbose=False)
-    rules, _, found = method.partition(" @ ")
-    options = {key: float(value) for key, value in (pair.split("=") for pair in found.split())}
-    if table == "clinc" and rules == "frozen":
+def run(table: str, method: str, seed: int, args: argparse.Namespace) -> Scores:
+    folder = args.data_dir
+    if table == "clinc" and method == "frozen":
         return frozen(domains(seed, folder, tasks=10), seed)
-    callbacks = [] if rules == "none" else list(eval(f"[{rules}]", vars(cl_callbacks) | globals()))
+    callbacks, options = callbacks_of(method, vars(cl_callbacks) | globals())
     if table == "lm":
         (learned, _), (first, second) = language_model(callbacks, seed, folder)
         return {"first, learned": learned, "first": first, "second": second}
     if table in ("clinc", "guard"):
-        return texts(callbacks, seed, folder, precision, **options)
+        return texts(callbacks, seed, folder, args.precision, **options)
     return images(table, callbacks, seed, folder, **options)
 
 
@@ -289,53 +282,5 @@ def images(
     return scoring.scores(model)
 
 
-# -- the table ---------------------------------------------------------------------------------------
-
-
-def load(path: Path, table: str) -> dict[tuple[str, int], Scores]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(line["method"], line["seed"]): line["scores"] for line in lines if line["table"] == table}
-
-
-def show(known: dict[tuple[str, int], Scores], seeds: list[int], methods: list[str] | None) -> None:
-    columns = dict.fromkeys(column for scores in known.values() for column in scores)
-    print(f"| method | {' | '.join(columns)} | seeds |\n|---|{'---|' * (len(columns) + 1)}")
-    for method in methods or dict.fromkeys(method for method, _ in known):
-        found = [known[method, seed] for seed in seeds if (method, seed) in known]
-        means = [statistics.mean(s.get(c, float("nan")) for s in found) for c in columns] if found else []
-        if found:
-            print(f"| `{method}` | {' | '.join(f'{mean:.3f}' for mean in means)} | {len(found)} |")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("table", choices=METHODS)
-    parser.add_argument("--data-dir", type=Path, help="folder with a folder for each data set")
-    parser.add_argument("--out", type=Path, required=True, help="one line of JSON for each training")
-    parser.add_argument("--methods", nargs="+", help="default: those of the tables in docs")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--precision", default="32-true", help="of the Trainer, for texts")
-    parser.add_argument("--show", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    for seed in [] if args.show else args.seeds:
-        for method in args.methods or METHODS[args.table]:
-            if (method, seed) in load(args.out, args.table):
-                continue
-            start = time.perf_counter()
-            scores = run(args.table, method, seed, args.data_dir, args.precision)
-            line = {"table": args.table, "method": method, "seed": seed, "scores": scores}
-            line["seconds"] = round(time.perf_counter() - start, 1)
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
-    show(load(args.out, args.table), args.seeds, args.methods)
-
-
 if __name__ == "__main__":
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    datasets.disable_progress_bars()
-    torch.set_num_threads(1)
-    main()
+    train_and_show(__doc__, METHODS, run)

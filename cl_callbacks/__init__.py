@@ -12,7 +12,7 @@ from cl_callbacks.metrics import (
     AverageAccuracy, BackwardTransfer, Forgetting, ForwardTransfer, Intransigence, LastTasksAccuracy,
     LearningAccuracy, TaskMatrixMetric,
 )
-from cl_callbacks.observation import SynapseStatistics, TaskEvaluation
+from cl_callbacks.observation import PlasticityProbe, SynapseStatistics, TaskEvaluation
 from cl_callbacks.retention import RetentionGuard
 from cl_callbacks.rules.averaging import WeightMerging
 from cl_callbacks.rules.compile_rules import CompileRules
@@ -22,7 +22,9 @@ from cl_callbacks.rules.consolidation import (
 from cl_callbacks.rules.distillation import Distillation
 from cl_callbacks.rules.metaplasticity import BGD, MESU, BennaFusi, Cascade, MetaplasticGate
 from cl_callbacks.rules.rehearsal import DarkExperienceReplay, ExperienceReplay, SampleMemory
-from cl_callbacks.rules.renewal import FIRE, UPGD, L2Init, ShrinkAndPerturb
+from cl_callbacks.rules.renewal import (
+    FIRE, UPGD, ContinualBackprop, L2Init, ReDo, SelfNormalizedResets, ShrinkAndPerturb,
+)
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.step import Need, Step
 from cl_callbacks.synapses.view import SynapseView
@@ -38,12 +40,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BGD", "EWC", "FIRE", "L2SP", "MAS", "MESU", "UPGD", "AverageAccuracy", "BackwardTransfer",
-    "BatchBoundaries", "BennaFusi", "Cascade", "CompileRules", "DarkExperienceReplay", "Distillation",
-    "DriftBoundaries", "EpochBoundaries", "ExperienceReplay", "FitBoundaries", "Forgetting",
+    "BatchBoundaries", "BennaFusi", "Cascade", "CompileRules", "ContinualBackprop", "DarkExperienceReplay",
+    "Distillation", "DriftBoundaries", "EpochBoundaries", "ExperienceReplay", "FitBoundaries", "Forgetting",
     "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "L2Init",
-    "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need", "PlateauBoundaries", "RWalk",
-    "RetentionGuard", "SampleMemory", "SeedEpochs", "SequentialFineTuner", "ShrinkAndPerturb", "Step",
-    "StreamingConsolidation", "StrengthFinder", "SynapseStatistics", "SynapseView", "SynapticCallback",
-    "SynapticIntelligence", "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence",
-    "TextTasks", "VisionTasks", "WeightMerging", "find_strength", "fisher_information",
+    "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need", "PlasticityProbe",
+    "PlateauBoundaries", "RWalk", "ReDo", "RetentionGuard", "SampleMemory", "SeedEpochs",
+    "SelfNormalizedResets", "SequentialFineTuner", "ShrinkAndPerturb", "Step", "StreamingConsolidation",
+    "StrengthFinder", "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence",
+    "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",
+    "WeightMerging", "find_strength", "fisher_information",
 ]

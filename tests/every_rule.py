@@ -19,13 +19,16 @@ from cl_callbacks import (
     UPGD,
     BennaFusi,
     Cascade,
+    ContinualBackprop,
     DarkExperienceReplay,
     Distillation,
     ExperienceReplay,
     KFACLaplace,
     L2Init,
     MetaplasticGate,
+    ReDo,
     RWalk,
+    SelfNormalizedResets,
     ShrinkAndPerturb,
     StreamingConsolidation,
     SynapticCallback,
@@ -80,6 +83,13 @@ DISTILLING: dict[str, tuple[Callable[..., Any], float]] = {
     "lwf reverse": (lambda s, **o: Distillation(s, direction="reverse", **o), 1.0),
 }
 
+# Rules that replace units: with a share or threshold that shows.
+RECYCLING: dict[str, tuple[Callable[..., Any], float]] = {
+    "cbp": (lambda s, **o: ContinualBackprop(s, maturity=1, **o), 0.3),
+    "redo": (lambda s, **o: ReDo(s, every_n_steps=2, **o), 0.5),
+    "snr": (lambda s, **o: SelfNormalizedResets(s or 1e-9, every_n_steps=1, **o), 0.9),
+}
+
 # Rules that put another in its place: there is no strength at which they do nothing.
 OWNING: dict[str, Callable[..., Any]] = {
     "bgd": lambda **o: BGD(0.1, **o),
@@ -92,9 +102,11 @@ OWNING: dict[str, Callable[..., Any]] = {
 RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
 # Rules that renew weights, and know nothing of single ones.
 RENEWING = {"shrink", "shrink steps", "fire"}
-WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING}
+WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING, *RECYCLING}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
+any_rule = pytest.mark.parametrize("rule", [*RULES, *RECYCLING])
+"""Also those that need a network with units."""
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
 MATRICES_ONLY = {"metaplastic", "cascade", "fire"}
 # Rules whose loss is summed over observations, which they count.
@@ -140,7 +152,7 @@ VARIANTS = {
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:
     if rule in OWNING:
         return OWNING[rule](**options)
-    build, usual = (PULLING | REWRITING | REHEARSING | DISTILLING)[rule][:2]
+    build, usual = (PULLING | REWRITING | REHEARSING | DISTILLING | RECYCLING)[rule][:2]
     return build(usual if strength is None else strength, **options)
 
 

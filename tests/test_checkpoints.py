@@ -24,7 +24,7 @@ from cl_callbacks import (
     PlateauBoundaries,
     RWalk,
 )
-from tests.every_rule import RULES, assert_same, every_rule, make, same, state
+from tests.every_rule import RULES, any_rule, assert_same, make, same, state
 from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
 
 
@@ -36,7 +36,7 @@ def learned(rule: str | None, *callbacks: Callback, epochs: int = 2) -> Any:
     return (trainer, *memory)
 
 
-@every_rule
+@any_rule
 def test_the_state_of_a_rule_loads_without_trust(rule: str, tmp_path: Path) -> None:
     trainer, memory = learned(rule)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -99,7 +99,7 @@ def spoil(saved: dict[str, Any], optional: Iterable[str] = ()) -> list[tuple[Any
     return spoiled
 
 
-@every_rule
+@any_rule
 def test_a_spoiled_state_is_refused_and_the_rule_is_as_before(rule: str) -> None:
     (trainer, memory), (_, other) = learned(rule), learned(rule, epochs=1)
     kept, network = copy.deepcopy(state(memory)), weights(trainer.lightning_module)
@@ -124,7 +124,7 @@ def test_a_spoiled_state_is_refused_and_the_boundaries_are_as_before(kind: str) 
         assert same(kept, boundaries.state_dict())
 
 
-@every_rule
+@any_rule
 def test_the_state_of_another_rule_is_refused(rule: str) -> None:
     """But for rules that keep the very same fields, which a Trainer tells apart by their names."""
     _, memory = learned(rule)
@@ -176,7 +176,7 @@ def wider() -> Net:
     return Net(nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, CLASSES)))
 
 
-@every_rule
+@any_rule
 def test_state_of_another_architecture_is_refused_before_the_first_step(rule: str) -> None:
     _, memory = learned(rule)
     if not memory.fields:
@@ -228,7 +228,7 @@ def test_a_checkpoint_whose_rule_is_spoiled_trains_nothing(tmp_path: Path) -> No
     assert torch.equal(weights(model), weights(trainer.lightning_module))
 
 
-@every_rule
+@any_rule
 def test_an_evaluation_of_an_older_checkpoint_does_not_take_a_rule_back(rule: str, tmp_path: Path) -> None:
     trainer, memory = learned(rule, epochs=1)
     trainer.save_checkpoint(tmp_path / "a.ckpt")

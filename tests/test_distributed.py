@@ -23,10 +23,12 @@ from cl_callbacks import (
     BatchBoundaries,
     BennaFusi,
     Cascade,
+    ContinualBackprop,
     DriftBoundaries,
     EpochBoundaries,
     FitBoundaries,
     KFACLaplace,
+    ReDo,
     RWalk,
     StreamingConsolidation,
     SynapticCallback,
@@ -168,6 +170,8 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
         rules = [mesu, BennaFusi(3, 0.3, gated_by="mesu")]
     if kind == "sum":
         rules = [BGD(0.1, reduction="sum")]
+    if kind == "units":
+        rules = [ContinualBackprop(0.2, maturity=1), ReDo(0.7, every_n_steps=2), EWC()]
     trainer = make_trainer(
         *rules,
         Report(rules, folder),
@@ -186,7 +190,7 @@ def metaplastic(folder: Path, kind: str, processes: int) -> list[dict[str, Any]]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("kind", ["mesu", "sum", "cascade"])
+@pytest.mark.parametrize("kind", ["mesu", "sum", "cascade", "units"])
 def test_metaplastic_rules_learn_over_two_processes_what_they_do_in_one(kind: str, tmp_path: Path) -> None:
     """With several draws, and micro-batches whose gradients are not averaged one by one."""
     first, second = metaplastic(tmp_path / "two", kind, 2)

@@ -27,7 +27,7 @@ from cl_callbacks import (
     SynapticCallback,
     SynapticIntelligence,
 )
-from tests.every_rule import RULES, assert_same, every_rule, make, state
+from tests.every_rule import RULES, any_rule, assert_same, make, state
 from tests.resumable import Resumable
 from tests.small import CLASSES, FEATURES, Net, make_trainer, task
 
@@ -158,13 +158,13 @@ def test_the_plain_trainer_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@every_rule
+@any_rule
 def test_a_rule_resumes_in_the_middle_of_an_epoch(rule: str, tmp_path: Path) -> None:
     assert_resumes(Case(lambda: make(rule)), tmp_path, *AT)
 
 
 @pytest.mark.sweep
-@every_rule
+@any_rule
 def test_a_rule_resumes_after_any_step(rule: str, tmp_path: Path) -> None:
     assert_resumes(Case(lambda: make(rule)), tmp_path, *range(1, EPOCHS * BATCHES))
 
@@ -242,7 +242,7 @@ def test_tasks_that_batches_name_go_on_in_their_middle(rule: Any, tmp_path: Path
 
 
 @pytest.mark.slow
-@every_rule
+@any_rule
 def test_a_rule_and_a_network_that_have_gone_further_can_be_taken_back(rule: str, tmp_path: Path) -> None:
     """What they hold is replaced whole: nothing of the later state is left."""
     case, same, model = Case(lambda: make(rule)), make(rule), normed_net()

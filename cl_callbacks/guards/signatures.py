@@ -91,12 +91,23 @@ def call_text(made: Any, more: Mapping[str, Any]) -> str:
 
     A ``name`` that is that of the class is left out.
     """
-    given = {
-        name: getattr(made, name)
-        for name, argument in arguments_of(type(made)).items()
-        if getattr(made, name, argument.default) not in (argument.default, ())
-    }
+    given = given_arguments(made)
     if given.get("name") == snake_case(type(made).__name__):
         del given["name"]
     arguments = ", ".join(f"{name}={value!r}" for name, value in {**given, **more}.items())
     return f"{type(made).__name__}({arguments})"
+
+
+def given_arguments(made: Any) -> dict[str, Any]:
+    """The arguments of an object that are not defaults: with them its class makes another one like it.
+
+    Example:
+        >>> from cl_callbacks import EWC
+        >>> given_arguments(EWC(2.0, exclude="bias"))
+        {'strength': 2.0, 'exclude': ('bias',), 'name': 'ewc'}
+    """
+    return {
+        name: getattr(made, name)
+        for name, argument in arguments_of(type(made)).items()
+        if getattr(made, name, argument.default) not in (argument.default, ())
+    }

@@ -1,6 +1,7 @@
-"""Observation of training: scores on every task, and the state of the synapses. Changes nothing in it."""
+"""Observation of training: scores on every task, the state of synapses, plasticity. Changes nothing in it."""
 
+from cl_callbacks.observation.plasticity_probe import PlasticityProbe
 from cl_callbacks.observation.synapse_statistics import SynapseStatistics
 from cl_callbacks.observation.task_evaluation import TaskEvaluation
 
-__all__ = ["SynapseStatistics", "TaskEvaluation"]
+__all__ = ["PlasticityProbe", "SynapseStatistics", "TaskEvaluation"]

@@ -247,6 +247,10 @@ class SynapticCallback(OfOneTrainer):
             for field in self.follows if len(view) else ():
                 torch._foreach_add_(view[field], [moved[p] for p in view.sources])
 
+    def forget_synapses(self, parameter: Tensor, dim: int, index: Tensor) -> None:
+        """Gives some rows (``dim`` 0) or columns (1) of a weight, now replaced, the state of new ones."""
+        self.synapses.forget(parameter, dim, index)
+
     def commit(self) -> None:
         """Defers Ctrl-C until :meth:`consolidate` is done, which calls this before it changes the state."""
         if self._committing is not None:
@@ -279,6 +283,11 @@ class SynapticCallback(OfOneTrainer):
         if not self.proximal and kind.pull is not SynapticCallback.pull:
             return None if self.owns_update else "gradient"
         return None if self.owns_update or kind.rewrite is SynapticCallback.rewrite else "update"
+
+    @property
+    def listening(self) -> SynapticStep | None:
+        """What runs the rules of the Trainer in each step of its optimizers; ``None`` outside of training."""
+        return self._step
 
     @property
     def consolidates(self) -> bool:

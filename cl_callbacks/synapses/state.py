@@ -208,6 +208,29 @@ class Synapses:
                     live.sub_(distribute_like(then[key].to(live), live)).add_(now[key])
                     zero_nonfinite_([held(live)])
 
+    @torch.no_grad()
+    def forget(self, parameter: Tensor, dim: int, index: Tensor) -> None:
+        """Gives some rows or columns of a parameter the state of a new synapse, at its present weight.
+
+        Args:
+            parameter: a source of the view, not sharded; of others nothing happens.
+            dim: 0 for rows, 1 for columns.
+            index: of the rows or columns, ``(n,)``, on the device of the parameter.
+        """
+        self.flush()
+        names = (n for n, p in zip(self.view.names, self.view.sources, strict=True) if p is parameter)
+        for name in names:
+            model = dict(zip(self.view.names, self.view.sources, strict=True))
+            for field, state in self._state.items():
+                fill, live = self._fill[field], state[name]
+                value = fill(name, model) if callable(fill) else fill
+                at = index.to(live.device)
+                if value == "parameter":
+                    new = parameter.index_select(dim, index)
+                    live.index_copy_(dim, at, new.to(live.device, live.dtype))
+                else:
+                    live.index_fill_(dim, at, 0.0 if value == "zeros" else float(value))
+
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
         """The parts of the live state for which there are values."""
         live = {

@@ -100,3 +100,15 @@ def _follows(tensor: Tensor, last: Tensor) -> bool:
     return (
         same and tensor.dtype == last.dtype and tensor.storage_offset() == last.storage_offset() + len(last)
     )
+
+
+def spread(index: Tensor, entries: int) -> Tensor:
+    """The entries of each index, where each has several side by side.
+
+    Example:
+        >>> spread(torch.tensor([0, 2]), 3)
+        tensor([0, 1, 2, 6, 7, 8])
+    """
+    if entries == 1:
+        return index
+    return (index[:, None] * entries + torch.arange(entries, device=index.device)).flatten()

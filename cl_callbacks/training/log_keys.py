@@ -37,6 +37,11 @@ def ratio(what: str, rule: str) -> str:
     return f"cl/{what}/{rule}"
 
 
+def renewed(rule: str) -> str:
+    """Key of the number of units that a rule has replaced so far, by the rule's name."""
+    return f"cl/renewed/{rule}"
+
+
 def timescale(rule: str, beaker: int) -> str:
     """Key of the timescale in steps of a beaker, counted from 1."""
     return f"cl/timescale_steps/{rule}/beaker_{beaker}"

@@ -39,3 +39,16 @@ def mean_of_processes_(trainer: Trainer, tensor: Tensor) -> None:
     if trainer.world_size > 1:
         dist.all_reduce(tensor)
         tensor.div_(trainer.world_size)
+
+
+def average_over_processes_(tensors: list[Tensor]) -> None:
+    """Averages tensors over all processes, in place and in one call for each type and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([tensor.numel() for tensor in alike])
+        torch._foreach_copy_(alike, [part.view_as(t) for part, t in zip(parts, alike, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +18,23 @@ from cl_callbacks.gradients.precision import Precision
 from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.training.generators import isolated_rng, seed_torch
 from cl_callbacks.training.lightning_private import attached_trainer
+
+_WITHOUT_TRACE: ContextVar[bool] = ContextVar("without_trace", default=False)
+
+
+def leaves_no_trace() -> bool:
+    """Whether this thread is in a pass that is none of the training's, such as :func:`quiet`."""
+    return _WITHOUT_TRACE.get()
+
+
+@contextmanager
+def without_trace() -> Iterator[None]:
+    """Within, hooks that observe the forwards of training let the network be run."""
+    token = _WITHOUT_TRACE.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_TRACE.reset(token)
 
 
 @contextmanager
@@ -77,6 +95,7 @@ def quiet(trainer: Trainer, pl_module: LightningModule, seed: int = 0) -> Iterat
     """
     with ExitStack() as stack:
         stack.enter_context(Section())
+        stack.enter_context(without_trace())
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.training.generators import isolated_rng, seed_torch
-from cl_callbacks.training.quiet import unlogged, unremembered
+from cl_callbacks.training.quiet import unlogged, unremembered, without_trace
 from cl_callbacks.training.shadow_method import own_method
 from cl_callbacks.training.silent_logger import SilentLogger
 
@@ -35,6 +35,7 @@ def quiet_step(trainer: Trainer, pl_module: LightningModule, seed: int) -> Itera
     """
     with ExitStack() as stack:
         stack.enter_context(Section())
+        stack.enter_context(without_trace())
         stack.enter_context(isolated_rng(trainer, pl_module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -29,8 +29,8 @@ from tests.every_rule import (
     REHEARSING,
     REWRITING,
     RULES,
+    any_rule,
     assert_same,
-    every_rule,
     make,
     pulling_rule,
     selected,
@@ -121,7 +121,7 @@ def test_a_great_strength_holds_what_was_learned(rule: str, proximal: bool) -> N
     assert moved[True] < (0.1 if proximal else 0.7) * moved[False]
 
 
-@every_rule
+@any_rule
 @pytest.mark.parametrize("stop_after", [2, 3])
 def test_resume_is_bit_identical(rule: str, stop_after: int, tmp_path: Path) -> None:
     """Stopped at a boundary, and in the middle of a task."""
@@ -145,7 +145,7 @@ def test_resume_is_bit_identical(rule: str, stop_after: int, tmp_path: Path) -> 
     assert memory.penalty(view) == resumed.penalty(resumed.synapses.view)
 
 
-@every_rule
+@any_rule
 def test_a_head_that_grows(rule: str) -> None:
     class Growing(Net):
         def on_task_start(self, trainer: Any, pl_module: Any, task: int) -> None:
@@ -165,7 +165,7 @@ def test_a_head_that_grows(rule: str) -> None:
     assert rule not in PULLING or memory.penalty(view).isfinite()
 
 
-@every_rule
+@any_rule
 def test_frozen_parameters_stay_out(rule: str) -> None:
     model, memory = Net(plain_net()), make(rule)
     model.net[0].requires_grad_(False)
@@ -179,7 +179,7 @@ def test_frozen_parameters_stay_out(rule: str) -> None:
     assert weights(model).isfinite().all()
 
 
-@every_rule
+@any_rule
 def test_the_order_in_the_list_does_not_matter(rule: str) -> None:
     found = []
     for order in (1, -1):
@@ -226,7 +226,7 @@ def test_strengths_that_cannot_work(rule: str, strength: float) -> None:
         make(rule, strength)
 
 
-@every_rule
+@any_rule
 def test_arguments_that_cannot_work(rule: str) -> None:
     with pytest.raises(ValueError, match="not a regular expression"):
         make(rule, parameters="(")
@@ -253,7 +253,7 @@ class Told(DriftBoundaries):
 
 
 @pytest.mark.parametrize("late", [3, 7])
-@every_rule
+@any_rule
 def test_a_change_that_is_found_late_is_consolidated_as_of_its_onset(rule: str, late: int) -> None:
     """State and weights are those of a boundary that was declared when it was there."""
     found = []

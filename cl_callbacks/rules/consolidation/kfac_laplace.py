@@ -231,6 +231,13 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
         super().restore(state_dict)
         self.memory.load_state_dict(state_dict["factors"])
 
+    def forget_synapses(self, parameter: Tensor, dim: int, index: Tensor) -> None:
+        """Forgets them in the factors of their layer too."""
+        super().forget_synapses(parameter, dim, index)
+        for name, source in zip(self.synapses.view.names, self.synapses.view.sources, strict=True):
+            if source is parameter:
+                self.memory.forget(name, parameter, dim, index)
+
     def _place(self, pl_module: LightningModule, growing: bool = False) -> None:
         super()._place(pl_module, growing)
         self.memory.place(self.synapses.view, self.synapses.state_dict()["anchor"])

@@ -21,6 +21,7 @@ from cl_callbacks.functional.kronecker import (
 )
 from cl_callbacks.gradients.kronecker_factors import Factored, bias_name, has_factors
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.blocks import spread
 from cl_callbacks.tensors.devices import stacked
 
 Accumulate = Literal["list", "nearest"]
@@ -157,6 +158,17 @@ class KroneckerMemory:
             own = [target[n] for n in (name, bias_name(name)) if n in target]
             if own:
                 _add(target, name, kronecker_diagonal(self._lent(synapses, name, own[0])))
+
+    def forget(self, name: str, weight: Tensor, dim: int, index: Tensor) -> None:
+        """Takes some rows (``dim`` 0) or columns (1) of a weight out of the curvature of its layer."""
+        for term in self.factors.get(name, ()):
+            factor = term.outputs if dim == 0 else term.inputs
+            at = index.to(factor.device)
+            if dim == 1:  # of a convolution, all positions of its kernel
+                at = spread(at, weight.shape[2:].numel())
+            factor.index_fill_(0, at, 0).index_fill_(1, at, 0)
+        self._eigen.pop(name, None)
+        self._bounds.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Lists of tensors by the name of the weight: input factor, output factor, input factor, …."""

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
@@ -22,6 +21,7 @@ from cl_callbacks.tensors.blocks import rows_of
 from cl_callbacks.tensors.random_numbers import mixed_seed
 from cl_callbacks.tensors.shards import gradients_apart, group_of, held
 from cl_callbacks.training.loss_scale import unscale_and_check
+from cl_callbacks.training.process_sums import average_over_processes_
 from cl_callbacks.training.quiet_step import quiet_step
 
 
@@ -162,16 +162,3 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
     loss.backward()  # FSDP2 averages gradients in its hooks, which `autograd.grad` does not call
     return [torch.zeros_like(held(p)) if p.grad is None else held(p.grad) for p in parameters]
-
-
-def average_over_processes_(tensors: list[Tensor]) -> None:
-    """Averages tensors over all processes, in place and in one call for each type and device."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for alike in kinds.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        parts = flat.split([tensor.numel() for tensor in alike])
-        torch._foreach_copy_(alike, [part.view_as(t) for part, t in zip(parts, alike, strict=True)])

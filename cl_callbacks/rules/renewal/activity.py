@@ -1,0 +1,97 @@
+"""What the units of a network do in training: their mean, magnitude, and how often they are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.rules.renewal.units import Units
+from cl_callbacks.training.quiet import leaves_no_trace
+
+Measure = Literal["mean", "magnitude", "active"]
+"""Mean of each input of the readers; mean magnitude of each unit; share of samples in which it is not 0."""
+
+
+class Activity:
+    """Averages over what the readers of units get as inputs, while it is listening.
+
+    Args:
+        module: with the units.
+        units: of it.
+        measures: what is to be averaged.
+
+    Example:
+        >>> from cl_callbacks.rules.renewal.units import find_units
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> units, _ = find_units(net, lambda: net(torch.ones(1, 1)))
+        >>> activity = Activity(net, units, ["magnitude"])
+        >>> activity.listening = True
+        >>> _ = net(torch.ones(4, 1))
+        >>> activity.take()["magnitude"]["0"].shape
+        torch.Size([2])
+        >>> activity.detach()
+    """
+
+    def __init__(self, module: nn.Module, units: Iterable[Units], measures: Iterable[Measure]) -> None:
+        self.listening = False
+        self.samples = 0
+        """Number of samples since the last :meth:`take`, in this process."""
+        self._measures = tuple(measures)
+        self._sums: dict[Measure, dict[str, Tensor]] = {measure: {} for measure in self._measures}
+        self._calls: dict[str, int] = {}
+        self._handles = [
+            module.get_submodule(reader.removesuffix(".weight")).register_forward_pre_hook(self._heard(layer))
+            for layer in units
+            for reader in layer.outgoing
+        ]
+        self._first: str | None = None  # the layer by which samples are counted
+
+    def take(self) -> Mapping[Measure, Mapping[str, Tensor]]:
+        """The averages since the last time, by measure and layer; those of layers that have run."""
+        sums, calls = self._sums, self._calls
+        self._sums, self._calls = {measure: {} for measure in self._measures}, {}
+        self.samples, self._first = 0, None
+        return {m: {name: total / calls[name] for name, total in found.items()} for m, found in sums.items()}
+
+    def detach(self) -> None:
+        """Stops for good."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _heard(self, units: Units) -> Any:
+        def hear(reader: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.listening and not leaves_no_trace():
+                self._add(units, args[0].detach(), isinstance(reader, nn.Linear))
+
+        return hear
+
+    @torch.no_grad()
+    def _add(self, units: Units, x: Tensor, flat: bool) -> None:
+        name, channel = units.layer, x.ndim - 1 if flat else 1
+        if self._first in (None, name):
+            self._first = name
+            self.samples += len(x)
+        others = [d for d in range(x.ndim) if d != channel]
+        for measure in self._measures:
+            if measure == "mean":
+                found = x.mean(others, dtype=torch.float32)
+            elif measure == "magnitude":
+                found = _by_unit(x.abs().mean(others, dtype=torch.float32), units)
+            else:
+                found = _active(x, channel, units)
+            total = self._sums[measure].get(name)
+            self._sums[measure][name] = found if total is None else total.add_(found)
+        self._calls[name] = self._calls.get(name, 0) + 1
+
+
+def _by_unit(by_column: Tensor, units: Units) -> Tensor:
+    return by_column.view(units.number, -1).mean(1)
+
+
+def _active(x: Tensor, channel: int, units: Units) -> Tensor:
+    """Share of samples in which a unit is not 0 somewhere, such as at any position of a channel."""
+    active = x.ne(0).movedim(channel, 1).flatten(2) if x.ndim > 2 else x.ne(0)[..., None]
+    return active.reshape(len(x), units.number, -1).any(2).mean(0, dtype=torch.float32)

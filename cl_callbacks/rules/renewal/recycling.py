@@ -1,0 +1,98 @@
+"""Replaces units by new ones: their weights, the optimizer's moments, and the state of every rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_callbacks.functional.units import bias_shift
+from cl_callbacks.rules.renewal.units import Units
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
+from cl_callbacks.tensors.blocks import spread
+from cl_callbacks.tensors.random_numbers import numbered_generator
+
+
+class Recycling:
+    r"""Gives units new incoming weights, and outgoing ones of 0, so that they change nothing at first.
+
+    Incoming weights are drawn from :math:`U(-1/\sqrt n, 1/\sqrt n)` for :math:`n` inputs, as torch
+    initialises its layers, and biases are 0. Of a BatchNorm behind the units the parameters and statistics
+    of a new one are set. The moments of the optimizers, tensors of the shape of a parameter, are 0 in the
+    rows and columns of these weights; one number for all of a tensor, such as Adam's count of steps, stays.
+    All rules forget these weights: their state becomes that of a new weight.
+
+    Args:
+        module: with the units.
+        optimizers: which step its weights.
+        rules: which have state for them.
+        seed: of the random numbers, which are the same in all processes.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizers: Iterable[Any], rules: Iterable[SynapticCallback], seed: int
+    ) -> None:
+        self._module, self._optimizers, self._rules, self._seed = module, list(optimizers), list(rules), seed
+
+    @torch.no_grad()
+    def renew(self, units: Units, index: Tensor, number: int, means: Tensor | None = None) -> None:
+        """Replaces some units of a layer.
+
+        Args:
+            units: of the layer.
+            index: which of them, ``(n,)``, on the device of the weights.
+            number: of the random numbers: another one for each time.
+            means: of each input of the readers, with which their biases make up for the units, if they have
+                one; ``None`` to leave biases as they are.
+        """
+        rows, columns = spread(index, units.rows), spread(index, units.columns)
+        for name in units.incoming:
+            weight = self._module.get_parameter(name)
+            generator = numbered_generator(self._seed, number, torch.device("cpu"), hash_of(name))
+            self._replace(weight, 0, rows, _initial(weight, len(rows), generator))
+        for norm in units.norms:
+            self._renew_norm(self._module.get_submodule(norm), rows)
+        for name in units.outgoing:
+            reader = self._module.get_parameter(name)
+            if means is not None:
+                bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
+                if bias is not None:
+                    bias.add_(bias_shift(reader, means, columns).to(bias))
+            self._replace(reader, 1, columns, None)
+
+    def _renew_norm(self, norm: Any, rows: Tensor) -> None:
+        for key, value in (("running_mean", 0.0), ("running_var", 1.0)):
+            if getattr(norm, key) is not None:
+                getattr(norm, key).index_fill_(0, rows, value)
+        for key, value in (("weight", 1.0), ("bias", 0.0)):
+            parameter = getattr(norm, key)
+            if parameter is not None:
+                self._replace(parameter, 0, rows, torch.full((len(rows),), value))
+
+    def _replace(self, parameter: Tensor, dim: int, index: Tensor, new: Tensor | None) -> None:
+        if new is None:
+            parameter.index_fill_(dim, index, 0.0)
+        else:
+            parameter.index_copy_(dim, index, new.to(parameter, non_blocking=True))
+        for optimizer in self._optimizers:
+            for moment in optimizer.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    moment.index_fill_(dim, index, 0)
+        for rule in self._rules:
+            rule.forget_synapses(parameter, dim, index)
+
+
+def _initial(parameter: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    shape = rows, *parameter.shape[1:]
+    if parameter.ndim == 1:  # a bias
+        return torch.zeros(shape)
+    bound = 1 / math.sqrt(parameter.shape[1:].numel())
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def hash_of(name: str) -> int:
+    """A number for a name, the same in every process."""
+    return int.from_bytes(name.encode(), "big") % (2**31 - 1)

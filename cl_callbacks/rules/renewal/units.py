@@ -1,0 +1,297 @@
+"""Which weights lead into each unit of a network, and which read it: found by running the network once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cl_callbacks.tensors.containers import flat_tensors
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+_READERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_ELEMENTWISE = {
+    "alpha_dropout", "celu", "clamp", "clip", "clone", "contiguous", "double", "dropout", "elu",
+    "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "float", "bfloat16", "half", "gelu",
+    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "relu", "relu6", "selu",
+    "sigmoid", "silu", "softplus", "softsign", "square", "tanh", "tanhshrink", "threshold", "to", "type_as",
+}  # fmt: skip
+_POOLING = {
+    f"{kind}{d}d"
+    for d in (1, 2, 3)
+    for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
+}
+_RESHAPING = {"flatten", "reshape", "view"}
+_ATTENTION = {"scaled_dot_product_attention", "matmul", "__matmul__", "bmm"}
+_MOVING = {"transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze"}
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one layer: its outputs, each of them a number or a channel.
+
+    Attributes:
+        layer: name of the layer.
+        number: of units.
+        incoming: names of the parameters whose rows (of the first dimension) lead into each unit: weight and
+            bias of the layer.
+        norms: names of the BatchNorm modules behind it, whose parameters and statistics have a row for each
+            unit.
+        outgoing: names of the weights whose columns (of the second dimension) read the units.
+        rows: number of rows of each unit, which lie side by side: those of a head of attention, else 1.
+        columns: number of columns of each unit, side by side too: those of a head, or the positions of a
+            channel that was flattened, else 1.
+    """
+
+    layer: str
+    number: int
+    incoming: tuple[str, ...]
+    norms: tuple[str, ...]
+    outgoing: tuple[str, ...]
+    rows: int = 1
+    columns: int = 1
+
+
+@dataclass
+class _Source:
+    layer: str
+    number: int
+    rows: int = 1
+    norms: dict[str, None] = field(default_factory=dict)
+    readers: dict[str, int] = field(default_factory=dict)  # columns of each unit, by name of the weight
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """Where a tensor has the units of a layer: their dimension, and how many entries each has there."""
+
+    source: _Source
+    dim: int
+    columns: int
+
+
+def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], dict[str, str]]:
+    """Finds the units of linear and convolutional layers that only other such layers read.
+
+    From a unit to its readers there may be activations, dropout, BatchNorm, pooling, and flattening. Where a
+    layer gives the values of attention, each head is a unit. A unit that something else reads too is left
+    out, since nobody could tell by which weights: that of an output, of a residual stream, of a query or
+    key, of a gate, or one that is normalised together with the others.
+
+    Args:
+        module: whose layers are looked at.
+        run: runs the module on a batch. Layers that it does not run are not found.
+
+    Returns:
+        The units of each layer, in order; and why others were left out, by layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> units, left_out = find_units(net, lambda: net(torch.ones(5, 4)).sum())
+        >>> units[0].incoming, units[0].outgoing
+        (('0.weight', '0.bias'), ('2.weight',))
+        >>> left_out
+        {'2': 'read by sum'}
+    """
+    with _Trace(module) as trace, torch.no_grad():
+        run()
+    found, left_out = [], {}
+    for source in trace.sources.values():
+        reason = source.obstacle or trace.obstacle(source)
+        if reason:
+            left_out[source.layer] = reason
+            continue
+        layer = module.get_submodule(source.layer)
+        incoming = tuple(f"{source.layer}.{name}" for name, _ in layer.named_parameters(recurse=False))
+        columns = next(iter(source.readers.values()))
+        readers = tuple(source.readers)
+        norms = tuple(source.norms)
+        found.append(Units(source.layer, source.number, incoming, norms, readers, source.rows, columns))
+    return found, left_out
+
+
+class _Trace(TorchFunctionMode):
+    """Follows the outputs of layers through the functions of torch that are called."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.sources: dict[str, _Source] = {}
+        self._names = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
+        self._layers = {
+            f"{name}.weight": (name, layer)
+            for name, layer in module.named_modules()
+            if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+        }
+        self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
+        norms = {n: m for n, m in module.named_modules() if isinstance(m, NORMS)}
+        self._norms = {
+            id(t): n for n, m in norms.items() for t in (m.weight, m.running_mean) if t is not None
+        }
+        self._carried: dict[int, _Carried] = {}
+        self._alive: list[Tensor] = []  # so that no other tensor gets the id() of one
+        self._inputs: dict[str, int] = {}  # id() of the input of a layer's present call
+        self._uses: dict[str, set[str]] = {}  # of each parameter: the layer that it reads, or what reads it
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Trace:
+        for name, (_, layer) in self._layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._noting(name)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._follow(getattr(func, "__name__", str(func)), func, args, kwargs or {}, result)
+        return result
+
+    def obstacle(self, source: _Source) -> str:
+        """Why the units of a layer cannot be told from what reads them; empty if they can."""
+        if len(self._uses[f"{source.layer}.weight"]) > 1:
+            return "its weight is shared"
+        if not source.readers:
+            return "read by nothing"
+        for reader in source.readers:
+            if len(self._uses[reader]) > 1:
+                return f"{reader} reads others too"
+        if len(set(source.readers.values())) > 1:
+            return "read as channels and as numbers"
+        return ""
+
+    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            self._inputs[name] = id(args[0]) if args else 0
+
+        return note
+
+    def _follow(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        given, outputs = flat_tensors((args, kwargs)), flat_tensors(result)
+        if not outputs:  # a shape, a type, a number
+            return
+        name = name if name.startswith("__") else name.rstrip("_")
+        if name in _READERS:
+            return self._read(name, args, kwargs, outputs[0])
+        carried = [(t, self._carried[id(t)]) for t in given if id(t) in self._carried]
+        kept = self._kept(name, func, args, kwargs, carried, outputs) if carried else None
+        if kept is not None:
+            self._carry(outputs[0], kept)
+        for _, found in carried:
+            if kept is None or found.source is not kept.source:
+                found.source.obstacle = found.source.obstacle or f"read by {name.strip('_')}"
+        for tensor in given if kept is None else ():
+            if id(tensor) in self._names and name != "__get__":
+                self._uses.setdefault(self._names[id(tensor)], set()).add(f" {name}")
+
+    def _kept(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        carried: Sequence[tuple[Tensor, _Carried]],
+        outputs: Sequence[Tensor],
+    ) -> _Carried | None:
+        """The units in the outputs of a function that handles each of them by itself; else ``None``."""
+        (x, found), out = carried[-1], outputs[0]  # of attention the values, behind queries and keys
+        if name in _ATTENTION:
+            return found if found.dim < x.ndim - 2 and found.source.rows > 1 and out.ndim == x.ndim else None
+        if any(t is not x for t, _ in carried):
+            return None
+        if name in _ELEMENTWISE:
+            return found if out.shape == x.shape else None
+        if name in _POOLING:
+            return found if found.dim == 1 and x.ndim > 2 else None
+        if name == "batch_norm":
+            norms = {self._norms[id(t)] for t in flat_tensors((args, kwargs)) if id(t) in self._norms}
+            found.source.norms.update(dict.fromkeys(norms))
+            return found if found.dim == 1 and found.columns == 1 else None
+        if name in _RESHAPING:
+            return _reshaped(x, out, found)
+        if name in _MOVING:
+            return _moved(x, found, func, args, kwargs)
+        return None
+
+    def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        x, weight = (args[i] if len(args) > i else kwargs[key] for i, key in enumerate(("input", "weight")))
+        found, parameter = self._carried.get(id(x)), self._names.get(id(weight), "")
+        _, layer = self._layers.get(parameter, ("", None))
+        known = layer is not None and self._inputs.get(parameter) == id(x)
+        if found is not None:
+            fits = found.dim == (x.ndim - 1 if name == "linear" else 1)
+            if known and fits and found.source.readers.setdefault(parameter, found.columns) == found.columns:
+                self._uses.setdefault(parameter, set()).add(found.source.layer)
+            else:
+                found.source.obstacle = (
+                    found.source.obstacle or f"read by a {name} of weights that are computed"
+                )
+        if known:
+            own, _ = self._layers[parameter]
+            if found is None:
+                self._uses.setdefault(parameter, set()).add("")
+            source = self.sources.setdefault(own, _Source(own, len(weight)))
+            self._carry(
+                out, _Carried(source, out.ndim - 1 if name == "linear" else out.ndim - _spatial(name) - 1, 1)
+            )
+
+    def _carry(self, tensor: Tensor, carried: _Carried) -> None:
+        self._alive.append(tensor)
+        self._carried[id(tensor)] = carried
+
+
+def _spatial(name: str) -> int:
+    return int(name[-2])
+
+
+def _reshaped(x: Tensor, out: Tensor, found: _Carried) -> _Carried | None:
+    """The units after dimensions behind them were merged with theirs, or those before it changed."""
+    behind = x.ndim - found.dim
+    if out.shape[-behind:] == x.shape[found.dim :]:
+        return _Carried(found.source, out.ndim - behind, found.columns)
+    if behind == 1 and out.shape[:-2] == x.shape[:-1] and found.columns == 1 and not found.source.readers:
+        return _heads(out, found)
+    if out.shape[:-1] == x.shape[: found.dim]:
+        positions = x.shape[found.dim + 1 :].numel()
+        return _Carried(found.source, found.dim, found.columns * positions)
+    return None
+
+
+def _heads(out: Tensor, found: _Carried) -> _Carried | None:
+    """Heads as units, once the outputs of a layer are divided into them."""
+    number, rows = out.shape[-2:]
+    source = found.source
+    if source.rows not in (1, rows):
+        return None
+    source.number, source.rows = number, rows
+    return _Carried(source, found.dim, 1)
+
+
+def _moved(
+    x: Tensor, found: _Carried, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Carried | None:
+    """The units after their dimension has become another one, which its stride tells."""
+    shape = [2] * x.ndim  # no two strides alike
+    if any(n == 1 for n in x.shape):
+        shape = [1 if n == 1 else 2 for n in x.shape]
+    meta = torch.empty(shape, device="meta")
+    moved = func(
+        *[meta if a is x else a for a in args], **{k: meta if a is x else a for k, a in kwargs.items()}
+    )
+    if x.shape[found.dim] == 1:
+        return None
+    dims = [d for d in range(moved.ndim) if moved.shape[d] == 2 and moved.stride(d) == meta.stride(found.dim)]
+    return _Carried(found.source, dims[0], found.columns) if len(dims) == 1 else None
