@@ -20,7 +20,7 @@ from cl_callbacks.synapses.view import SynapseView
 class Recorder:
     """A rule that pulls and rewrites by constants, and writes down what it sees."""
 
-    owns_update, noise, local = False, None, True
+    owns_update, weight_noise, local = False, None, True
 
     def __init__(self, model: nn.Module, needs: set[str], pull: float = 0.0, rewrite: float = 0.0) -> None:
         self.needs, self.amount, self.shift = frozenset(needs), pull, rewrite
