@@ -107,7 +107,7 @@ class ExperienceReplay(ReplayRule):
         others = [
             type(rule).__name__
             for rule in trainer.callbacks  # type: ignore[attr-defined]
-            if rule is not self and (getattr(rule, "noise", None) or getattr(rule, "joined", False))
+            if rule is not self and (getattr(rule, "weight_noise", None) or getattr(rule, "joined", False))
         ]
         if others:
             raise MisconfigurationException(
