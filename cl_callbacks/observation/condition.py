@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.functional.representation import effective_rank, stable_rank
 from cl_callbacks.functional.units import relative_activity
 from cl_callbacks.rules.renewal.units import Units, find_units
@@ -48,7 +49,7 @@ def condition(
 
     def run() -> None:
         for batch in batches:
-            with quiet_step(trainer, pl_module, seed):
+            with quiet_step(trainer, pl_module, seed), eagerly():
                 training_loss(trainer, pl_module, batch)
 
     units, _ = find_units(pl_module, run)

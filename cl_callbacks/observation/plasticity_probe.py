@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import cycle, islice
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from cl_callbacks.tensors.shards import group_of
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.generators import isolated_rng
 from cl_callbacks.training.log import log
+from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.progress import say
 from cl_callbacks.training.task_batches import task_batches
 
@@ -30,7 +31,7 @@ OBSERVED = 32
 """Batches on which units are observed, at most."""
 
 
-class PlasticityProbe(Callback):
+class PlasticityProbe(OfOneTrainer):
     r"""Trains copies of the network on a task that nobody has seen, and tells what holds them back.
 
     When a task ends, four copies learn the same ``steps`` batches, and :math:`L` is the mean of the losses

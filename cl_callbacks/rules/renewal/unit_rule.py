@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
 from cl_callbacks.guards.few import few, some
@@ -209,7 +210,7 @@ class UnitRule(SynapticCallback):
 
     def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         def run() -> Any:
-            with quiet_step(trainer, pl_module, self.seed), torch.no_grad():
+            with quiet_step(trainer, pl_module, self.seed), torch.no_grad(), eagerly():
                 return training_loss(trainer, pl_module, batch)
 
         found, left_out = find_units(pl_module, run)
