@@ -60,6 +60,10 @@ def eagerly() -> Iterator[None]:
     """
     from torch._dynamo import eval_frame  # takes a second to import
 
+    if not hasattr(eval_frame, "_stance"):  # a torch that keeps it elsewhere: then in all threads
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
     this = _Pass()
     with _LOCK:
         if not isinstance(eval_frame._stance, _StanceOfThread):
