@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.every_rule import DISTILLING, OWNING, PULLING, REHEARSING, REWRITING, RULES, VARIANTS, make
+from tests.every_rule import (
+    DISTILLING,
+    OWNING,
+    PULLING,
+    RECYCLING,
+    REHEARSING,
+    REWRITING,
+    RULES,
+    VARIANTS,
+    make,
+)
 from tests.settings import SETTINGS
-from tests.settings.outcomes import Differs, Exact, Outcome, Refused, Setting, Within
+from tests.settings.outcomes import Differs, Exact, Idle, Outcome, Refused, Setting, Within
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 
@@ -59,6 +69,8 @@ def said(outcome: Outcome, notes: Notes) -> str:
             return "differs" + notes.mark(reason)
         case Refused(_, reason):
             return "refused" + notes.mark(reason)
+        case Idle(_, reason):
+            return "warns" + notes.mark(reason)
 
 
 def cell(setting: Setting, variants: list[str], notes: Notes) -> str:
@@ -83,6 +95,7 @@ def page() -> str:
         "Rules that change the update": {**REWRITING, **OWNING},
         "Rules that rehearse": REHEARSING,
         "Rules that distil": DISTILLING,
+        "Rules that replace units": RECYCLING,
     }.items():
         columns = classes(kind)
         table = [[s.title, *(cell(s, variants, notes) for variants in columns.values())] for s in SETTINGS]

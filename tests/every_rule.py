@@ -83,12 +83,13 @@ DISTILLING: dict[str, tuple[Callable[..., Any], float]] = {
     "lwf reverse": (lambda s, **o: Distillation(s, direction="reverse", **o), 1.0),
 }
 
-# Rules that replace units: with a share or threshold that shows.
+# Rules that replace units, of a network that has some: with a share or threshold that shows.
 RECYCLING: dict[str, tuple[Callable[..., Any], float]] = {
     "cbp": (lambda s, **o: ContinualBackprop(s, maturity=1, **o), 0.3),
-    "redo": (lambda s, **o: ReDo(s, every_n_steps=2, **o), 0.5),
-    "snr": (lambda s, **o: SelfNormalizedResets(s or 1e-9, every_n_steps=1, **o), 0.9),
+    "redo": (lambda s, **o: ReDo(s, every_n_steps=2, **o), 0.95),
 }
+# One that replaces none where they are active in every sample, as those of tanh are.
+RECYCLING_SILENT = {"snr": (lambda s, **o: SelfNormalizedResets(s or 1e-9, every_n_steps=1, **o), 0.9)}
 
 # Rules that put another in its place: there is no strength at which they do nothing.
 OWNING: dict[str, Callable[..., Any]] = {
@@ -99,14 +100,13 @@ OWNING: dict[str, Callable[..., Any]] = {
     "cascade": lambda **o: Cascade(3, **o),
     "upgd": lambda **o: UPGD(decay=0.9, noise=0.1, weight_decay=0.1, **o),
 }
-RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *OWNING]
+RULES = [*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *RECYCLING, *OWNING]
 # Rules that renew weights, and know nothing of single ones.
 RENEWING = {"shrink", "shrink steps", "fire"}
-WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING, *RECYCLING}
+WITHOUT_STATE = {"metaplastic", *RENEWING, *REHEARSING, *DISTILLING, *RECYCLING, *RECYCLING_SILENT}
 """Of weights."""
 every_rule = pytest.mark.parametrize("rule", RULES)
-any_rule = pytest.mark.parametrize("rule", [*RULES, *RECYCLING])
-"""Also those that need a network with units."""
+any_rule = pytest.mark.parametrize("rule", [*RULES, *RECYCLING_SILENT])
 pulling_rule = pytest.mark.parametrize("rule", PULLING)
 MATRICES_ONLY = {"metaplastic", "cascade", "fire"}
 # Rules whose loss is summed over observations, which they count.
@@ -152,7 +152,7 @@ VARIANTS = {
 def make(rule: str, strength: float | None = None, **options: Any) -> Any:
     if rule in OWNING:
         return OWNING[rule](**options)
-    build, usual = (PULLING | REWRITING | REHEARSING | DISTILLING | RECYCLING)[rule][:2]
+    build, usual = (PULLING | REWRITING | REHEARSING | DISTILLING | RECYCLING | RECYCLING_SILENT)[rule][:2]
     return build(usual if strength is None else strength, **options)
 
 

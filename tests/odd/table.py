@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.every_rule import REHEARSING, make
+from tests.every_rule import RECYCLING, REHEARSING, make
 from tests.odd.batches import OWN, WITHOUT_ROWS, loader_of, odd, reading
 from tests.odd.modules import MORE, ODD, Lazy, Quantised, built, plain_sgd
 from tests.small import Net, loader, plain_net, task
 
 EQUALS_ROWS = {"ewc", "mas", "kfac"}
 """Rules whose importance is compared with a loop over rows, in tests/rules/test_odd_batches.py."""
+NO_UNITS = "finds no units that it could replace"
+WITHOUT_UNITS = {
+    "packed", "time major", "square", "time major linear", "graphs", "one graph", "centred", "pruned",
+    "weight norm", "spectral norm", "hooked", "whole numbers",
+}  # fmt: skip
+"""Networks in which something else than a linear layer reads each layer."""
 NOT_TOLD = r"cannot be told|holds a Graph|takes no other rows|could not train Odd on 3 of the 6 samples"
 
 
@@ -29,6 +35,8 @@ class Row:
         """A regular expression that finds the sentence; ``None`` where the rule works."""
         if rule == "der" and self.kind == "task and as much memory":
             return "returned 12 rows for a batch of 6 samples"
+        if rule in RECYCLING and self.kind in WITHOUT_UNITS:
+            return NO_UNITS
         return NOT_TOLD if rule in REHEARSING and self.kind in WITHOUT_ROWS else self.refused
 
     def build(self, rule: str) -> tuple[Net, Any, Any]:

@@ -26,6 +26,7 @@ from tests.every_rule import (
     MATRICES_ONLY,
     OWNING,
     PULLING,
+    RECYCLING_SILENT,
     REHEARSING,
     REWRITING,
     RULES,
@@ -43,7 +44,10 @@ def test_every_public_rule_is_here() -> None:
     public = {getattr(cl_callbacks, name) for name in cl_callbacks.__all__}
     rules = {c for c in public if isinstance(c, type) and issubclass(c, SynapticCallback)}
     # The guard needs validation: tests/retention.
-    assert {type(make(rule)) for rule in RULES} == rules - {SynapticCallback, cl_callbacks.RetentionGuard}
+    assert {type(make(rule)) for rule in [*RULES, *RECYCLING_SILENT]} == rules - {
+        SynapticCallback,
+        cl_callbacks.RetentionGuard,
+    }
 
 
 @pytest.mark.parametrize("rule", [*PULLING, *REWRITING, *REHEARSING, *DISTILLING])

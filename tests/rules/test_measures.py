@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from cl_callbacks import BGD, EWC, MESU, BennaFusi, Cascade, KFACLaplace, MetaplasticGate, SynapticCallback
 from cl_callbacks.functional.cascade import switch_probabilities
-from tests.every_rule import CONSOLIDATING, DISTILLING, PULLING, REHEARSING, RENEWING, every_rule, make
+from tests.every_rule import (
+    CONSOLIDATING,
+    DISTILLING,
+    PULLING,
+    RECYCLING,
+    REHEARSING,
+    RENEWING,
+    every_rule,
+    make,
+)
 from tests.small import Net, fit_tasks, plain_net
 
 RATE = 1e-2
@@ -32,7 +41,7 @@ def test_measures_are_of_each_synapse_finite_and_never_negative(rule: str) -> No
     for theta in view.parameters:
         theta.data += 0.1  # the anchor of some is where the weights are when a task has ended
     found = measures(memory)
-    without = {*REHEARSING, *DISTILLING, *RENEWING}  # which know nothing of single weights
+    without = {*REHEARSING, *DISTILLING, *RENEWING, *RECYCLING}  # which know nothing of single weights
     assert bool(found) == (rule not in without)
     assert ("importance" in found) == (rule in PULLING)
     assert ("distance" in found) == (rule in {*PULLING, *CONSOLIDATING} - RENEWING)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from tests.every_rule import COUNTING, DISTILLING, REHEARSING
+from tests.every_rule import COUNTING, DISTILLING, RECYCLING, REHEARSING
 from tests.odd_optimizers import Evaluating, Plain, Sam
 from tests.settings.outcomes import Differs, Refused, Run, Setting, Within
 from tests.settings.training import BATCH, Tasks, alone, make, module, sgd, train
@@ -199,6 +199,10 @@ OWN_STEPS = Refused(
 NO_LOSS = dict.fromkeys(REHEARSING, OWN_STEPS) | dict.fromkeys(
     DISTILLING,
     Refused("use automatic optimization", "which batches a step is for is known to `training_step` alone"),
+)
+NO_LOSS |= dict.fromkeys(
+    RECYCLING,
+    Refused("use automatic optimization", "`training_step` is run once more to see what reads a unit"),
 )
 OWN_PASSES = Refused("set draws=1", "`draws` above 1 repeats passes, and these are the module's own")
 

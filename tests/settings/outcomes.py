@@ -37,7 +37,16 @@ class Refused:
     reason: str
 
 
-Outcome = Exact | Within | Differs | Refused
+@dataclass(frozen=True)
+class Idle:
+    """The rule has nothing to act on, and training is as without it."""
+
+    sentence: str
+    """A regular expression that finds the warning."""
+    reason: str
+
+
+Outcome = Exact | Within | Differs | Refused | Idle
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_callbacks import SynapticIntelligence
-from tests.every_rule import MATRICES_ONLY, OWNING, PULLING
-from tests.settings.outcomes import Differs, Refused, Run, Setting
+from tests.every_rule import MATRICES_ONLY, OWNING, PULLING, RECYCLING
+from tests.settings.outcomes import Differs, Idle, Refused, Run, Setting
 from tests.settings.training import alone, make, module, outcome, state, train
 
 
@@ -53,6 +53,13 @@ SETTINGS = [
             **dict.fromkeys(OWNING, Refused("only one of them", "each replaces the optimizer's update")),
             **dict.fromkeys(("shrink", "shrink steps"), Differs("each draws its own noise")),
             "er joined": Refused("train all weights", "joined samples are learned by all weights"),
+            **dict.fromkeys(
+                RECYCLING,
+                Idle(
+                    "can replace no units",
+                    "what leads into a unit and what reads it are not with one of them",
+                ),
+            ),
             **dict.fromkeys(
                 MEASURING, Differs("importance is relative to that of one instance's parameters")
             ),

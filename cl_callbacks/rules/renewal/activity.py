@@ -75,11 +75,12 @@ class Activity:
             self._first = name
             self.samples += len(x)
         others = [d for d in range(x.ndim) if d != channel]
+        wide = torch.promote_types(x.dtype, torch.float32)
         for measure in self._measures:
             if measure == "mean":
-                found = x.mean(others, dtype=torch.float32)
+                found = x.mean(others, dtype=wide)
             elif measure == "magnitude":
-                found = _by_unit(x.abs().mean(others, dtype=torch.float32), units)
+                found = _by_unit(x.abs().mean(others, dtype=wide), units)
             else:
                 found = _active(x, channel, units)
             total = self._sums[measure].get(name)

@@ -99,7 +99,7 @@ class ContinualBackprop(UnitRule):
         if self.utility == "adaptable":
             useful = useful / incoming_magnitude(weights.incoming, units.number).clamp(min=1e-8)
         utility.lerp_(useful.to(utility), 1 - self.decay)
-        mean.lerp_(activity["mean"], 1 - self.decay)
+        mean.lerp_(activity["mean"].to(mean), 1 - self.decay)
         age.add_(1)
         number = self._number_due(units)
         if not number:

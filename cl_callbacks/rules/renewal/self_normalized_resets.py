@@ -78,7 +78,7 @@ class SelfNormalizedResets(UnitRule):
         rate, age, silent = (self.unit_state[name][units.layer] for name in self.of_units)
         active = activity["active"] > 0
         # The history is that of before the silence: a unit that has died does not get used to it.
-        rate.copy_(torch.where(active, rate.lerp(activity["active"], 1 - self.decay), rate))
+        rate.copy_(torch.where(active, rate.lerp(activity["active"].to(rate), 1 - self.decay), rate))
         age.add_(active)
         silent.add_(self.samples).masked_fill_(active, 0)
         if self.steps % self.every_n_steps:

@@ -25,7 +25,6 @@ from cl_callbacks.rules.renewal.units_tried import read_elsewhere
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.optimizers import with_inner
-from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.synapses.view import SynapseView
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.lightning_private import is_stepping_batch
@@ -70,6 +69,7 @@ class UnitRule(SynapticCallback):
     """Names of the state of each input of the readers, of which a unit may have several."""
     local: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
+    renews: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps", "renewed", "readers")
     state_bounds: Mapping[str, Bounds] = {
         **SynapticCallback.state_bounds,
@@ -175,9 +175,11 @@ class UnitRule(SynapticCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._activity is not None:
             self._activity.listening = False
-            if self._stepped and is_stepping_batch(trainer):
-                self._stepped = False
+            if self._stepped:
                 self._after_step(trainer, pl_module, self._activity)
+            elif is_stepping_batch(trainer):  # it was skipped, as on an overflow
+                self._activity.take()
+            self._stepped = False
         if is_due(trainer):
             log(trainer, {log_keys.renewed(self.name): float(self.renewed)})
 
@@ -213,12 +215,13 @@ class UnitRule(SynapticCallback):
             with quiet_step(trainer, pl_module, self.seed), torch.no_grad(), eagerly():
                 return training_loss(trainer, pl_module, batch)
 
+        if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
+            self._place(pl_module, growing=True)
         found, left_out = find_units(pl_module, run)
         found = [self._with_all_readers(units) for units in found]
         chosen = []
         for units in found:
-            weights = map(plain_name, (*units.incoming, *units.outgoing))
-            if not set(weights) <= set(self.synapses.view.names):
+            if not {*units.incoming, *units.outgoing} <= set(self.synapses.view.names):
                 left_out[units.layer] = "some of its weights are not trained, or not selected"
             elif len({self.readers[f"{units.layer} {name}"] for name in units.outgoing}) > 1:
                 left_out[units.layer] = "read as channels and as numbers"
@@ -251,14 +254,16 @@ class UnitRule(SynapticCallback):
 
     def _place_units(self, pl_module: LightningModule) -> None:
         for units in self.units:
-            device = pl_module.get_parameter(units.incoming[0]).device
+            weight = pl_module.get_parameter(units.incoming[0])
+            kind: dict[str, Any] = {"device": weight.device}
+            kind["dtype"] = torch.promote_types(weight.dtype, torch.float32)
             for name, state in self.unit_state.items():
                 size = units.number * (units.columns if name in self.of_inputs else 1)
                 kept = state.get(units.layer)
                 if kept is None or len(kept) != size:
-                    state[units.layer] = torch.zeros(size, device=device)
+                    state[units.layer] = torch.zeros(size, **kind)
                 else:
-                    state[units.layer] = kept.to(device)
+                    state[units.layer] = kept.to(**kind)
             self.begin_units(units)
 
     # -- checkpoints -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.containers import flat_tensors
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -109,7 +110,8 @@ def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], 
             left_out[source.layer] = reason
             continue
         layer = module.get_submodule(source.layer)
-        incoming = tuple(f"{source.layer}.{name}" for name, _ in layer.named_parameters(recurse=False))
+        own = [name for name in ("weight", "bias") if getattr(layer, name) is not None]
+        incoming = tuple(f"{source.layer}.{name}" for name in own)
         columns = next(iter(source.readers.values()))
         readers = tuple(source.readers)
         norms = tuple(source.norms)
@@ -123,14 +125,14 @@ class _Trace(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.sources: dict[str, _Source] = {}
-        self._names = {id(p): name for name, p in module.named_parameters(remove_duplicate=False)}
+        self._names = {id(p): plain_name(name) for name, p in module.named_parameters(remove_duplicate=False)}
         self._layers = {
-            f"{name}.weight": (name, layer)
+            f"{plain_name(name)}.weight": (plain_name(name), layer)
             for name, layer in module.named_modules()
             if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
         }
         self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
-        norms = {n: m for n, m in module.named_modules() if isinstance(m, NORMS)}
+        norms = {plain_name(n): m for n, m in module.named_modules() if isinstance(m, NORMS)}
         self._norms = {
             id(t): n for n, m in norms.items() for t in (m.weight, m.running_mean) if t is not None
         }
@@ -160,8 +162,10 @@ class _Trace(TorchFunctionMode):
 
     def obstacle(self, source: _Source) -> str:
         """Why the units of a layer cannot be told from what reads them; empty if they can."""
-        if len(self._uses[f"{source.layer}.weight"]) > 1:
-            return "its weight is shared"
+        _, layer = self._layers[f"{source.layer}.weight"]
+        own = (self._names[id(p)] for p in (layer.weight, layer.bias) if p is not None)
+        if any(len(self._uses.get(name, ())) > 1 for name in own):
+            return "its weights are shared"
         if not source.readers:
             return "read by nothing"
         for reader in source.readers:
@@ -227,34 +231,33 @@ class _Trace(TorchFunctionMode):
         return None
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-        x, weight = (args[i] if len(args) > i else kwargs[key] for i, key in enumerate(("input", "weight")))
-        found, parameter = self._carried.get(id(x)), self._names.get(id(weight), "")
-        _, layer = self._layers.get(parameter, ("", None))
-        known = layer is not None and self._inputs.get(parameter) == id(x)
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        x = given["input"]
+        found, parameter = self._carried.get(id(x)), self._names.get(id(given["weight"]), "")
+        known = parameter in self._layers and self._inputs.get(parameter) == id(x)
         if found is not None:
             fits = found.dim == (x.ndim - 1 if name == "linear" else 1)
-            if known and fits and found.source.readers.setdefault(parameter, found.columns) == found.columns:
-                self._uses.setdefault(parameter, set()).add(found.source.layer)
-            else:
-                found.source.obstacle = (
-                    found.source.obstacle or f"read by a {name} of weights that are computed"
+            if not (
+                known and fits and found.source.readers.setdefault(parameter, found.columns) == found.columns
+            ):
+                reason = (
+                    f"{parameter} is used elsewhere" if parameter else f"read by a {name} of computed weights"
                 )
+                found.source.obstacle = found.source.obstacle or reason
+        if parameter:
+            reads = (found.source.layer if found else "") if known else " another layer"
+            self._uses.setdefault(parameter, set()).add(reads)
+        if id(given.get("bias")) in self._names:
+            self._uses.setdefault(self._names[id(given["bias"])], set()).add(parameter)
         if known:
-            own, _ = self._layers[parameter]
-            if found is None:
-                self._uses.setdefault(parameter, set()).add("")
-            source = self.sources.setdefault(own, _Source(own, len(weight)))
-            self._carry(
-                out, _Carried(source, out.ndim - 1 if name == "linear" else out.ndim - _spatial(name) - 1, 1)
-            )
+            own, layer = self._layers[parameter]
+            source = self.sources.setdefault(own, _Source(own, len(layer.weight)))
+            dim = out.ndim - 1 if name == "linear" else out.ndim - int(name[-2]) - 1
+            self._carry(out, _Carried(source, dim, 1))
 
     def _carry(self, tensor: Tensor, carried: _Carried) -> None:
         self._alive.append(tensor)
         self._carried[id(tensor)] = carried
-
-
-def _spatial(name: str) -> int:
-    return int(name[-2])
 
 
 def _reshaped(x: Tensor, out: Tensor, found: _Carried) -> _Carried | None:

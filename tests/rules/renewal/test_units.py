@@ -100,9 +100,12 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(F.layer_norm(self.first(x), (4,))), "read by layer_norm"),
         (lambda self, x: self.second(self.first(x)) + self.first(x).norm(), "read by norm"),
         (lambda self, x: self.second(self.first(x)[:, [1, 0, 2, 3]]), "read by getitem"),
-        (lambda self, x: F.linear(self.first(x), 2 * self.second.weight), "read by a linear of weights that"),
-        (lambda self, x: F.linear(self.first(x), self.second.weight), "read by a linear of weights that"),
-        (lambda self, x: self.second(self.first(self.first(x))), "its weight is shared"),
+        (
+            lambda self, x: F.linear(self.first(x), 2 * self.second.weight),
+            "read by a linear of computed weights",
+        ),
+        (lambda self, x: F.linear(self.first(x), self.second.weight), "second.weight is used elsewhere"),
+        (lambda self, x: self.second(self.first(self.first(x))), "its weights are shared"),
         (lambda self, x: self.second(self.first(x)) + self.second(x), "second.weight reads others too"),
         (lambda self, x: self.second(self.first(x)) + self.second.weight.sum(), "second.weight reads others"),
         (lambda self, x: self.first(x) @ self.second.weight, "read by matmul"),
@@ -112,6 +115,15 @@ def test_what_reads_them_in_another_way(forward: Any, reason: str) -> None:
     found, left_out = found_in(Written(forward), 3, 4)
     assert "first" not in [units.layer for units in found]
     assert left_out["first"].startswith(reason)
+
+
+@pytest.mark.parametrize("shared", ["weight", "bias"])
+def test_layers_that_share_weights_have_no_units(shared: str) -> None:
+    module = Written(lambda self, x: self.third(self.second(self.first(x).relu()).relu()))
+    setattr(module.second, shared, getattr(module.first, shared))
+    found, left_out = found_in(module, 3, 4)
+    assert not found
+    assert left_out["second"] == "its weights are shared"
 
 
 def test_weights_that_are_computed_have_no_units() -> None:
