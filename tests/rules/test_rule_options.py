@@ -78,6 +78,7 @@ def test_names_are_those_of_files_and_configurations() -> None:
     assert found == {
         "ewc", "mas", "rwalk", "kfac_laplace", "synaptic_intelligence", "streaming_consolidation",
         "mesu", "bgd", "benna_fusi", "cascade", "metaplastic_gate", "l2_sp",
+        "l2_init", "shrink_and_perturb", "upgd", "fire",
         "weight_merging", "retention_guard", "experience_replay", "dark_experience_replay", "distillation",
         "continual_backprop", "re_do", "self_normalized_resets",
         "l2_init", "shrink_and_perturb", "upgd", "fire",
