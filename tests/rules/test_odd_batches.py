@@ -26,8 +26,9 @@ from cl_callbacks import (
     SynapticIntelligence,
 )
 from cl_callbacks.training.sample_count import SampleCount
-from tests.every_rule import CONSOLIDATING, REHEARSING, RULES, make
+from tests.every_rule import CONSOLIDATING, RECYCLING, REHEARSING, RULES, make
 from tests.odd.batches import OWN, WITHOUT_ROWS, Centred, Odd, loader_of, odd, reading
+from tests.odd.table import WITHOUT_UNITS
 from tests.references.rows import exact_scores, labelled_scores, mean_over_rows, norm_scores, reversed_scores
 from tests.small import Net, loader, make_trainer, task
 
@@ -81,7 +82,14 @@ KEPT = ["packed", "time major", "graphs", "images", "task and memory", "batch no
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"), [(r, n) for r in RULES for n in KEPT if not (r in REHEARSING and n in WITHOUT_ROWS)]
+    ("rule", "name"),
+    [
+        (rule, name)
+        for rule in RULES
+        for name in KEPT
+        if not (rule in REHEARSING and name in WITHOUT_ROWS)
+        and not (rule in RECYCLING and name in WITHOUT_UNITS)
+    ],
 )
 def test_a_boundary_that_keeps_recent_batches_serves_every_rule(rule: str, name: str) -> None:
     model, batches = odd(name, batches=4)

@@ -81,7 +81,6 @@ def test_names_are_those_of_files_and_configurations() -> None:
         "l2_init", "shrink_and_perturb", "upgd", "fire",
         "weight_merging", "retention_guard", "experience_replay", "dark_experience_replay", "distillation",
         "continual_backprop", "re_do", "self_normalized_resets",
-        "l2_init", "shrink_and_perturb", "upgd", "fire",
     }  # fmt: skip
 
 
