@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from cl_callbacks import EWC, MESU, DriftBoundaries, EpochBoundaries, SynapticIntelligence
 from tests.drift.traces import noisy
-from tests.every_rule import COUNTING_TASKS, OWNING, REHEARSING, RULES, make, same
+from tests.every_rule import COUNTING_TASKS, OWNING, RECYCLING, REHEARSING, RULES, make, same
 from tests.processes import train_together
 from tests.resumable import Resumable
 from tests.small import CLASSES, FEATURES, Net, make_trainer, task
@@ -62,7 +62,9 @@ def parts(case: str) -> tuple[Net, list[Any], Any, int, int]:
     elif case == "owner":
         rules = [MESU(100, 0.2, draws=3)]
     else:
-        rules = [make(rule, 0.2, name=rule) for rule in RULES if rule not in {*OWNING, *REHEARSING}]
+        rules = [
+            make(rule, 0.2, name=rule) for rule in RULES if rule not in {*OWNING, *REHEARSING, *RECYCLING}
+        ]
     return Sharded(), rules, EpochBoundaries(2), 4, 15
 
 
