@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
 from cl_callbacks.guards.few import few, some
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
+from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.rules.renewal.activity import Activity, Measure
 from cl_callbacks.rules.renewal.recycling import Recycling
 from cl_callbacks.rules.renewal.units import Units, find_units
@@ -95,6 +97,7 @@ class UnitRule(SynapticCallback):
         """State of units, by name and layer."""
         self._activity: Activity | None = None
         self._recycling: Recycling | None = None
+        self._new_readers: dict[str, int] = {}  # found, and no part of the state before a step
         self._task_is_new = True
         self._stepped = False  # in the present batch
 
@@ -195,6 +198,9 @@ class UnitRule(SynapticCallback):
         self._activity = None
 
     def _after_step(self, trainer: Trainer, pl_module: LightningModule, activity: Activity) -> None:
+        if self._new_readers:
+            self.readers, self._new_readers = self.readers | self._new_readers, {}
+            self._place_units(pl_module)
         self.steps += 1
         self.samples: float | Tensor = sum_of_processes(trainer, float(activity.samples))
         found = activity.take()
@@ -218,17 +224,20 @@ class UnitRule(SynapticCallback):
         if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
             self._place(pl_module, growing=True)
         found, left_out = find_units(pl_module, run)
-        found = [self._with_all_readers(units) for units in found]
+        own = {f"{units.layer} {name}": units.columns for units in found for name in units.outgoing}
+        readers = self.readers | own
+        found = [_with_all(readers, units) for units in found]
         chosen = []
         for units in found:
             if not {*units.incoming, *units.outgoing} <= set(self.synapses.view.names):
                 left_out[units.layer] = "some of its weights are not trained, or not selected"
-            elif len({self.readers[f"{units.layer} {name}"] for name in units.outgoing}) > 1:
+            elif len({readers[f"{units.layer} {name}"] for name in units.outgoing}) > 1:
                 left_out[units.layer] = "read as channels and as numbers"
             else:
                 chosen.append(units)
-        for layer in read_elsewhere(pl_module, chosen, run):
-            left_out[layer] = "read by something that torch cannot follow"
+        with Section():  # weights are changed meanwhile
+            for layer in read_elsewhere(pl_module, chosen, run):
+                left_out[layer] = "read by something that torch cannot follow"
         self.units = [units for units in chosen if units.layer not in left_out]
         reasons = some([f"{layer} ({reason})" for layer, reason in left_out.items()])
         if not found and not self.steps:
@@ -237,20 +246,13 @@ class UnitRule(SynapticCallback):
                 f"{reasons or 'it runs no linear or convolutional layer'}. Units are the outputs of a linear "
                 f"or convolutional layer that only other such layers read."
             )
-        self._place_units(pl_module)
+        self._new_readers = own
         number, layers = sum(units.number for units in self.units), few([units.layer for units in self.units])
         if not number:
             rank_zero_warn(f"{type(self).__name__} can replace no units in this task: {reasons}.")
         elif first_time(self, "units"):
             no_others = f"; no others: {reasons}" if reasons else ""
             say(trainer, f"{self.name} may replace {number} units, of {layers}{no_others}")
-
-    def _with_all_readers(self, units: Units) -> Units:
-        """The units with the readers of earlier tasks too, such as other heads."""
-        self.readers |= {f"{units.layer} {name}": units.columns for name in units.outgoing}
-        known = [key.split(" ") for key in self.readers]
-        names = tuple(reader for layer, reader in known if layer == units.layer)
-        return Units(units.layer, units.number, units.incoming, units.norms, names, units.rows, units.columns)
 
     def _place_units(self, pl_module: LightningModule) -> None:
         for units in self.units:
@@ -281,6 +283,13 @@ class UnitRule(SynapticCallback):
             name: {layer: t.detach().clone() for layer, t in state_dict["units"].get(name, {}).items()}
             for name in self.unit_state
         }
+
+
+def _with_all(readers: Mapping[str, int], units: Units) -> Units:
+    """The units with the readers of earlier tasks too, such as other heads."""
+    known = [key.split(" ") for key in readers]
+    names = tuple(reader for layer, reader in known if layer == units.layer)
+    return replace(units, outgoing=names)
 
 
 class UnitWeights:
