@@ -83,23 +83,26 @@ def watched(rule: str, **options: Any) -> list[Callback]:
     return [exact(rule, **options), EpochBoundaries(1), SynapseStatistics(every_n_steps=2), evaluation]
 
 
+DRAWING = [*OWNING, "shrink", "shrink steps"]
+
+
 @cache
 def at_home(rule: str) -> Found:
     return train(AT_HOME, *watched(rule))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in OWNING])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in DRAWING])
 @two_devices
 def test_every_rule_is_as_on_one_device(rule: str, places: Places) -> None:
     assert_alike(train(places, *watched(rule)), at_home(rule))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in OWNING])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in DRAWING])
 def test_so_it_is_with_its_state_elsewhere(rule: str) -> None:
     assert_alike(train(PLACES["two of them"], *watched(rule, state_device="cpu")), at_home(rule))
 
 
-@pytest.mark.parametrize("rule", OWNING)
+@pytest.mark.parametrize("rule", DRAWING)
 @pytest.mark.parametrize("options", [{}, {"state_device": "cpu"}], ids=["beside", "on the CPU"])
 def test_rules_that_draw_for_each_device_do_the_same_twice(rule: str, options: dict[str, Any]) -> None:
     first, second = (train(PLACES["two of them"], *watched(rule, **options)) for _ in range(2))

@@ -17,8 +17,9 @@ HARD = "PlateauBoundaries(hard_samples=10)"
 def test_no_rule_makes_the_host_wait(rule: str) -> None:
     measured = counts.beyond_none(rule)
     measured.pop("end of a task")
-    # StreamingConsolidation reads the unit of its importance, DarkExperienceReplay outputs that it stores.
-    rarely = 0.22 if rule == "der" or rule.startswith("streaming") else 0.0
+    # StreamingConsolidation reads the unit of its importance, DarkExperienceReplay outputs that it stores, and
+    # ReDo the dormant units, after every second step here.
+    rarely = 0.22 if rule == "der" or rule.startswith("streaming") else 0.5 if rule == "redo" else 0.0
     assert all(0.0 <= waited <= rarely for waited in measured.values()), measured
 
 
@@ -29,7 +30,7 @@ def test_two_processes_wait_no_more_than_without(name: str) -> None:
         assert set.union(*found) in ({0, 1}, {0, 1, 2})
         return
     # StreamingConsolidation reads the unit of its importance, once in so many steps that it changes little.
-    reads = {0, 1} if name.startswith("streaming") else {0}
+    reads = {0, 1} if name.startswith("streaming") or name == "redo" else {0}
     assert found == [reads, reads]
 
 

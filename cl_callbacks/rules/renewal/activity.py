@@ -84,7 +84,7 @@ class Activity:
             else:
                 found = _active(x, channel, units)
             total = self._sums[measure].get(name)
-            self._sums[measure][name] = found if total is None else total.add_(found)
+            self._sums[measure][name] = found if total is None else total.add_(found.to(total.device))
         self._calls[name] = self._calls.get(name, 0) + 1
 
 

@@ -60,7 +60,7 @@ class Recycling:
             if means is not None:
                 bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
                 if bias is not None:
-                    bias.add_(bias_shift(reader, means, columns).to(bias))
+                    bias.add_(bias_shift(reader, means.to(reader), columns.to(reader.device)).to(bias))
             self._replace(reader, 1, columns, None)
 
     def _renew_norm(self, norm: Any, rows: Tensor) -> None:
@@ -73,6 +73,7 @@ class Recycling:
                 self._replace(parameter, 0, rows, torch.full((len(rows),), value))
 
     def _replace(self, parameter: Tensor, dim: int, index: Tensor, new: Tensor | None) -> None:
+        index = index.to(parameter.device)
         if new is None:
             parameter.index_fill_(dim, index, 0.0)
         else:

@@ -208,8 +208,10 @@ class UnitRule(SynapticCallback):
             average_over_processes_([t for by_layer in found.values() for t in by_layer.values()])
         for units in self.units:
             if all(units.layer in by_layer for by_layer in found.values()):
-                own = {measure: by_layer[units.layer] for measure, by_layer in found.items()}
-                index = self.choose(units, own, UnitWeights(pl_module, units))
+                weights = UnitWeights(pl_module, units)
+                device = weights.incoming.device
+                own = {measure: by_layer[units.layer].to(device) for measure, by_layer in found.items()}
+                index = self.choose(units, own, weights)
                 if index is not None and len(index) and self._recycling is not None:
                     self._recycling.renew(units, index, self.steps, self.means(units))
                     self.renewed += len(index)
@@ -302,4 +304,7 @@ class UnitWeights:
 
     def __init__(self, module: LightningModule, units: Units) -> None:
         self.incoming: Tensor = module.get_parameter(f"{units.layer}.weight").detach()
-        self.outgoing: Sequence[Tensor] = [module.get_parameter(n).detach() for n in units.outgoing]
+        device = self.incoming.device  # readers may be on another one
+        self.outgoing: Sequence[Tensor] = [
+            module.get_parameter(name).detach().to(device) for name in units.outgoing
+        ]
