@@ -47,7 +47,6 @@ from text_sequences import default_model, domains, language_model
 
 import cl_callbacks
 from cl_callbacks import (
-    Distillation,
     EpochBoundaries,
     RetentionGuard,
     SeedEpochs,
@@ -74,7 +73,7 @@ METHODS = {
         "WeightMerging(0.7)",
         f"WeightMerging(0.7), {REPLAY_OF_TEXTS}",
         "Distillation()",
-        "LogitDistillation(3.0)",
+        "Distillation(3.0, likelihood='gaussian')",
         EWC_OF_TEXTS,
         "none @ joint=1",
         "frozen",
@@ -90,17 +89,6 @@ METHODS = {
     ],
 }
 TUNING_SEEDS = 10
-
-
-class LogitDistillation(Distillation):
-    """Holds the logits of all heads by their squared distance, which has no use for labels."""
-
-    def __init__(self, strength: float, **options: Any) -> None:
-        super().__init__(strength, likelihood="gaussian", **options)
-
-    def outputs(self, pl_module: Any, batch: Any) -> Tensor:
-        found: Tensor = pl_module.outputs_of_all_heads(batch)[0]
-        return found
 
 
 class ScoreTasks(Callback):

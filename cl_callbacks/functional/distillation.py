@@ -95,14 +95,20 @@ def positions_with_label(outputs: Tensor, labels: Tensor | None, reading: Readin
         reading: how they are read.
 
     Returns:
-        ``None`` where all positions count: without labels, for probabilities of classes, for numbers.
+        Of the shape of the outputs, without their classes if ``"categorical"``; ``None`` where all positions
+        count: without labels, for probabilities of classes, for numbers.
 
     Example:
         >>> positions_with_label(torch.zeros(1, 2, 3), torch.tensor([[1, -100]]), Reading())
         tensor([[ True, False]])
     """
-    if labels is None or reading.likelihood == "gaussian":
+    if labels is None:
         return None
+    if reading.likelihood == "gaussian":  # outputs that are compared as numbers may have classes as labels
+        classes = not labels.is_floating_point() and outputs.ndim > 1 and outputs.shape[-1] > 1
+        if not (classes and labels.shape in index_shapes(torch.empty(outputs.shape, device="meta"), -1)):
+            return None
+        return (labels.reshape(outputs.shape[:-1]) != reading.ignore_index).unsqueeze(-1).expand_as(outputs)
     if reading.likelihood == "bernoulli":
         return labels.reshape(outputs.shape) != reading.ignore_index
     own = outputs.movedim(-1, reading.class_dim).shape

@@ -17,8 +17,8 @@ HARD = "PlateauBoundaries(hard_samples=10)"
 def test_no_rule_makes_the_host_wait(rule: str) -> None:
     measured = counts.beyond_none(rule)
     measured.pop("end of a task")
-    # StreamingConsolidation reads the unit of its importance, DarkExperienceReplay outputs that it stores, and
-    # ReDo the dormant units, after every second step here.
+    # StreamingConsolidation reads the unit of its importance, DarkExperienceReplay outputs that it stores,
+    # and ReDo the dormant units, after every second step here.
     rarely = 0.22 if rule == "der" or rule.startswith("streaming") else 0.5 if rule == "redo" else 0.0
     assert all(0.0 <= waited <= rarely for waited in measured.values()), measured
 

@@ -281,8 +281,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
                 f"those of a teacher: let them be computed without no_grad and detach"
             )
         if self.on == "outputs":
+            of_classes = labels is not None and not labels.is_floating_point()
             self._reading = decide_reading(
-                new.detach(), labels,
+                new.detach(), None if self.likelihood == "gaussian" and of_classes else labels,
                 likelihood=self.likelihood, class_dim=self.class_dim, ignore_index=self.ignore_index,
             )  # fmt: skip
             new, labels = self._look(trainer, pl_module, batch)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cl_callbacks import Distillation, SynapticCallback
-from cl_callbacks.functional import distillation_loss
+from cl_callbacks.functional import Reading, distillation_loss, positions_with_label
 from tests.processes import train_together
 from tests.references.distillation import without_forgetting
 from tests.small import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -504,3 +504,29 @@ def test_a_head_beside_the_adapters_is_refused() -> None:
 def test_arguments_that_cannot_work(arguments: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Distillation(**arguments)
+
+
+class Labelled(Heads):
+    """Tells the outputs of all heads, with classes as labels."""
+
+    def outputs_of_all_heads(self, batch: Any) -> Any:
+        body = self.body(batch[0]).tanh()
+        outputs = torch.stack([head(body) for head in self.heads], 1)
+        return outputs, batch[1].view(-1, 1, 1).expand(-1, len(self.heads), 1)
+
+
+def test_outputs_of_classes_may_be_compared_as_numbers() -> None:
+    found, wanted = Labelled().double(), Heads().double()
+    wanted.load_state_dict(found.state_dict())
+    fit(found, Distillation(1.0, likelihood="gaussian"), tasks=2)
+    fit(wanted, EachHead(1.0, likelihood="gaussian"), tasks=2)
+    assert torch.equal(weights(found), weights(wanted))
+
+
+def test_positions_without_a_label_do_not_count_among_numbers() -> None:
+    outputs, labels = torch.zeros(2, 3, 4), torch.tensor([[0, -100, 2], [1, 1, -100]])
+    for given in (labels, labels.unsqueeze(-1)):
+        mask = positions_with_label(outputs, given, Reading("gaussian"))
+        assert mask is not None and mask.shape == outputs.shape
+        assert torch.equal(mask.all(-1), labels >= 0) and torch.equal(mask.any(-1), labels >= 0)
+    assert positions_with_label(outputs, torch.zeros(2, 3, 4), Reading("gaussian")) is None
