@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -92,3 +93,17 @@ def test_a_pass_within_a_pass_restores_what_that_has_drawn() -> None:
             seed_torch(trainer, model, 6)
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.initial_seed() == 77
+
+
+def test_what_a_pass_within_a_pass_has_found_is_not_what_another_thread_restores() -> None:
+    trainer, model = make_trainer(), Net()
+    torch.manual_seed(77)
+    found: list[int] = []
+    with ExitStack() as passes:
+        for seed in range(5, 9):  # each finds the seed of the one around it
+            passes.enter_context(isolated_rng(trainer, model))
+            seed_torch(trainer, model, seed)
+        thread = threading.Thread(target=lambda: found.append(initial_seed()))
+        thread.start()
+        thread.join()
+    assert found == [77]
