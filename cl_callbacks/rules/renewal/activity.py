@@ -83,6 +83,7 @@ class Activity:
                 found = _by_unit(x.abs().mean(others, dtype=wide), units)
             else:
                 found = _active(x, channel, units)
+            found = found.nan_to_num(0.0, 0.0, 0.0)  # a lost batch is not to be remembered for ever
             total = self._sums[measure].get(name)
             self._sums[measure][name] = found if total is None else total.add_(found.to(total.device))
         self._calls[name] = self._calls.get(name, 0) + 1

@@ -84,6 +84,7 @@ class ContinualBackprop(UnitRule):
         self.due: dict[str, float] = {}
         """Number of units of each layer that are due to be replaced: a fraction below 1."""
         self._young: dict[str, list[int]] = {}  # steps at which units of a layer become mature
+        self._means: Tensor | None = None
 
     def begin_units(self, units: Units) -> None:
         """Reads, once, when the units become mature: no step has to ask the device."""

@@ -95,6 +95,8 @@ class UnitRule(SynapticCallback):
         """Those that the rule may replace; empty before the first batch."""
         self.unit_state: dict[str, dict[str, Tensor]] = {n: {} for n in (*self.of_units, *self.of_inputs)}
         """State of units, by name and layer."""
+        self.samples: float | Tensor = 0.0
+        """Number of samples of the latest step, over all processes."""
         self._activity: Activity | None = None
         self._recycling: Recycling | None = None
         self._new_readers: dict[str, int] = {}  # found, and no part of the state before a step
@@ -202,7 +204,7 @@ class UnitRule(SynapticCallback):
             self.readers, self._new_readers = self.readers | self._new_readers, {}
             self._place_units(pl_module)
         self.steps += 1
-        self.samples: float | Tensor = sum_of_processes(trainer, float(activity.samples))
+        self.samples = sum_of_processes(trainer, float(activity.samples))
         found = activity.take()
         if trainer.world_size > 1:
             average_over_processes_([t for by_layer in found.values() for t in by_layer.values()])

@@ -302,6 +302,22 @@ def test_passes_of_other_rules_are_not_counted(others: list[str]) -> None:
         assert same(found[0], found[1]) and same(found[0], found[2])
 
 
+@pytest.mark.parametrize("rule", ["cbp", "redo", "snr"])
+def test_a_batch_that_is_not_finite_is_not_remembered(rule: str) -> None:
+    class Guarded(Net):
+        def on_after_backward(self) -> None:
+            for p in self.parameters():
+                if p.grad is not None and not p.grad.isfinite().all():
+                    p.grad.zero_()
+
+    x, y = task(0)
+    x[9] = torch.nan
+    model, memory = Guarded(rectified(), lambda p: torch.optim.SGD(p, lr=0.1)), make(rule)
+    make_trainer(memory, EpochBoundaries(1), max_epochs=2).fit(model, loader(x, y))
+    assert weights(model).isfinite().all()
+    assert all(t.isfinite().all() for own in memory.unit_state.values() for t in own.values())
+
+
 class Heads(Net):
     """One for each epoch."""
 
