@@ -47,7 +47,7 @@ class Activity:
             for layer in units
             for reader in layer.outgoing
         ]
-        self._first: str | None = None  # the layer by which samples are counted
+        self._first: nn.Module | None = None  # the reader by whose calls samples are counted
 
     def take(self) -> Mapping[Measure, Mapping[str, Tensor]]:
         """The averages since the last time, by measure and layer; those of layers that have run."""
@@ -64,15 +64,15 @@ class Activity:
     def _heard(self, units: Units) -> Any:
         def hear(reader: nn.Module, args: tuple[Any, ...]) -> None:
             if self.listening and not leaves_no_trace():
-                self._add(units, args[0].detach(), isinstance(reader, nn.Linear))
+                self._add(units, args[0].detach(), reader)
 
         return hear
 
     @torch.no_grad()
-    def _add(self, units: Units, x: Tensor, flat: bool) -> None:
-        name, channel = units.layer, x.ndim - 1 if flat else 1
-        if self._first in (None, name):
-            self._first = name
+    def _add(self, units: Units, x: Tensor, reader: nn.Module) -> None:
+        name, channel = units.layer, x.ndim - 1 if isinstance(reader, nn.Linear) else 1
+        if self._first in (None, reader):
+            self._first = reader
             self.samples += len(x)
         others = [d for d in range(x.ndim) if d != channel]
         wide = torch.promote_types(x.dtype, torch.float32)

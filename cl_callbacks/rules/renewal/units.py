@@ -185,13 +185,13 @@ class _Trace(TorchFunctionMode):
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         given, outputs = flat_tensors((args, kwargs)), flat_tensors(result)
-        if not outputs:  # a shape, a type, a number
+        carried = [(t, self._carried[id(t)]) for t in given if id(t) in self._carried]
+        if not outputs and name != "__setitem__":  # a shape, a type, a number
             return
         name = name if name.startswith("__") else name.rstrip("_")
         if name in _READERS:
             return self._read(name, args, kwargs, outputs[0])
-        carried = [(t, self._carried[id(t)]) for t in given if id(t) in self._carried]
-        kept = self._kept(name, func, args, kwargs, carried, outputs) if carried else None
+        kept = self._kept(name, func, args, kwargs, carried, outputs) if carried and outputs else None
         if kept is not None:
             self._carry(outputs[0], kept)
         for _, found in carried:
@@ -287,14 +287,11 @@ def _moved(
     x: Tensor, found: _Carried, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> _Carried | None:
     """The units after their dimension has become another one, which its stride tells."""
-    shape = [2] * x.ndim  # no two strides alike
-    if any(n == 1 for n in x.shape):
-        shape = [1 if n == 1 else 2 for n in x.shape]
-    meta = torch.empty(shape, device="meta")
+    if x.shape[found.dim] == 1:
+        return None
+    meta = torch.empty([1 if n == 1 else 2 for n in x.shape], device="meta")  # no two strides of 2 are alike
     moved = func(
         *[meta if a is x else a for a in args], **{k: meta if a is x else a for k, a in kwargs.items()}
     )
-    if x.shape[found.dim] == 1:
-        return None
     dims = [d for d in range(moved.ndim) if moved.shape[d] == 2 and moved.stride(d) == meta.stride(found.dim)]
     return _Carried(found.source, dims[0], found.columns) if len(dims) == 1 else None

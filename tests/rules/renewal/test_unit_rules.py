@@ -24,6 +24,7 @@ from cl_callbacks import (
     SelfNormalizedResets,
     SynapticIntelligence,
 )
+from cl_callbacks.rules.renewal.activity import Activity
 from cl_callbacks.rules.renewal.recycling import Recycling
 from cl_callbacks.rules.renewal.unit_rule import UnitRule
 from cl_callbacks.rules.renewal.units import Units, find_units
@@ -316,6 +317,21 @@ def test_a_batch_that_is_not_finite_is_not_remembered(rule: str) -> None:
     make_trainer(memory, EpochBoundaries(1), max_epochs=2).fit(model, loader(x, y))
     assert weights(model).isfinite().all()
     assert all(t.isfinite().all() for own in memory.unit_state.values() for t in own.values())
+
+
+def test_a_sample_counts_once_for_however_many_readers() -> None:
+    net = nn.ModuleDict({"body": nn.Linear(3, 4), "one": nn.Linear(4, 2), "other": nn.Linear(4, 2)})
+
+    def run() -> Tensor:
+        body = net["body"](torch.ones(5, 3)).relu()
+        return net["one"](body).sum() + net["other"](body).sum()
+
+    found, _ = find_units(net, run)
+    activity = Activity(net, found, ["active"])
+    activity.listening = True
+    run()
+    run()
+    assert activity.samples == 10
 
 
 class Heads(Net):

@@ -57,6 +57,11 @@ class Written(nn.Module):
         return self.written(self, x)
 
 
+def overwritten(h: Tensor, x: Tensor) -> Tensor:
+    h[:, 0] = x[:, 0]
+    return h
+
+
 def found_in(module: nn.Module, *shape: int) -> tuple[list[Units], dict[str, str]]:
     return find_units(module, lambda: module(torch.randn(shape)).sum())
 
@@ -100,6 +105,7 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(F.layer_norm(self.first(x), (4,))), "read by layer_norm"),
         (lambda self, x: self.second(self.first(x)) + self.first(x).norm(), "read by norm"),
         (lambda self, x: self.second(self.first(x)[:, [1, 0, 2, 3]]), "read by getitem"),
+        (lambda self, x: self.second(overwritten(self.first(x), x)), "read by setitem"),
         (
             lambda self, x: F.linear(self.first(x), 2 * self.second.weight),
             "read by a linear of computed weights",
