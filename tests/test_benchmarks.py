@@ -114,6 +114,22 @@ def test_retention(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [("permuted", {"online", "backward", "one step"}), ("random_labels", {"first", "last"})],
+)
+def test_plasticity(table: str, columns: set[str], tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    write_pictures(tmp_path / "mnist", train=100, test=40)
+    methods = ["none @ tasks=3 epochs=1", "ContinualBackprop(0.1, maturity=1) @ tasks=3 epochs=1"]
+    arguments = [table, "--data-dir", ".", "--out", "found.jsonl", "--seeds", "0", "--methods", *methods]
+    run("plasticity.py", *arguments, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [line["method"] for line in lines] == methods
+    assert all(set(line["scores"]) == columns for line in lines)
+
+
+@pytest.mark.slow
 def test_boundaries(tmp_path: Path) -> None:
     arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
     kinds = ["declared", "cusum", "none"]

@@ -46,7 +46,7 @@ class Fork:
     ) -> None:
         self._trainer, self._module, self._start, self._seed = trainer, pl_module, start, seed
         rules = [c for c in trainer.callbacks if isinstance(c, SynapticCallback)]  # type: ignore[attr-defined]
-        self._rules = [rule for rule in rules if rule.holds_weights]
+        self._rules = [rule for rule in rules if rule.holds_weights or rule.owns_update]
         self._listening = next((rule.listening for rule in rules if rule.listening is not None), None)
         self._optimizers = with_inner(trainer.optimizers)
 

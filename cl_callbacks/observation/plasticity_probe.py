@@ -52,12 +52,13 @@ class PlasticityProbe(OfOneTrainer):
     What is above 0 has cost plasticity. Below 0, what was learned helps: the representation of a pretrained
     network mostly does. The three add up to :math:`L_\text{as is} - L_\text{fresh}`.
 
-    Rules that rehearse, distil, renew or average take no part. Afterwards weights, optimizers, rules, random
-    numbers and loggers are as before, bit for bit. It takes as long as four times ``steps`` steps of
-    training, and a copy of the network's first weights on the CPU, which is in checkpoints. All seven numbers
-    go to the loggers as ``cl_task/plasticity/…``, and are in :attr:`results`; so do the norm of the weights,
-    their distance from the first ones, and for each layer whose units can be told the share that is dormant
-    and the ranks of their activations: see :func:`~cl_callbacks.observation.condition.condition`.
+    Rules that rehearse, distil or renew take no part, unless they own the update. Afterwards weights,
+    optimizers, rules, random numbers and loggers are as before, bit for bit. It takes as long as four times
+    ``steps`` steps of training, and a copy of the network's first weights on the CPU, which is in
+    checkpoints. All seven numbers go to the loggers as ``cl_task/plasticity/…``, and are in :attr:`results`;
+    so do the norm of the weights, their distance from the first ones, and for each layer whose units can be
+    told the share that is dormant and the ranks of their activations: see
+    :func:`~cl_callbacks.observation.condition.condition`.
 
     Args:
         every_n_tasks: from one probe to the next.

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cl_callbacks import BGD, EWC, MESU, EpochBoundaries, PlasticityProbe, SynapticIntelligence
+from cl_callbacks import BGD, EWC, L2SP, MESU, UPGD, EpochBoundaries, PlasticityProbe, SynapticIntelligence
+from cl_callbacks.observation.fork import WAYS, Fork
 from cl_callbacks.observation.fresh_tasks import fresh_batches
 from tests.every_rule import assert_same, make, state
 from tests.small import CLASSES, FEATURES, Net, loader, make_trainer, plain_net, task, weights
@@ -27,7 +28,7 @@ def fit(model: Net, *callbacks: Callback, epochs: int = 2, **options: Any) -> Tr
 
 
 @pytest.mark.parametrize(
-    "rules", [[], ["ewc"], ["si", "l2sp"], ["mesu"], ["bgd"], ["cbp", "ewc"], ["er", "lwf"]]
+    "rules", [[], ["ewc"], ["si", "l2sp"], ["mesu"], ["upgd"], ["bgd"], ["cbp", "ewc"], ["er", "lwf"]]
 )
 def test_training_is_the_same_bit_for_bit(rules: list[str], tmp_path: Any) -> None:
     """Weights, statistics of BatchNorm, moments, states of rules and random numbers."""
@@ -103,6 +104,20 @@ def test_a_rule_that_lets_nothing_move_is_rigid(rule: Any) -> None:
     assert last["optimizer"] == 0.0  # plain gradient descent has no state
     if not isinstance(rule(), MESU):  # which begins anew as it began, and so stays where it is
         assert last["rigidity"] > 0.05
+
+
+def test_a_rule_that_owns_the_update_takes_part_whatever_it_is_for() -> None:
+    class Forking(Callback):
+        observes = True
+
+        def on_task_end(self, trainer: Trainer, pl_module: Any, task: int) -> None:
+            fork = Fork(trainer, pl_module, {}, 0)
+            self.copies = {way: [type(rule) for rule in fork._copies(way)] for way in WAYS}
+
+    forking = Forking()
+    fit(Net(plain_net(), lambda p: torch.optim.SGD(p, lr=0.1)), UPGD(), make("l2sp"), make("er"), forking)
+    assert forking.copies["as_is"] == [UPGD, L2SP]
+    assert forking.copies["released"] == forking.copies["fresh"] == [UPGD]
 
 
 def test_without_learning_nothing_is_lost() -> None:
