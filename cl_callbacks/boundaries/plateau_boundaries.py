@@ -46,7 +46,7 @@ class PlateauBoundaries(ReadsOutputs, MonitoredBoundaries):
         recent_samples: number of recent samples to keep, on the device they arrive on.
         hard_samples: number of samples with the highest loss to keep and use instead; 0 for none. Costs one
             extra forward pass of every batch, and waits for the device only when losses are read. Batches
-            are read as the rules read them, see :meth:`outputs`, and must have one shape, apart from the
+            are read as the rules read them, see ``outputs``, and must have one shape, apart from the
             number of samples.
 
     Raises:

@@ -119,7 +119,7 @@ def read_labels(
             no class count as positions without a target.
 
     Returns:
-        Outputs, with the classes last; and labels: integer classes or probabilities for
+        Outputs with the classes last, and labels. These are integer classes or probabilities for
         ``"categorical"``, targets of the outputs' shape otherwise, with -100 at positions without a target.
 
     Example:

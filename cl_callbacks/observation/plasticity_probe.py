@@ -58,7 +58,7 @@ class PlasticityProbe(OfOneTrainer):
     checkpoints. All seven numbers go to the loggers as ``cl_task/plasticity/…``, and are in :attr:`results`;
     so do the norm of the weights, their distance from the first ones, and for each layer whose units can be
     told the share that is dormant and the ranks of their activations: see
-    :func:`~cl_callbacks.observation.condition.condition`.
+    ``observation/condition.py``.
 
     Args:
         every_n_tasks: from one probe to the next.

@@ -51,7 +51,7 @@ class TaskEvaluation(OfOneTrainer):
 
     The scores are those that the module logs in its validation, which has one loader per task: the Trainer's
     own validation if it runs at the task's end, else an extra one (see
-    :func:`~cl_callbacks.training.quiet_validation.quiet_validation`, also for what a module must not do in
+    ``training/quiet_validation.py``, also for what a module must not do in
     it). If the end of a task is found late, the network of that earlier step is scored.
 
     Which loader is whose is told by ``order``; else by the numbers in the batches with

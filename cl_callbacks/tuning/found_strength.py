@@ -19,9 +19,9 @@ class FoundStrength:
     """Scores on two tasks at each strength, and the strength to use.
 
     The best factor is the one with the best average of the score on the first task and of what the second
-    shows for all later ones (see :func:`~cl_callbacks.functional.grid.as_importance_adds_up`), after
+    shows for all later ones (see :func:`~cl_callbacks.functional.as_importance_adds_up`), after
     smoothing over neighbouring factors. Of those as good as that it is the one nearest to 1: see
-    :func:`~cl_callbacks.functional.grid.best_on_grid`. Factors above 1 are not chosen if the pulls of the
+    :func:`~cl_callbacks.functional.best_on_grid`. Factors above 1 are not chosen if the pulls of the
     whole sequence would add up to more than what was tried.
 
     Args:
@@ -76,7 +76,7 @@ class FoundStrength:
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The suggestion: strength of each rule, in the order of :attr:`rules`."""
+        """The suggestion: strength of each rule, in the order of ``rules``."""
         return tuple(strength * self.factor for strength in self.own_strengths)
 
     @property

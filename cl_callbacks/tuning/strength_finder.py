@@ -32,10 +32,10 @@ class StrengthFinder(OfOneTrainer):
     factors, by which the strengths of all rules that pull weights towards old values are multiplied together.
     Validation scores both tasks. The score on the second tells how well later ones will be learned, towards
     which the pulls of all tasks before add up (see
-    :func:`~cl_callbacks.functional.grid.as_importance_adds_up`; with a ``decay`` they add up to less, and
+    :func:`~cl_callbacks.functional.as_importance_adds_up`; with a ``decay`` they add up to less, and
     the suggestion errs on the weak side). Of the factors whose average of both, smoothed over its
     neighbours, is as good as the best, the one nearest to 1 wins (see
-    :func:`~cl_callbacks.functional.grid.best_on_grid`).
+    :func:`~cl_callbacks.functional.best_on_grid`).
 
     Then the fit goes on as if nothing had been: the same weights, optimizers, random numbers, data, progress
     and metrics as in a fit with these strengths from the start. This takes as long as learning ``1 +

@@ -110,7 +110,7 @@ class AnchoredRule(SynapticCallback):
         Args:
             synapses: all synapses of the rule.
             importance: ``[sum, number]`` over this process's synapses, of
-                :func:`~cl_callbacks.functional.normalization.sum_and_number`.
+                :func:`~cl_callbacks.functional.sum_and_number`.
             what: description of what was measured, for the warning.
         """
         total, number = synapses.total(importance).tolist()

@@ -53,10 +53,10 @@ class Distillation(OutputsOfBatch, BatchGradients):
     Before the first task has ended nothing is added. ``"adapters_off"`` is the network without its ``peft``
     adapters, from the first step on and without a copy.
 
-    How outputs are read is :meth:`outputs`. Where each task has a head of its own, those of all heads are to
+    How outputs are read is ``outputs``. Where each task has a head of its own, those of all heads are to
     be compared: what the module's ``outputs_of_all_heads(batch)`` returns, such as ``(N, heads, classes)``,
     alone or with labels, if it has such a method, as :class:`~cl_callbacks.SequentialFineTuner` has; else
-    override :meth:`outputs`. Heads that no task has trained are left out. Weights that the task's loss does
+    override ``outputs``. Heads that no task has trained are left out. Weights that the task's loss does
     not reach, such as the heads of earlier tasks, stay as they are.
 
     Sources: Li & Hoiem 2016, learning without forgetting (arXiv 1606.09282); Hinton et al. 2015 (1503.02531).

@@ -47,7 +47,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
     Widths of layers differ, and with them the standard deviation that their weights bear. Where no absolute
     one is given, it is in units of :math:`1/\sqrt n`, with :math:`n` the number of inputs of each unit of
-    the layer: see :func:`~cl_callbacks.synapses.fan_in.fan_in`.
+    the layer: see ``synapses/fan_in.py``.
 
     Args:
         initial_std: :math:`\sigma` at the start, above 0, of all weights alike; by default it is relative.
@@ -159,8 +159,8 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
     def observations(self, batch: Any) -> int:
         """Number of observations over which the loss of a batch is averaged: by default its samples.
 
-        These are the rows of :meth:`outputs`, for which the network is run now and then: see
-        :class:`~cl_callbacks.training.sample_count.SampleCount`. Override it for other units, such as the
+        These are the rows of ``outputs``, for which the network is run now and then: see
+        ``training/sample_count.py``. Override it for other units, such as the
         tokens of a language model, or for manual accumulation, to return the number in all batches of the
         step.
         """
@@ -272,7 +272,7 @@ class UncertainRule(OutputsOfBatch, SynapticCallback):
 
         The mean of their softmax is the predictive distribution; their disagreement is the uncertainty of
         the network. The weights are the means again afterwards. The outputs of a batch are those of
-        :meth:`outputs`.
+        ``outputs``.
 
         Args:
             pl_module: the module that the rule has trained.

@@ -31,7 +31,7 @@ class DarkExperienceReplay(ReplayRule):
     over samples and outputs; if a head has grown since, over the outputs that there were. :math:`L` is the
     module's own ``training_step``. With :math:`\beta=0` this is DER.
 
-    How outputs are read is :meth:`outputs`, which may be overridden. All else is as in
+    How outputs are read is ``outputs``, which may be overridden. All else is as in
     :class:`~cl_callbacks.ExperienceReplay`: **real samples are kept, on the CPU and in checkpoints**;
     ``save_samples=False`` keeps them out of these.
 

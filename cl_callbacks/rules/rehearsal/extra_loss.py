@@ -32,7 +32,7 @@ class LossPull(SynapticCallback):
 
     It is computed once for each optimizer step, at the weights that the step begins with, however many
     batches are accumulated for it; in the Trainer's precision, and without a trace in the training (see
-    :func:`~cl_callbacks.training.quiet_step.quiet_step`). With several processes it is the mean over theirs.
+    ``training/quiet_step.py``). With several processes it is the mean over theirs.
     Other rules see the gradient of the task alone. A step that is skipped leaves nothing behind.
 
     Args:
@@ -67,7 +67,7 @@ class LossPull(SynapticCallback):
     def extra_loss(self, trainer: Trainer, pl_module: LightningModule) -> Tensor | None:
         """The loss whose gradient is added; ``None`` if there is nothing to add.
 
-        Called within :func:`~cl_callbacks.training.quiet_step.quiet_step`. On every process or on none there
+        Called within ``training/quiet_step.py``. On every process or on none there
         has to be one.
         """
         raise NotImplementedError
@@ -83,7 +83,7 @@ class LossPull(SynapticCallback):
         return group_of(self.synapses.view.sources[:1]) is not None  # all of them are, or none
 
     def apart(self, pl_module: LightningModule) -> AbstractContextManager[None]:
-        """Context of a forward and :func:`gradients_of`, after which the task's gradients are as before."""
+        """Context of a forward and ``gradients_of``, after which the task's gradients are as before."""
         return gradients_apart(pl_module) if self.is_sharded else nullcontext()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

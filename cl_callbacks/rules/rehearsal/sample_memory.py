@@ -44,7 +44,7 @@ class SampleMemory:
     r"""Keeps samples of a stream of batches on the CPU, at most so many and so many bytes.
 
     Every sample gets a random key from the seed and its running number, and the samples with the smallest
-    keys are kept (:func:`~cl_callbacks.functional.reservoir.reservoir_keys`). So which samples are kept
+    keys are kept (:func:`~cl_callbacks.functional.reservoir_keys`). So which samples are kept
     depends on nothing else: not on batch sizes, global random numbers or interruptions, and the memories of
     several processes merge to that of their joint stream. A sample costs a comparison, and in a reservoir
     only those that enter are copied. Samples with NaN, or larger than ``max_bytes``, do not enter.
@@ -163,7 +163,7 @@ class SampleMemory:
 
         Args:
             batch: tensors with one row for each sample in containers of any nesting, on any device: see
-                :func:`~cl_callbacks.tensors.rows.read_rows`.
+                ``tensors/rows.py``.
             groups: to which each sample belongs, for ``"balanced"``; default: the present task.
             weights: returns the weight of each sample, ``(N,)``, for ``"loss"``; called if it is needed.
             extra: returns what is to be kept beside each sample, ``(N, ...)``; likewise.

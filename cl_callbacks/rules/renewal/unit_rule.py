@@ -110,7 +110,7 @@ class UnitRule(SynapticCallback):
 
         Args:
             units: of the layer.
-            activity: means over the batches of the step: see :data:`~.activity.Measure`.
+            activity: means over the batches of the step: see ``rules/renewal/activity.py``.
             weights: those that lead into the units and read them.
 
         Returns:
