@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As many processes as cores; the tests of a file share what they have trained, and stay together.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: demo test test-fast test-all lint bench-fisher bench-quick gpu-check clean
+.PHONY: demo test test-fast test-all lint docs bench-fisher bench-quick gpu-check clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
@@ -28,6 +28,13 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in docs/_build/html. A warning ends it, such as of a name or a page that is not there; then every link is
+# looked up, and the snippets of all pages run.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs docs/_build/html
+	$(BIN)/python docs/_ext/check_links.py docs/_build/html
+	$(BIN)/python -m pytest -n logical tests/test_docs.py tests/test_snippets.py
 
 bench-fisher: .venv/.core
 	$(BIN)/python benchmarks/fisher.py
@@ -52,6 +59,10 @@ gpu-check:
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev,drift,transformers]'
 	touch $@
 
+.venv/.docs: .venv/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs wandb lightning_logs
+	rm -rf .venv docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache runs wandb lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,7 +30,10 @@ nitpicky = True
 # Names of other packages, whose pages would have to be fetched from the network.
 nitpick_ignore_regex = [
     ("py:exc", "MisconfigurationException"),
-    ("py:.*", r"(torch|torchmetrics|lightning|datasets|transformers|numpy|PIL|river|os|collections|typing)\..*"),
+    (
+        "py:.*",
+        r"(torch|torchmetrics|lightning|datasets|transformers|numpy|PIL|river|os|collections|typing)\..*",
+    ),
     # Types in signatures that a reader of these pages has no use for.
     ("py:class", r"cl_callbacks\..*\.(WeightNoise|SynapticStep|Units|UnitWeights|Drawn|Origin)"),
 ]
