@@ -32,7 +32,7 @@ nitpick_ignore_regex = [
     ("py:exc", "MisconfigurationException"),
     (
         "py:.*",
-        r"(torch|torchmetrics|lightning|datasets|transformers|numpy|PIL|river|os|collections|typing)\..*",
+        r"(torch|torchmetrics|lightning|datasets|numpy|os|collections|typing)\..*",
     ),
     # Types in signatures that a reader of these pages has no use for.
     ("py:class", r"cl_callbacks\..*\.(WeightNoise|SynapticStep|Units|UnitWeights|Drawn|Origin)"),
@@ -45,6 +45,7 @@ myst_heading_anchors = 4  # the anchors that the same files have on a repository
 suppress_warnings = ["myst.strikethrough"]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]

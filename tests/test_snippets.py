@@ -1,7 +1,7 @@
 """Every snippet of the documentation runs, in the order of its page, imports included.
 
-Names that begin with ``my_`` are the reader's, and so are the folders and models that are named: here they are
-small. The Trainer's defaults are set by Lightning's environment variables, so that nothing is shown or long.
+Names that begin with ``my_`` are the reader's, and so are the folders and models that are named: here they
+are small. The Trainer's defaults are set by Lightning's environment variables: nothing is shown, or long.
 """
 
 from __future__ import annotations
@@ -30,14 +30,8 @@ DEFAULTS = {
     "MAX_EPOCHS": "1",
 }
 SLOW = {
-    *(
-        "guides/boundaries",
-        "guides/images",
-        "guides/language_models",
-        "guides/loggers",
-        "guides/transformers",
-    ),
-    *("start/choosing_a_strength", "start/five_minutes", "strength"),
+    *("guides/boundaries", "guides/images", "guides/language_models", "guides/loggers"),
+    *("guides/transformers", "start/choosing_a_strength", "start/five_minutes", "strength"),
 }
 # What the code of a page must have come to, beyond that it ran.
 CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {

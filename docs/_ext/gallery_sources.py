@@ -19,8 +19,8 @@ HEADER = """\
 Gallery
 =======
 
-The scripts in ``examples/``. The first was run while this page was built; the others take from a minute to hours,
-or need data, and say in their first lines how to run them.
+The scripts in ``examples/``. The first was run while this page was built; the others take from a minute to
+hours, or need data, and say in their first lines how to run them.
 """
 
 
