@@ -72,6 +72,8 @@ sphinx_gallery_conf = {
     "examples_dirs": [write_sources(HERE.parent / "examples", HERE / "_build" / "gallery_sources")],
     "gallery_dirs": ["gallery"],
     "filename_pattern": "existing_trainer",  # the one that is run: some seconds
+    "within_subsection_order": "gallery_sources.InOrder",
+    "default_thumb_file": str(HERE / "task_matrix.png"),
     "write_computation_times": False,
     "download_all_examples": False,
     "show_signature": False,

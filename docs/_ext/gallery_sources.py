@@ -15,6 +15,9 @@ TITLES = {
     "methods": "Names of methods, for the other examples",
 }
 
+THUMBNAILS = {"digits": "digits.png", "memory_capacity": "memory_capacity.png"}
+"""Pictures that an example has drawn, beside the others'; relative to the folder of the pages."""
+
 HEADER = """\
 Gallery
 =======
@@ -22,6 +25,17 @@ Gallery
 The scripts in ``examples/``. The first was run while this page was built; the others take from a minute to
 hours, or need data, and say in their first lines how to run them.
 """
+
+
+class InOrder:
+    """Sorts the examples as ``TITLES`` has them."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, file: str) -> int:
+        """The place of an example."""
+        return list(TITLES).index(Path(file).stem)
 
 
 def write_sources(examples: Path, folder: Path) -> str:
@@ -33,6 +47,8 @@ def write_sources(examples: Path, folder: Path) -> str:
         doc = ast.get_docstring(ast.parse(text), clean=False)
         assert doc is not None, f"{name}.py has no docstring"
         shown = re.sub(r"\n\n(?=    )", "\n\n.. code-block:: console\n\n", doc)
-        page = f"\n{title}\n{'=' * len(title)}\n\n{shown}"
-        (folder / f"{name}.py").write_text(text.replace(doc, page, 1))
+        page = text.replace(doc, f"\n{title}\n{'=' * len(title)}\n\n{shown}", 1)
+        if name in THUMBNAILS:
+            page += f"\n# sphinx_gallery_thumbnail_path = {THUMBNAILS[name]!r}\n"
+        (folder / f"{name}.py").write_text(page)
     return str(folder)
