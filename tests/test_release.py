@@ -22,7 +22,6 @@ def test_the_citation_and_the_changelog_are_of_this_version() -> None:
 
 @pytest.mark.parametrize("repository", [None, "https://example.org/owner/name"])
 def test_the_readme_of_an_index_has_no_path(repository: str | None) -> None:
-    pytest.importorskip("hatchling")
     sys.path.insert(0, str(ROOT))
     from hatch_build import readme_of_index
 
