@@ -27,7 +27,6 @@ DEFAULTS = {
     "LIMIT_TRAIN_BATCHES": "2",
     "LIMIT_VAL_BATCHES": "1",
     "LOGGER": "False",
-    "MAX_EPOCHS": "1",
 }
 SLOW = {
     *("guides/boundaries", "guides/images", "guides/language_models", "guides/loggers"),
