@@ -60,7 +60,7 @@ class MyModule(Net):
 
 
 def names_of_the_reader() -> dict[str, Any]:
-    sequence = TaskSequence.permuted(digits(), tasks=2, seed=0)
+    sequence = TaskSequence.permuted(digits(), tasks=2, seed=0, epochs_per_task=1)
     loaders = []
     for sequence.current_task in range(2):
         loaders.append(sequence.train_dataloader())
