@@ -16,8 +16,8 @@
 The data are scikit-learn's digits, padded to 16 by 16 pixels, or MNIST, from a folder or from the hub
 (ylecun/mnist); each task shows them under another fixed permutation of the pixels. An ordinary
 LightningModule is trained by one Trainer in one ``fit`` on data that change by themselves; all that differs
-between the methods is the list of callbacks, and who says when a task ends: ``EpochBoundaries``, which know
-it, or ``DriftBoundaries``, which find it. Writes the accuracy matrices as a picture and a W&B run for each
+between the methods is the list of callbacks, and who says when a task ends: the data, which know it, or
+``DriftBoundaries``, which find it. Writes the accuracy matrices as a picture and a W&B run for each
 method, offline unless you are logged in.
 """
 
@@ -59,7 +59,6 @@ from cl_callbacks import (
     DarkExperienceReplay,
     Distillation,
     DriftBoundaries,
-    EpochBoundaries,
     ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
@@ -205,7 +204,8 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     rules = callbacks(method, args.strength)
     strength = strength_of(METHODS, method, rules)
     evaluation = TaskEvaluation("val_acc")
-    boundaries = EpochBoundaries(setting.epochs) if args.boundaries == "declared" else DriftBoundaries()
+    # Without a boundary callback the data say when a task ends, as they say how long to train.
+    boundaries = [DriftBoundaries()] if args.boundaries == "drift" else []
     logger = WandbLogger(
         name=f"{method}-seed{args.seed}",
         project=f"cl_callbacks-{args.data}",
@@ -214,11 +214,9 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         config=vars(args) | {"method": method, "strength": strength},
     )
     trainer = Trainer(
-        max_epochs=setting.epochs * args.tasks,
-        reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=setting.epochs,
         num_sanity_val_steps=0,
-        callbacks=[*rules, boundaries, evaluation, SynapseStatistics()],
+        callbacks=[*rules, *boundaries, evaluation, SynapseStatistics()],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,
@@ -236,14 +234,14 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     curve = list(dict(evaluation.record.curve).values())
     matrix = curve[1:]
     found = {}
-    if isinstance(boundaries, DriftBoundaries):
+    for detected in boundaries:
         batches = int(trainer.num_training_batches) * setting.epochs
         changes = [batches * task for task in range(1, args.tasks)]
         # A change that is gradual begins earlier, and is over later.
         begins = [change - args.transition // 2 for change in changes]
-        alarms = [boundary.batch for boundary in boundaries.found]
+        alarms = [boundary.batch for boundary in detected.found]
         score = score_boundaries(alarms, begins, tolerance=100 + args.transition)
-        found = {"found": score._asdict(), "boundaries": boundaries.found, "changes": changes}
+        found = {"found": score._asdict(), "boundaries": detected.found, "changes": changes}
     return found | {
         "average_accuracy": sum(matrix[-1]) / len(matrix[-1]),
         "last_accuracy": matrix[-1][-1],

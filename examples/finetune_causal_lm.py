@@ -48,7 +48,6 @@ from cl_callbacks import (
     MAS,
     DarkExperienceReplay,
     Distillation,
-    EpochBoundaries,
     ExperienceReplay,
     RetentionGuard,
     RWalk,
@@ -151,12 +150,10 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         config=vars(args) | {"method": method, "strength": strength},
     )
     trainer = Trainer(
-        max_epochs=len(data),
-        reload_dataloaders_every_n_epochs=1,
         limit_train_batches=args.steps,
         limit_val_batches=args.eval_batches,
         num_sanity_val_steps=0,
-        callbacks=[*rules, EpochBoundaries(1), evaluation],
+        callbacks=[*rules, evaluation],
         logger=logger,
         accelerator=args.accelerator,
         devices=1,

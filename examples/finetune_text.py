@@ -54,7 +54,6 @@ from cl_callbacks import (
     BennaFusi,
     DarkExperienceReplay,
     Distillation,
-    EpochBoundaries,
     ExperienceReplay,
     KFACLaplace,
     MetaplasticGate,
@@ -137,14 +136,11 @@ def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
         config=vars(args) | {"method": method, "strength": strength},
     )
     trainer = Trainer(
-        max_epochs=args.epochs * len(data),
-        reload_dataloaders_every_n_epochs=1,
         # With --final-only nothing is validated before the end.
         check_val_every_n_epoch=args.epochs * (len(data) + 1 if args.final_only else 1),
         num_sanity_val_steps=0,
         callbacks=[
             *rules,
-            EpochBoundaries(args.epochs),
             SeedEpochs(args.seed),  # nothing depends on how often is validated
             *evaluation,
         ],

@@ -266,9 +266,9 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
     "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
     "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
     "training": (
-        ["--trainer.reload_dataloaders_every_n_epochs=0"],
+        ["--trainer.max_epochs=101"],
         [],
-        "reload_dataloaders_every_n_epochs=1",
+        r"Trainer\(max_epochs=100\)",
     ),
 }
 

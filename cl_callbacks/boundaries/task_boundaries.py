@@ -308,16 +308,17 @@ def boundaries_of(trainer: Trainer) -> TaskBoundaries:
     return next(c for c in trainer.callbacks if isinstance(c, TaskBoundaries))  # type: ignore[attr-defined]
 
 
-def ensure_boundaries(trainer: Trainer) -> None:
-    """Adds :class:`FitBoundaries` to a Trainer without a boundary callback."""
+def ensure_boundaries(trainer: Trainer, boundaries: TaskBoundaries | None = None) -> None:
+    """Adds a boundary callback to a Trainer without one: by default :class:`FitBoundaries`."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
         return
     first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-    default = FitBoundaries()
-    default.is_default = True
+    if boundaries is None:
+        boundaries = FitBoundaries()
+        boundaries.is_default = True
     # Before the first checkpoint callback, and in a new list: Lightning is iterating over the old one.
-    trainer.callbacks = [*callbacks[:first], default, *callbacks[first:]]  # type: ignore[attr-defined]
+    trainer.callbacks = [*callbacks[:first], boundaries, *callbacks[first:]]  # type: ignore[attr-defined]
 
 
 @contextmanager

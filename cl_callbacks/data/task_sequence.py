@@ -8,12 +8,8 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, DistributedSampler
 
-from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
-from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
-from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
 from cl_callbacks.data.image_tasks import (
     ImageTask,
     Permute,
@@ -25,6 +21,7 @@ from cl_callbacks.data.image_tasks import (
     splits_of,
 )
 from cl_callbacks.data.origin import Origin
+from cl_callbacks.data.task_epochs import TaskEpochs
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, Bounds
@@ -38,10 +35,14 @@ _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 class TaskSequence(LightningDataModule):
     """A sequence of tasks: serves training data of the current task, and evaluation data of all tasks.
 
-    The next task begins when a boundary callback ends the current one, and training stops after the last
-    task; or, with ``epochs_per_task``, after that many epochs, whatever boundary callbacks do. Within one
-    ``fit`` both need a Trainer with ``reload_dataloaders_every_n_epochs=1``. ``val_dataloader`` and
-    ``test_dataloader`` give one loader per task; without a validation split, validation uses the test split.
+    With ``epochs_per_task``, the next task begins after that many epochs, whatever boundary callbacks do.
+    That number is said once: a Trainer that was not told otherwise gets
+    :class:`~cl_callbacks.EpochBoundaries`, a ``max_epochs`` for all tasks, and
+    ``reload_dataloaders_every_n_epochs=1``, which serves the next task's data. Without it, the next task
+    begins when a boundary callback ends the current one, and training stops after the last task; the two
+    arguments of the Trainer then follow from an :class:`~cl_callbacks.EpochBoundaries`. ``val_dataloader``
+    and ``test_dataloader`` give one loader per task; without a validation split, validation uses the test
+    split.
 
     Args:
         tasks: one mapping per task with the data sets ``"train"``, and ``"validation"`` or ``"test"`` or
@@ -63,7 +64,8 @@ class TaskSequence(LightningDataModule):
     Raises:
         ValueError: no task, a task without training data, or invalid numbers; in training, a transition
             that is longer than a task.
-        MisconfigurationException: in ``fit``, a Trainer under which tasks would never change.
+        MisconfigurationException: in ``fit``, a Trainer under which tasks would never change, or which was
+            told what contradicts the sequence.
 
     Example:
         >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
@@ -212,56 +214,23 @@ class TaskSequence(LightningDataModule):
 
     # -- following the tasks -----------------------------------------------------------------------
 
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer; Lightning sets it before it takes a limit of epochs that was not given for 1000."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self._trainer, self._task_epochs = trainer, None
+        if isinstance(trainer, Trainer) and trainer.state.fn == TrainerFn.FITTING:
+            transition = self.transition_batches > 0
+            self._task_epochs = TaskEpochs(trainer, len(self), self.epochs_per_task, transition)
+            self._task_epochs.follow_limit(self.current_task)
+
     def setup(self, stage: str) -> None:
-        """Adds the default boundary callback if there is none, and checks that tasks can change."""
-        if stage == "fit" and self.trainer is not None:
-            ensure_boundaries(self.trainer)
-            self._refuse_what_never_changes(self.trainer)
-
-    def _refuse_what_never_changes(self, trainer: Trainer) -> None:
-        if self.epochs_per_task is None:
-            if any(isinstance(c, DriftBoundaries) for c in trainer.callbacks):  # type: ignore[attr-defined]
-                raise MisconfigurationException(
-                    "DriftBoundaries waits for the data to change, and this TaskSequence changes them when a "
-                    "boundary is declared: give it epochs_per_task, so that tasks change by themselves."
-                )
-            return
-        epochs = self.epochs_per_task * len(self)
-        limit = -1 if trainer.max_epochs is None else trainer.max_epochs
-        if limit > epochs or (limit < 0 and trainer.max_steps < 0):
-            raise MisconfigurationException(
-                f"{len(self)} tasks of {self.epochs_per_task} epochs end after {epochs} epochs: use "
-                f"Trainer(max_epochs={epochs}), or fewer; got max_epochs={trainer.max_epochs}."
-            )
-        self._refuse_changes_without_a_boundary(trainer, limit)
-        within_a_task = trainer.current_epoch // self.epochs_per_task == (limit - 1) // self.epochs_per_task
-        if (self.transition_batches or not within_a_task) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "A TaskSequence with epochs_per_task shows the next task when its loader is asked for anew: "
-                "use Trainer(reload_dataloaders_every_n_epochs=1)."
-            )
-
-    def _refuse_changes_without_a_boundary(self, trainer: Trainer, limit: int) -> None:
-        """Refuses boundaries that pass over a change of the data, if a rule waits for one."""
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        waiting = [type(c).__name__ for c in callbacks if getattr(c, "consolidates", False)]
-        epochs, boundaries = self.epochs_per_task, boundaries_of(trainer)
-        assert epochs is not None
-        if not waiting or limit < 0 or trainer.current_epoch // epochs == (limit - 1) // epochs:
-            return
-        if isinstance(boundaries, EpochBoundaries) and epochs % boundaries.every_n_epochs:
-            declared = (
-                f"EpochBoundaries(every_n_epochs={boundaries.every_n_epochs}) ends tasks at other times"
-            )
-        elif isinstance(boundaries, FitBoundaries) and boundaries.is_default:
-            declared = "without a boundary callback the whole fit is one task"
-        else:
-            return
-        raise MisconfigurationException(
-            f"The data of this TaskSequence change every {epochs} epochs, and {declared}: "
-            f"{' and '.join(waiting)} would consolidate tasks too late. Use EpochBoundaries({epochs}); or "
-            f"FitBoundaries(), if the whole fit shall be one task."
-        )
+        """Has the Trainer follow the tasks where it was not told, and checks that tasks can change."""
+        if stage == "fit" and self._task_epochs is not None:
+            self._task_epochs.follow_tasks(type(self).__name__)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Switches to the next task; after the last one, stops training."""

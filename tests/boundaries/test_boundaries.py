@@ -304,14 +304,19 @@ def test_carrying_the_optimizer_equals_one_fit() -> None:
 
 
 def test_data_that_would_not_follow_the_tasks_are_refused() -> None:
-    data = TaskSequence([{"train": [0], "test": [0]}] * 2)
-    for reload in (0, 2):
+    class Own(LightningDataModule):
+        def train_dataloader(self) -> DataLoader:
+            return loader(*task(0))
+
+        def on_task_end(self, trainer: Any, pl_module: Any, task: int) -> None: ...
+
+    sequence = TaskSequence([{"train": [0], "test": [0]}] * 2)
+    for data, reload in ((Own(), 0), (Own(), 2), (sequence, 2)):
         trainer = make_trainer(EpochBoundaries(2), reload_dataloaders_every_n_epochs=reload)
         with pytest.raises(
             MisconfigurationException, match=r"Trainer\(reload_dataloaders_every_n_epochs=1\)"
         ):
             trainer.fit(Net(), data)
-    assert isinstance(data, LightningDataModule)
 
 
 def test_the_default_boundary_speaks_before_checkpoints_are_written() -> None:
