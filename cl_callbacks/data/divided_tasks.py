@@ -107,7 +107,7 @@ class DividedTasks(TaskSequence):
                 check(split, source.origins[name])
         if not one_each:
             sources = sources * len(rows)
-        self.num_labels: list[int] = []
+        self.num_labels = []
         numbers: list[Any] = [None] * len(rows)
         if labelled:
             numbers, self.num_labels = self._numbers(sources, rows, labels, separate=one_each)

@@ -28,6 +28,8 @@ class ImageTasks(TaskSequence):
         degrees: rotation angle of each task, counter-clockwise.
         label_groups: the labels of each task, such as ``[[0, 1], [2, 3]]``.
         relabel: whether to number the labels within each group from 0 instead of keeping them.
+        heads: whether each group has a head of its own, a :class:`~cl_callbacks.MultiHead`: labels are
+            numbered within each group, and batches are ``(images, labels, tasks)``.
         pad: number of zero pixels added on each side, before the transform.
         seed: seed of the permutations, and of the division of data without splits.
         image_column: name of the column with the images.
@@ -54,6 +56,7 @@ class ImageTasks(TaskSequence):
         degrees: Sequence[float] | None = None,
         label_groups: Sequence[Sequence[int]] | None = None,
         relabel: bool = False,
+        heads: bool = False,
         pad: int = 0,
         seed: int = 0,
         image_column: str = "image",
@@ -67,7 +70,9 @@ class ImageTasks(TaskSequence):
                 "label_groups=[[0, 1], [2, 3]]"
             )
         self.data, self.permutations, self.degrees = data, permutations, degrees
-        self.label_groups, self.relabel = label_groups, relabel
+        if heads and label_groups is None:
+            raise ValueError("heads=True is for label_groups: other tasks have the same labels")
+        self.label_groups, self.relabel, self.heads = label_groups, relabel, heads
         self.pad, self.seed, self.config = pad, seed, config
         self.image_column, self.label_column = image_column, label_column
         splits = load_splits(digits() if data == "digits" else data, config, seed=seed)
@@ -82,5 +87,8 @@ class ImageTasks(TaskSequence):
             sequence = TaskSequence.rotated(images, degrees=degrees, seed=seed, pad=pad)
         else:
             groups = label_groups or []
-            sequence = TaskSequence.split_by_label(images, groups=groups, relabel=relabel, pad=pad)
+            sequence = TaskSequence.split_by_label(
+                images, groups=groups, relabel=relabel, heads=heads, pad=pad
+            )
+        self.num_labels = sequence.num_labels
         super().__init__(sequence.tasks, collate_fn=as_is, **options)

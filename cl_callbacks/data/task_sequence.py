@@ -60,6 +60,8 @@ class TaskSequence(LightningDataModule):
 
     Attributes:
         current_task: index of the task that ``train_dataloader`` serves; may be set.
+        num_labels: number of outputs of each head, where each task has one; else empty, if not said otherwise
+            by a subclass.
 
     Raises:
         ValueError: no task, a task without training data, or invalid numbers; in training, a transition
@@ -81,6 +83,7 @@ class TaskSequence(LightningDataModule):
         declare_arguments(cls)
 
     reads_task_data: ClassVar[bool] = False
+    num_labels: Sequence[int] = ()
 
     @checked(
         epochs_per_task=AT_LEAST_ONE,
@@ -168,6 +171,7 @@ class TaskSequence(LightningDataModule):
         *,
         groups: Sequence[Sequence[int]],
         relabel: bool = False,
+        heads: bool = False,
         seed: int = 0,
         pad: int = 0,
         **loaders: Any,
@@ -179,6 +183,10 @@ class TaskSequence(LightningDataModule):
             groups: the labels of each task, such as ``[(0, 1), (2, 3)]``.
             relabel: whether to number the labels within each group from 0 (one output layer for all tasks)
                 instead of keeping them.
+            heads: whether each task has a head of its own, a :class:`~cl_callbacks.MultiHead`: labels are
+                numbered within each group, batches are ``(images, labels, tasks)`` with the number of the
+                task for each sample, and ``num_labels`` of the sequence has the number of outputs of each
+                head.
             seed: seed of the division of data without splits.
             pad: number of zero pixels added on each side.
             loaders: further arguments of the class.
@@ -188,7 +196,7 @@ class TaskSequence(LightningDataModule):
         """
         splits = _image_splits(dataset, seed, pad, [label for group in groups for label in group])
         tasks = []
-        for group in groups:
+        for index, group in enumerate(groups):
             task = {}
             for split, (images, labels) in splits.items():
                 wanted = torch.tensor(list(group))
@@ -196,11 +204,13 @@ class TaskSequence(LightningDataModule):
                 if not rows.any():
                     raise ValueError(f"split {split!r} has no image with a label of {list(group)}")
                 kept = labels[rows]
-                if relabel:
+                if relabel or heads:
                     kept = (kept[:, None] == wanted).long().argmax(1)
-                task[split] = ImageTask(images[rows], kept)
+                task[split] = ImageTask(images[rows], kept, task=index if heads else None)
             tasks.append(task)
-        return cls(tasks, collate_fn=as_is, **loaders)
+        sequence = cls(tasks, collate_fn=as_is, **loaders)
+        sequence.num_labels = [len(group) for group in groups] if heads else ()
+        return sequence
 
     @classmethod
     def _transformed(
