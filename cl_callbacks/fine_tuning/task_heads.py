@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cl_callbacks.data.multi_head import MultiHead, Task
 from cl_callbacks.guards.optional import optional
@@ -68,14 +69,30 @@ class TaskHeads(nn.Module):
         width: size D of the vectors that the heads read.
         num_labels: number of outputs of each head.
         pooling: pooling of a text's or an image's tokens into a vector; ``None`` for a label on each token.
+        frozen_encoder: whether the heads alone are trained: the encoder stays in evaluation mode, and is in
+            no graph.
     """
 
     def __init__(
-        self, encoder: nn.Module, width: int, num_labels: Sequence[int], pooling: Pooling | None
+        self,
+        encoder: nn.Module,
+        width: int,
+        num_labels: Sequence[int],
+        pooling: Pooling | None,
+        frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
+        self.encoder, self.pooling, self.frozen_encoder = encoder, pooling, frozen_encoder
         self.heads = MultiHead(width, num_labels)
+        if frozen_encoder:
+            encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, but for a frozen encoder."""
+        super().train(mode)
+        if self.frozen_encoder:
+            self.encoder.eval()
+        return self
 
     def forward(self, task_id: Task | None = None, **inputs: Tensor) -> Any:
         """Returns the output of the task's head, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
@@ -87,7 +104,8 @@ class TaskHeads(nn.Module):
             ValueError: several heads and no ``task_id``, or one out of range.
         """
         outputs = optional("transformers", "transformers").modeling_outputs
-        found = self.encoder(**inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_encoder):
+            found = self.encoder(**inputs)
         if "pixel_values" in inputs:
             assert self.pooling is not None
             logits = self._logits(image_vector(found, self.pooling), task_id)
