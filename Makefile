@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As many processes as cores; the tests of a file share what they have trained, and stay together.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: demo test test-fast test-all lint bench-fisher bench-quick gpu-check clean
+.PHONY: demo test test-fast test-all lint bench-fisher bench-quick gpu-check release clean
 
 demo: .venv/.core
 	$(BIN)/python examples/digits.py --methods none ewc
@@ -42,6 +42,10 @@ bench-quick: .venv/.core
 gpu-check:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
+# As in `make release PYTHONS="python3.10 python3.13"`.
+release:
+	PYTHONS="$(PYTHONS)" .ci/release
+
 # The stamps follow pyproject.toml: a changed dependency is installed before the next run.
 .venv/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -53,5 +57,5 @@ gpu-check:
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs wandb lightning_logs
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache runs wandb lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

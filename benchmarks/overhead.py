@@ -49,6 +49,7 @@ from cl_callbacks import (
     BennaFusi,
     Cascade,
     CompileRules,
+    ContinualBackprop,
     DarkExperienceReplay,
     Distillation,
     DriftBoundaries,
@@ -57,7 +58,9 @@ from cl_callbacks import (
     KFACLaplace,
     L2Init,
     MetaplasticGate,
+    ReDo,
     RWalk,
+    SelfNormalizedResets,
     ShrinkAndPerturb,
     StreamingConsolidation,
     SynapticCallback,
@@ -120,6 +123,10 @@ RULES = {
     "ShrinkAndPerturb, each step": Entry(lambda: [ShrinkAndPerturb(0.999, every_n_steps=1)], 4),
     # w, g and g with pulls copied; noise drawn; g, w, U twice; U, noise, g, copy of w, w
     "UPGD": Entry(lambda: [UPGD()], 16),
+    # Means over activations, and for the first one weights
+    "ContinualBackprop": Entry(lambda: [ContinualBackprop()], 0),
+    "ReDo": Entry(lambda: [ReDo()], 0),
+    "SelfNormalizedResets": Entry(lambda: [SelfNormalizedResets()], 0),
 }
 AUTOGRAD = {"autograd penalty, 1 anchor": 1, "autograd penalty, 10 anchors": 10}
 

@@ -4,7 +4,8 @@
     python benchmarks/plasticity.py permuted --out FILE --show                   # print what there is
 
 A method is a list of callbacks as one would write it, and after ``@`` how it is trained: ``lr``, ``decay``
-(of weights), ``norm=1`` (LayerNorm), ``sgd=1``, ``tasks``, ``epochs``. FILE gets one line of JSON for each
+(of weights), ``norm=1`` (LayerNorm), ``input_norm=1`` (running mean and variance of each pixel), ``sgd=1`` or
+``adamw=1`` instead of Adam, ``tasks``, ``epochs``. FILE gets one line of JSON for each
 training, and those that are in there are left out. DIR has a folder ``mnist`` with parquet files.
 
 =================  ===========================================================================================
@@ -59,19 +60,44 @@ METHODS = {
 }
 
 
+class InputNorm(nn.Module):
+    """Normalises each input by its running mean and variance, with a memory of some 100 batches."""
+
+    def __init__(self, inputs: int, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("var", torch.ones(inputs))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.mean(0), 1 - self.decay)
+            self.var.lerp_((x - self.mean).square().mean(0), 1 - self.decay)
+        return (x - self.mean) / (self.var + 1e-4).sqrt()
+
+
 class Online(LightningModule):
     """A classifier that counts how often it is right before it learns."""
 
     def __init__(
-        self, widths: list[int], *, lr: float = 1e-3, decay: float = 0.0, norm: float = 0, sgd: float = 0
+        self,
+        widths: list[int],
+        *,
+        lr: float = 1e-3,
+        decay: float = 0.0,
+        norm: float = 0,
+        input_norm: float = 0,
+        sgd: float = 0,
+        adamw: float = 0,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [InputNorm(widths[0])] if input_norm else []
         for inputs, outputs in pairwise(widths[:-1]):
             layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
         self.options = {"lr": lr, "weight_decay": decay}
-        self.optimizer = torch.optim.SGD if sgd else torch.optim.Adam
+        self.optimizer = torch.optim.SGD if sgd else torch.optim.AdamW if adamw else torch.optim.Adam
         self.right = torch.zeros((), dtype=torch.long)
         self.count = 0
 

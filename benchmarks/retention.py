@@ -15,7 +15,7 @@ that are in there are left out. DIR has the folders ``clinc150``, ``mnist`` and 
               class means, on the vectors of the pretrained network.
 ``guard``     the same with a guard, in five domains; one with tolerance 1 looks on.
 ``split``     MNIST in five tasks of two digits, one head of ten outputs and no word of the task; 2 x 400
-              ReLU, SGD, batches of 10, one epoch.
+              ReLU (``width=``, ``xavier=1``: as drawn by Glorot & Bengio), SGD, batches of 10, one epoch.
 ``permuted``  MNIST under twenty permutations of the pixels; the same network, batches of 128.
 ``lm``        a small language model from random weights on reviews, then an encyclopedia (perplexities).
 ============  ================================================================================================
@@ -239,7 +239,15 @@ def vectors_of(model: Any, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
 
 
 def images(
-    table: str, callbacks: list[Callback], seed: int, folder: Path, *, lr: float = 0.1, batch_size: float = 0
+    table: str,
+    callbacks: list[Callback],
+    seed: int,
+    folder: Path,
+    *,
+    lr: float = 0.1,
+    batch_size: float = 0,
+    width: float = 400,
+    xavier: float = 0,
 ) -> Scores:
     train, test = splits("mnist", folder)
     if seed >= TUNING_SEEDS:
@@ -257,7 +265,12 @@ def images(
         shuffle_seed=seed,
         collate_fn=as_is,
     )
-    model = Classifier(mlp(784, 400, 400, 10), f"sgd:{lr}", None)
+    net = mlp(784, int(width), int(width), 10)
+    if xavier:
+        for layer in (module for module in net.modules() if isinstance(module, torch.nn.Linear)):
+            torch.nn.init.xavier_uniform_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    model = Classifier(net, f"sgd:{lr}", None)
     scoring = ScoreTasks(data.test_dataloader())
     trainer = Trainer(
         max_epochs=len(data),

@@ -36,7 +36,7 @@ from cl_callbacks.tuning import FoundStrength, StrengthFinder, find_strength
 bring_state_back()
 refuse_same_state_keys()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BGD", "EWC", "FIRE", "L2SP", "MAS", "MESU", "UPGD", "AverageAccuracy", "BackwardTransfer",

@@ -130,6 +130,25 @@ def test_plasticity(table: str, columns: set[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_plasticity_pictures(tmp_path: Path) -> None:
+    probe = {"rigidity": 1.0, "optimizer": -0.1, "representation": 0.2}
+    permuted = {"online": 0.8, "backward": -0.2}
+    rows = [
+        ("probe", "EWC()", 0, probe),
+        ("permuted", "EWC()", 0, permuted),
+        ("permuted", "none", 1, permuted),
+    ]
+    lines = [
+        json.dumps({"table": table, "method": method, "seed": seed, "scores": scores})
+        for table, method, seed, scores in rows
+    ]
+    (tmp_path / "found.jsonl").write_text("\n".join(lines))
+    pictures = ["--probe", "probe.png", "--permuted", "permuted.png"]
+    run("plasticity_pictures.py", "found.jsonl", *pictures, folder=tmp_path)
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("probe.png", "permuted.png"))
+
+
+@pytest.mark.slow
 def test_boundaries(tmp_path: Path) -> None:
     arguments = ["--tasks", "2", "--widths", "40", "--rules", "si", "--seeds", "0", "--jobs", "1"]
     kinds = ["declared", "cusum", "none"]

@@ -51,7 +51,8 @@ from cl_callbacks.functional.task_matrix import (
     last_tasks_accuracy, learning_accuracy, tasks_learned,
 )
 from cl_callbacks.functional.units import (
-    bias_shift, debiased, incoming_magnitude, outgoing_magnitude, relative_activity, silence_log_probability,
+    bias_shift, debiased, held_magnitude, incoming_magnitude, outgoing_magnitude, relative_activity,
+    silence_log_probability,
 )
 from cl_callbacks.functional.uncertainty import bgd_, draw_, keep_noise_gradients_, mesu_, relative_variance
 from cl_callbacks.functional.utility import add_utility_, upgd_, utility_gates
@@ -63,7 +64,8 @@ __all__ = [
     "capacities", "cascade_", "cascade_memory_trace", "check_fisher", "check_likelihood", "conductances",
     "curvature_bound", "debiased", "decide_reading", "decompose", "deepen_probabilities", "distances",
     "distillation_loss", "draw_", "draw_back_", "effective_rank", "fisher_cotangents", "flow_",
-    "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "fullest", "incoming_magnitude",
+    "flow_matrix", "forgetting", "forgetting_per_task", "forward_transfer", "fullest", "held_magnitude",
+    "incoming_magnitude",
     "intransigence", "is_distribution", "isometry_scale", "keep_noise_gradients_", "kronecker_diagonal",
     "kronecker_pull", "kronecker_trace", "largest_coupling", "largest_importance", "last_tasks_accuracy",
     "learning_accuracy", "level_differences", "merge_each_", "merge_latest_", "merge_weights_", "mesu_",

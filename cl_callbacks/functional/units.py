@@ -47,6 +47,34 @@ def incoming_magnitude(weight: Tensor, number: int) -> Tensor:
     return weight.abs().reshape(number, -1).sum(1)
 
 
+def held_magnitude(readers: Sequence[Tensor], plasticity: Sequence[Tensor], number: int) -> Tensor:
+    r"""How firmly a rule holds what reads each unit, :math:`\sum_k w_{ki}^2\,(1/\pi_{ki} - 1)`.
+
+    With the plasticity :math:`\pi = 1/(1+\eta\lambda\Omega)` of a rule that pulls it is
+    :math:`\eta\lambda\sum_k\Omega_{ki}w_{ki}^2`: in proportion to what earlier tasks lose, to second order,
+    when these weights become 0.
+
+    Args:
+        readers: weights, each ``(outputs, number * columns, ...)``.
+        plasticity: of each of these weights, from 0 to 1.
+        number: of units.
+
+    Returns:
+        ``(number,)``.
+
+    Example:
+        >>> weight, plasticity = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]])
+        >>> held_magnitude([weight], [plasticity], 2)
+        tensor([ 1., 12.])
+    """
+    pairs = zip(readers, plasticity, strict=True)
+    sums = [
+        (w.square() * (1 / p.clamp(min=1e-30) - 1)).transpose(0, 1).reshape(number, -1).sum(1)
+        for w, p in pairs
+    ]
+    return torch.stack(sums).sum(0)
+
+
 def debiased(average: Tensor, decay: float, age: Tensor) -> Tensor:
     r"""A running average that began at 0, without the weight of that zero: :math:`u / (1 - \eta^a)`.
 

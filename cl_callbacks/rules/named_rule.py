@@ -40,3 +40,11 @@ def named_rule(
             f"{sorted(rule.name for rule in able_ones) or 'none'}"
         )
     return found[0]
+
+
+KNOWS_PLASTICITY = "knows how plastic a synapse is"
+
+
+def knows_plasticity(rule: SynapticCallback) -> bool:
+    """Whether a rule says which share of an update it lets each synapse take."""
+    return type(rule).plasticity is not SynapticCallback.plasticity

@@ -10,6 +10,7 @@ import torch
 from cl_callbacks.functional import (
     bias_shift,
     debiased,
+    held_magnitude,
     incoming_magnitude,
     outgoing_magnitude,
     relative_activity,
@@ -32,6 +33,22 @@ def test_magnitudes_of_the_weights_around_a_unit(columns: int, kernel: tuple[int
     for i, found in enumerate(incoming_magnitude(rows, 5)):
         own = rows[i * columns : (i + 1) * columns].flatten().tolist()
         assert float(found) == pytest.approx(sum(map(abs, own)), rel=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_what_holds_a_unit_is_what_earlier_tasks_lose_without_it(columns: int) -> None:
+    """Of a rule that pulls: the penalty of weights that go to 0, with the step's size in front."""
+    readers = [random(4, 5 * columns), random(2, 5 * columns) + 1]
+    importance, stiffness = [r.flip(0).abs() for r in readers], 0.3
+    plasticity = [1 / (1 + stiffness * omega) for omega in importance]
+    for i, found in enumerate(held_magnitude(readers, plasticity, 5)):
+        own = slice(i * columns, (i + 1) * columns)
+        lost = sum(
+            float((o[:, own] * r[:, own] ** 2).sum()) for o, r in zip(importance, readers, strict=True)
+        )
+        assert float(found) == pytest.approx(stiffness * lost, rel=1e-9)
+    assert not held_magnitude(readers, [torch.ones_like(r) for r in readers], 5).any()
+    assert held_magnitude(readers, [torch.zeros_like(r) for r in readers], 5).isfinite().all()
 
 
 def test_an_average_of_one_value_is_that_value_at_any_age() -> None:

@@ -22,7 +22,7 @@ from cl_callbacks.functional.beakers import (
 from cl_callbacks.guards.arguments import at_most_one, checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, POSITIVE, Bounds
 from cl_callbacks.rules.compatibility import warn_of_half_precision
-from cl_callbacks.rules.named_rule import named_rule
+from cl_callbacks.rules.named_rule import KNOWS_PLASTICITY, knows_plasticity, named_rule
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.state import Fill
@@ -121,9 +121,7 @@ class BennaFusi(SynapticCallback):
         rank_zero_info(f"{self.name}: timescales of the beakers in steps: {rounded}")
         log(trainer, {log_keys.timescale(self.name, k): t for k, t in enumerate(self.timescales, 1)})
         if self.gated_by is not None:
-            self._gating = named_rule(
-                trainer, self, "gated_by", _knows_plasticity, "knows how plastic a synapse is"
-            )
+            self._gating = named_rule(trainer, self, "gated_by", knows_plasticity, KNOWS_PLASTICITY)
 
     def rewrite(self, step: Step) -> None:
         """Takes one step of the flow between all beakers, including the weight."""
@@ -149,10 +147,6 @@ class BennaFusi(SynapticCallback):
             known[name] if name in known else torch.ones_like(weight)
             for name, weight in zip(mine.names, mine.parameters, strict=True)
         ]
-
-
-def _knows_plasticity(rule: SynapticCallback) -> bool:
-    return type(rule).plasticity is not SynapticCallback.plasticity
 
 
 def _coupling(coupling: float | None, horizon: float | None, beakers: int, ratio: float) -> float:

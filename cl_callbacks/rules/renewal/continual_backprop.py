@@ -6,16 +6,25 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.functional.units import debiased, incoming_magnitude, outgoing_magnitude
+from cl_callbacks.functional.units import (
+    debiased,
+    held_magnitude,
+    incoming_magnitude,
+    outgoing_magnitude,
+    relative_activity,
+)
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, SHARE, Bounds
+from cl_callbacks.rules.named_rule import KNOWS_PLASTICITY, knows_plasticity, named_rule
 from cl_callbacks.rules.renewal.activity import Measure
 from cl_callbacks.rules.renewal.unit_rule import UnitRule, UnitWeights
 from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.rules.rule_options import RuleOptions
+from cl_callbacks.rules.synaptic_callback import SynapticCallback
 
 
 class ContinualBackprop(UnitRule):
@@ -32,6 +41,14 @@ class ContinualBackprop(UnitRule):
     of the readers make up for what it gave them on average, :math:`b_k \leftarrow b_k + w_{ki}\bar h_i`, so
     that the outputs stay as they are where the unit has its mean value. Readers without a bias cannot.
 
+    With ``spared_by`` another rule has a say: the units are compared by
+
+    .. math:: \frac{\hat u_i}{\bar u} + \frac{d_i}{\bar d} ,
+              \qquad d_i = \sum_k w_{ki}^2\Big(\frac1{\pi_{ki}}-1\Big) ,
+
+    with the plasticity :math:`\pi` that it leaves each weight, so that units which earlier tasks need and the
+    present one does not are kept: see :func:`~cl_callbacks.functional.held_magnitude`.
+
     What else is reset, and which units there are: :class:`~.unit_rule.UnitRule`.
 
     Source: Dohare, Hernandez-Garcia, Lan, Rahman, Mahmood & Sutton 2024, Loss of plasticity in deep continual
@@ -44,12 +61,15 @@ class ContinualBackprop(UnitRule):
         decay: :math:`\eta` of the running averages.
         utility: ``"contribution"``, as above, or ``"adaptable"``, divided by the sum of the magnitudes of
             the incoming weights: units that change fast are kept.
+        spared_by: name of another rule of this Trainer which knows how plastic a synapse is,
+            such as ``"ewc"``.
         seed: of the new weights.
         options: of every rule: see :class:`~cl_callbacks.SynapticCallback`.
 
     Raises:
         ValueError: an argument that cannot work, at construction.
-        MisconfigurationException: before the first step, as in :class:`~.unit_rule.UnitRule`.
+        MisconfigurationException: before the first step, as in :class:`~.unit_rule.UnitRule`, and if no rule
+            of the name ``spared_by`` knows a plasticity.
 
     Example:
         >>> from lightning import Trainer
@@ -75,16 +95,24 @@ class ContinualBackprop(UnitRule):
         maturity: int = 100,
         decay: float = 0.99,
         utility: Literal["contribution", "adaptable"] = "contribution",
+        spared_by: str | None = None,
         seed: int = 0,
         **options: Unpack[RuleOptions],
     ) -> None:
         super().__init__(seed=seed, **options)
         self.replacement_rate, self.maturity = replacement_rate, maturity
-        self.decay, self.utility = decay, utility
+        self.decay, self.utility, self.spared_by = decay, utility, spared_by
         self.due: dict[str, float] = {}
         """Number of units of each layer that are due to be replaced: a fraction below 1."""
         self._young: dict[str, list[int]] = {}  # steps at which units of a layer become mature
         self._means: Tensor | None = None
+        self._sparing: SynapticCallback | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the rule of ``spared_by``."""
+        super().on_train_start(trainer, pl_module)
+        if self.spared_by is not None:
+            self._sparing = named_rule(trainer, self, "spared_by", knows_plasticity, KNOWS_PLASTICITY)
 
     def begin_units(self, units: Units) -> None:
         """Reads, once, when the units become mature: no step has to ask the device."""
@@ -105,7 +133,11 @@ class ContinualBackprop(UnitRule):
         number = self._number_due(units)
         if not number:
             return None
-        score = debiased(utility, self.decay, age).masked_fill(age <= self.maturity, torch.inf)
+        score = debiased(utility, self.decay, age)
+        if self._sparing is not None:
+            held = self._held(self._sparing, units, weights)
+            score = relative_activity(score) + relative_activity(held).to(score)
+        score = score.masked_fill(age <= self.maturity, torch.inf)
         index = score.topk(number, largest=False).indices
         self._means = debiased(mean, self.decay, age)
         for state in (utility, age):
@@ -116,6 +148,18 @@ class ContinualBackprop(UnitRule):
     def means(self, units: Units) -> Tensor | None:
         """The running means before the units that are replaced lost theirs."""
         return self._means
+
+    @staticmethod
+    def _held(rule: SynapticCallback, units: Units, weights: UnitWeights) -> Tensor:
+        with rule.synapses.on_device():
+            view = rule.synapses.view.restrict_to(weights.readers)
+            plasticity = rule.plasticity(view, [1.0] * len(view)) if len(view) else None
+        known = dict(zip(view.sources, plasticity or [], strict=True))
+        each = [
+            known.get(p, torch.ones_like(p)).to(w)
+            for p, w in zip(weights.readers, weights.outgoing, strict=True)
+        ]
+        return held_magnitude(weights.outgoing, each, units.number)
 
     def _number_due(self, units: Units) -> int:
         young = [step for step in self._young[units.layer] if step > self.steps]

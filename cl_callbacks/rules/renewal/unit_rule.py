@@ -301,12 +301,12 @@ class UnitWeights:
 
     Attributes:
         incoming: the weight that leads into them, ``(number * rows, ...)``.
-        outgoing: the weights that read them, each ``(outputs, number * columns, ...)``.
+        readers: the parameters that read them.
+        outgoing: their values, each ``(outputs, number * columns, ...)``, on the device of ``incoming``.
     """
 
     def __init__(self, module: LightningModule, units: Units) -> None:
         self.incoming: Tensor = module.get_parameter(f"{units.layer}.weight").detach()
         device = self.incoming.device  # readers may be on another one
-        self.outgoing: Sequence[Tensor] = [
-            module.get_parameter(name).detach().to(device) for name in units.outgoing
-        ]
+        self.readers: Sequence[Tensor] = [module.get_parameter(name) for name in units.outgoing]
+        self.outgoing: Sequence[Tensor] = [p.detach().to(device) for p in self.readers]

@@ -48,10 +48,18 @@ class Looking(Callback):
         self.found.append(self.look(pl_module))
 
 
-def around(rule: UnitRule, model: Net, look: Callable[[LightningModule], Any], batches: list[Any]) -> Any:
+def around(
+    rule: UnitRule,
+    model: Net,
+    look: Callable[[LightningModule], Any],
+    batches: list[Any],
+    *others: Callback,
+) -> Any:
     """What is seen before and after the end of each batch."""
     before, after = Looking(look), Looking(look)
-    make_trainer(before, rule, after, EpochBoundaries(1)).fit(model, DataLoader(batches, batch_size=None))
+    make_trainer(*others, before, rule, after, EpochBoundaries(1)).fit(
+        model, DataLoader(batches, batch_size=None)
+    )
     return list(zip(before.found, after.found, strict=True))
 
 
@@ -162,6 +170,35 @@ def test_only_what_happened_since_the_last_time_counts() -> None:
     seen = around(rule, model, lambda m: m.net[0].weight.detach().clone(), list(loader(x, y)))
     assert [bool((before != after).any()) for before, after in seen] == [False, False, False, True]
     assert rule.renewed == 1
+
+
+@pytest.mark.parametrize("spared_by", ["ewc", "mesu"])
+def test_units_that_another_rule_holds_are_spared(spared_by: str) -> None:
+    """Without it those that the batches do not use would be the first to go."""
+    held, taken = [1, 3], {}
+    for name in (None, spared_by):
+        torch.manual_seed(0)
+        model = Net(rectified(), lambda p: torch.optim.SGD(p, lr=0.0))
+        keeper = EWC() if spared_by == "ewc" else MESU(100, 0.2)
+        fit_tasks(model, keeper, tasks=1)
+        with torch.no_grad():
+            if isinstance(keeper, MESU):
+                keeper.synapses.state_dict()["std"]["net.2.weight"][:, held] = 1e-3
+            else:
+                keeper.synapses.state_dict()["importance"]["net.2.weight"][:, held] = 100.0
+            model.net[0].bias[held] = -100.0
+        rule = ContinualBackprop(0.2, maturity=0, spared_by=name)
+        seen = around(rule, model, lambda m: m.net[0].weight.detach().clone(), list(loader(*task(1))), keeper)
+        changed = [(before != after).any(1).nonzero().flatten().tolist() for before, after in seen]
+        taken[name] = {unit for units in changed for unit in units}
+        assert rule.renewed >= 3
+    assert taken[None] >= set(held)
+    assert not taken[spared_by] & set(held)
+
+
+def test_a_rule_that_spares_units_must_know_a_plasticity() -> None:
+    with pytest.raises(MisconfigurationException, match=r"spared_by='si' must be the name of one rule"):
+        fit_tasks(Net(rectified()), EWC(), ContinualBackprop(spared_by="si"))
 
 
 class Images(nn.Module):

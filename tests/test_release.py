@@ -1,0 +1,33 @@
+"""What a package index shows, and that version and citation agree."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import cl_callbacks
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    assert f"\nversion: {cl_callbacks.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(
+        rf"^## \[?{re.escape(cl_callbacks.__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+@pytest.mark.parametrize("repository", [None, "https://example.org/owner/name"])
+def test_the_readme_of_an_index_has_no_path(repository: str | None) -> None:
+    sys.path.insert(0, str(ROOT))
+    from hatch_build import readme_of_index
+
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert any("://" not in target for target in targets)
+    shown = re.findall(r"\]\(([^)]+)\)", readme_of_index(text, repository))
+    assert all("://" in target for target in shown)
+    assert len(shown) == (len(targets) if repository else sum("://" in target for target in targets))
