@@ -5,7 +5,7 @@
 from cl_callbacks.boundaries import (
     BatchBoundaries, DriftBoundaries, EpochBoundaries, FitBoundaries, PlateauBoundaries, TaskBoundaries,
 )
-from cl_callbacks.data import ImageTasks, TaskSequence, TextTasks, VisionTasks
+from cl_callbacks.data import ImageTasks, MultiHead, TaskSequence, TextTasks, VisionTasks
 from cl_callbacks.fine_tuning import SequentialFineTuner
 from cl_callbacks.gradients import fisher_information
 from cl_callbacks.metrics import (
@@ -43,8 +43,8 @@ __all__ = [
     "BatchBoundaries", "BennaFusi", "Cascade", "CompileRules", "ContinualBackprop", "DarkExperienceReplay",
     "Distillation", "DriftBoundaries", "EpochBoundaries", "ExperienceReplay", "FitBoundaries", "Forgetting",
     "ForwardTransfer", "FoundStrength", "ImageTasks", "Intransigence", "KFACLaplace", "L2Init",
-    "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "Need", "PlasticityProbe",
-    "PlateauBoundaries", "RWalk", "ReDo", "RetentionGuard", "SampleMemory", "SeedEpochs",
+    "LastTasksAccuracy", "LearningAccuracy", "MetaplasticGate", "MultiHead", "Need",
+    "PlasticityProbe", "PlateauBoundaries", "RWalk", "ReDo", "RetentionGuard", "SampleMemory", "SeedEpochs",
     "SelfNormalizedResets", "SequentialFineTuner", "ShrinkAndPerturb", "Step", "StreamingConsolidation",
     "StrengthFinder", "SynapseStatistics", "SynapseView", "SynapticCallback", "SynapticIntelligence",
     "TaskBoundaries", "TaskEvaluation", "TaskMatrixMetric", "TaskSequence", "TextTasks", "VisionTasks",

@@ -6,6 +6,7 @@
     python examples/finetune_text.py --data-dir DIR --methods ewc --strength 0.1 --seed 1
     python examples/finetune_text.py --data-dir DIR --methods running er lwf  # without importance
     python examples/finetune_text.py --data-dir DIR --methods er+ewc running+er  # several at once
+    python examples/finetune_text.py --data-dir DIR --methods frozen ewc  # heads alone, on a frozen encoder
     python examples/finetune_text.py --data-dir DIR --methods ewc guard+ewc  # old domains lose at most 0.05
     python examples/finetune_text.py --domains domains.json            # the data set on the hub
     python examples/finetune_text.py --data-dir DIR --model bert-base-uncased
@@ -70,6 +71,7 @@ from cl_callbacks import (
 
 METHODS: Methods = {
     "none": None,
+    "frozen": None,  # heads alone are trained, and nothing is forgotten
     # The Fisher information of labels drawn from the model: the exact one takes a backward for each of them.
     "ewc": (partial(EWC, estimator="sampled", samples=200), "strength"),
     "si": (SynapticIntelligence, "strength"),
@@ -119,11 +121,12 @@ def tasks_of(args: argparse.Namespace) -> TextTasks:
 def run(method: str, args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(args.seed, verbose=False)
     data = tasks_of(args)
+    frozen = "frozen" in method.split("+")
     model = SequentialFineTuner(
         args.model,
         lr=args.lr,
-        freeze=["embeddings"],
-        lora_rank=args.lora,
+        freeze="encoder" if frozen else ["embeddings"],
+        lora_rank=0 if frozen else args.lora,
     )
     rules = callbacks_of(METHODS, method, args.strength)
     strength = strength_of(METHODS, method, rules)
@@ -214,7 +217,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--examples-per-intent", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=2, help="of each domain")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-4, help="of AdamW")
+    parser.add_argument("--lr", type=float, help="of AdamW; default: that of SequentialFineTuner")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="that is evaluated")
     parser.add_argument("--tasks", type=int, default=10, help="how many domains")
     parser.add_argument("--final-only", action="store_true", help="evaluate after the last domain only")

@@ -110,7 +110,7 @@ def test_finetune_text(tmp_path: Path) -> None:
         split.to_parquet(tmp_path / f"{name}.parquet")
     known = ["--data-dir", str(tmp_path), "--model", model, "--quiet", "--lr", "0.01", "--tasks", "2"]
     methods = ["none", "ewc", "si", "er", "der", "lwf", "l2sp", "sfa", "wise", "running", "guard"]
-    methods += ["er+ewc", "merged+ewc"]
+    methods += ["er+ewc", "merged+ewc", "frozen"]
     done = run(
         *known, "--methods", *methods, "--json", "results.json", folder=tmp_path, example="finetune_text.py"
     )

@@ -337,7 +337,9 @@ def _summary(trainer: Trainer, task: int) -> str:
     parts: list[str | None] = [f"task {task} ended at step {trainer.global_step}"]
     seconds = sum(getattr(rule, "seconds", 0.0) for rule in callbacks if hasattr(rule, "consolidate"))
     if seconds >= 0.001:  # rules that do nothing at the end of a task take no time
-        parts.append(f"consolidation {f'{seconds:.1f} s' if seconds >= 0.95 else f'{1000 * seconds:.0f} ms'}")
+        samples = max(getattr(rule, "samples_measured", 0) for rule in callbacks)
+        time = f"{seconds:.1f} s" if seconds >= 0.95 else f"{1000 * seconds:.0f} ms"
+        parts.append(f"consolidation {time}{f' on {samples} samples' if samples else ''}")
     parts += [c.task_summary(task) for c in callbacks if hasattr(c, "task_summary")]
     return " · ".join(filter(None, parts))
 

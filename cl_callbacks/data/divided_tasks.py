@@ -48,6 +48,8 @@ class DividedTasks(TaskSequence):
             listed are left out. Default: these same names, as far as they exist.
         examples_per_label: maximum number of training examples for each label of a task, chosen at random;
             ``None`` for all.
+        eval_examples_per_label: the same for each of validation and test. The Trainer's ``limit_val_batches``
+            takes the first rows, which in a sorted file are of few labels.
         seed: seed of the choice of examples, and of the division of data without splits.
         eval_batch_size: batch size of validation and test.
         options: ``epochs_per_task``, ``batch_size`` and others of :class:`~cl_callbacks.TaskSequence`;
@@ -58,7 +60,12 @@ class DividedTasks(TaskSequence):
         FileNotFoundError: a path that does not exist.
     """
 
-    @checked(examples_per_label=AT_LEAST_ONE, seed=NON_NEGATIVE, eval_batch_size=AT_LEAST_ONE)
+    @checked(
+        examples_per_label=AT_LEAST_ONE,
+        eval_examples_per_label=AT_LEAST_ONE,
+        seed=NON_NEGATIVE,
+        eval_batch_size=AT_LEAST_ONE,
+    )
     def __init__(
         self,
         data: Any,
@@ -76,6 +83,7 @@ class DividedTasks(TaskSequence):
         config: str | None = None,
         splits: Mapping[str, str] | None = None,
         examples_per_label: int | None = None,
+        eval_examples_per_label: int | None = None,
         seed: int = 0,
         eval_batch_size: int = 128,
         **options: Unpack[SequenceOptions],
@@ -84,6 +92,7 @@ class DividedTasks(TaskSequence):
         self.task_column, self.task_order, self.label_groups = task_column, task_order, label_groups
         self.config, self.splits, self.seed = config, splits, seed
         self.examples_per_label = examples_per_label
+        self.eval_examples_per_label = eval_examples_per_label
         if scenario == "task" and options.get("transition_batches"):
             raise ValueError(
                 "transition_batches mixes tasks within a batch, and with scenario='task' a batch has one "
@@ -107,7 +116,7 @@ class DividedTasks(TaskSequence):
                 check(split, source.origins[name])
         if not one_each:
             sources = sources * len(rows)
-        self.num_labels: list[int] = []
+        self.num_labels = []
         numbers: list[Any] = [None] * len(rows)
         if labelled:
             numbers, self.num_labels = self._numbers(sources, rows, labels, separate=one_each)
@@ -173,10 +182,9 @@ class DividedTasks(TaskSequence):
                 data = source[split]
                 if id(data) not in known:
                     known[id(data)] = prepare(data, source.origins[split])
-                if split == "train" and self.examples_per_label is not None:
-                    own = few_of_each(
-                        column_of(data, self.label_column), own, self.examples_per_label, self.seed
-                    )
+                most = self.examples_per_label if split == "train" else self.eval_examples_per_label
+                if most is not None:
+                    own = few_of_each(column_of(data, self.label_column), own, most, self.seed)
                 task_id = index if self.scenario == "task" else None
                 prepared = known[id(data)].select(own)
                 task[split] = TaskRows(prepared, numbers[index], task_id, (source.origins[split], own))

@@ -13,7 +13,7 @@ from cl_callbacks.data.image_tasks import as_is, image_tensors
 from cl_callbacks.data.sequence_options import ImageOptions
 from cl_callbacks.data.task_sequence import TaskSequence
 from cl_callbacks.guards.arguments import checked
-from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
+from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE, Bounds
 
 
 class ImageTasks(TaskSequence):
@@ -28,8 +28,12 @@ class ImageTasks(TaskSequence):
         degrees: rotation angle of each task, counter-clockwise.
         label_groups: the labels of each task, such as ``[[0, 1], [2, 3]]``.
         relabel: whether to number the labels within each group from 0 instead of keeping them.
+        heads: whether each group has a head of its own, a :class:`~cl_callbacks.MultiHead`: labels are
+            numbered within each group, and batches are ``(images, labels, tasks)``.
+        eval_examples_per_label: maximum number of images for each label in validation and test, chosen at
+            random; ``None`` for all.
         pad: number of zero pixels added on each side, before the transform.
-        seed: seed of the permutations, and of the division of data without splits.
+        seed: seed of the permutations, of that choice, and of the division of data without splits.
         image_column: name of the column with the images.
         label_column: name of the column with the labels.
         config: name of the configuration, for a data set on the hub that has several.
@@ -45,7 +49,12 @@ class ImageTasks(TaskSequence):
         (3, torch.Size([32, 1, 16, 16]))
     """
 
-    @checked(permutations=Bounds(least=1, most=100_000), pad=Bounds(least=0, most=1024), seed=NON_NEGATIVE)
+    @checked(
+        permutations=Bounds(least=1, most=100_000),
+        eval_examples_per_label=AT_LEAST_ONE,
+        pad=Bounds(least=0, most=1024),
+        seed=NON_NEGATIVE,
+    )
     def __init__(
         self,
         data: Any = "digits",
@@ -54,6 +63,8 @@ class ImageTasks(TaskSequence):
         degrees: Sequence[float] | None = None,
         label_groups: Sequence[Sequence[int]] | None = None,
         relabel: bool = False,
+        heads: bool = False,
+        eval_examples_per_label: int | None = None,
         pad: int = 0,
         seed: int = 0,
         image_column: str = "image",
@@ -67,7 +78,10 @@ class ImageTasks(TaskSequence):
                 "label_groups=[[0, 1], [2, 3]]"
             )
         self.data, self.permutations, self.degrees = data, permutations, degrees
-        self.label_groups, self.relabel = label_groups, relabel
+        if heads and label_groups is None:
+            raise ValueError("heads=True is for label_groups: other tasks have the same labels")
+        self.label_groups, self.relabel, self.heads = label_groups, relabel, heads
+        self.eval_examples_per_label = eval_examples_per_label
         self.pad, self.seed, self.config = pad, seed, config
         self.image_column, self.label_column = image_column, label_column
         splits = load_splits(digits() if data == "digits" else data, config, seed=seed)
@@ -76,11 +90,15 @@ class ImageTasks(TaskSequence):
             name: image_tensors(split, image_column, label_column, splits.origins[name], among)
             for name, split in splits.items()
         }
+        every: dict[str, Any] = {"eval_examples_per_label": eval_examples_per_label, "seed": seed, "pad": pad}
         if permutations is not None:
-            sequence = TaskSequence.permuted(images, tasks=permutations, seed=seed, pad=pad)
+            sequence = TaskSequence.permuted(images, tasks=permutations, **every)
         elif degrees is not None:
-            sequence = TaskSequence.rotated(images, degrees=degrees, seed=seed, pad=pad)
+            sequence = TaskSequence.rotated(images, degrees=degrees, **every)
         else:
             groups = label_groups or []
-            sequence = TaskSequence.split_by_label(images, groups=groups, relabel=relabel, pad=pad)
+            sequence = TaskSequence.split_by_label(
+                images, groups=groups, relabel=relabel, heads=heads, **every
+            )
+        self.num_labels = sequence.num_labels
         super().__init__(sequence.tasks, collate_fn=as_is, **options)

@@ -123,13 +123,14 @@ def pad_images(images: Tensor, pad: int) -> Tensor:
     return F.pad(images, (pad, pad, pad, pad))
 
 
-class ImageTask(Dataset[tuple[Tensor, Tensor]]):
+class ImageTask(Dataset[tuple[Tensor, ...]]):
     """Images and labels with one transform, applied to whole batches as they are fetched.
 
     Args:
         images: images ``(N, C, H, W)``, whose memory all tasks share.
         labels: labels ``(N,)``.
         transform: function of a batch of images; ``None`` for the identity.
+        task: number that every sample has as a third entry, ``(N,)`` in a batch; ``None`` for none.
 
     Example:
         >>> task = ImageTask(torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 2]), lambda x: 2 * x)
@@ -137,19 +138,21 @@ class ImageTask(Dataset[tuple[Tensor, Tensor]]):
         (tensor(8.), tensor(1))
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None = None) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(
+        self, images: Tensor, labels: Tensor, transform: Transform | None = None, task: int | None = None
+    ) -> None:
+        self.images, self.labels, self.transform, self.task = images, labels, transform, task
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(values[0] for values in self.__getitems__([index]))
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images = self.images[indices]
-        return images if self.transform is None else self.transform(images), self.labels[indices]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        images, labels = self.images[indices], self.labels[indices]
+        images = images if self.transform is None else self.transform(images)
+        return (images, labels) if self.task is None else (images, labels, torch.full_like(labels, self.task))
 
 
 def as_is(batch: Any) -> Any:

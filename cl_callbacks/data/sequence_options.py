@@ -35,5 +35,6 @@ class DividedOptions(SequenceOptions, total=False):
     config: str | None
     splits: Mapping[str, str] | None
     examples_per_label: int | None
+    eval_examples_per_label: int | None
     seed: int
     eval_batch_size: int

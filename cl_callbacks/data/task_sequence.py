@@ -21,6 +21,7 @@ from cl_callbacks.data.image_tasks import (
     splits_of,
 )
 from cl_callbacks.data.origin import Origin
+from cl_callbacks.data.task_division import few_of_each
 from cl_callbacks.data.task_epochs import TaskEpochs
 from cl_callbacks.data.transition import Ramp, blended
 from cl_callbacks.guards.arguments import checked
@@ -29,6 +30,11 @@ from cl_callbacks.guards.signatures import declare_arguments
 from cl_callbacks.tensors.random_numbers import mixed_seed
 from cl_callbacks.training.fit_end import renews_statistics
 
+_OF_IMAGES = {
+    "eval_examples_per_label": AT_LEAST_ONE,
+    "seed": NON_NEGATIVE,
+    "pad": Bounds(least=0, most=1024),
+}
 _EVALUATION = {"val": ("validation", "val", "test"), "test": ("test",)}
 
 
@@ -60,6 +66,8 @@ class TaskSequence(LightningDataModule):
 
     Attributes:
         current_task: index of the task that ``train_dataloader`` serves; may be set.
+        num_labels: number of outputs of each head, where each task has one; else empty, if not said otherwise
+            by a subclass.
 
     Raises:
         ValueError: no task, a task without training data, or invalid numbers; in training, a transition
@@ -81,6 +89,7 @@ class TaskSequence(LightningDataModule):
         declare_arguments(cls)
 
     reads_task_data: ClassVar[bool] = False
+    num_labels: Sequence[int] = ()
 
     @checked(
         epochs_per_task=AT_LEAST_ONE,
@@ -123,9 +132,16 @@ class TaskSequence(LightningDataModule):
     # -- sequences of image tasks ------------------------------------------------------------------
 
     @classmethod
-    @checked(tasks=Bounds(least=1, most=100_000), seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
+    @checked(tasks=Bounds(least=1, most=100_000), **_OF_IMAGES)
     def permuted(
-        cls, dataset: Any, *, tasks: int, seed: int = 0, pad: int = 0, **loaders: Any
+        cls,
+        dataset: Any,
+        *,
+        tasks: int,
+        eval_examples_per_label: int | None = None,
+        seed: int = 0,
+        pad: int = 0,
+        **loaders: Any,
     ) -> TaskSequence:
         """Makes tasks of the same images, each with its own fixed permutation of all pixels.
 
@@ -133,41 +149,55 @@ class TaskSequence(LightningDataModule):
             dataset: splits of images (see :func:`~cl_callbacks.data.image_tasks.image_tensors`), or one
                 data set, of which a fifth becomes the test split.
             tasks: number of tasks.
-            seed: seed of the permutations, and of the division of data without splits.
+            eval_examples_per_label: maximum number of images for each label in validation and test, chosen at
+                random; ``None`` for all.
+            seed: seed of the permutations, of that choice, and of the division of data without
+                splits.
             pad: number of zero pixels added on each side before permuting.
             loaders: further arguments of the class.
         """
-        splits = _image_splits(dataset, seed, pad)
+        splits = _image_splits(dataset, seed, pad, eval_examples_per_label)
         pixels = splits["train"][0][0].numel()
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**62, (tasks,), generator=generator).tolist()
         return cls._transformed(splits, [Permute(s, pixels) for s in seeds], loaders)
 
     @classmethod
-    @checked(seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
+    @checked(**_OF_IMAGES)
     def rotated(
-        cls, dataset: Any, *, degrees: Sequence[float], seed: int = 0, pad: int = 0, **loaders: Any
+        cls,
+        dataset: Any,
+        *,
+        degrees: Sequence[float],
+        eval_examples_per_label: int | None = None,
+        seed: int = 0,
+        pad: int = 0,
+        **loaders: Any,
     ) -> TaskSequence:
         """Makes tasks of the same images, each rotated by its own angle.
 
         Args:
             dataset: as for :meth:`permuted`.
             degrees: rotation angle of each task, counter-clockwise.
-            seed: seed of the division of data without splits.
+            eval_examples_per_label: maximum number of images for each label in validation and test, chosen at
+                random; ``None`` for all.
+            seed: seed of that choice, and of the division of data without splits.
             pad: number of zero pixels added on each side before rotating.
             loaders: further arguments of the class.
         """
-        splits = _image_splits(dataset, seed, pad)
+        splits = _image_splits(dataset, seed, pad, eval_examples_per_label)
         return cls._transformed(splits, [Rotate(angle) for angle in degrees], loaders)
 
     @classmethod
-    @checked(seed=NON_NEGATIVE, pad=Bounds(least=0, most=1024))
+    @checked(**_OF_IMAGES)
     def split_by_label(
         cls,
         dataset: Any,
         *,
         groups: Sequence[Sequence[int]],
         relabel: bool = False,
+        heads: bool = False,
+        eval_examples_per_label: int | None = None,
         seed: int = 0,
         pad: int = 0,
         **loaders: Any,
@@ -179,16 +209,23 @@ class TaskSequence(LightningDataModule):
             groups: the labels of each task, such as ``[(0, 1), (2, 3)]``.
             relabel: whether to number the labels within each group from 0 (one output layer for all tasks)
                 instead of keeping them.
-            seed: seed of the division of data without splits.
+            heads: whether each task has a head of its own, a :class:`~cl_callbacks.MultiHead`: labels are
+                numbered within each group, batches are ``(images, labels, tasks)`` with the number of the
+                task for each sample, and ``num_labels`` of the sequence has the number of outputs of each
+                head.
+            eval_examples_per_label: maximum number of images for each label in validation and test, chosen at
+                random; ``None`` for all.
+            seed: seed of that choice, and of the division of data without splits.
             pad: number of zero pixels added on each side.
             loaders: further arguments of the class.
 
         Raises:
             ValueError: a group without images in the data.
         """
-        splits = _image_splits(dataset, seed, pad, [label for group in groups for label in group])
+        among = [label for group in groups for label in group]
+        splits = _image_splits(dataset, seed, pad, eval_examples_per_label, among)
         tasks = []
-        for group in groups:
+        for index, group in enumerate(groups):
             task = {}
             for split, (images, labels) in splits.items():
                 wanted = torch.tensor(list(group))
@@ -196,11 +233,13 @@ class TaskSequence(LightningDataModule):
                 if not rows.any():
                     raise ValueError(f"split {split!r} has no image with a label of {list(group)}")
                 kept = labels[rows]
-                if relabel:
+                if relabel or heads:
                     kept = (kept[:, None] == wanted).long().argmax(1)
-                task[split] = ImageTask(images[rows], kept)
+                task[split] = ImageTask(images[rows], kept, task=index if heads else None)
             tasks.append(task)
-        return cls(tasks, collate_fn=as_is, **loaders)
+        sequence = cls(tasks, collate_fn=as_is, **loaders)
+        sequence.num_labels = [len(group) for group in groups] if heads else ()
+        return sequence
 
     @classmethod
     def _transformed(
@@ -326,9 +365,14 @@ class TaskSequence(LightningDataModule):
         )
 
 
-def _image_splits(dataset: Any, seed: int, pad: int, among: Sequence[int] | None = None) -> dict[str, Any]:
+def _image_splits(
+    dataset: Any, seed: int, pad: int, most: int | None, among: Sequence[int] | None = None
+) -> dict[str, Any]:
     splits = {}
     for name, data in splits_of(dataset, seed).items():
         images, labels = image_tensors(data, origin=Origin(f"split {name!r}"), among=among)
+        if most is not None and name != "train":
+            few = few_of_each(labels.tolist(), range(len(labels)), most, seed)
+            images, labels = images[few], labels[few]
         splits[name] = (pad_images(images, pad), labels)
     return splits

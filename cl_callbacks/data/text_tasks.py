@@ -68,10 +68,9 @@ class TextTasks(DividedTasks):
         self.max_length, self.padding = max_length, padding
         if kind == "causal_lm" and options.get("scenario") != "domain":
             raise ValueError("a causal language model has the same outputs in all tasks: scenario='domain'")
-        if kind != "sequence_classification" and (
-            options.get("label_groups") or options.get("examples_per_label")
-        ):
-            raise ValueError("label_groups and examples_per_label are for kind='sequence_classification'")
+        of_labels = ("label_groups", "examples_per_label", "eval_examples_per_label")
+        if kind != "sequence_classification" and any(options.get(name) for name in of_labels):
+            raise ValueError(f"{', '.join(of_labels)} are for kind='sequence_classification'")
         tokenise, words = tokeniser(tokenizer), kind == "token_classification"
 
         def check(rows: Any, origin: Origin) -> None:

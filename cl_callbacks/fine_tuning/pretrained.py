@@ -42,19 +42,20 @@ def pretrained(
     pooling: Pooling | None,
     low_rank: LowRank | None = None,
     gradient_checkpointing: bool = False,
+    frozen_encoder: bool = False,
 ) -> nn.Module:
     """Loads a pretrained network and returns it in training mode.
 
     For the arguments see :class:`~cl_callbacks.SequentialFineTuner`. ``num_labels`` has the number of outputs
-    of each head, and is empty for a language model. :class:`TaskHeads` are used with a pooling, and for
-    several heads.
+    of each head, and is empty for a language model. :class:`TaskHeads` are used with a pooling, for
+    several heads, and on a frozen encoder.
 
     Raises:
         FileNotFoundError: no such model.
     """
     transformers = optional("transformers", "transformers")
     name, task_type = _CLASSES[kind]
-    own_heads = len(num_labels) > 1 or pooling is not None
+    own_heads = len(num_labels) > 1 or pooling is not None or frozen_encoder
     images = kind == "image_classification"
     options: dict[str, Any] = {}
     if own_heads:
@@ -77,7 +78,7 @@ def pretrained(
         network = _with_adapters(network, low_rank, task_type, head)
     if own_heads:
         how = None if kind == "token_classification" else pooling or "mean"
-        network = TaskHeads(network, width, num_labels, how)
+        network = TaskHeads(network, width, num_labels, how, frozen_encoder)
     return network.train()  # transformers loads in evaluation mode
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from cl_callbacks.data.multi_head import MultiHead, Task
 from cl_callbacks.guards.optional import optional
 
 Pooling = Literal["mean", "first", "last"]
@@ -67,77 +69,59 @@ class TaskHeads(nn.Module):
         width: size D of the vectors that the heads read.
         num_labels: number of outputs of each head.
         pooling: pooling of a text's or an image's tokens into a vector; ``None`` for a label on each token.
+        frozen_encoder: whether the heads alone are trained: the encoder stays in evaluation mode, and is in
+            no graph.
     """
 
     def __init__(
-        self, encoder: nn.Module, width: int, num_labels: Sequence[int], pooling: Pooling | None
+        self,
+        encoder: nn.Module,
+        width: int,
+        num_labels: Sequence[int],
+        pooling: Pooling | None,
+        frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
-        self.heads = nn.ModuleList(nn.Linear(width, labels) for labels in num_labels)
+        self.encoder, self.pooling, self.frozen_encoder = encoder, pooling, frozen_encoder
+        self.heads = MultiHead(width, num_labels)
+        if frozen_encoder:
+            encoder.requires_grad_(False)
 
-    def forward(self, task_id: int | list[int] | Literal["all"] | None = None, **inputs: Tensor) -> Any:
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, but for a frozen encoder."""
+        super().train(mode)
+        if self.frozen_encoder:
+            self.encoder.eval()
+        return self
+
+    def forward(self, task_id: Task | None = None, **inputs: Tensor) -> Any:
         """Returns the output of the task's head, with ``logits`` ``(N, C)``, or ``(N, T, C)`` for tokens.
 
         A list has the task of each sample. With ``task_id="all"`` the logits are those of all heads,
-        ``(N, H, C)`` or ``(N, T, H, C)``. Of heads with fewer classes than another beside them, the missing
-        ones are -inf.
+        ``(N, H, C)`` or ``(N, T, H, C)``: see :class:`~cl_callbacks.MultiHead`.
 
         Raises:
             ValueError: several heads and no ``task_id``, or one out of range.
         """
         outputs = optional("transformers", "transformers").modeling_outputs
-        head = self._head_for(task_id)
-        found = self.encoder(**inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_encoder):
+            found = self.encoder(**inputs)
         if "pixel_values" in inputs:
             assert self.pooling is not None
-            return outputs.ImageClassifierOutput(logits=head(image_vector(found, self.pooling)))
+            logits = self._logits(image_vector(found, self.pooling), task_id)
+            return outputs.ImageClassifierOutput(logits=logits)
         states = found.last_hidden_state
         if self.pooling is None:
-            return outputs.TokenClassifierOutput(logits=head(states))
+            return outputs.TokenClassifierOutput(logits=self._logits(states, task_id))
         mask = inputs.get("attention_mask")
         mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
-        return outputs.SequenceClassifierOutput(logits=head(pooled(states, mask, self.pooling)))
+        logits = self._logits(pooled(states, mask, self.pooling), task_id)
+        return outputs.SequenceClassifierOutput(logits=logits)
 
-    def _head_for(self, task_id: int | list[int] | Literal["all"] | None) -> Callable[[Tensor], Tensor]:
-        if isinstance(task_id, str):
-            return lambda vectors: torch.stack(_logits(self.heads, vectors), -2)
-        if not isinstance(task_id, list):
-            return self.heads[self._number_of(task_id)]
-        numbers = [self._number_of(number) for number in task_id]
-        used = sorted(set(numbers))
-        if len(used) == 1:
-            return self.heads[used[0]]
-
-        def of_each(vectors: Tensor) -> Tensor:
-            # Every head reads all vectors, since an index of rows would have to be copied to the device.
-            found = dict(zip(used, _logits([self.heads[number] for number in used], vectors), strict=True))
-            return torch.stack([found[number][i] for i, number in enumerate(numbers)])
-
-        return of_each
-
-    def _number_of(self, task_id: int | None) -> int:
-        if len(self.heads) == 1:
-            return 0
-        if task_id is None:
+    def _logits(self, vectors: Tensor, task_id: Task | None) -> Tensor:
+        if task_id is None and len(self.heads) > 1:
             raise ValueError(
                 f"the network has {len(self.heads)} heads, and the batch has no `task_id`: use data such as "
                 f"TextTasks or VisionTasks(scenario='task'), or a single number for num_labels"
             )
-        if not 0 <= int(task_id) < len(self.heads):
-            raise ValueError(f"the batch is of task {task_id}, and the network has {len(self.heads)} heads")
-        return int(task_id)
-
-
-def _logits(heads: Iterable[nn.Module], vectors: Tensor) -> list[Tensor]:
-    """The logits of several heads, of as many classes."""
-    found = [head(vectors) for head in heads]
-    most = max(logits.shape[-1] for logits in found)
-    return [_with_classes(logits, most) for logits in found]
-
-
-def _with_classes(logits: Tensor, count: int) -> Tensor:
-    """Adds classes of probability 0; NaN where the logits are NaN, as those of a head that is not known."""
-    missing = count - logits.shape[-1]
-    impossible = logits[..., :1].detach() * 0.0 - torch.inf
-    return torch.cat([logits, impossible.expand(*logits.shape[:-1], missing)], -1) if missing else logits
+        return self.heads(vectors, 0 if task_id is None else task_id)

@@ -51,7 +51,8 @@ def fisher_information(
 
     Args:
         module: the network, a LightningModule or any other.
-        batches: ``(x, y)`` pairs, lone tensors or mappings, such as a ``DataLoader``; on any device.
+        batches: ``(x, y)`` pairs, ``(x, y, task)``, lone tensors or mappings, such as a ``DataLoader``; on
+            any device.
         parameters: for which it is computed, by name; default: all that require a gradient.
         estimator: ``"exact"``, ``"sampled"``, ``"empirical"`` or ``"logits_reversal"``: see
             :class:`~cl_callbacks.EWC`.

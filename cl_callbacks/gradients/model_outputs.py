@@ -27,10 +27,12 @@ def as_pair(found: Found) -> tuple[Tensor, Tensor | None]:
 def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, Tensor | None]:
     """Runs a network on a batch, and returns its outputs and the labels of the batch, if any.
 
-    ``module(x)`` is called for an ``(x, y)`` pair or a single tensor, and ``module(**inputs)`` for a mapping,
-    without the entries ``labels`` and ``label`` and those that its ``forward`` does not accept. The outputs
-    are the result's ``.logits`` where it has them. Those of a causal language model of ``transformers``
-    (whose position ``t`` predicts token ``t + 1``) are aligned with its labels.
+    ``module(x)`` is called for an ``(x, y)`` pair or a single tensor; ``module(x, task)`` for
+    ``(x, y, task)`` if the second argument of its ``forward`` has a name that begins with ``task``, as where
+    each task has a head of its own; and ``module(**inputs)`` for a mapping, without the entries ``labels``
+    and ``label`` and those that its ``forward`` does not accept. The outputs are the result's ``.logits``
+    where it has them. Those of a causal language model of ``transformers`` (whose position ``t`` predicts
+    token ``t + 1``) are aligned with its labels.
 
     Args:
         module: the network.
@@ -55,11 +57,13 @@ def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, T
         labels, found = None, module(batch)
     elif isinstance(batch, list | tuple) and len(batch) == 2:
         labels, found = batch[1], module(batch[0])
+    elif names_task(module, batch):
+        labels, found = batch[1], module(batch[0], batch[2])
     else:
         size = f" of {len(batch)} items" if isinstance(batch, list | tuple) else ""
         raise TypeError(
-            f"expected a batch (x, y), x, or a mapping of forward's arguments, and got a "
-            f"{type(batch).__name__}{size}: {remedy}"
+            f"expected a batch (x, y), (x, y, task) for a `forward(x, task)`, x, or a mapping of forward's "
+            f"arguments, and got a {type(batch).__name__}{size}: {remedy}"
         )
     logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
     if not isinstance(logits, Tensor):
@@ -70,6 +74,16 @@ def model_outputs(module: nn.Module, batch: Any, remedy: str) -> tuple[Tensor, T
     if "CausalLM" in type(found).__name__ and labels is not None:
         return logits[:, :-1], labels[:, 1:]
     return logits, labels
+
+
+def names_task(module: nn.Module, batch: Any) -> bool:
+    """Whether a batch is ``(x, y, task)`` and the network's ``forward`` takes ``(x, task)``.
+
+    Its second argument says so by a name that begins with ``task``: a batch of three could be something else.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 3:
+        return False
+    return [*inspect.signature(module.forward).parameters, "", ""][1].startswith("task")
 
 
 def classes_of(batch: Any, rows: int) -> Tensor | None:

@@ -27,9 +27,16 @@ class DrawsSamples(ReadsOutputs):
     Attributes:
         seed: of all draws, the global one when the first training began, and -1 before; it is in checkpoints,
             so that a resumed training draws the same.
+        samples_measured: number of samples, over all processes, that the latest task was measured on: at most
+            those of the task.
     """
 
     seed: int = -1
+    samples_measured: int = 0
+
+    def count_samples(self, number: int) -> None:
+        """Keeps on how many samples a task was measured, for the line at its end."""
+        self.samples_measured = number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the global seed, the first process's, unless there is one already."""

@@ -33,6 +33,7 @@ def mean_over_task(
     what: str,
     seed: int = 0,
     shards: dist.ProcessGroup | None = None,
+    counted: Callable[[int], None] | None = None,
 ) -> list[Tensor] | None:
     """Mean over samples of the current task of the sums that ``measure`` returns for batches.
 
@@ -49,6 +50,7 @@ def mean_over_task(
         seed: of the choice of samples and of random labels.
         shards: group of processes that each sum over all samples, on their own shards of the parameters;
             default: each sums over its share of the samples, on all parameters.
+        counted: called with the number of samples that were measured on, over all processes.
 
     Returns:
         The means; ``None`` if no sample is finite.
@@ -82,6 +84,8 @@ def mean_over_task(
             f"{seen - used} of {seen} samples have outputs or gradients that are not finite and were left "
             f"out of the importance."
         )
+    if counted is not None:
+        counted(used)
     return None if used == 0 else [summed / used for summed in totals]
 
 
@@ -101,12 +105,13 @@ def mean_of_gradients(
     samples: int | None,
     what: str,
     seed: int = 0,
+    counted: Callable[[int], None] | None = None,
 ) -> list[Tensor] | None:
     r"""Mean size of per-sample gradients over the current task, :math:`\frac1N\sum_n (J_n^\top v_n)^2`.
 
     For parameters of ``pl_module``; if they are sharded, the means are on this process's shards. Trainer,
-    samples and seed are as in :func:`mean_over_task`, and what to differentiate, ``forward``, ``cotangents``
-    and ``magnitude``, as in :class:`~cl_callbacks.gradients.per_sample.PerSampleGradients`.
+    samples, seed and ``counted`` are as in :func:`mean_over_task`, and what to differentiate, ``forward``,
+    ``cotangents`` and ``magnitude``, as in :class:`~cl_callbacks.gradients.per_sample.PerSampleGradients`.
 
     Returns:
         One tensor for each parameter; ``None`` if no sample is finite.
@@ -123,5 +128,13 @@ def mean_of_gradients(
         return *per_sample.sums(batch, cotangents, of_batch, most), per_sample.rows
 
     return mean_over_task(
-        trainer, pl_module, measure, per_sample.zeros(), samples=samples, what=what, seed=seed, shards=shards
+        trainer,
+        pl_module,
+        measure,
+        per_sample.zeros(),
+        samples=samples,
+        what=what,
+        seed=seed,
+        shards=shards,
+        counted=counted,
     )

@@ -24,9 +24,10 @@ class OutputsOfBatch(Callback):
         """The model's outputs for a batch and the labels, if it has any.
 
         This is the only method to override for batches of another structure; by default
-        :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, single tensors
-        and mappings. The rows of what it returns are the samples: a batch itself is never counted, and may be
-        anything, such as packed sequences, a graph, or several batches of different sizes.
+        :func:`~cl_callbacks.gradients.model_outputs.model_outputs` reads ``(x, y)`` pairs, ``(x, y, task)``,
+        single tensors and mappings. The rows of what it returns are the samples: a batch itself is never
+        counted, and may be anything, such as packed sequences, a graph, or several batches of different
+        sizes.
 
         Args:
             pl_module: the module, in evaluation mode and in the Trainer's precision.

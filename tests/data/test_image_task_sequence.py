@@ -35,6 +35,13 @@ def test_tasks_are_those_of_the_methods(described: dict[str, Any], made: Any) ->
         assert torch.equal(y, labels)
 
 
+@pytest.mark.parametrize("tasks", [{"permutations": 2}, {"degrees": [0, 90]}])
+def test_few_images_of_each_label_to_evaluate_on(tasks: dict[str, Any]) -> None:
+    for task in ImageTasks(**tasks, eval_examples_per_label=4).tasks:
+        assert task["test"].labels.bincount().tolist() == [4] * 10
+        assert len(task["train"]) > 1000
+
+
 def test_pictures_of_a_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path, train=20, test=10)
     data = ImageTasks(str(tmp_path), permutations=2, batch_size=4)

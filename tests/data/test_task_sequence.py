@@ -100,6 +100,27 @@ def test_split_tasks_hold_their_labels() -> None:
         TaskSequence.split_by_label(pictures(), groups=[(9,)])
 
 
+def test_evaluation_may_see_few_images_of_each_label() -> None:
+    labels = torch.arange(400) % 4
+    order = labels.argsort()  # as in a sorted file
+    data = {split: (torch.rand(400, 1, 4, 4), labels[order]) for split in ("train", "test")}
+    few: dict[str, Any] = {"eval_examples_per_label": 3}
+    for sequence, own in (
+        (TaskSequence.split_by_label(data, groups=[(0, 1), (3,)], **few), [(0, 1), (3,)]),
+        (TaskSequence.permuted(data, tasks=2, **few), [range(4)] * 2),
+        (TaskSequence.rotated(data, degrees=[0, 90], **few), [range(4)] * 2),
+    ):
+        for task, group in zip(sequence.tasks, own, strict=True):
+            assert sorted(task["test"].labels.tolist()) == [label for label in group for _ in range(3)]
+            assert len(task["train"]) == 100 * len(group)
+    first, again, other = (
+        TaskSequence.rotated(data, degrees=[0], seed=seed, **few).tasks[0]["test"].images
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_a_single_data_set_is_divided_without_overlap() -> None:
     x, y = images()
     data = TaskSequence.permuted((x, y), tasks=1)

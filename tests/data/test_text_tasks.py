@@ -158,6 +158,20 @@ def test_few_examples_of_each_label_are_chosen_by_seed(encoder: str) -> None:
     assert chosen(1) != chosen(2)
 
 
+def test_evaluation_may_see_few_examples_of_each_label_of_a_sorted_file(encoder: str) -> None:
+    def chosen(seed: int) -> list[list[int]]:
+        source = DatasetDict({s: rows.sort("intent") for s, rows in requests(copies=5).items()})
+        source["validation"] = source["test"]
+        data = by_domain(encoder, source, eval_examples_per_label=3, seed=seed)
+        for split, each in (("train", 20), ("validation", 3), ("test", 3)):
+            of_task = [sorted(row["labels"] for row in task[split]) for task in data.tasks]
+            assert of_task == [[0] * each + [1] * each] * 2, split
+        return [row["input_ids"] for task in data.tasks for row in task["test"]]
+
+    assert chosen(1) == chosen(1)
+    assert chosen(1) != chosen(2)
+
+
 def test_worker_processes_load_the_same(encoder: str) -> None:
     own, theirs = (list(by_domain(encoder, num_workers=n).val_dataloader()[1]) for n in (0, 1))
     assert [b["input_ids"].tolist() for b in own] == [b["input_ids"].tolist() for b in theirs]
@@ -276,6 +290,7 @@ def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
         ({"label_column": "label"}, "no column 'label'"),
         ({"task_column": None, "label_groups": [["pay", "fly"]]}, r"no training data has intent=\['fly'\]"),
         ({"examples_per_label": 0}, "examples_per_label must be a whole number, at least 1"),
+        ({"eval_examples_per_label": 0}, "eval_examples_per_label must be a whole number, at least 1"),
         ({"transition_batches": 3, "epochs_per_task": 1}, "a batch has one head"),
         ({"text_column": "words"}, "no column 'words'"),
     ],

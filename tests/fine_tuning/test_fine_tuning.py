@@ -191,7 +191,7 @@ def test_the_outputs_of_all_heads(encoder: str) -> None:
     first = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     assert outputs.shape == (len(first), 2, 3)
     torch.testing.assert_close(outputs[:, 0, :2], first)
-    assert (outputs[:, 0, 2] == -torch.inf).all()
+    assert (outputs[:, 0, 2] == -1e4).all()
     assert torch.equal(labels, batch["labels"][:, None, None].expand(-1, 2, 1))
     assert SequentialFineTuner(encoder, num_labels=2).outputs_of_all_heads(batch) is None
 
@@ -206,7 +206,7 @@ def test_each_sample_may_have_a_head_of_its_own(encoder: str) -> None:
     torch.testing.assert_close(found, torch.stack([own[k][i] for i, k in enumerate(numbers)]))
     found = model(task_id=[0, *[1] * (len(numbers) - 1)], **inputs).logits
     torch.testing.assert_close(found[1:], own[1][1:])
-    assert (found[0, 2] == -torch.inf) and torch.equal(found[0, :2], own[0][0])
+    assert (found[0, 2] == -1e4) and torch.equal(found[0, :2], own[0][0])
     assert torch.equal(model(task_id=[1] * len(numbers), **inputs).logits, own[1])
 
 
@@ -287,6 +287,53 @@ def test_frozen_parameters_stay_and_others_move(encoder: str) -> None:
     assert moved(before, model) | {"encoder.encoder.layer.1.attention.self.key.bias"} == set(
         before
     ) - frozen | {"encoder.encoder.layer.1.attention.self.key.bias"}
+
+
+@pytest.mark.parametrize("num_labels", [[2, 2], 4])
+def test_a_frozen_encoder_is_read_and_no_more(encoder: str, num_labels: Any) -> None:
+    """In evaluation mode and without a graph, whatever sets the module to training."""
+    model = SequentialFineTuner(encoder, num_labels=num_labels, freeze="encoder")
+    network: Any = model.network
+    modes, graphs = set(), set()
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        modes.add(module.training)
+        graphs.add(output.last_hidden_state.requires_grad)
+
+    network.encoder.register_forward_hook(look)
+    before = values(model)
+    data = intents(encoder, scenario="task" if isinstance(num_labels, list) else "class", epochs_per_task=2)
+    fit(model.train(), data, EWC(), Distillation(), ExperienceReplay(20))
+    assert (modes, graphs) == ({False}, {False})
+    assert model.training and network.heads.training and not network.encoder.training
+    assert moved(before, model) == {name for name in before if name.startswith("heads")}
+    assert network.pooling == "mean"
+
+
+def test_an_encoder_is_frozen_for_labels_on_words_too(encoder: str) -> None:
+    model = SequentialFineTuner(encoder, kind="token_classification", freeze="encoder")
+    fit(model, tags(encoder))
+    assert {name.partition(".")[0] for name, p in model.network.named_parameters() if p.requires_grad} == {
+        "heads"
+    }
+
+
+def test_the_learning_rate_goes_with_what_is_trained(encoder: str, tmp_path: Path) -> None:
+    ways: list[tuple[dict[str, Any], float]] = [
+        ({}, 5e-5),
+        ({"freeze": ["embeddings"]}, 5e-5),
+        ({"lora_rank": 2}, 1e-3),
+        ({"freeze": "encoder"}, 1e-2),
+        ({"freeze": "encoder", "lr": 0.5}, 0.5),
+    ]
+    for options, lr in ways:
+        model = SequentialFineTuner(encoder, num_labels=[2, 2], **options)
+        assert model.configure_optimizers().param_groups[0]["lr"] == model.hparams["lr"] == lr
+    trainer = make_trainer()
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = SequentialFineTuner.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert loaded.frozen_encoder and loaded.lr == 0.5
 
 
 @pytest.mark.parametrize("rule", ["none", "ewc"])
@@ -439,6 +486,8 @@ def test_a_checkpoint_loads_without_the_data_that_said_how_many_labels_there_are
         ({"warmup_steps": -1}, "warmup_steps must be a whole number, at least 0"),
         ({"num_labels": 2, "freeze": ["nothing"]}, "'nothing' is in no parameter's name"),
         ({"num_labels": 2, "freeze": "."}, "leaves nothing to train"),
+        ({"num_labels": 2, "freeze": "encoder", "lora_rank": 4}, "heads alone: leave lora_rank=4 out"),
+        ({"kind": "causal_lm", "freeze": "encoder"}, "a causal language model has none"),
     ],
 )
 def test_what_cannot_work_is_said(encoder: str, options: dict[str, Any], said: str) -> None:

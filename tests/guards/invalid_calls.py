@@ -41,6 +41,7 @@ NEEDED: dict[str, Any] = {
     "tolerance": 1, "memory": 10, "tokenizer": "none",
     "processor": "none", "model": "none", "reference": [1.0], "dataset": "digits", "alarms": [],
     "changes": [], "batches": [], "groups": [[0]], "degrees": [0.0],
+    "features": 8, "num_labels": [2],
 }  # fmt: skip
 
 

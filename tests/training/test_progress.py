@@ -191,8 +191,8 @@ def test_a_pass_has_a_bar_of_its_own_and_a_line_ends_each_task(kind: Any, termin
     fit(EWC(1.0, samples=500), EpochBoundaries(1), terminal.bar(kind), max_epochs=2)
     said = terminal.said()
     assert [re.sub(r"\d+ ms|\d\.\d s|0\.\d+(?= of)", "T", line) for line in said] == [
-        "task 0 ended at step 3 · consolidation T",
-        "task 1 ended at step 6 · consolidation T · ewc pulled with up to T of the gradient",
+        "task 0 ended at step 3 · consolidation T on 24 samples",  # the task has no more
+        "task 1 ended at step 6 · consolidation T on 24 samples · ewc pulled with up to T of the gradient",
     ]
     lines = terminal.lines
     passes = [i for i, line in enumerate(lines) if line.startswith("EWC: task 0") and "/24" in line]

@@ -179,6 +179,7 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
             samples=self.samples,
             what=f"{type(self).__name__}: factors of task {task}",
             seed=self.seed_of(task),
+            counted=self.count_samples,
         )
         if means is None:
             return {}
@@ -209,6 +210,7 @@ class KFACLaplace(MeasuresFisher, AnchoredRule):
             samples=self.samples,
             what=f"{type(self).__name__}: diagonal of task {task}",
             seed=self.seed_of(task),
+            counted=self.count_samples,
         )
         if means is None:
             return None

@@ -87,6 +87,7 @@ class MAS(DrawsSamples, BoundaryRule):
             samples=self.samples,
             what=f"{type(self).__name__}: task {task}",
             seed=self.seed_of(task),
+            counted=self.count_samples,
         )
 
     def measured(self, pl_module: LightningModule) -> list[Tensor]:

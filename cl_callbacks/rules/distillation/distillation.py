@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from cl_callbacks.compiled.one_thread import eagerly
+from cl_callbacks.data.multi_head import MultiHead
 from cl_callbacks.functional.distillation import Direction, distillation_loss, positions_with_label
 from cl_callbacks.functional.labels import IGNORED
 from cl_callbacks.functional.likelihood import Likelihood, Reading, check_likelihood, decide_reading
-from cl_callbacks.gradients.model_outputs import as_pair
+from cl_callbacks.gradients.model_outputs import Found, as_pair, names_task
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import POSITIVE
 from cl_callbacks.guards.few import few
@@ -54,9 +55,10 @@ class Distillation(OutputsOfBatch, BatchGradients):
     adapters, from the first step on and without a copy.
 
     How outputs are read is ``outputs``. Where each task has a head of its own, those of all heads are to
-    be compared: what the module's ``outputs_of_all_heads(batch)`` returns, such as ``(N, heads, classes)``,
-    alone or with labels, if it has such a method, as :class:`~cl_callbacks.SequentialFineTuner` has; else
-    override ``outputs``. Heads that no task has trained are left out. Weights that the task's loss does
+    be compared, as is done with :class:`~cl_callbacks.MultiHead` and by
+    :class:`~cl_callbacks.SequentialFineTuner`. Other modules tell them by a method
+    ``outputs_of_all_heads(batch)``, such as ``(N, heads, classes)``, alone or with labels; or override
+    ``outputs``. Heads that no task has trained are left out. Weights that the task's loss does
     not reach, such as the heads of earlier tasks, stay as they are.
 
     Sources: Li & Hoiem 2016, learning without forgetting (arXiv 1606.09282); Hinton et al. 2015 (1503.02531).
@@ -156,10 +158,9 @@ class Distillation(OutputsOfBatch, BatchGradients):
 
     def outputs_and_labels(self, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Outputs and labels: those of all heads, if the module tells them and the rule does not."""
-        of_all_heads = getattr(pl_module, "outputs_of_all_heads", None)
-        if of_all_heads is not None and not self.own_outputs:
+        if not self.own_outputs:
             with forward_precision(pl_module):
-                found = of_all_heads(batch)
+                found = _of_all_heads(pl_module, batch)
             if found is not None:
                 return as_pair(found)
         return super().outputs_and_labels(pl_module, batch)
@@ -343,3 +344,15 @@ def _output_of(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
             raise ValueError(f"feature_layer={layer!r} has not run: name one that `outputs` uses")
     finally:
         handle.remove()
+
+
+def _of_all_heads(pl_module: LightningModule, batch: Any) -> Found | None:
+    """The outputs of all heads for a batch, with labels; ``None`` without heads, or if nobody tells them."""
+    told = getattr(pl_module, "outputs_of_all_heads", None)
+    if told is not None:
+        return told(batch)
+    heads = [len(module) for module in pl_module.modules() if isinstance(module, MultiHead)]
+    if len(heads) != 1 or heads[0] < 2 or not names_task(pl_module, batch):
+        return None
+    outputs, labels = pl_module(batch[0], "all"), batch[1]
+    return outputs.flatten(0, -3), labels.reshape(-1, 1, 1).expand(-1, outputs.shape[-2], 1)
