@@ -59,10 +59,8 @@ def draw_permuted(found: dict[str, list[Scores]], file: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 4))
     for method, rows in found.items():
         x, y = [row["backward"] for row in rows], [row["online"] for row in rows]
-        (mark,) = axis.plot(x, y, "o", markersize=4)
-        axis.annotate(
-            shown(method), (statistics.mean(x), statistics.mean(y)), color=mark.get_color(), fontsize=8
-        )
+        axis.plot(x, y, "o", markersize=5, label=shown(method))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8)
     axis.set_xlabel("accuracy on old tasks at the end, minus that when just learned")
     axis.set_ylabel("accuracy before each step")
     save(figure, file)

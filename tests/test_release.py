@@ -31,3 +31,5 @@ def test_the_readme_of_an_index_has_no_path(repository: str | None) -> None:
     shown = re.findall(r"\]\(([^)]+)\)", readme_of_index(text, repository))
     assert all("://" in target for target in shown)
     assert len(shown) == (len(targets) if repository else sum("://" in target for target in targets))
+    for target in targets:
+        assert "://" in target or (ROOT / target.partition("#")[0]).exists(), target
