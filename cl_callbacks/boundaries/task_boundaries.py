@@ -130,8 +130,9 @@ class TaskBoundaries(OfOneTrainer):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the count of tasks; refuses a ``fit`` that would return at once without training."""
         log_configuration(trainer)
-        if not self.task and not self.task_is_open:  # nothing was counted here yet, but perhaps elsewhere
-            self.task = max(getattr(c, "next_task", 0) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self.task_is_open:  # a rule may have counted further, with another callback than this
+            elsewhere = [getattr(c, "next_task", 0) for c in trainer.callbacks]  # type: ignore[attr-defined]
+            self.task = max(self.task, *elsewhere)
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # progress comes from the checkpoint, and resuming a finished run is no error
         done, limit = _epochs_done(trainer), trainer.max_epochs
