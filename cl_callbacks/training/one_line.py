@@ -15,8 +15,9 @@ def keep_on_one_line(bar: RichProgressBar) -> None:
 
     Rich takes from its widest columns first: it would break those while there is bar left to shorten.
     """
-    progress = bar.progress
-    for column in _beside_the_bar(progress) if progress is not None else ():
+    if (progress := bar.progress) is None:
+        return
+    for column in _beside_the_bar(progress):
         column.get_table_column = partial(_table_column, progress)  # type: ignore[method-assign]
 
 
