@@ -5,7 +5,7 @@
 For each network: the time of the Fisher over a set of samples divided by the time of one ordinary
 forward and backward over the same samples in the same batches. ``first`` is the same for an object that
 has seen no batch before and checks some against single samples, as it happens once for each task. Fisher,
-ordinary passes and loop alternate, and all ratios are medians over repeats, so a machine whose speed drifts
+ordinary passes and loop alternate, and all ratios are medians over repeats, so a machine whose speed varies
 does little harm. ``exact`` makes one pass per class and is given per class. The loop computes the same with
 batches of one sample; ``difference`` is the largest relative distance to it over all parameters.
 """

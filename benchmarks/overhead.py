@@ -7,7 +7,7 @@
 
 For each rule, one fit in which it takes part in every second step only, after it has consolidated a task;
 each such step is compared with the mean of the plain ones before and after it, so that a machine whose speed
-drifts does little harm. Printed are medians of the ratios, and in brackets their quartiles. On a GPU the time
+varies does little harm. Printed are medians of the ratios, and in brackets their quartiles. On a GPU the time
 is that of events in its stream.
 
 With ``--compile`` the rules are compiled by ``CompileRules``; with ``--compile-each`` each of their

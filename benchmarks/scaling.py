@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --tasks 1 10 --parameters 1e6 1e9
 
 First, one Trainer learns many short tasks with a rule, and the state after the first, the tenth and so on is
-kept. Then steps with each of these states are timed in turn, since a machine's speed drifts over a run.
+kept. Then steps with each of these states are timed in turn, since a machine's speed varies over a run.
 Second, steps of networks of more and more parameters, with EWC after a task and without it, in turn.
 """
 

@@ -250,7 +250,7 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
     "literal": ([], of("EWC", estimator="exat"), "EWC: estimator must be one of 'exact', .*; got 'exat'$"),
     "needed": ([], of("EpochBoundaries"), "EpochBoundaries needs a value for every_n_epochs$"),
     "number": (["--trainer.max_epochs=many"], [], "trainer.max_epochs must be int or null; got 'many'$"),
-    "yaml": (["--config={broken}"], [], "Problems parsing config"),
+    "yaml": (["--config={broken}"], [], r".*broken.yaml is not YAML: line 1, 'trainer: {callbacks: \['"),
     "missing model": (["--model=nope.Net"], [], "there is no module 'nope'"),
     "value": ([], of("EWC", strength=-1), "EWC: strength must be a finite number"),
     "file": ([], of("EWC", importance_file="/no/such"), "'/no/such' is not a file"),
@@ -264,7 +264,50 @@ MISTAKES: dict[str, tuple[list[str], list[Any], str]] = {
         "there is no file or folder '/no/such'; there is no folder '/no'",
     ),
     "configuration": (["--config=/no/such.yaml"], [], "/no/such.yaml"),
+    "name of a file": (
+        ["--config={configs}/digit.yaml"],
+        [],
+        "the file '.*/digit.yaml' does not exist; the nearest is '.*/digits.yaml'$",
+    ),
+    "name of a folder": (
+        ["--config={configs}s/digits.yaml"],
+        [],
+        "no folder '.*'; the nearest is '.*configs'$",
+    ),
+    "key": (["--config={key}"], [], "no option 'trainr.max_epochs'; the nearest is 'trainer.max_epochs'"),
+    "order of files": (
+        ["--config={adding}", "--config={configs}/drift.yaml"],
+        [],
+        ".*drift.yaml sets trainer.callbacks and would drop what .*adding.yaml adds to it",
+    ),
+    "without an option": (["extra.yaml"], [], "'extra.yaml' belongs to no option; .* --config FILE"),
+    "without a value": (["--trainer.max_epochs"], [], "the option '--trainer.max_epochs' needs a value"),
+    "no mapping": (["--trainer=3"], [], "trainer must hold keys and values, or be a file that does; got '3'"),
+    "class_path": ([], [{"class": "EWC"}], "and 'class' is neither; the nearest is 'class_path'"),
+    "init_args": ([], [{"class_path": "EWC", "strength": 3}], "and 'strength' is neither"),
+    "short name": ([], of("LwF"), "there is no class 'LwF'; the nearest is 'Distillation'"),
+    "initials": ([], of("SI"), "the nearest is 'SynapticIntelligence'"),
+    "no callback": ([], of("torch.nn.Linear"), "torch.nn.Linear is no Callback, which is needed here"),
+    "no model": (["--model=EWC"], [], "EWC is no LightningModule, which is needed here"),
+    "optimizer": (["--optimizer=Adamm"], [], "there is no class 'Adamm'; the nearest is 'Adam'"),
+    "file of a class": (["--model=./net.py"], [], "a class is named MODULE.CLASS, .*; got './net.py'"),
+    "import": (["--model=raising.Net"], [], "the module of 'raising.Net' cannot be imported: boom"),
+    "of two": (
+        ["--trainer.callbacks+=EWC", "--trainer.callbacks.strength=x"],
+        [],
+        "EWC: strength must be float; got 'x'",
+    ),
     "checkpoint": (["--ckpt_path=/no/such.ckpt"], [], "/no/such.ckpt"),
+    "no checkpoint": (
+        ["--ckpt_path={key}"],
+        [],
+        "the checkpoint '.*key.yaml' cannot be read here: it is damaged",
+    ),
+    "other checkpoint": (
+        ["--ckpt_path={other}"],
+        [],
+        "the checkpoint '.*other.ckpt' cannot be read here: Error.s. in",
+    ),
     "training": (
         ["--trainer.max_epochs=101"],
         [],
@@ -284,7 +327,13 @@ def test_a_mistake_ends_in_one_sentence_last_and_alone(
     files = [f"--config={CONFIGS / 'digits.yaml'}", f"--config={write(tmp_path / 'mistake.yaml', content)}"]
     short = [*QUIET, "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.limit_train_batches=1"]
     (tmp_path / "broken.yaml").write_text("trainer: {callbacks: [")
-    arguments = [argument.format(broken=tmp_path / "broken.yaml") for argument in arguments]
+    (tmp_path / "key.yaml").write_text("trainr: {max_epochs: 3}")
+    (tmp_path / "adding.yaml").write_text("trainer: {callbacks+: [EWC]}")
+    (tmp_path / "raising.py").write_text("raise RuntimeError('boom')")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, tmp_path / "other.ckpt")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {file.stem: file for file in tmp_path.iterdir()} | {"configs": CONFIGS}
+    arguments = [argument.format(**named) for argument in arguments]
     fit = ["cl-callbacks", "fit", *files, f"--trainer.default_root_dir={tmp_path}", *short, *arguments]
     monkeypatch.setattr(sys, "argv", fit)
     with pytest.raises(SystemExit) as ended:
@@ -294,6 +343,37 @@ def test_a_mistake_ends_in_one_sentence_last_and_alone(
     assert re.match(f"cl-callbacks: .*{sentence}", error[-1]), error[-1]
     assert len(error[-1]) < 500
     assert not any("Traceback" in line or "usage:" in line for line in error)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            [],
+            "say what to do, one of fit, validate, test, predict, rules, explain, such as `cl-callbacks fit",
+        ),
+        (["fti"], "there is no subcommand 'fti'; the nearest is 'fit'"),
+        (["fit"], "model and data must be given, in a file by --config FILE or by --model and --data"),
+        (["--config", str(CONFIGS / "digits.yaml"), "fit"], "the subcommand comes first: `cl-callbacks fit"),
+        (["rules", "EWK"], "there is no callback 'EWK'; the nearest is 'EWC'"),
+        (["explain"], "model and data must be given"),
+        (
+            ["explain", "--config", str(CONFIGS / "digits.yaml"), "--trainer.callbacks+=FitBoundaries"],
+            "One callback must say when a task ends, and this Trainer has 2: EpochBoundaries, FitBoundaries.",
+        ),
+    ],
+)
+def test_a_wrong_command_ends_in_one_sentence(
+    given: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (1, 2)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"cl-callbacks: {sentence}")
 
 
 def test_an_error_of_ones_own_module_keeps_its_traceback(

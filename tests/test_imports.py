@@ -31,6 +31,7 @@ LAYERS = [
     {"boundaries"},
     {"rules", "data"},
     {"observation", "retention", "fine_tuning", "tuning"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 FAMILIES = {"averaging", "consolidation", "distillation", "metaplasticity", "rehearsal", "renewal"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -125,18 +125,14 @@ class TaskBoundaries(OfOneTrainer):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a second boundary callback."""
         self._evaluating = stage != "fit"
-        boundaries = [type(c).__name__ for c in trainer.callbacks if isinstance(c, TaskBoundaries)]  # type: ignore[attr-defined]
-        if len(boundaries) > 1:
-            raise MisconfigurationException(
-                f"One callback must say when a task ends, and this Trainer has {len(boundaries)}: "
-                f"{', '.join(boundaries)}. Keep one of them."
-            )
+        refuse_two_boundaries(trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the count of tasks; refuses a ``fit`` that would return at once without training."""
         log_configuration(trainer)
-        if not self.task and not self.task_is_open:  # nothing was counted here yet, but perhaps elsewhere
-            self.task = max(getattr(c, "next_task", 0) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self.task_is_open:  # a rule may have counted further, with another callback than this
+            elsewhere = [getattr(c, "next_task", 0) for c in trainer.callbacks]  # type: ignore[attr-defined]
+            self.task = max(self.task, *elsewhere)
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # progress comes from the checkpoint, and resuming a finished run is no error
         done, limit = _epochs_done(trainer), trainer.max_epochs
@@ -236,6 +232,20 @@ class TaskBoundaries(OfOneTrainer):
 
     def restore_process(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`process_state` returned; subclasses extend it."""
+
+
+def refuse_two_boundaries(callbacks: Iterable[Callback]) -> None:
+    """Raises an error for a list with more than one callback that says when a task ends.
+
+    Raises:
+        MisconfigurationException: there are several; the message names them.
+    """
+    boundaries = [type(callback).__name__ for callback in callbacks if isinstance(callback, TaskBoundaries)]
+    if len(boundaries) > 1:
+        raise MisconfigurationException(
+            f"One callback must say when a task ends, and this Trainer has {len(boundaries)}: "
+            f"{', '.join(boundaries)}. Keep one of them."
+        )
 
 
 class FitBoundaries(TaskBoundaries):

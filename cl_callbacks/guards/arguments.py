@@ -105,6 +105,20 @@ def check_arguments(
     }
 
 
+def allowed_values(kind: type) -> dict[str, str]:
+    """What each argument of a class may be, as an error would say it.
+
+    Example:
+        >>> from cl_callbacks import EpochBoundaries
+        >>> allowed_values(EpochBoundaries)
+        {'every_n_epochs': 'a whole number, at least 1'}
+    """
+    made = [inspect.unwrap(vars(k)["__init__"]) for k in reversed(kind.__mro__) if "__init__" in vars(k)]
+    hints = {name: hint for init in made for name, hint in _hints(init).items()}
+    bounds = {name: own for init in made for name, own in _BOUNDS.get(init, {}).items()}
+    return {name: _allowed(hint, bounds.get(name, ANY)) for name, hint in hints.items() if name != "return"}
+
+
 @cache
 def _constructors_above(function: Callable[..., Any], made: Any) -> list[Callable[..., Any]]:
     """Decorated constructors of the classes that come after that of a constructor; none for a function."""
@@ -238,12 +252,15 @@ def _fit_elements(value: Any, kind: Any, hints: Sequence[Any], bounds: Bounds) -
 
 def _refusal(name: str, value: Any, hint: Any, bounds: Bounds) -> str:
     """What would have been allowed, what was given instead, and what to do."""
-    *most, last = _words(hint, bounds)
-    comma = "," if any(word.startswith("a") for word in most) else ""  # not between choices
-    allowed = f"{', '.join(most)}{comma} or {last}" if most else last
     empty = isinstance(value, str | Sequence | Mapping) and len(value) == 0
     advice = f": leave {name} out, or give None" if empty and NoneType in get_args(hint) else ""
-    return f"{allowed}; got {shown(value)}{advice}"
+    return f"{_allowed(hint, bounds)}; got {shown(value)}{advice}"
+
+
+def _allowed(hint: Any, bounds: Bounds) -> str:
+    *most, last = _words(hint, bounds)
+    comma = "," if any(word.startswith("a") for word in most) else ""  # not between choices
+    return f"{', '.join(most)}{comma} or {last}" if most else last
 
 
 def _words(hint: Any, bounds: Bounds) -> list[str]:

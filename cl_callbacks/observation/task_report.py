@@ -18,6 +18,7 @@ from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.task_boundaries import boundaries_of
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.safe_names import file_name, readable
+from cl_callbacks.observation.figures.labels import row_names
 from cl_callbacks.observation.pictures import log_figure
 from cl_callbacks.observation.task_files import write_csv, write_json
 from cl_callbacks.observation.task_record import TaskRecord
@@ -162,8 +163,9 @@ class TaskReport:
     def _log_table(self, logger: Logger) -> None:
         numbers, rows = self.record.tasks_learned, self.record.table()
         names, shown = self.names, evenly(len(self.names), MOST_TASKS)
-        table = [[learned, *(row[i] for i in shown)] for learned, row in zip(numbers, rows, strict=True)]
-        log_table(logger, self.key("table"), ["tasks learned", *(names[i] for i in shown)], table)
+        after = row_names(numbers, names, self.record.order)
+        table = [[name, *(row[i] for i in shown)] for name, row in zip(after, rows, strict=True)]
+        log_table(logger, self.key("table"), ["after", *(names[i] for i in shown)], table)
 
     def figures(self, trainer: Trainer) -> dict[str, Figure]:
         """Figures by log key: the task matrix, task curves, and with DriftBoundaries loss and drift score."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cl_callbacks.functional.task_matrix import Order
-from cl_callbacks.observation.figures.labels import cut, every
+from cl_callbacks.observation.figures.labels import every, row_names
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROOM, _NAME = 8, 12
+_ROOM = 8
 
 
 def task_table(
@@ -47,20 +47,17 @@ def task_table(
     order = range(tasks) if order is None else order
     at = {learned: i for i, learned in enumerate(rows) if not matrix[i].isnan().all()}
     shown = sorted({*range(0, tasks, every(tasks, room=_ROOM)), tasks - 1})
-    numbers = [str(task) for task in range(tasks)]
-    named = [
-        f"{n} {escape(cut(name, _NAME))}" if n != name else n for n, name in zip(numbers, names, strict=True)
-    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", no_wrap=True)
     for task in shown:
-        table.add_column(numbers[task], justify="right", no_wrap=True, min_width=5)
+        table.add_column(str(task), justify="right", no_wrap=True, min_width=5)
     later = sorted(at.keys() - {0})
-    for row in [*(at.keys() & {0}), *_some(later)]:
+    shown_rows = [*(at.keys() & {0}), *_some(later)]
+    for row, name in zip(shown_rows, row_names(shown_rows, names, order), strict=True):
         latest = order[row - 1] if row else None
         scores = matrix[at[row]]
         cells = (_cell(scores[task].item(), task in order[:row], task == latest) for task in shown)
-        table.add_row("—" if row == 0 else str(row - 1) if latest is None else named[latest], *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

@@ -21,6 +21,7 @@ from cl_callbacks.training.lightning_private import (
     start_bar,
     stop_bar,
 )
+from cl_callbacks.training.one_line import keep_on_one_line
 
 Advance = Callable[[int], None]
 
@@ -82,10 +83,12 @@ def show_in_progress_bar(trainer: Trainer, values: Mapping[str, str]) -> None:
 
     A number that the user logs under the same key replaces them; here numbers would get decimal places.
     """
-    shown = progress_bar_metrics(trainer)
+    shown, bar = progress_bar_metrics(trainer), trainer.progress_bar_callback
     for key, value in values.items():
         if isinstance(shown.get(key, ""), str):
             shown[key] = value
+    if isinstance(bar, RichProgressBar):
+        keep_on_one_line(bar)
 
 
 def _shown_bar(trainer: Trainer) -> ProgressBar | None:

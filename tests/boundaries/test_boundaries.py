@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -61,6 +62,24 @@ def test_each_fit_is_a_task(given: str) -> None:
         "train starts", ("start", 1, 2), ("end", 1, 3),
     ]  # fmt: skip
     assert model.heard == [("start", 0), ("end", 0), ("start", 1), ("end", 1)]
+
+
+@pytest.mark.parametrize("boundaries", ["default", "fresh", "same", "behind"])
+def test_the_line_at_a_boundary_counts_tasks_across_trainers(
+    boundaries: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule, model, kept = EWC(1.0), Net(), EpochBoundaries(1)
+    if boundaries == "behind":  # it has counted one task alone, and comes to a rule that has two
+        make_trainer(kept, max_epochs=1, enable_progress_bar=True).fit(model, loader(*task(0)))
+        capsys.readouterr()
+    for fit in range(3):
+        of_its_own = boundaries == "fresh" or (boundaries == "behind" and fit < 2)
+        given = [] if boundaries == "default" else [EpochBoundaries(1) if of_its_own else kept]
+        bar = TQDMProgressBar()
+        trainer = make_trainer(rule, *given, bar, max_epochs=1, enable_progress_bar=True)
+        trainer.fit(model, loader(*task(fit)))
+    said = re.findall(r"task (\d+) ended at step", capsys.readouterr().out)
+    assert said == ["0", "1", "2"] and rule.tasks == 3
 
 
 def test_without_rules_and_boundaries_nobody_speaks_of_tasks() -> None:

@@ -127,12 +127,12 @@ def test_a_strong_rule_keeps_the_answers_of_the_first_task(models: dict[str, str
         def on_task_start(self, trainer: Trainer, pl_module: Any, task: int) -> None:
             self.at_start = pl_module(**batch).logits.detach()
 
-    def drift(*rules: Callback) -> Tensor:
+    def distance(*rules: Callback) -> Tensor:
         model, answers = tuner(models["vit"], num_labels=[2, 2]), Answers()
         fit(model, data, *rules, answers)
         return (model(**batch).logits - answers.at_start).norm()
 
-    assert drift(EWC(1e6, proximal=True)) < 0.5 * drift()
+    assert distance(EWC(1e6, proximal=True)) < 0.5 * distance()
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])

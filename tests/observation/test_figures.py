@@ -234,7 +234,9 @@ def test_axes_titles_and_names_are_written() -> None:
         text.get_text()
         for text in texts(accuracy_matrix(matrix(2), names=["digits", "letters"], title="Run"))
     ]
-    assert {"score on task", "tasks learned", "digits", "letters", "Run"} <= set(written)
+    assert {"score on task", "after task", "digits", "letters", "—", "0 digits", "1 letters", "Run"} <= set(
+        written
+    )
     figure = curves(2, names=["digits", "letters"], monitor="val_acc")
     pixels(figure)
     written = [text.get_text() for text in texts(figure)]

@@ -86,7 +86,8 @@ def check_wandb(folder: Path, evaluation: TaskEvaluation) -> None:
         assert imread(files / row[f"{key}/filenames"][0]).shape[0] == row[f"{key}/height"]
     (row,) = [row for row in rows if "cl_task/table/path" in row]
     table = json.loads((files / row["cl_task/table/path"]).read_text())
-    assert table["columns"] == ["tasks learned", *map(str, range(TASKS))]
+    assert table["columns"] == ["after", *map(str, range(TASKS))]
+    assert [cells[0] for cells in table["data"]] == ["—", *map(str, range(TASKS))]
     assert [cells[1:] for cells in table["data"]] == evaluation.matrix.tolist()
     # What is by task has the task as its axis.
     axes = [record.metric for record in wandb_files.of_kind(folder, "metric")]

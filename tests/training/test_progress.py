@@ -27,6 +27,7 @@ from cl_callbacks import (
     SynapticCallback,
 )
 from cl_callbacks.drift import Plateau
+from cl_callbacks.training.lightning_private import progress_bar_metrics
 from cl_callbacks.training.progress import progress, say
 from cl_callbacks.training.quiet_validation import quiet_validation
 from tests.processes import train_together
@@ -422,3 +423,18 @@ def test_what_is_said_on_a_console_is_taken_as_it_is(terminal: Terminal) -> None
     fit(Says(), terminal.bar(RichProgressBar))
     assert isinstance(rich.get_console(), Console)
     assert terminal.lines.count("[red]" + "x" * 150) == 3
+
+
+def test_rich_keeps_to_one_line_of_eighty_columns(terminal: Terminal) -> None:
+    class Numbered(Net):  # as by a logger whose runs have names of letters
+        def on_train_batch_start(self, *args: Any) -> None:
+            progress_bar_metrics(self.trainer).setdefault("v_num", "jhe9")
+
+    bar = RichProgressBar(console_kwargs={"force_terminal": True, "width": 80})
+    data = loader(*task(0, 200), batch_size=4)
+    fit(DriftBoundaries(), bar, model=Numbered(), max_epochs=3, data=data)
+    shown = [line for line in terminal.lines if line.startswith("Epoch ") and "v_num: jhe9" in line]
+    assert shown and all(
+        len(line) <= 80 and "it/s task: " in line and "% v_num: jhe9" in line for line in shown
+    )
+    assert all("━" in line for line in shown)

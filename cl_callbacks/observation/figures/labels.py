@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,32 @@ def cut(name: str, size: int, head: float = 0.5) -> str:
         return name
     first = round((size - 1) * head)
     return f"{name[:first].rstrip('._ ')}…{name[len(name) - (size - 1 - first) :].lstrip('._ ')}"
+
+
+def row_names(
+    rows: Iterable[int], names: Sequence[str], order: Sequence[int | None] | None = None, size: int = 12
+) -> list[str]:
+    """Names of rows of a task matrix, the same wherever it is shown: the task that was learned last.
+
+    Args:
+        rows: the number of tasks learned at each.
+        names: name of each column.
+        order: column of the task learned first, second and so on, if they are not 0, 1, 2 …
+        size: maximum number of characters of a task's name.
+
+    Example:
+        >>> row_names([0, 1, 2], ["digits", "1"])
+        ['—', '0 digits', '1']
+    """
+    columns = range(len(names)) if order is None else order
+
+    def name(row: int) -> str:
+        column = columns[row - 1] if row <= len(columns) else None
+        number = str(row - 1 if column is None else column)
+        named = column is not None and names[column] != number
+        return f"{number} {cut(names[column], size)}" if named else number  # type: ignore[index]
+
+    return [name(row) if row else "—" for row in rows]
 
 
 def shortened(names: Sequence[str], size: int) -> list[str]:

@@ -19,7 +19,7 @@ from cl_callbacks.observation.figures.card import (
     dress,
     legend,
 )
-from cl_callbacks.observation.figures.labels import every, shortened
+from cl_callbacks.observation.figures.labels import every, plain, row_names, shortened
 from cl_callbacks.observation.thinning import evenly
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def accuracy_matrix(
     width, height = (min(max(0.52 * tasks, 2.6), 6.2), min(max(0.4 * (ends - 1), 1.8), 5.2))
     figure = card(width + 1.8, height + (1.5 if title else 1.2))
     axes = figure.add_subplot()
-    dress(axes, x="score on task", y="tasks learned", title=title)
+    dress(axes, x="score on task", y="after task", title=title)
     missing = bool(np.isnan(values).any())
     handles = _mark(axes, (ends, tasks), missing, range(tasks) if order is None else order)
     low, high = _limits(values, mode)
@@ -88,7 +88,7 @@ def accuracy_matrix(
         interpolation="nearest",
         zorder=1,
     )
-    _label_tasks(axes, ends, tasks, names)
+    _label_tasks(axes, ends, tasks, names, order)
     if max(tasks, ends - 1) <= MOST_NUMBERS:
         _write_numbers(axes, image, cells)
     bar = figure.colorbar(image, ax=axes)
@@ -157,9 +157,13 @@ def _mark(axes: Axes, shape: tuple[int, int], missing: bool, order: Sequence[int
     return handles
 
 
-def _label_tasks(axes: Axes, rows: int, tasks: int, names: Sequence[str] | None) -> None:
+def _label_tasks(
+    axes: Axes, rows: int, tasks: int, names: Sequence[str] | None, order: Sequence[int | None] | None
+) -> None:
     shown = range(0, tasks, every(tasks, room=13))
-    axes.set_yticks(range(0, rows, every(rows, room=14)))
+    after = range(0, rows, every(rows, room=14))
+    named = row_names(after, names or [str(task) for task in range(tasks)], order)
+    axes.set_yticks(after, labels=list(map(plain, named)))
     if names is None:
         axes.set_xticks(shown, labels=[str(task) for task in shown])
     else:

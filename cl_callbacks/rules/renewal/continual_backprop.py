@@ -52,7 +52,7 @@ class ContinualBackprop(UnitRule):
     What else is reset, and which units there are: :class:`~.unit_rule.UnitRule`.
 
     Source: Dohare, Hernandez-Garcia, Lan, Rahman, Mahmood & Sutton 2024, Loss of plasticity in deep continual
-    learning, Nature 632 (arXiv 2306.13812).
+    learning, Nature 632 (arXiv 2306.13812), where it is CBP.
 
     Args:
         replacement_rate: share of the mature units of each layer that is replaced per step; 0 leaves
