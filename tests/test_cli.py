@@ -358,8 +358,11 @@ def test_a_mistake_ends_in_one_sentence_last_and_alone(
         (["rules", "EWK"], "there is no callback 'EWK'; the nearest is 'EWC'"),
         (["explain"], "model and data must be given"),
         (
-            ["explain", "--config", str(CONFIGS / "digits.yaml"), "--trainer.callbacks+=FitBoundaries"],
-            "One callback must say when a task ends, and this Trainer has 2: EpochBoundaries, FitBoundaries.",
+            [
+                *("explain", "--config", str(CONFIGS / "digits.yaml")),
+                *("--trainer.callbacks+=FitBoundaries", "--trainer.callbacks+=DriftBoundaries"),
+            ],
+            "One callback must say when a task ends, and this Trainer has 2: FitBoundaries, DriftBoundaries.",
         ),
     ],
 )

@@ -54,6 +54,9 @@ def explanation(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     trainer = config["trainer"]
     callbacks = [(_kind(entry), entry) for entry in _entries(trainer["callbacks"])]
     boundaries = [entry for kind, entry in callbacks if issubclass(kind, TaskBoundaries)]
+    epochs = _arguments(config["data"]).get("epochs_per_task") if config["data"] else None
+    if epochs and not boundaries:  # the sequence adds them
+        boundaries = [{"class_path": "cl_callbacks.EpochBoundaries", "init_args": {"every_n_epochs": epochs}}]
     rules = [entry for kind, entry in callbacks if issubclass(kind, SynapticCallback)]
     saving = [entry for kind, entry in callbacks if issubclass(kind, Checkpoint)]
     others = [entry for _, entry in callbacks if not any(entry is e for e in (*boundaries, *rules, *saving))]
@@ -62,7 +65,7 @@ def explanation(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for key in ("optimizer", "lr_scheduler"):
         if config.get(key):
             yield key.replace("_", " "), _described(config[key])
-    yield "length", _length(trainer)
+    yield "length", _length(trainer, epochs)
     yield "tasks", _tasks(boundaries, trainer["max_epochs"])
     yield "rules", _all_described(rules) or ["none: nothing protects what was learned"]
     if others:
@@ -74,12 +77,14 @@ def explanation(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "seed", [str(config["seed_everything"])]
 
 
-def _length(trainer: Mapping[str, Any]) -> list[str]:
+def _length(trainer: Mapping[str, Any], epochs_per_task: int | None) -> list[str]:
     if trainer["fast_dev_run"]:
         return [f"a trial of {int(trainer['fast_dev_run'])} batches, without loggers and checkpoints"]
     limits = {"epochs": trainer["max_epochs"], "steps": trainer["max_steps"], "of time": trainer["max_time"]}
     given = [f"{limit} {unit}" for unit, limit in limits.items() if limit not in (None, -1)]
     default = "without end" if trainer["max_epochs"] == -1 else "1000 epochs, Lightning's default"
+    if epochs_per_task and trainer["max_epochs"] in (None, -1):
+        given = [f"{epochs_per_task} epochs for each task of the data", *given]
     lines = [" or ".join(given) or default]
     if (batches := trainer["limit_train_batches"]) is not None:
         some = f"at most {batches}" if isinstance(batches, int) else f"{batches:.0%}"

@@ -35,9 +35,8 @@ def test_a_configuration_is_told_in_words_and_nothing_is_built(
     found = told([*files, *more], monkeypatch, capsys)
     assert found["model"].startswith("examples.digits.Classifier(inputs=256) ")
     assert found["data"].startswith("ImageTasks(data='/no/such', permutations=10, ")
-    assert found["length"].startswith("100 epochs validation after every 10 epochs")
+    assert found["length"] == "10 epochs for each task of the data validation after every 10 epochs"
     assert found["tasks"].startswith("EpochBoundaries(every_n_epochs=10) A task lasts a fixed number")
-    assert found["tasks"].endswith("100 epochs, 10 for each task: 10 tasks")
     assert found["rules"].startswith("EWC(estimator='sampled') Elastic weight consolidation:")
     assert "TaskEvaluation() Measures the task matrix" in found["callbacks"]
     assert found["loggers"].startswith("CSVLogger(save_dir='runs', name='digits')")
@@ -68,9 +67,16 @@ def test_what_is_left_to_defaults_is_said(
     ("given", "said"),
     [
         (["--trainer.fast_dev_run=2"], {"length": "a trial of 2 batches, without loggers and checkpoints"}),
-        (["--trainer.max_epochs=-1", "--trainer.max_steps=9"], {"length": "9 steps "}),
-        (["--trainer.limit_train_batches=4"], {"length": "100 epochs at most 4 of the batches of an epoch "}),
-        (["--trainer.limit_train_batches=0.5"], {"length": "100 epochs 50% of the batches of an epoch "}),
+        (["--trainer.max_steps=9"], {"length": "10 epochs for each task of the data or 9 steps "}),
+        (["--trainer.max_epochs=20"], {"length": "20 epochs "}),
+        (
+            ["--trainer.limit_train_batches=4"],
+            {"length": "10 epochs for each task of the data at most 4 of the batches of an epoch "},
+        ),
+        (
+            ["--trainer.limit_train_batches=0.5"],
+            {"length": "10 epochs for each task of the data 50% of the batches of an epoch "},
+        ),
         (["--trainer.logger=false"], {"loggers": "none"}),
         (["--ckpt_path=last.ckpt"], {"checkpoints": "training goes on from last.ckpt ModelCheckpoint("}),
         (

@@ -149,7 +149,7 @@ def test_other_rules_see_the_gradient_of_the_task_alone() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
 def test_the_teacher_is_the_network_as_it_was(precision: Any) -> None:
-    """Where the weights stay, its outputs are the network's; where they move, its outputs stay what they were."""
+    """Where weights stay, its outputs are the network's; where they move, its outputs stay what they were."""
 
     class Watching(Distillation):
         def _divergence(self, new: Tensor, labels: Any, old: Tensor) -> Tensor:
