@@ -89,7 +89,7 @@ def run(args: list[str] | None = None, *, only_explain: bool = False) -> Lightni
 
 
 def _classes() -> dict[str, type]:
-    """The classes that need no module path, by name: those that have been imported."""
+    """The classes that need no module path, by name: those that have been imported, this package's last."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from lightning.pytorch.loggers import Logger
     from torch.optim import Optimizer
@@ -102,7 +102,13 @@ def _classes() -> dict[str, type]:
         for parent in new:
             children += type.__subclasses__(parent)
         new = set(children) - found
-    return {kind.__name__: kind for kind in found if not kind.__name__.startswith("_")}
+    public = [
+        kind for kind in found if not kind.__name__.startswith("_") and "<locals>" not in kind.__qualname__
+    ]
+    public.sort(
+        key=lambda kind: (kind.__module__.startswith(f"{__package__}."), kind.__module__, kind.__name__)
+    )
+    return {kind.__name__: kind for kind in public}
 
 
 def _end(sentence: str, status: int) -> NoReturn:

@@ -29,6 +29,8 @@ LOGGERS = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
 def run_script(script: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """What a process of its own would have said; an exception is raised here."""
     out, err, code = io.StringIO(), io.StringIO(), 0
+    if wandb.run is not None:  # of another test; one whose service was torn down cannot be finished any more
+        wandb.finish()
     wandb.teardown()  # its service takes relative paths from the folder that it was started in
     threads, levels = torch.get_num_threads(), [logging.getLogger(name).level for name in LOGGERS]
     with (
