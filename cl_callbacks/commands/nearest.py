@@ -55,7 +55,8 @@ def nearest_path(path: Path) -> str:
     """
     folder = path.parent
     if folder.is_dir():
-        return hint(nearest(path.name, (entry.name for entry in folder.iterdir())), folder)
+        # Endings are alike in most names.
+        return hint(nearest(path.name, (entry.name for entry in folder.iterdir()), cutoff=0.7), folder)
     if folder.parent.is_dir():
         near = nearest(folder.name, (entry.name for entry in folder.parent.iterdir() if entry.is_dir()))
         instead = hint(near, folder.parent) or " either"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks.gradients.model_outputs import Found, as_pair, model_outputs
@@ -58,6 +59,7 @@ class OutputsOfBatch(Callback):
         """Outputs and labels, which have one row per sample.
 
         Raises:
+            MisconfigurationException: the module has no ``forward``.
             RuntimeError: the outputs cannot be read.
             ValueError: they have no rows, or other ones than the labels.
         """
@@ -67,6 +69,11 @@ class OutputsOfBatch(Callback):
         except Exception as error:
             if _REMEDY in str(error) and not self.own_outputs:
                 raise
+            if isinstance(error, NotImplementedError) and type(pl_module).forward is LightningModule.forward:
+                raise MisconfigurationException(
+                    f"{name} needs the outputs of {model} for a batch, and {model} has no `forward`: let it "
+                    f"return them for the batch's inputs, or {_REMEDY}."
+                ) from None
             why = f"({type(error).__name__}: {error})"
             raise RuntimeError(
                 f"`{name}.outputs` failed on a {type(batch).__name__}, a training batch of {model} {why}."

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from cl_callbacks import EWC
@@ -102,13 +103,13 @@ def test_the_first_batch_tells_what_is_wrong() -> None:
             return self.net(x).flatten()
 
     for model, said in [
-        (Without(), "could not read the outputs of Without .* override `outputs"),
+        (Without(), "EWC needs the outputs of Without .* has no `forward`.* or override `outputs"),
         (
             Flat(),
             r"Flat.forward returned outputs of shape \(24,\) for labels of shape \(8,\).* override `outputs",
         ),
     ]:
-        with pytest.raises((RuntimeError, ValueError), match=said):
+        with pytest.raises((MisconfigurationException, ValueError), match=said):
             make_trainer(EWC(1.0)).fit(model, loader(*task(0)))
 
 
