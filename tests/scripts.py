@@ -21,6 +21,7 @@ import transformers
 import wandb
 from matplotlib import pyplot as plt
 
+import cl_callbacks
 from tests.processes import forkserver
 
 LOGGERS = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
@@ -63,3 +64,8 @@ def run_script(script: Path, *arguments: str, folder: Path) -> subprocess.Comple
 def logged_out(folder: Path) -> dict[str, str]:
     """The environment, in which nobody is logged in, whatever the machine that runs the tests."""
     return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(folder / "no")}
+
+
+def installed() -> bool:
+    """Whether the package is that of a wheel, and not of this clone."""
+    return Path(cl_callbacks.__file__).parents[1] != Path(__file__).parents[1]

@@ -40,6 +40,7 @@ from cl_callbacks import (
     TaskEvaluation,
 )
 from cl_callbacks.cli import main, run
+from tests.scripts import installed
 from tests.tiny_transformers import requests, tiny_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -558,6 +559,7 @@ def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(
     assert "class_path: mine.Net" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(installed(), reason="of a clone")
 def test_without_jsonargparse_it_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

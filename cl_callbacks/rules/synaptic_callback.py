@@ -324,7 +324,9 @@ class SynapticCallback(OfOneTrainer):
     # -- hooks -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Adds a boundary callback to the Trainer if it has none."""
+        """Ends a fit that was broken off, and adds a boundary callback to the Trainer if it has none."""
+        if self._step is not None and stage == "fit":  # of a fit that was broken off without a teardown
+            self.teardown(trainer, pl_module, stage)
         self._evaluating = stage != "fit"
         if stage == "fit":
             refuse_strategy(self, trainer)

@@ -13,10 +13,12 @@ import pytest
 
 from cl_callbacks.guards import optional as module
 from cl_callbacks.guards.optional import NotInstalled, install_command, optional
+from tests.scripts import installed
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.skipif(installed(), reason="of a clone")
 def test_a_clone_is_installed_from_where_it_is() -> None:
     with pytest.raises(NotInstalled, match="no_such_package is not installed: pip install -e") as found:
         optional("no_such_package", "transformers")

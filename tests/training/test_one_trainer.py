@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from cl_callbacks import (
     SynapseStatistics,
     TaskEvaluation,
 )
+from cl_callbacks.guards.waiting_signals import guard_signals, release_signals
 from cl_callbacks.training.one_trainer import OfOneTrainer
 from tests.every_rule import RULES, make, same
 from tests.small import Net, fit_tasks, loader, make_trainer, plain_net, task, weights
@@ -198,6 +200,18 @@ def test_after_a_fit_that_was_broken_off_another_trainer_may_have_it(
         make_trainer(Failing(error, also_at_the_end), rule).fit(a_net(), loader(*task(0)))
     make_trainer(rule).fit(a_net(), loader(*task(0)))
     assert rule.tasks == 1
+    assert signals_are_handled()
+
+
+def signals_are_handled() -> bool:
+    """Whether handlers that take part in sections are called at once."""
+    called: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
+    gated = guard_signals()
+    signal.raise_signal(signal.SIGUSR1)
+    release_signals(gated)
+    signal.signal(signal.SIGUSR1, before)
+    return called == [signal.SIGUSR1]
 
 
 def test_after_a_trainer_that_is_gone_and_one_that_was_refused_another_may_have_it() -> None:
