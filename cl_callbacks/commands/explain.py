@@ -169,8 +169,7 @@ def _refuse_what_callbacks_refuse(entries: Sequence[Any]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
     own = [entry for entry in entries if _kind(entry).__module__.startswith(f"{_PACKAGE}.")]
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
-    callbacks = build(parser.parse_object({"callbacks": own})).callbacks
+    callbacks = parser.instantiate(parser.parse_object({"callbacks": own})).callbacks
     refuse_same_state_key(callbacks)
     refuse_two_boundaries(callbacks)
     refuse_two_owners([callback for callback in callbacks if isinstance(callback, SynapticCallback)], [])
