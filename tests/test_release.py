@@ -33,3 +33,14 @@ def test_the_readme_of_an_index_has_no_path(repository: str | None) -> None:
     assert len(shown) == (len(targets) if repository else sum("://" in target for target in targets))
     for target in targets:
         assert "://" in target or (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_on_an_index_a_picture_has_the_address_of_the_file_itself() -> None:
+    sys.path.insert(0, str(ROOT))
+    from hatch_build import readme_of_index
+
+    text = "![A\npicture](docs/a.png) [page](docs/b.md#part)"
+    there = "https://example.org/owner/name"
+    shown = f"![A\npicture]({there}/raw/main/docs/a.png) [page]({there}/blob/main/docs/b.md#part)"
+    assert readme_of_index(text, there) == shown
+    assert readme_of_index(text, None) == "*A picture* page"

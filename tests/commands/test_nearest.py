@@ -39,3 +39,4 @@ def test_a_file_is_found_beside_the_missing_one(tmp_path: Path, monkeypatch: pyt
     assert nearest_path(Path("configs/digit.yaml")) == "; the nearest is 'configs/digits.yaml'"
     assert nearest_path(Path("config/a.yaml")) == "; there is no folder 'config'; the nearest is 'configs'"
     assert nearest_path(tmp_path / "configs" / "zzz") == ""
+    assert nearest_path(tmp_path / "configs" / "ewc.yaml") == ""  # which has the ending alone in common
