@@ -112,7 +112,7 @@ MATRICES_ONLY = {"metaplastic", "cascade", "fire"}
 # Rules whose loss is summed over observations, which they count.
 COUNTING = {"bgd", "mesu", "mesu chain", "mesu draws"}
 # Rules that are local to each weight, and so to each shard, or add a gradient, of which each shard is a part.
-SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING, "upgd"} - {"kfac", "kfac list"}
+SHARDABLE = {*PULLING, *REWRITING, *REHEARSING, *DISTILLING, *RECYCLING, "upgd"} - {"kfac", "kfac list"}
 
 # Rules that do something at the end of a task.
 CONSOLIDATING = {rule for rule in PULLING if not rule.startswith("streaming")}

@@ -20,6 +20,19 @@ def test_the_citation_and_the_changelog_are_of_this_version() -> None:
     )
 
 
+def test_the_oldest_packages_are_those_that_are_admitted() -> None:
+    admitted = {}
+    for name, version in re.findall(
+        r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)', (ROOT / "pyproject.toml").read_text()
+    ):
+        admitted[name] = version
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.M))
+    oldest.pop("pytorch-lightning")  # the same package as lightning
+    assert oldest.keys() <= admitted.keys()
+    for name in oldest.keys() - {"torch", "safetensors"}:  # whose comment says why
+        assert oldest[name] in (admitted[name], f"{admitted[name]}.0"), name
+
+
 @pytest.mark.parametrize("repository", [None, "https://example.org/owner/name"])
 def test_the_readme_of_an_index_has_no_path(repository: str | None) -> None:
     sys.path.insert(0, str(ROOT))

@@ -87,7 +87,8 @@ def _length(trainer: Mapping[str, Any], epochs_per_task: int | None) -> list[str
         given = [f"{epochs_per_task} epochs for each task of the data", *given]
     lines = [" or ".join(given) or default]
     if (batches := trainer["limit_train_batches"]) is not None:
-        some = f"at most {batches}" if isinstance(batches, int) else f"{batches:.0%}"
+        counted = isinstance(batches, int) or batches > 1  # a parser may have made 4.0 of 4
+        some = f"at most {int(batches)}" if counted else f"{batches:.0%}"
         lines.append(f"{some} of the batches of an epoch")
     for what, key in (
         ("validation", "check_val_every_n_epoch"),

@@ -26,8 +26,7 @@ def outgoing_magnitude(readers: Sequence[Tensor], number: int) -> Tensor:
         >>> outgoing_magnitude([torch.tensor([[1.0, -2.0], [0.0, 3.0]])], 2)
         tensor([1., 5.])
     """
-    sums = [w.abs().transpose(0, 1).reshape(number, -1).sum(1) for w in readers]
-    return torch.stack(sums).sum(0)
+    return _sum_by_unit([w.abs() for w in readers], number)
 
 
 def incoming_magnitude(weight: Tensor, number: int) -> Tensor:
@@ -68,11 +67,13 @@ def held_magnitude(readers: Sequence[Tensor], plasticity: Sequence[Tensor], numb
         tensor([ 1., 12.])
     """
     pairs = zip(readers, plasticity, strict=True)
-    sums = [
-        (w.square() * (1 / p.clamp(min=1e-30) - 1)).transpose(0, 1).reshape(number, -1).sum(1)
-        for w, p in pairs
-    ]
-    return torch.stack(sums).sum(0)
+    return _sum_by_unit([w.square() * (1 / p.clamp(min=1e-30) - 1) for w, p in pairs], number)
+
+
+def _sum_by_unit(values: Sequence[Tensor], number: int) -> Tensor:
+    """Sums over the columns of each unit; of readers without rows, as a shard may be, 0."""
+    by_column = [v.transpose(0, 1).flatten(1).sum(1) for v in values]
+    return torch.stack([sums.view(number, -1).sum(1) for sums in by_column]).sum(0)
 
 
 def debiased(average: Tensor, decay: float, age: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from cl_callbacks.synapses.visit import Visit
 from cl_callbacks.tensors.blocks import ALL
 from cl_callbacks.tensors.finite import zero_nonfinite_
 from cl_callbacks.tensors.flat import dense_strides
+from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, held
 
 Fill = Literal["zeros", "parameter"] | float | Callable[[str, Mapping[str, Tensor]], float]
@@ -213,23 +214,22 @@ class Synapses:
         """Gives some rows or columns of a parameter the state of a new synapse, at its present weight.
 
         Args:
-            parameter: a source of the view, not sharded; of others nothing happens.
+            parameter: a source of the view; of others nothing happens.
             dim: 0 for rows, 1 for columns.
             index: of the rows or columns, ``(n,)``, on the device of the parameter.
         """
         self.flush()
+        lines = Lines(dim, index)
         names = (n for n, p in zip(self.view.names, self.view.sources, strict=True) if p is parameter)
         for name in names:
             model = dict(zip(self.view.names, self.view.sources, strict=True))
             for field, state in self._state.items():
-                fill, live = self._fill[field], state[name]
+                fill = self._fill[field]
                 value = fill(name, model) if callable(fill) else fill
-                at = index.to(live.device)
                 if value == "parameter":
-                    new = parameter.index_select(dim, index)
-                    live.index_copy_(dim, at, new.to(live.device, live.dtype))
+                    lines.copy_(state[name], parameter)
                 else:
-                    live.index_fill_(dim, at, 0.0 if value == "zeros" else float(value))
+                    lines.fill_(state[name], 0.0 if value == "zeros" else float(value))
 
     def _known(self, values: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
         """The parts of the live state for which there are values."""

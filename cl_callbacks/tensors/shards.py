@@ -37,6 +37,25 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def is_sharded_by_rows(tensor: Tensor) -> bool:
+    """Whether this process holds some rows of a tensor, as FSDP2 shards it unless told otherwise."""
+    return isinstance(tensor, DTensor) and all(placement.is_shard(0) for placement in tensor.placements)
+
+
+def first_row(tensor: Tensor) -> int:
+    """Number of the first row that this process holds of a tensor, 0 if it is not sharded by rows.
+
+    Example:
+        >>> first_row(torch.ones(2))
+        0
+    """
+    if not isinstance(tensor, DTensor) or not is_sharded_by_rows(tensor):
+        return 0
+    mesh = tensor.device_mesh
+    rows = -(-len(tensor) // mesh.size())  # of each process but the last ones, as torch.chunk divides them
+    return min(mesh.get_local_rank() * rows, len(tensor))
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gathers a tensor from its shards; to be called by all processes that hold one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

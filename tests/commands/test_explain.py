@@ -74,6 +74,10 @@ def test_what_is_left_to_defaults_is_said(
             {"length": "10 epochs for each task of the data at most 4 of the batches of an epoch "},
         ),
         (
+            ["--trainer.limit_train_batches=4.0"],
+            {"length": "10 epochs for each task of the data at most 4 of the batches of an epoch "},
+        ),
+        (
             ["--trainer.limit_train_batches=0.5"],
             {"length": "10 epochs for each task of the data 50% of the batches of an epoch "},
         ),

@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset
 
 from cl_callbacks.data.data_source import load_splits
+from tests.packages import NEW_PANDAS
 
 ROWS = [("pay my bill", 0), ("play a song", 1), ("stop the music", 0), ("my card now", 1)]
 LINES = [f"{text},{label}" for text, label in ROWS]
@@ -76,7 +77,11 @@ _DAMAGED: list[tuple[str, str, bytes | Callable[[Path], bytes], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "said"), [c[1:] for c in _DAMAGED], ids=[f"{c[1]}: {c[0]}" for c in _DAMAGED]
+    ("kind", "content", "said"),
+    [
+        pytest.param(*c[1:], id=f"{c[1]}: {c[0]}", marks=NEW_PANDAS if "30 digits" in c[0] else ())
+        for c in _DAMAGED
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(
     tmp_path: Path, kind: str, content: bytes | Callable[[Path], bytes], said: str

@@ -10,18 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.functional.units import (
-    debiased,
-    held_magnitude,
-    incoming_magnitude,
-    outgoing_magnitude,
-    relative_activity,
-)
+from cl_callbacks.functional.units import debiased, relative_activity
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, SHARE, Bounds
 from cl_callbacks.rules.named_rule import KNOWS_PLASTICITY, knows_plasticity, named_rule
 from cl_callbacks.rules.renewal.activity import Measure
-from cl_callbacks.rules.renewal.unit_rule import UnitRule, UnitWeights
+from cl_callbacks.rules.renewal.unit_rule import UnitRule
+from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -124,9 +119,9 @@ class ContinualBackprop(UnitRule):
         """Updates utilities, and returns the least useful units that are due."""
         name = units.layer
         utility, age, mean = (self.unit_state[field][name] for field in ("utility", "age", "mean"))
-        useful = activity["magnitude"] * outgoing_magnitude(weights.outgoing, units.number)
+        useful = activity["magnitude"] * weights.outgoing_magnitude()
         if self.utility == "adaptable":
-            useful = useful / incoming_magnitude(weights.incoming, units.number).clamp(min=1e-8)
+            useful = useful / weights.incoming_magnitude().clamp(min=1e-8)
         utility.lerp_(useful.to(utility), 1 - self.decay)
         mean.lerp_(activity["mean"].to(mean), 1 - self.decay)
         age.add_(1)
@@ -135,7 +130,7 @@ class ContinualBackprop(UnitRule):
             return None
         score = debiased(utility, self.decay, age)
         if self._sparing is not None:
-            held = self._held(self._sparing, units, weights)
+            held = weights.held_magnitude(self._sparing)
             score = relative_activity(score) + relative_activity(held).to(score)
         score = score.masked_fill(age <= self.maturity, torch.inf)
         index = score.topk(number, largest=False).indices
@@ -148,18 +143,6 @@ class ContinualBackprop(UnitRule):
     def means(self, units: Units) -> Tensor | None:
         """The running means before the units that are replaced lost theirs."""
         return self._means
-
-    @staticmethod
-    def _held(rule: SynapticCallback, units: Units, weights: UnitWeights) -> Tensor:
-        with rule.synapses.on_device():
-            view = rule.synapses.view.restrict_to(weights.readers)
-            plasticity = rule.plasticity(view, [1.0] * len(view)) if len(view) else None
-        known = dict(zip(view.sources, plasticity or [], strict=True))
-        each = [
-            known.get(p, torch.ones_like(p)).to(w)
-            for p, w in zip(weights.readers, weights.outgoing, strict=True)
-        ]
-        return held_magnitude(weights.outgoing, each, units.number)
 
     def _number_due(self, units: Units) -> int:
         young = [step for step in self._young[units.layer] if step > self.steps]

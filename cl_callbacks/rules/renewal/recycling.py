@@ -13,7 +13,9 @@ from cl_callbacks.functional.units import bias_shift
 from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.tensors.blocks import spread
+from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.random_numbers import numbered_generator
+from cl_callbacks.tensors.shards import held
 
 
 class Recycling:
@@ -48,11 +50,11 @@ class Recycling:
             means: of each input of the readers, with which their biases make up for the units, if they have
                 one; ``None`` to leave biases as they are.
         """
-        rows, columns = spread(index, units.rows), spread(index, units.columns)
+        rows, columns = Lines(0, spread(index, units.rows)), Lines(1, spread(index, units.columns))
         for name in units.incoming:
             weight = self._module.get_parameter(name)
             generator = numbered_generator(self._seed, number, torch.device("cpu"), hash_of(name))
-            self._replace(weight, 0, rows, _initial(weight, len(rows), generator))
+            self._replace(weight, rows, _initial(weight, len(rows.index), generator))
         for norm in units.norms:
             self._renew_norm(self._module.get_submodule(norm), rows)
         for name in units.outgoing:
@@ -60,30 +62,31 @@ class Recycling:
             if means is not None:
                 bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
                 if bias is not None:
-                    bias.add_(bias_shift(reader, means.to(reader), columns.to(reader.device)).to(bias))
-            self._replace(reader, 1, columns, None)
+                    weights = held(reader)
+                    shift = bias_shift(weights, means.to(weights), columns.index.to(weights.device))
+                    held(bias).add_(shift.to(bias.dtype))
+            self._replace(reader, columns, None)
 
-    def _renew_norm(self, norm: Any, rows: Tensor) -> None:
+    def _renew_norm(self, norm: Any, rows: Lines) -> None:
         for key, value in (("running_mean", 0.0), ("running_var", 1.0)):
             if getattr(norm, key) is not None:
-                getattr(norm, key).index_fill_(0, rows, value)
+                rows.fill_(getattr(norm, key), value)
         for key, value in (("weight", 1.0), ("bias", 0.0)):
             parameter = getattr(norm, key)
             if parameter is not None:
-                self._replace(parameter, 0, rows, torch.full((len(rows),), value))
+                self._replace(parameter, rows, torch.full((len(rows.index),), value))
 
-    def _replace(self, parameter: Tensor, dim: int, index: Tensor, new: Tensor | None) -> None:
-        index = index.to(parameter.device)
+    def _replace(self, parameter: Tensor, lines: Lines, new: Tensor | None) -> None:
         if new is None:
-            parameter.index_fill_(dim, index, 0.0)
+            lines.fill_(parameter, 0.0)
         else:
-            parameter.index_copy_(dim, index, new.to(parameter, non_blocking=True))
+            lines.set_(parameter, new)
         for optimizer in self._optimizers:
             for moment in optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    moment.index_fill_(dim, index, 0)
+                    lines.fill_(moment, 0.0)
         for rule in self._rules:
-            rule.forget_synapses(parameter, dim, index)
+            rule.forget_synapses(parameter, lines.dim, lines.index.to(parameter.device))
 
 
 def _initial(parameter: Tensor, rows: int, generator: torch.Generator) -> Tensor:

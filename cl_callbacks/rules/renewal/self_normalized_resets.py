@@ -16,7 +16,8 @@ from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, Bounds
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.rules.renewal.activity import Measure
-from cl_callbacks.rules.renewal.unit_rule import UnitRule, UnitWeights
+from cl_callbacks.rules.renewal.unit_rule import UnitRule
+from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.rules.rule_options import RuleOptions
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,12 +22,14 @@ from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.rules.renewal.activity import Activity, Measure
 from cl_callbacks.rules.renewal.recycling import Recycling
+from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units, find_units
 from cl_callbacks.rules.renewal.units_tried import read_elsewhere
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.optimizers import with_inner
 from cl_callbacks.synapses.view import SynapseView
+from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.lightning_private import is_stepping_batch
 from cl_callbacks.training.log import is_due, log
@@ -49,7 +51,8 @@ class UnitRule(SynapticCallback):
     weight is :math:`(1-\beta_1)/\sqrt{1-\beta_2}` times as large as that of a new network, 3.2 with the
     usual values.
 
-    With several processes all of them replace the same units, by the mean of their activities.
+    With several processes all of them replace the same units, by the mean of their activities; where FSDP2
+    shards weights by rows, each in its shard.
 
     Args:
         seed: of the new weights.
@@ -72,6 +75,7 @@ class UnitRule(SynapticCallback):
     local: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
     renews: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("steps", "renewed", "readers")
     state_bounds: Mapping[str, Bounds] = {
         **SynapticCallback.state_bounds,
@@ -211,8 +215,9 @@ class UnitRule(SynapticCallback):
         for units in self.units:
             if all(units.layer in by_layer for by_layer in found.values()):
                 weights = UnitWeights(pl_module, units)
-                device = weights.incoming.device
-                own = {measure: by_layer[units.layer].to(device) for measure, by_layer in found.items()}
+                own = {
+                    measure: by_layer[units.layer].to(weights.device) for measure, by_layer in found.items()
+                }
                 index = self.choose(units, own, weights)
                 if index is not None and len(index) and self._recycling is not None:
                     self._recycling.renew(units, index, self.steps, self.means(units))
@@ -223,7 +228,12 @@ class UnitRule(SynapticCallback):
     def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         def run() -> Any:
             with quiet_step(trainer, pl_module, self.seed), torch.no_grad(), eagerly():
-                return training_loss(trainer, pl_module, batch)
+                loss = training_loss(trainer, pl_module, batch)
+            reshard(pl_module)  # or the next run would use weights that were gathered for this one
+            return loss
+
+        def in_any_process(found: bool) -> bool:
+            return trainer.strategy.reduce_boolean_decision(found, all=False)
 
         if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
             self._place(pl_module, growing=True)
@@ -237,10 +247,12 @@ class UnitRule(SynapticCallback):
                 left_out[units.layer] = "some of its weights are not trained, or not selected"
             elif len({readers[f"{units.layer} {name}"] for name in units.outgoing}) > 1:
                 left_out[units.layer] = "read as channels and as numbers"
+            elif not UnitWeights(pl_module, units).have_whole_rows:
+                left_out[units.layer] = "some of its weights are sharded, and not by rows"
             else:
                 chosen.append(units)
         with Section():  # weights are changed meanwhile
-            for layer in read_elsewhere(pl_module, chosen, run):
+            for layer in read_elsewhere(pl_module, chosen, run, in_any_process):
                 left_out[layer] = "read by something that torch cannot follow"
         self.units = [units for units in chosen if units.layer not in left_out]
         reasons = some([f"{layer} ({reason})" for layer, reason in left_out.items()])
@@ -294,19 +306,3 @@ def _with_all(readers: Mapping[str, int], units: Units) -> Units:
     known = [key.split(" ") for key in readers]
     names = tuple(reader for layer, reader in known if layer == units.layer)
     return replace(units, outgoing=names)
-
-
-class UnitWeights:
-    """The weights around the units of a layer.
-
-    Attributes:
-        incoming: the weight that leads into them, ``(number * rows, ...)``.
-        readers: the parameters that read them.
-        outgoing: their values, each ``(outputs, number * columns, ...)``, on the device of ``incoming``.
-    """
-
-    def __init__(self, module: LightningModule, units: Units) -> None:
-        self.incoming: Tensor = module.get_parameter(f"{units.layer}.weight").detach()
-        device = self.incoming.device  # readers may be on another one
-        self.readers: Sequence[Tensor] = [module.get_parameter(name) for name in units.outgoing]
-        self.outgoing: Sequence[Tensor] = [p.detach().to(device) for p in self.readers]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.overrides import TorchFunctionMode
 
 from cl_callbacks.synapses.state import plain_name
@@ -125,17 +126,15 @@ class _Trace(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.sources: dict[str, _Source] = {}
-        self._names = {id(p): plain_name(name) for name, p in module.named_parameters(remove_duplicate=False)}
+        self._module = module
         self._layers = {
             f"{plain_name(name)}.weight": (plain_name(name), layer)
             for name, layer in module.named_modules()
             if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
         }
-        self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
-        norms = {plain_name(n): m for n, m in module.named_modules() if isinstance(m, NORMS)}
-        self._norms = {
-            id(t): n for n, m in norms.items() for t in (m.weight, m.running_mean) if t is not None
-        }
+        self._names: dict[int, str] = {}  # of a parameter; by several id() of one that is sharded
+        self._norms: dict[int, str] = {}
+        self._learn_names()
         self._carried: dict[int, _Carried] = {}
         self._alive: list[Tensor] = []  # so that no other tensor gets the id() of one
         self._inputs: dict[str, int] = {}  # id() of the input of a layer's present call
@@ -145,6 +144,9 @@ class _Trace(TorchFunctionMode):
     def __enter__(self) -> _Trace:
         for name, (_, layer) in self._layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._noting(name)))
+        for part in self._module.modules():
+            if isinstance(part, FSDPModule):
+                self._handles.append(part.register_forward_pre_hook(self._learn_names))
         super().__enter__()
         return self
 
@@ -174,6 +176,14 @@ class _Trace(TorchFunctionMode):
         if len(set(source.readers.values())) > 1:
             return "read as channels and as numbers"
         return ""
+
+    def _learn_names(self, *_: Any) -> None:
+        """Notes which tensors the parameters are: in a forward of FSDP2 others than before, gathered."""
+        parameters = self._module.named_parameters(remove_duplicate=False)
+        self._names.update({id(p): plain_name(name) for name, p in parameters})
+        self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
+        norms = ((plain_name(n), m) for n, m in self._module.named_modules() if isinstance(m, NORMS))
+        self._norms.update({id(t): n for n, m in norms for t in (m.weight, m.running_mean) if t is not None})
 
     def _noting(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, args: tuple[Any, ...]) -> None:

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.tensors.containers import flat_tensors
+from cl_callbacks.tensors.shards import held
 
 
-def read_elsewhere(module: nn.Module, found: Sequence[Units], run: Callable[[], Any]) -> list[str]:
+def read_elsewhere(
+    module: nn.Module,
+    found: Sequence[Units],
+    run: Callable[[], Any],
+    in_any_process: Callable[[bool], bool] = bool,
+) -> list[str]:
     """Layers whose units change what the module gives although the weights that read them are 0.
 
     A function that torch cannot follow may read them, such as one of numpy, or one with its own derivative.
@@ -22,6 +28,7 @@ def read_elsewhere(module: nn.Module, found: Sequence[Units], run: Callable[[], 
         module: with the units; its weights are changed for a while.
         found: the units.
         run: runs the module, with the same random numbers each time, and returns what to compare.
+        in_any_process: whether something was found in any of the processes, all of which call it.
 
     Example:
         >>> from cl_callbacks.rules.renewal.units import find_units
@@ -34,15 +41,19 @@ def read_elsewhere(module: nn.Module, found: Sequence[Units], run: Callable[[], 
         >>> read_elsewhere(net, units, run)
         ['0']
     """
-    if not found or not _differs(module, found, found, run):
+
+    def matters(moved: Sequence[Units]) -> bool:
+        return in_any_process(_differs(module, found, moved, run))
+
+    if not found or not matters(found):
         return []
-    return [units.layer for units in found if _differs(module, found, [units], run)]
+    return [units.layer for units in found if matters([units])]
 
 
 def _differs(module: nn.Module, cut: Sequence[Units], moved: Sequence[Units], run: Callable[[], Any]) -> bool:
     """Whether something changes if incoming weights do, with all outgoing ones at 0."""
-    outgoing: list[Tensor] = [module.get_parameter(name) for units in cut for name in units.outgoing]
-    incoming: list[Tensor] = [module.get_parameter(name) for units in moved for name in units.incoming]
+    outgoing = [held(module.get_parameter(name)) for units in cut for name in units.outgoing]
+    incoming = [held(module.get_parameter(name)) for units in moved for name in units.incoming]
     with torch.no_grad(), _restored([*outgoing, *incoming]):
         torch._foreach_zero_(outgoing)
         kept = [p.clone() for p in incoming]

@@ -164,3 +164,5 @@ def test_what_nobody_can_follow_is_found_by_trying() -> None:
     assert read_elsewhere(module, units, lambda: module(x)) == ["first"]
     assert read_elsewhere(module, units[1:], lambda: module(x)) == []
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+    in_another = read_elsewhere(module, units[1:], lambda: module(x), in_any_process=lambda _: True)
+    assert in_another == ["second"]
