@@ -22,8 +22,8 @@ class Recycling:
     r"""Gives units new incoming weights, and outgoing ones of 0, so that they change nothing at first.
 
     Incoming weights are drawn from :math:`U(-1/\sqrt n, 1/\sqrt n)` for :math:`n` inputs, as torch
-    initialises its layers, and biases are 0. Of a BatchNorm behind the units the parameters and statistics
-    of a new one are set. The moments of the optimizers, tensors of the shape of a parameter, are 0 in the
+    initialises its layers, and biases are 0. Of a norm behind the units the parameters and statistics of
+    a new one are set. The moments of the optimizers, tensors of the shape of a parameter, are 0 in the
     rows and columns of these weights; one number for all of a tensor, such as Adam's count of steps, stays.
     All rules forget these weights: their state becomes that of a new weight.
 
@@ -69,10 +69,10 @@ class Recycling:
 
     def _renew_norm(self, norm: Any, rows: Lines) -> None:
         for key, value in (("running_mean", 0.0), ("running_var", 1.0)):
-            if getattr(norm, key) is not None:
+            if getattr(norm, key, None) is not None:
                 rows.fill_(getattr(norm, key), value)
         for key, value in (("weight", 1.0), ("bias", 0.0)):
-            parameter = getattr(norm, key)
+            parameter = getattr(norm, key, None)
             if parameter is not None:
                 self._replace(parameter, rows, torch.full((len(rows.index),), value))
 

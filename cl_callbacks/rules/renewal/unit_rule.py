@@ -44,10 +44,10 @@ class UnitRule(SynapticCallback):
     Units are the outputs of linear layers, the channels of convolutions and the heads of attention that
     only other such layers read. They are found on the first batch of each task by running
     ``training_step`` once more, without a trace; the log says which were found, and which were left out and
-    why. New units have random incoming weights and outgoing ones of 0. The optimizer's moments of these
-    weights become 0, and **every rule of the Trainer forgets them**: importance, anchor, path, standard
-    deviation and beakers are as for new weights, so that a rule that consolidates does not hold what was
-    replaced. One number for a whole tensor, such as Adam's count of steps, stays: its first update of a new
+    why. New units have random incoming weights and outgoing ones of 0; behind a LayerNorm they still are part
+    of the mean and variance of the others. The optimizer's moments of these weights become 0, and **every
+    rule of the Trainer forgets them**: importance, anchor, path, standard deviation and beakers are as for
+    new weights, so that a rule that consolidates does not hold what was replaced. One number for a whole tensor, such as Adam's count of steps, stays: its first update of a new
     weight is :math:`(1-\beta_1)/\sqrt{1-\beta_2}` times as large as that of a new network, 3.2 with the
     usual values.
 

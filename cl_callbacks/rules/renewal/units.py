@@ -15,7 +15,7 @@ from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.containers import flat_tensors
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm)
 
 _READERS = {"linear", "conv1d", "conv2d", "conv3d"}
 _ELEMENTWISE = {
@@ -31,6 +31,7 @@ _POOLING = {
 }
 _RESHAPING = {"flatten", "reshape", "view"}
 _ATTENTION = {"scaled_dot_product_attention", "matmul", "__matmul__", "bmm"}
+_NORMALISING = {"batch_norm", "layer_norm", "rms_norm"}
 _MOVING = {"transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze"}
 
 
@@ -43,8 +44,8 @@ class Units:
         number: of units.
         incoming: names of the parameters whose rows (of the first dimension) lead into each unit: weight and
             bias of the layer.
-        norms: names of the BatchNorm modules behind it, whose parameters and statistics have a row for each
-            unit.
+        norms: names of the norms behind it, such as BatchNorm and LayerNorm, whose parameters and statistics
+            have a row for each unit.
         outgoing: names of the weights whose columns (of the second dimension) read the units.
         rows: number of rows of each unit, which lie side by side: those of a head of attention, else 1.
         columns: number of columns of each unit, side by side too: those of a head, or the positions of a
@@ -82,10 +83,10 @@ class _Carried:
 def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], dict[str, str]]:
     """Finds the units of linear and convolutional layers that only other such layers read.
 
-    From a unit to its readers there may be activations, dropout, BatchNorm, pooling, and flattening. Where a
+    From a unit to its readers there may be activations, dropout, norms, pooling, and flattening. Where a
     layer gives the values of attention, each head is a unit. A unit that something else reads too is left
     out, since nobody could tell by which weights: that of an output, of a residual stream, of a query or
-    key, of a gate, or one that is normalised together with the others.
+    key, or of a gate.
 
     Args:
         module: whose layers are looked at.
@@ -173,6 +174,8 @@ class _Trace(TorchFunctionMode):
         for reader in source.readers:
             if len(self._uses[reader]) > 1:
                 return f"{reader} reads others too"
+        if any(len(self._uses[f"{norm}.weight"]) > 1 for norm in source.norms):
+            return "its norm is shared"
         if len(set(source.readers.values())) > 1:
             return "read as channels and as numbers"
         return ""
@@ -183,7 +186,9 @@ class _Trace(TorchFunctionMode):
         self._names.update({id(p): plain_name(name) for name, p in parameters})
         self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
         norms = ((plain_name(n), m) for n, m in self._module.named_modules() if isinstance(m, NORMS))
-        self._norms.update({id(t): n for n, m in norms for t in (m.weight, m.running_mean) if t is not None})
+        for name, norm in norms:
+            known = (getattr(norm, "weight", None), getattr(norm, "running_mean", None))
+            self._norms.update({id(t): name for t in known if t is not None})
 
     def _noting(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -230,10 +235,12 @@ class _Trace(TorchFunctionMode):
             return found if out.shape == x.shape else None
         if name in _POOLING:
             return found if found.dim == 1 and x.ndim > 2 else None
-        if name == "batch_norm":
+        if name in _NORMALISING:
             norms = {self._norms[id(t)] for t in flat_tensors((args, kwargs)) if id(t) in self._norms}
             found.source.norms.update(dict.fromkeys(norms))
-            return found if found.dim == 1 and found.columns == 1 else None
+            for norm in norms:
+                self._uses.setdefault(f"{norm}.weight", set()).add(found.source.layer)
+            return found if found.columns == 1 and _fits_norm(name, x, found.dim, args, kwargs) else None
         if name in _RESHAPING:
             return _reshaped(x, out, found)
         if name in _MOVING:
@@ -268,6 +275,14 @@ class _Trace(TorchFunctionMode):
     def _carry(self, tensor: Tensor, carried: _Carried) -> None:
         self._alive.append(tensor)
         self._carried[id(tensor)] = carried
+
+
+def _fits_norm(name: str, x: Tensor, dim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the parameters of the norm have an entry for each unit, and for nothing else."""
+    if name == "batch_norm":
+        return dim == 1
+    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+    return dim == x.ndim - 1 and tuple(shape) == x.shape[-1:]
 
 
 def _reshaped(x: Tensor, out: Tensor, found: _Carried) -> _Carried | None:

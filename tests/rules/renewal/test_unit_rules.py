@@ -231,6 +231,22 @@ def test_of_a_channel_all_columns_and_the_norm_are_new() -> None:
     assert torch.equal(after["out.weight"][:, stayed], before["out.weight"][:, stayed])
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_a_new_unit_has_new_parameters_in_a_norm_over_all_units(kind: type[nn.Module]) -> None:
+    module, x = nn.Sequential(nn.Linear(4, 3), kind(3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(5, 4)
+    for parameter in module[1].parameters():
+        nn.init.uniform_(parameter, 2, 3)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(x).sum().backward()
+    optimizer.step()
+    [units], _ = find_units(module, lambda: module(x))
+    Recycling(module, [optimizer], [], seed=0).renew(units, torch.tensor([1]), number=1)
+    fresh = {"weight": 1.0, "bias": 0.0}
+    for name, parameter in module[1].named_parameters():
+        assert (parameter == fresh[name]).tolist() == [False, True, False]
+        assert (optimizer.state[parameter]["exp_avg"] == 0)[1]
+
+
 def test_every_rule_forgets_the_weights_that_were_replaced_and_no_others() -> None:
     model = Net(rectified())
     rules = {"ewc": EWC(), "si": SynapticIntelligence(), "kfac": KFACLaplace(), "mesu": MESU(100, 0.2)}

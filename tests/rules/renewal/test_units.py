@@ -102,7 +102,8 @@ def test_several_heads_read_the_same_units() -> None:
     [
         (lambda self, x: self.second(x + self.first(x)), "read by add"),
         (lambda self, x: self.second(self.first(x) * self.third(x)), "read by mul"),
-        (lambda self, x: self.second(F.layer_norm(self.first(x), (4,))), "read by layer_norm"),
+        (lambda self, x: self.second(F.group_norm(self.first(x), 2)), "read by group_norm"),
+        (lambda self, x: self.second(F.layer_norm(self.first(x), (3, 4))), "read by layer_norm"),
         (lambda self, x: self.second(self.first(x)) + self.first(x).norm(), "read by norm"),
         (lambda self, x: self.second(self.first(x)[:, [1, 0, 2, 3]]), "read by getitem"),
         (lambda self, x: self.second(overwritten(self.first(x), x)), "read by setitem"),
@@ -121,6 +122,18 @@ def test_what_reads_them_in_another_way(forward: Any, reason: str) -> None:
     found, left_out = found_in(Written(forward), 3, 4)
     assert "first" not in [units.layer for units in found]
     assert left_out["first"].startswith(reason)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm])
+def test_norms_between_units_and_what_reads_them(kind: type[nn.Module]) -> None:
+    module = Written(lambda self, x: self.second(self.norm(self.first(x)).relu()), norm=kind(4))
+    found, left_out = found_in(module, 3, 4)
+    assert found == [Units("first", 4, ("first.weight", "first.bias"), ("norm",), ("second.weight",))]
+    module.written = lambda self, x: self.third(self.norm(self.second(self.norm(self.first(x)))))
+    found, left_out = found_in(module, 3, 4)
+    assert (found, left_out["first"], left_out["second"]) == ([], *["its norm is shared"] * 2)
+    module.written = lambda self, x: self.second(self.norm(self.first(x))) + self.norm(x)
+    assert found_in(module, 3, 4)[1]["first"] == "its norm is shared"
 
 
 @pytest.mark.parametrize("shared", ["weight", "bias"])
