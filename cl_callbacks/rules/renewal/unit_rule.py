@@ -47,9 +47,9 @@ class UnitRule(SynapticCallback):
     why. New units have random incoming weights and outgoing ones of 0; behind a LayerNorm they still are part
     of the mean and variance of the others. The optimizer's moments of these weights become 0, and **every
     rule of the Trainer forgets them**: importance, anchor, path, standard deviation and beakers are as for
-    new weights, so that a rule that consolidates does not hold what was replaced. One number for a whole tensor, such as Adam's count of steps, stays: its first update of a new
-    weight is :math:`(1-\beta_1)/\sqrt{1-\beta_2}` times as large as that of a new network, 3.2 with the
-    usual values.
+    new weights, so that a rule that consolidates does not hold what was replaced. One number for a whole
+    tensor, such as Adam's count of steps, stays: its first update of a new weight is
+    :math:`(1-\beta_1)/\sqrt{1-\beta_2}` times as large as that of a new network, 3.2 with the usual values.
 
     With several processes all of them replace the same units, by the mean of their activities; where FSDP2
     shards weights by rows, each in its shard.
