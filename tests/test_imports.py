@@ -116,7 +116,15 @@ def test_no_rule_imports_another() -> None:
         "l2sp",
         "uncertain_rule",
     }
-    shared |= {"arriving_rows", "extra_loss", "joint_memory", "replay_rule", "sample_memory", "saved_samples"}
+    shared |= {
+        "arriving_rows",
+        "extra_loss",
+        "heads_of_samples",
+        "joint_memory",
+        "replay_rule",
+        "sample_memory",
+        "saved_samples",
+    }
     shared |= {"batch_gradients", "teachers", "boundary_renewal", "drawn_noise", "layer_matrices"}
     shared |= {"activity", "recycling", "unit_rule", "unit_weights", "units", "units_tried"}
     for file in FILES:

@@ -27,7 +27,7 @@ class MultiHead(nn.ModuleList):
     Rules and measurements need nothing else where batches are ``(x, labels, task)``, as those of
     ``TaskSequence.split_by_label(..., heads=True)``, and the module's ``forward`` is ``forward(x, task)``.
     Under DDP this needs ``Trainer(strategy="ddp_find_unused_parameters_true")``. Under FSDP2 all processes
-    must have samples of the same tasks in a step, which those of replay are not.
+    must have samples of the same tasks in a step, which those of replay are not: it is refused.
 
     Args:
         features: size D of the vectors that the heads read.

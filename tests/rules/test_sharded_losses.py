@@ -11,12 +11,20 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cl_callbacks import EWC, DarkExperienceReplay, Distillation, EpochBoundaries, ExperienceReplay
+from cl_callbacks import (
+    EWC,
+    DarkExperienceReplay,
+    Distillation,
+    EpochBoundaries,
+    ExperienceReplay,
+    MultiHead,
+)
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.shards import full_tensor
 from tests.processes import train_together
@@ -97,6 +105,36 @@ class HeadTasks(DealtTasks):
         return DataLoader(batches, batch_size=None)
 
 
+class Chosen(Net):
+    """Each sample chooses its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU())
+        self.heads = MultiHead(4, [CLASSES] * 2)
+
+    def configure_model(self) -> None:
+        for module in (*self.heads, self.net):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y, task = batch
+        return F.cross_entropy(self.heads(self.net(x), task), y)
+
+
+def refusal(task: Callable[[int], Any]) -> str:
+    """What is said of batches in which the task is given so for a number of samples."""
+    x, y = torch.randn(4, FEATURES), torch.zeros(4, dtype=torch.long)
+    trainer = make_trainer(
+        ExperienceReplay(12), max_epochs=1, devices=2, strategy=ModelParallelStrategy(2, 1)
+    )
+    try:
+        trainer.fit(Chosen(), DataLoader([(x, y, task(4))], batch_size=None))
+    except MisconfigurationException as error:
+        return str(error)
+    return ""
+
+
 def learn(rank: int, folder: Path) -> None:
     timeout = timedelta(seconds=60)  # a process that waits for the other in vain is an error
     for name, (rules, options) in CASES.items():
@@ -120,6 +158,8 @@ def learn(rank: int, folder: Path) -> None:
             trainer.fit(model, HeadTasks() if heads else DealtTasks())
             found.append({plain_name(n): full_tensor(p.detach()) for n, p in model.named_parameters()})
         torch.save(found, folder / f"{name}-{rank}.pt")
+    said = [refusal(lambda n: torch.zeros(n, dtype=torch.long)), refusal(lambda n: 0)]
+    torch.save(said, folder / f"refused-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +177,10 @@ def test_shards_learn_what_copies_do(runs: dict[str, Any], name: str) -> None:
     if not name.startswith("heads"):
         without = runs["none-0"][1]
         assert max((shards[n] - without[n]).abs().max() for n in shards) > 1e-3
+
+
+def test_samples_that_choose_their_heads_are_refused(runs: dict[str, Any]) -> None:
+    for rank in range(2):
+        of_each, of_all = runs[f"refused-{rank}"]
+        assert "all processes have to run the same heads: use strategy='ddp_find_unused" in of_each
+        assert not of_all

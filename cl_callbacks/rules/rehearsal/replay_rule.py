@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE
 from cl_callbacks.rules.compatibility import refuse_manual, refuse_own_fetching
 from cl_callbacks.rules.rehearsal.extra_loss import LossPull, gradients_of
+from cl_callbacks.rules.rehearsal.heads_of_samples import refusing_heads_of_samples
 from cl_callbacks.rules.rehearsal.joint_memory import (
     batches_of_one_kind,
     joint_state,
@@ -167,7 +168,9 @@ class ReplayRule(OutputsOfBatch, LossPull):
         rows = self._read(self.one_for_each(batch))
         self._latest = rows.count
         if not self._tried:
-            self._try(trainer, pl_module, batch, rows)
+            apart = self.is_sharded and trainer.world_size > 1
+            with refusing_heads_of_samples(type(self).__name__, pl_module) if apart else nullcontext():
+                self._try(trainer, pl_module, batch, rows)
             self._tried = True
         before = batch if self._arriving is None else self._arriving.read(batch)  # on the CPU, if it was
         groups = classes_of(before, rows.count) if self.select == "balanced" else None
