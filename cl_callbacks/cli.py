@@ -23,6 +23,11 @@ _DESCRIPTION = f"""Continual learning with PyTorch Lightning. Besides what Light
 `{_NAME} rules [NAME]`, which lists the callbacks of this package, or the arguments of one, and
 `{_NAME} explain ...`, which says in words what `{_NAME} fit ...` would do."""
 
+_EXPLAIN_HELP = f"""usage: {_NAME} explain [what {_NAME} fit takes]
+
+Says in words what `{_NAME} fit` would do with the same arguments, without doing it: no model is built and no
+data are read. `{_NAME} fit --help` lists the arguments."""
+
 
 def run(args: list[str] | None = None, *, only_explain: bool = False) -> LightningCLI:
     """Runs LightningCLI with arguments such as ``["fit", "--config", "configs/digits.yaml"]``.
@@ -129,6 +134,8 @@ def main() -> None:
     try:
         if command == ["rules"]:
             list_callbacks(rest)
+        elif command == ["explain"] and {"-h", "--help"} & set(rest):
+            print(_EXPLAIN_HELP)
         elif command == ["explain"]:
             sys.argv[1] = "fit"  # which takes the same arguments
             run(only_explain=True)

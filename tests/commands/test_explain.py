@@ -98,3 +98,14 @@ def test_each_of_these_is_told(
     found = told([f"--config={CONFIGS / 'digits.yaml'}", *given], monkeypatch, capsys)
     for topic, start in said.items():
         assert found[topic].startswith(start), found[topic]
+
+
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_help_is_of_explain_itself(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "explain", asked])
+    main()
+    said = capsys.readouterr().out
+    assert said.startswith("usage: cl-callbacks explain [")
+    assert "without doing it" in said
