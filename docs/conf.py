@@ -35,7 +35,10 @@ nitpick_ignore_regex = [
         r"(torch|torchmetrics|lightning|datasets|numpy|os|collections|typing)\..*",
     ),
     # Types in signatures that a reader of these pages has no use for.
-    ("py:class", r"cl_callbacks\..*\.(WeightNoise|SynapticStep|Units|UnitWeights|Drawn|Origin)"),
+    (
+        "py:class",
+        r"cl_callbacks\..*\.(WeightNoise|SynapticStep|Synapses|RuleScale|Units|UnitWeights|Drawn|Origin)",
+    ),
 ]
 
 # -- pages ---------------------------------------------------------------------------------------------
