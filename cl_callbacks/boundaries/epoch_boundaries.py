@@ -10,15 +10,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cl_callbacks.boundaries.task_boundaries import TaskBoundaries
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.training.fit_end import renews_statistics
+from cl_callbacks.training.progress import say
 
 
 class EpochBoundaries(TaskBoundaries):
     """A task lasts a fixed number of epochs; one ``fit`` trains all tasks and keeps the optimizer state.
 
     The training data must follow the task: give the Trainer ``reload_dataloaders_every_n_epochs=1`` and a
-    data module that follows the task events, such as :class:`~cl_callbacks.TaskSequence`, or a
-    ``train_dataloader`` that reads ``trainer.current_epoch``.
+    ``train_dataloader`` that reads ``trainer.current_epoch``, or a data module that counts its tasks in
+    ``on_task_end``, such as :class:`~cl_callbacks.TaskSequence`. In ``on_task_start`` it is too late: by then
+    the loader of the epoch is there.
     A task that the end of the fit interrupts stays open and continues in the next fit.
 
     Args:
@@ -52,6 +55,13 @@ class EpochBoundaries(TaskBoundaries):
             raise MisconfigurationException(
                 f"With reload_dataloaders_every_n_epochs={reload} the Trainer would go on with the old "
                 f"task's data when a task begins: use Trainer(reload_dataloaders_every_n_epochs=1)."
+            )
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and reload == 0 and first_time(self, "loaders"):
+            say(
+                trainer,
+                f"the loader of {type(data).__name__} is made once for all tasks: where its data depend on "
+                f"the task, use Trainer(reload_dataloaders_every_n_epochs=1)",
             )
         if self.task_is_open and self._epoch < trainer.current_epoch and self._is_last(self._epoch):
             self.end(trainer)

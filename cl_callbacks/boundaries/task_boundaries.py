@@ -17,6 +17,7 @@ from cl_callbacks.boundaries.last_task import LastTask
 from cl_callbacks.boundaries.process_state import in_a_group, of_all_processes, of_this_process
 from cl_callbacks.boundaries.transaction import Revert, all_or_none
 from cl_callbacks.guards.arguments import checked
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.sound_state import COUNT
 from cl_callbacks.guards.uninterrupted import uninterrupted
@@ -275,6 +276,8 @@ class FitBoundaries(TaskBoundaries):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the previous fit's optimizer state to the new optimizers, with ``carry_optimizer``."""
         super().on_train_start(trainer, pl_module)
+        if self.is_default and not self.task:
+            self._say_that_the_fit_is_one_task(trainer)
         if trainer.ckpt_path is None:  # a checkpoint contains the optimizers' state
             same = self._of_previous_fit(pl_module)
             for old, new in zip(self._previous, trainer.optimizers, strict=False):
@@ -302,6 +305,18 @@ class FitBoundaries(TaskBoundaries):
         super().on_train_end(trainer, pl_module)
         self._previous = list(trainer.optimizers) if self.carry_optimizer else []
         self._names = {p: name for name, p in pl_module.named_parameters()} if self.carry_optimizer else {}
+
+    def _say_that_the_fit_is_one_task(self, trainer: Trainer) -> None:
+        """Says it where a rule waits for the end of a task, and several validation loaders mean several."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        waiting = [type(c).__name__ for c in callbacks if getattr(c, "consolidates", False)]
+        several = len(trainer.num_val_batches) > 1
+        if waiting and several and first_time(self, "one task"):
+            say(
+                trainer,
+                f"no callback says when a task ends (EpochBoundaries, DriftBoundaries, ...), so this whole "
+                f"fit is one: what it learns is kept by {' and '.join(waiting)} from the next fit on",
+            )
 
     def _of_previous_fit(self, pl_module: LightningModule) -> dict[Tensor, Tensor]:
         """The previous fit's parameter by the present one, where these are two objects of one name.

@@ -30,13 +30,20 @@ def first_sentence(made: object) -> str:
 
 
 def description(made: object) -> list[str]:
-    """The paragraphs of a docstring before its sections, without displayed equations."""
-    found: list[str] = []
-    for part in _SECTION.split(inspect.cleandoc(made.__doc__ or ""), maxsplit=1)[0].split("\n\n"):
-        if not part.lstrip().startswith(".. math::"):
-            found.append(plain(part))
-        elif found:
-            found[-1] = re.sub(":$", ".", found[-1])
+    r"""The paragraphs of a docstring before its sections; displayed equations as they are written, in LaTeX.
+
+    Example:
+        >>> from cl_callbacks import SelfNormalizedResets
+        >>> description(SelfNormalizedResets)[2]
+        '(1-p_i)^{a_i} < \\tau .'
+    """
+    parts = _SECTION.split(inspect.cleandoc(made.__doc__ or ""), maxsplit=1)[0].split("\n\n")
+    found = [
+        " ".join(part.split()).removeprefix(".. math:: ")
+        if part.lstrip().startswith(".. math::")
+        else plain(part)
+        for part in parts
+    ]
     return list(filter(None, found))
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
 from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries, refuse_two_boundaries
 from cl_callbacks.commands.docstrings import first_sentence
+from cl_callbacks.data.task_sequence import TaskSequence
 from cl_callbacks.guards.few import shown
 from cl_callbacks.rules.compatibility import refuse_two_owners
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
@@ -54,7 +55,7 @@ def explanation(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     trainer = config["trainer"]
     callbacks = [(_kind(entry), entry) for entry in _entries(trainer["callbacks"])]
     boundaries = [entry for kind, entry in callbacks if issubclass(kind, TaskBoundaries)]
-    epochs = _arguments(config["data"]).get("epochs_per_task") if config["data"] else None
+    epochs = _epochs_per_task(config["data"])
     if epochs and not boundaries:  # the sequence adds them
         boundaries = [{"class_path": "cl_callbacks.EpochBoundaries", "init_args": {"every_n_epochs": epochs}}]
     rules = [entry for kind, entry in callbacks if issubclass(kind, SynapticCallback)]
@@ -74,7 +75,14 @@ def explanation(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "checkpoints", _checkpoints(saving, trainer["enable_checkpointing"], config.get("ckpt_path"))
     if more := _given(trainer, Trainer, _TOLD_IN_WORDS):
         yield "Trainer", [f"Trainer({more})"]
-    yield "seed", [str(config["seed_everything"])]
+    seed = config["seed_everything"]
+    yield "seed", ["drawn anew each time" if seed is True else "none" if seed is False else str(seed)]
+
+
+def _epochs_per_task(data: Any) -> int | None:
+    """What a sequence of this package says of a task's epochs; an argument of other data means nothing."""
+    follows = data and issubclass(_kind(data), TaskSequence)
+    return _arguments(data).get("epochs_per_task") if follows else None
 
 
 def _length(trainer: Mapping[str, Any], epochs_per_task: int | None) -> list[str]:
@@ -84,7 +92,8 @@ def _length(trainer: Mapping[str, Any], epochs_per_task: int | None) -> list[str
     given = [f"{limit} {unit}" for unit, limit in limits.items() if limit not in (None, -1)]
     default = "without end" if trainer["max_epochs"] == -1 else "1000 epochs, Lightning's default"
     if epochs_per_task and trainer["max_epochs"] in (None, -1):
-        given = [f"{epochs_per_task} epochs for each task of the data", *given]
+        some = "one epoch" if epochs_per_task == 1 else f"{epochs_per_task} epochs"
+        given = [f"{some} for each task of the data", *given]
     lines = [" or ".join(given) or default]
     if (batches := trainer["limit_train_batches"]) is not None:
         counted = isinstance(batches, int) or batches > 1  # a parser may have made 4.0 of 4

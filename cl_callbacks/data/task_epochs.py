@@ -73,8 +73,12 @@ class TaskEpochs:
             trainer.reload_dataloaders_every_n_epochs = 1
             self._followed.append("reload_dataloaders_every_n_epochs=1")
         self._refuse()
-        if self._followed:
-            say(trainer, f"{name}, {self.tasks} tasks of {epochs} epochs: {', '.join(self._followed)}")
+        notes = self._followed
+        if self.epochs_per_task and 0 <= trainer.max_epochs < self.epochs_per_task * self.tasks:
+            last = max(0, trainer.max_epochs - 1) // self.epochs_per_task
+            notes = [*notes, f"max_epochs={trainer.max_epochs} ends the training in task {last}"]
+        if notes:
+            say(trainer, f"{name}, {self.tasks} tasks of {epochs} epochs: {', '.join(notes)}")
             self._followed = []
 
     @property

@@ -73,8 +73,7 @@ class SynapticCallback(DeclaredRule, OfOneTrainer):
         state_dtype: of the state, a ``torch.dtype`` or its name; default: float32, or the parameter's
             own dtype where that is wider (BennaFusi: float64). ``running`` fields are at least float32.
         state_device: on which the state is stored, such as ``"cpu"``, which saves the accelerator's memory
-            and costs copies in each step; default: that of each parameter. See
-            ``synapses/offload.py``.
+            and costs copies in each step; default: that of each parameter.
         strict: whether state of parameters that the model no longer has is an error.
         name: of this instance, in log keys and checkpoints; default: the class name in snake_case.
             Two rules of one class on the same parameters need different names.

@@ -56,6 +56,7 @@ class OfOneTrainer(Callback):
 def _claiming(hook: Callable[..., None]) -> Callable[..., None]:
     @wraps(hook)
     def claim_and_begin(self: OfOneTrainer, trainer: Trainer, *args: Any, **options: Any) -> None:
+        _refuse_class(self)
         _claim(self, trainer)
         hook(self, trainer, *args, **options)
 
@@ -66,7 +67,8 @@ def _claiming(hook: Callable[..., None]) -> Callable[..., None]:
 def _of_its_trainer(hook: Callable[..., None]) -> Callable[..., None]:
     @wraps(hook)
     def end_if_own(self: OfOneTrainer, trainer: Trainer, *args: Any, **options: Any) -> None:
-        if _running_with(self) in (None, trainer):  # a refused Trainer ends, too
+        a_class = isinstance(self, Trainer)  # that was refused
+        if not a_class and _running_with(self) in (None, trainer):  # a refused Trainer ends, too
             hook(self, trainer, *args, **options)
 
     setattr(end_if_own, _MARK, True)
@@ -75,6 +77,16 @@ def _of_its_trainer(hook: Callable[..., None]) -> Callable[..., None]:
 
 _MARK = "_of_one_trainer"
 _EXTENDED = {"setup": _claiming, "teardown": _of_its_trainer, "on_exception": _of_its_trainer}
+
+
+def _refuse_class(callback: object) -> None:
+    """Refuses a class among the callbacks: its hooks get the Trainer in the place of the object."""
+    if isinstance(callback, Trainer):
+        listed: list[Any] = callback.callbacks  # type: ignore[attr-defined]
+        names = [kind.__name__ for kind in listed if isinstance(kind, type)]
+        raise MisconfigurationException(
+            f"callbacks has the class {names[0]} and not an object of it: write {names[0]}()."
+        )
 
 
 def _claim(callback: Callback, trainer: Trainer) -> None:

@@ -63,11 +63,15 @@ class FoundStrength:
     @property
     def best(self) -> int:
         """Index of the best factor."""
-        bound = max(1.0, self.factors[-1] / (self.tasks - 1), self.factors[0])
-        choice = sum(factor <= bound for factor in self.factors)
-        usual = min(range(choice), key=lambda k: abs(math.log(self.factors[k])))
+        usual = min(range(self._choice), key=lambda k: abs(math.log(self.factors[k])))
         scores = torch.tensor(self.average, dtype=torch.float64)
-        return best_on_grid(scores, self.mode == "max", usual, choice)
+        return best_on_grid(scores, self.mode == "max", usual, self._choice)
+
+    @property
+    def _choice(self) -> int:
+        """How many of the factors, from the lowest, may be chosen."""
+        bound = max(1.0, self.factors[-1] / (self.tasks - 1), self.factors[0])
+        return sum(factor <= bound for factor in self.factors)
 
     @property
     def factor(self) -> float:
@@ -82,6 +86,17 @@ class FoundStrength:
     @property
     def advice(self) -> str | None:
         """A sentence on which factors to try next, if the best one is the lowest or the highest."""
+        if 0 < self.best == self._choice - 1 < len(self.factors) - 1:
+            beyond = self.average[self.best + 1 :]
+            better = max(beyond) > self.average[self.best]
+            if self.mode == "min":
+                better = min(beyond) < self.average[self.best]
+            return (
+                f"higher factors than {self.factor:g} score better, and are not taken, since the pulls of "
+                f"{self.tasks} tasks add up: search once more from the strength that was found"
+                if better
+                else None
+            )
         if 0 < self.best < len(self.factors) - 1:
             return None
         lowest = self.best == 0

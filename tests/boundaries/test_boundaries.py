@@ -409,3 +409,34 @@ def test_recent_batches_survive_a_resume(tmp_path: Path) -> None:
     assert whole.tasks == resumed.tasks == 2
     for a, b in zip(whole.synapses.view["importance"], resumed.synapses.view["importance"], strict=True):
         assert torch.equal(a, b)
+
+
+class Validating(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("rules", "loaders", "said"), [([EWC], 2, 1), ([EWC], 1, 0), ([], 2, 0)])
+def test_a_fit_that_looks_like_several_tasks_is_said_to_be_one(
+    rules: list[Any], loaders: int, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, model = make_trainer(*[rule() for rule in rules], max_epochs=2), Validating()
+    for _ in range(2):
+        trainer.fit(model, loader(*task(0)), [loader(*task(k)) for k in range(loaders)])
+        trainer.fit_loop.max_epochs += 2
+    assert (
+        caplog.text.count("so this whole fit is one: what it learns is kept by EWC from the next fit on")
+        == said
+    )
+
+
+class Alike(LightningDataModule):
+    def train_dataloader(self) -> DataLoader:
+        return loader(*task(0))
+
+
+@pytest.mark.parametrize(("reload", "said"), [(0, 1), (1, 0)])
+def test_a_loader_that_is_made_once_is_said(reload: int, said: int, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(EpochBoundaries(1), max_epochs=2, reload_dataloaders_every_n_epochs=reload)
+    trainer.fit(Net(), Alike())
+    assert caplog.text.count("the loader of Alike is made once for all tasks") == said

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningDataModule
 
 from cl_callbacks.cli import main
 
@@ -98,6 +99,25 @@ def test_each_of_these_is_told(
     found = told([f"--config={CONFIGS / 'digits.yaml'}", *given], monkeypatch, capsys)
     for topic, start in said.items():
         assert found[topic].startswith(start), found[topic]
+
+
+def test_another_module_s_argument_says_nothing_of_tasks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = "tests.commands.test_explain.OwnData"
+    given = ["--model=examples.digits.Classifier", "--model.inputs=64", f"--data={data}"]
+    found = told([*given, "--data.epochs_per_task=5", "--trainer.max_epochs=15"], monkeypatch, capsys)
+    assert found["tasks"].startswith("Each trainer.fit is one task")
+    assert found["length"].startswith("15 epochs ")
+    assert found["seed"] == "drawn anew each time"
+
+
+class OwnData(LightningDataModule):
+    """With an argument of the name that those of this package have."""
+
+    def __init__(self, epochs_per_task: int = 1) -> None:
+        super().__init__()
+        self.epochs_per_task = epochs_per_task
 
 
 @pytest.mark.parametrize("asked", ["-h", "--help"])

@@ -80,6 +80,11 @@ def test_nothing_else_is_said(limit: int | None, caplog: pytest.LogCaptureFixtur
     assert line in caplog.text
 
 
+def test_a_limit_within_the_sequence_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    fitted(sequence(), EWC(1.0), max_epochs=3)
+    assert "max_epochs=3 ends the training in task 1" in caplog.text
+
+
 def test_only_the_boundary_callback_says_it() -> None:
     for limit in (None, -1, 100):  # the sequence ends after its last task, whatever the limit
         trainer, seen, _ = fitted(sequence(None), EpochBoundaries(EPOCHS), max_epochs=limit)

@@ -40,6 +40,13 @@ OTHERS: dict[str, Callable[[], OfOneTrainer]] = {
 }
 
 
+@pytest.mark.parametrize("kind", [EWC, TaskEvaluation, EpochBoundaries])
+def test_a_class_is_no_callback(kind: Any) -> None:
+    said = f"^callbacks has the class {kind.__name__} and not an object of it: write {kind.__name__}\\(\\)"
+    with pytest.raises(MisconfigurationException, match=said):
+        make_trainer(kind, max_epochs=1).fit(a_net(), loader(*task(0)))
+
+
 class AtBatch(Callback):
     """Does something once, in the middle of a task."""
 

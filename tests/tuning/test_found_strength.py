@@ -36,6 +36,14 @@ def test_no_more_than_was_tried_adds_up_over_the_sequence() -> None:
     assert [replace(rising, tasks=tasks).factor for tasks in (2, 11, 12, 2000)] == [1e4, 1e3, 1e2, 1.0]
 
 
+def test_it_says_that_higher_factors_which_may_not_be_taken_score_better() -> None:
+    rising = found((0.1, 0.3, 0.5, 0.7, 0.9), (0.9,) * 5)
+    said = "higher factors than 1000 score better, and are not taken, since the pulls of 11 tasks add up"
+    assert said in str(replace(rising, tasks=11).advice)
+    falling = found((0.1, 0.3, 0.5, 0.9, 0.2), (0.9,) * 5)
+    assert replace(falling, tasks=11).advice is None
+
+
 def test_at_an_end_it_says_which_factors_to_add() -> None:
     lowest, highest = found((0.9, 0.5, 0.1), (0.9, 0.5, 0.1)), found((0.1, 0.5, 0.9), (0.1, 0.5, 0.9))
     assert lowest.best == 0 and "is the lowest" in str(lowest.advice) and "to 0.1" in str(lowest.advice)
