@@ -69,6 +69,7 @@ def names_of_the_reader() -> dict[str, Any]:
         "my_module": MyModule(),
         "my_tasks": loaders,
         "my_loader": loaders[0],
+        "my_data": loaders[0].dataset,
         "my_stream": loaders[0],
         "my_validation": sequence.val_dataloader(),
         "my_sequence": sequence,

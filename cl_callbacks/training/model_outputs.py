@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,6 +75,8 @@ class OutputsOfBatch(Callback):
                     f"return them for the batch's inputs, or {_REMEDY}."
                 ) from None
             why = f"({type(error).__name__}: {error})"
+            if isinstance(batch, Mapping):
+                why += ", whose entries go to the arguments of `forward` that have their names"
             raise RuntimeError(
                 f"`{name}.outputs` failed on a {type(batch).__name__}, a training batch of {model} {why}."
                 if self.own_outputs

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import RandomSampler
 
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE
+from cl_callbacks.guards.once import first_time
 from cl_callbacks.training.generators import seed_torch
 
 
@@ -50,6 +53,7 @@ class SeedEpochs(Callback):
     ) -> None:
         """Seeds the generators after the loaders have drawn their numbers, which differ after a resume."""
         if batch_idx == 0:
+            _warn_of_shuffling(self, trainer.train_dataloader)
             share: Any = trainer.distributed_sampler_kwargs or {"rank": 0}  # of the data, of this process
             self._seed(trainer, pl_module, trainer.current_epoch, share["rank"])
 
@@ -63,3 +67,14 @@ class SeedEpochs(Callback):
         seed_torch(trainer, pl_module, number)
         np.random.seed(number)
         random.seed(number)
+
+
+def _warn_of_shuffling(callback: SeedEpochs, loader: Any) -> None:
+    """Warns once of an order of the data that a resumed training does not repeat."""
+    shuffles = isinstance(getattr(loader, "sampler", None), RandomSampler)
+    if shuffles and first_time(callback, "order"):
+        rank_zero_warn(
+            "SeedEpochs: the loader shuffles by itself, and not by the epoch's number, so a resumed training "
+            "sees its samples in another order. Give TaskSequence a shuffle_seed, or your own loader a "
+            "sampler with `set_epoch`, such as DistributedSampler(data, num_replicas=1, rank=0)."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from cl_callbacks import EpochBoundaries, SeedEpochs, TaskSequence
 from tests.processes import train_together
@@ -153,3 +155,14 @@ def test_processes_that_resume_draw_the_same_again(processes: list[Any]) -> None
         assert again["numbers"] == whole["numbers"][3:]
         assert torch.equal(again["weights"], whole["weights"])
     assert torch.equal(processes[0][1]["weights"], processes[1][1]["weights"])
+
+
+@pytest.mark.parametrize(("shuffle", "said"), [(True, 1), (False, 0)])
+def test_an_order_that_a_resume_does_not_repeat_is_said_once(shuffle: bool, said: int) -> None:
+    data = TensorDataset(torch.randn(8, FEATURES), torch.zeros(8, dtype=torch.long))
+    sampler = DistributedSampler(data, num_replicas=1, rank=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        own = {"shuffle": True} if shuffle else {"sampler": sampler}
+        make_trainer(SeedEpochs(0), max_epochs=2).fit(Net(), DataLoader(data, 4, **own))
+    assert sum("sees its samples in another order" in str(found.message) for found in caught) == said
