@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cl_callbacks.commands.config_files import refuse_lost_additions, refuse_unreadable
+from cl_callbacks.commands.config_files import refuse_lost_additions, refuse_unreadable, replaced_callbacks
 from cl_callbacks.commands.explain import explain
 from cl_callbacks.commands.list_callbacks import list_callbacks
 from cl_callbacks.commands.mistakes import sentence_of
@@ -76,7 +76,10 @@ def run(args: list[str] | None = None, *, only_explain: bool = False) -> Lightni
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             super().parse_arguments(parser, args)
             config = self.config[self.config.subcommand]
-            refuse_lost_additions([Path(file) for file in config.config or [] if file is not None])
+            files = [Path(file) for file in config.config or [] if file is not None]
+            refuse_lost_additions(files)
+            for note in replaced_callbacks(files):
+                print(f"{_NAME}: {note}", file=sys.stderr)
             if only_explain:
                 explain(config.as_dict())
                 parser.exit()

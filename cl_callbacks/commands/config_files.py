@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,17 @@ def refuse_lost_additions(files: Sequence[Path]) -> None:
                     f"{second} sets {key} and would drop what {first} adds to it: give --config {second} "
                     f"before --config {first}"
                 )
+
+
+def replaced_callbacks(files: Sequence[Path]) -> list[str]:
+    """A sentence for each file that puts callbacks of its own in the place of an earlier file's."""
+    key = "trainer.callbacks"
+    setting = [file for file in files if key in _keys(_mapping(file))]
+    return [
+        f"{local(file)} replaces the {key} of {local(before)}; `callbacks+:` would add to them"
+        for before, file in pairwise(setting)
+        if before != file
+    ]
 
 
 def _mapping(file: Path) -> MappingNode:

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cl_callbacks.commands.config_files import refuse_lost_additions, refuse_unreadable
+from cl_callbacks.commands.config_files import (
+    refuse_lost_additions,
+    refuse_unreadable,
+    replaced_callbacks,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -57,3 +61,14 @@ def test_a_file_that_adds_comes_after_the_one_that_sets(tmp_path: Path) -> None:
         ValueError, match=r"base.yaml sets trainer.callbacks and would drop what .*adds.yaml adds"
     ):
         refuse_lost_additions([adds, base])
+
+
+def test_a_file_that_replaces_callbacks_is_said(tmp_path: Path) -> None:
+    base, adds, sets = (tmp_path / f"{name}.yaml" for name in ("base", "adds", "sets"))
+    base.write_text("trainer: {callbacks: [EWC], max_epochs: 3}")
+    adds.write_text("trainer: {callbacks+: [MAS]}")
+    sets.write_text("trainer: {callbacks: [MAS]}")
+    assert replaced_callbacks([base, adds]) == []
+    assert replaced_callbacks([base, base]) == []
+    (said,) = replaced_callbacks([base, sets])
+    assert "sets.yaml replaces the trainer.callbacks of" in said and "`callbacks+:` would add" in said
