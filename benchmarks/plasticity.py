@@ -50,12 +50,42 @@ from cl_callbacks.data import digits
 from cl_callbacks.data.image_tasks import ImageTask, Permute, as_is, image_tensors
 
 RENEWING = ["L2Init(0.001)", "ShrinkAndPerturb(shrink=0.999, noise=0.01, every_n_steps=1)", "FIRE()"]
-RENEWING += ["ContinualBackprop(0.001)", "ReDo(0.1, every_n_steps=625)", "SelfNormalizedResets()"]
+RENEWING += ["ContinualBackprop(0.001)", "ReDo(0.1, every_n_steps=6000)", "SelfNormalizedResets()"]
 CONSOLIDATING = ["EWC()", "SynapticIntelligence()"]
+TOGETHER = [
+    "EWC(), L2Init(0.001)",
+    "EWC(), ContinualBackprop(0.001)",
+    "SynapticIntelligence(), L2Init(0.001)",
+]
+SINGLE, NORMALISED = "adamw=1 lr=0.001", "sgd=1 lr=0.01 input_norm=1"
 METHODS = {
-    "random_labels": ["none", *RENEWING, *CONSOLIDATING],
-    "permuted": ["none", *RENEWING, *CONSOLIDATING],
-    "stream": ["none @ sgd=1 lr=0.01", "UPGD(decay=0.9999, noise=0.1) @ sgd=1 lr=0.01"],
+    "random_labels": [
+        "none",
+        "none @ tasks=1",
+        "none @ norm=1",
+        "none @ decay=0.002",
+        "UPGD() @ sgd=1 lr=0.1",
+        *(f"{rule} @ norm=1" for rule in ("ContinualBackprop(0.001)", "ReDo(0.1, every_n_steps=6000)")),
+        *(*RENEWING, *CONSOLIDATING, *TOGETHER),
+    ],
+    "permuted": [
+        "none",
+        "EWC(0.005)",
+        "EWC(10.0, normalize=None), L2Init(0.001)",
+        "EWC(0.005), ContinualBackprop(0.0001)",
+        "EWC(0.005), ContinualBackprop(0.0001, spared_by='ewc')",
+    ],
+    "stream": [
+        f"none @ {SINGLE}",
+        "none @ adamw=1 lr=0.0001",
+        f"ContinualBackprop(0.0001) @ {SINGLE}",
+        "UPGD(decay=0.9999, noise=0.1, weight_decay=0.01) @ sgd=1 lr=0.01",
+        f"none @ {SINGLE} input_norm=1",
+        f"ContinualBackprop(0.0001) @ {SINGLE} input_norm=1",
+        f"none @ {NORMALISED}",
+        f"UPGD(decay=0.9999, noise=0.0, weight_decay=0.01) @ {NORMALISED}",
+        f"L2Init(0.001) @ {NORMALISED}",
+    ],
     "probe": ["none", "none @ sgd=1 lr=0.1", *CONSOLIDATING, "MESU()", "MESU(memory_epochs=10)", "BGD()"],
 }
 
