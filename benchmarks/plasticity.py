@@ -57,7 +57,7 @@ TOGETHER = [
     "EWC(), ContinualBackprop(0.001)",
     "SynapticIntelligence(), L2Init(0.001)",
 ]
-SINGLE, NORMALISED = "adamw=1 lr=0.001", "sgd=1 lr=0.01 input_norm=1"
+ADAMW, NORMALISED = "adamw=1 lr=0.001", "sgd=1 lr=0.01 input_norm=1"
 METHODS = {
     "random_labels": [
         "none",
@@ -76,12 +76,12 @@ METHODS = {
         "EWC(0.005), ContinualBackprop(0.0001, spared_by='ewc')",
     ],
     "stream": [
-        f"none @ {SINGLE}",
+        f"none @ {ADAMW}",
         "none @ adamw=1 lr=0.0001",
-        f"ContinualBackprop(0.0001) @ {SINGLE}",
+        f"ContinualBackprop(0.0001) @ {ADAMW}",
         "UPGD(decay=0.9999, noise=0.1, weight_decay=0.01) @ sgd=1 lr=0.01",
-        f"none @ {SINGLE} input_norm=1",
-        f"ContinualBackprop(0.0001) @ {SINGLE} input_norm=1",
+        f"none @ {ADAMW} input_norm=1",
+        f"ContinualBackprop(0.0001) @ {ADAMW} input_norm=1",
         f"none @ {NORMALISED}",
         f"UPGD(decay=0.9999, noise=0.0, weight_decay=0.01) @ {NORMALISED}",
         f"L2Init(0.001) @ {NORMALISED}",
