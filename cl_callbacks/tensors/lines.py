@@ -41,14 +41,14 @@ class Lines:
             own.index_fill_(self.dim, self.index.to(own.device), value)
 
     def set_(self, tensor: Tensor, new: Tensor) -> None:
-        """Sets the lines, if they are rows, to new ones, ``(n, ...)``."""
+        """Sets the lines to new ones: whole rows, ``(n, ...)``, or columns of the rows that are here."""
         own = held(tensor)
         new = new.to(own, non_blocking=True)
         if self._is_apart(tensor):
             rows = new.index_select(0, self._places(tensor).clamp(min=0))
             own.copy_(torch.where(self._here(tensor), rows, own))
         else:
-            own.index_copy_(0, self.index.to(own.device), new)
+            own.index_copy_(self.dim, self.index.to(own.device), new)
 
     def copy_(self, tensor: Tensor, source: Tensor) -> None:
         """Sets the lines to those of another tensor of the same layout."""

@@ -86,16 +86,15 @@ class FoundStrength:
     @property
     def advice(self) -> str | None:
         """A sentence on which factors to try next, if the best one is the lowest or the highest."""
-        if 0 < self.best == self._choice - 1 < len(self.factors) - 1:
-            beyond = self.average[self.best + 1 :]
-            better = max(beyond) > self.average[self.best]
-            if self.mode == "min":
-                better = min(beyond) < self.average[self.best]
+        sign = 1 if self.mode == "max" else -1
+        scores = [sign * score for score in self.average]
+        if (
+            self.best == self._choice - 1
+            and max(scores[self._choice :], default=-math.inf) > scores[self.best]
+        ):
             return (
                 f"higher factors than {self.factor:g} score better, and are not taken, since the pulls of "
                 f"{self.tasks} tasks add up: search once more from the strength that was found"
-                if better
-                else None
             )
         if 0 < self.best < len(self.factors) - 1:
             return None

@@ -129,3 +129,15 @@ def test_help_is_of_explain_itself(
     said = capsys.readouterr().out
     assert said.startswith("usage: cl-callbacks explain [")
     assert "without doing it" in said
+
+
+def test_a_second_file_that_replaces_callbacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("trainer: {callbacks: [{class_path: MAS}]}")
+    files = [CONFIGS / "digits.yaml", second]
+    monkeypatch.setattr(sys, "argv", ["cl-callbacks", "explain", *(f"--config={file}" for file in files)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "second.yaml replaces the trainer.callbacks of" in capsys.readouterr().err
