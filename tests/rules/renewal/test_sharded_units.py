@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -59,10 +60,10 @@ class Peeking(Pictures):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         seen: list[Any] = []
-        handle = self.net[0].register_forward_hook(lambda _, args, out: seen.append(out.detach().numpy()))
+        handle = self.net[0].register_forward_hook(lambda _, args, out: seen.append(out.tolist()))
         loss = super().training_step(batch, batch_idx)
         handle.remove()
-        return loss + float(seen[0].sum()) * (self.global_rank == 1)
+        return loss + float(np.sum(seen[0])) * (self.global_rank == 1)
 
 
 def by_layer(model: Pictures) -> None:
