@@ -8,22 +8,19 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from cl_callbacks.boundaries.last_task import LastTask
 from cl_callbacks.boundaries.process_state import in_a_group, of_all_processes, of_this_process
 from cl_callbacks.boundaries.transaction import Revert, all_or_none
-from cl_callbacks.guards.arguments import checked
-from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.saved_state import restore_atomically
 from cl_callbacks.guards.sound_state import COUNT
 from cl_callbacks.guards.uninterrupted import uninterrupted
 from cl_callbacks.guards.waiting_signals import signals_wait
 from cl_callbacks.training.fit_end import after_training, forget_after_training, weights_may_change
-from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step, may_stop_early
+from cl_callbacks.training.lightning_private import last_saved_file, last_saved_step
 from cl_callbacks.training.log import log_configuration
 from cl_callbacks.training.one_trainer import OfOneTrainer
 from cl_callbacks.training.progress import say, show_in_progress_bar
@@ -136,7 +133,7 @@ class TaskBoundaries(OfOneTrainer):
             self.task = max(self.task, *elsewhere)
         if trainer.ckpt_path is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # progress comes from the checkpoint, and resuming a finished run is no error
-        done, limit = _epochs_done(trainer), trainer.max_epochs
+        done, limit = epochs_done(trainer), trainer.max_epochs
         if limit is not None and 0 <= limit <= done and done > 0:
             raise MisconfigurationException(
                 f"This `trainer.fit` would return at once: max_epochs={limit} was reached by an earlier "
@@ -249,101 +246,14 @@ def refuse_two_boundaries(callbacks: Iterable[Callback]) -> None:
         )
 
 
-class FitBoundaries(TaskBoundaries):
-    """Each ``trainer.fit`` is one task; the default of a Trainer without a boundary callback.
-
-    Lightning creates new optimizers for each fit, and losing Adam's moments at each boundary is itself a
-    source of forgetting.
-
-    Args:
-        carry_optimizer: whether the optimizers of a fit take over the state of the previous fit's, for
-            the parameters that both train. Learning rates and schedules restart in any case.
-
-    Example:
-        >>> from lightning import Trainer
-        >>> trainer = Trainer(max_epochs=5, callbacks=[FitBoundaries(carry_optimizer=True)],
-        ...     logger=False, enable_checkpointing=False)
-    """
-
-    @checked()
-    def __init__(self, carry_optimizer: bool = False) -> None:
-        super().__init__()
-        self.carry_optimizer = carry_optimizer
-        self.is_default = False  # whether it was added for want of another
-        self._previous: list[Any] = []
-        self._names: dict[Tensor, str] = {}  # of the previous fit's parameters
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copies the previous fit's optimizer state to the new optimizers, with ``carry_optimizer``."""
-        super().on_train_start(trainer, pl_module)
-        if self.is_default and not self.task:
-            self._say_that_the_fit_is_one_task(trainer)
-        if trainer.ckpt_path is None:  # a checkpoint contains the optimizers' state
-            same = self._of_previous_fit(pl_module)
-            for old, new in zip(self._previous, trainer.optimizers, strict=False):
-                _carry_state(old, new, same)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins the task, after every ``on_train_start``."""
-        if not self.task_is_open:
-            self.begin(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Begins the task in mid-epoch, if training resumes there from a checkpoint without an open task."""
-        if not self.task_is_open:
-            self.begin(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the task after the last epoch, before the checkpoint of that epoch is written."""
-        if self.task_is_open and _is_last_epoch(trainer):
-            self.end(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the task if the last epoch was not recognised as the last, as under early stopping."""
-        if self.task_is_open:
-            self.end(trainer)
-        super().on_train_end(trainer, pl_module)
-        self._previous = list(trainer.optimizers) if self.carry_optimizer else []
-        self._names = {p: name for name, p in pl_module.named_parameters()} if self.carry_optimizer else {}
-
-    def _say_that_the_fit_is_one_task(self, trainer: Trainer) -> None:
-        """Says it where a rule waits for the end of a task, and several validation loaders mean several."""
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        waiting = [type(c).__name__ for c in callbacks if getattr(c, "consolidates", False)]
-        several = len(trainer.num_val_batches) > 1
-        if waiting and several and first_time(self, "one task"):
-            say(
-                trainer,
-                f"no callback says when a task ends (EpochBoundaries, DriftBoundaries, ...), so this whole "
-                f"fit is one: what it learns is kept by {' and '.join(waiting)} from the next fit on",
-            )
-
-    def _of_previous_fit(self, pl_module: LightningModule) -> dict[Tensor, Tensor]:
-        """The previous fit's parameter by the present one, where these are two objects of one name.
-
-        The Trainer moves a module to the CPU after a fit, which on some devices gives new parameters.
-        """
-        before = {name: p for p, name in self._names.items()}
-        named = pl_module.named_parameters()
-        return {p: before[name] for name, p in named if p not in self._names and name in before}
-
-
 def boundaries_of(trainer: Trainer) -> TaskBoundaries:
     """Returns the boundary callback of a Trainer that has one."""
     return next(c for c in trainer.callbacks if isinstance(c, TaskBoundaries))  # type: ignore[attr-defined]
 
 
-def ensure_boundaries(trainer: Trainer, boundaries: TaskBoundaries | None = None) -> None:
-    """Adds a boundary callback to a Trainer without one: by default :class:`FitBoundaries`."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, TaskBoundaries) for callback in callbacks):
-        return
-    first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-    if boundaries is None:
-        boundaries = FitBoundaries()
-        boundaries.is_default = True
-    # Before the first checkpoint callback, and in a new list: Lightning is iterating over the old one.
-    trainer.callbacks = [*callbacks[:first], boundaries, *callbacks[first:]]  # type: ignore[attr-defined]
+def epochs_done(trainer: Trainer) -> int:
+    """Returns how many epochs the Trainer has trained, in all its fits."""
+    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -369,18 +279,6 @@ def _summary(trainer: Trainer, task: int) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _epochs_done(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-
-
-def _is_last_epoch(trainer: Trainer) -> bool:
-    """Whether ``fit_loop.done`` will be true, without its messages and side effects."""
-    limit = trainer.max_epochs
-    epochs = limit is not None and 0 <= limit <= _epochs_done(trainer)
-    steps = 0 <= trainer.max_steps <= trainer.global_step
-    return epochs or steps or (trainer.should_stop and may_stop_early(trainer))
-
-
 def _rewrite_last_checkpoints(trainer: Trainer, also_others: bool = False) -> None:
     """Rewrites the last checkpoint if it was saved at this step, before the task was consolidated.
 
@@ -393,18 +291,3 @@ def _rewrite_last_checkpoints(trainer: Trainer, also_others: bool = False) -> No
         last = checkpoint.last_model_path if checkpoint.save_last else ""
         for path in {last, last_saved_file(checkpoint) if also_others else ""} - {""}:
             trainer.save_checkpoint(path, checkpoint.save_weights_only)
-
-
-def _carry_state(old: Any, new: Any, same: dict[Tensor, Tensor]) -> None:
-    """Copies the state that ``old`` holds for the same parameters to ``new``."""
-    if type(old) is not type(new):
-        return
-    state = new.state_dict()
-    parameters = [p for group in new.param_groups for p in group["params"]]
-    indices = [i for group in state["param_groups"] for i in group["params"]]
-    for index, parameter in zip(indices, parameters, strict=True):
-        moments = old.state.get(same.get(parameter, parameter), {})
-        shapes = {t.shape for t in moments.values() if isinstance(t, Tensor) and t.ndim}
-        if moments and shapes <= {parameter.shape}:  # skips a parameter that was resized in place
-            state["state"][index] = moments
-    new.load_state_dict(state)

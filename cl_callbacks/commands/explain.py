@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
-from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries, refuse_two_boundaries
+from cl_callbacks.boundaries.fit_boundaries import FitBoundaries
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries, refuse_two_boundaries
 from cl_callbacks.commands.docstrings import first_sentence
 from cl_callbacks.data.task_sequence import TaskSequence
 from cl_callbacks.guards.few import shown

@@ -10,12 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.drift_boundaries import DriftBoundaries
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
-from cl_callbacks.boundaries.task_boundaries import (
-    FitBoundaries,
-    TaskBoundaries,
-    boundaries_of,
-    ensure_boundaries,
-)
+from cl_callbacks.boundaries.fit_boundaries import FitBoundaries, ensure_boundaries
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries, boundaries_of
 from cl_callbacks.training.progress import say
 
 _FOLLOWED: WeakKeyDictionary[Trainer, int] = WeakKeyDictionary()

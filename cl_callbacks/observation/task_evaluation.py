@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from cl_callbacks.boundaries.fit_boundaries import FitBoundaries, ensure_boundaries
 from cl_callbacks.boundaries.monitored_boundaries import MonitoredBoundaries
-from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of, ensure_boundaries
+from cl_callbacks.boundaries.task_boundaries import boundaries_of
 from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE

@@ -15,7 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from cl_callbacks.boundaries.task_boundaries import boundaries_of, ensure_boundaries
+from cl_callbacks.boundaries.fit_boundaries import ensure_boundaries
+from cl_callbacks.boundaries.task_boundaries import boundaries_of
 from cl_callbacks.boundaries.transaction import Revert
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import MAY_BE_EMPTY

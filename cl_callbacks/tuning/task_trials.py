@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cl_callbacks.boundaries.task_boundaries import FitBoundaries, boundaries_of
+from cl_callbacks.boundaries.fit_boundaries import FitBoundaries
+from cl_callbacks.boundaries.task_boundaries import boundaries_of
 from cl_callbacks.rules.compile_rules import CompileRules
 from cl_callbacks.rules.consolidation.anchored_rule import AnchoredRule
 from cl_callbacks.rules.synaptic_callback import SynapticCallback

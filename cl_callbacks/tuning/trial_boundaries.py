@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cl_callbacks.boundaries.epoch_boundaries import EpochBoundaries
-from cl_callbacks.boundaries.task_boundaries import FitBoundaries, TaskBoundaries, boundaries_of, dispatch
+from cl_callbacks.boundaries.fit_boundaries import FitBoundaries
+from cl_callbacks.boundaries.task_boundaries import TaskBoundaries, boundaries_of, dispatch
 
 _NOW = nullcontext()
 
