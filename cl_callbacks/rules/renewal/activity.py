@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,29 @@ from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.training.quiet import leaves_no_trace
 
 Measure = Literal["mean", "magnitude", "active"]
-"""Mean of each input of the readers; mean magnitude of each unit; share of samples in which it is not 0."""
+"""Mean of each input of a reader; mean magnitude of each unit; share of samples in which it is not 0."""
+
+
+class Heard(NamedTuple):
+    """Averages over the units of a layer, as those that read them hear them.
+
+    Attributes:
+        units: ``(units,)``, over all readers, by measure.
+        means: ``(inputs,)``, by the name of the weight that reads them; where several read a residual stream
+            each hears something else.
+    """
+
+    units: Mapping[Measure, Tensor]
+    means: Mapping[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in an order that is the same in all processes."""
+        return [*self.units.values(), *self.means.values()]
+
+    def to(self, device: torch.device) -> Heard:
+        """The same on another device."""
+        units = {measure: t.to(device) for measure, t in self.units.items()}
+        return Heard(units, {name: t.to(device) for name, t in self.means.items()})
 
 
 class Activity:
@@ -30,7 +52,7 @@ class Activity:
         >>> activity = Activity(net, units, ["magnitude"])
         >>> activity.listening = True
         >>> _ = net(torch.ones(4, 1))
-        >>> activity.take()["magnitude"]["0"].shape
+        >>> activity.take()["0"].units["magnitude"].shape
         torch.Size([2])
         >>> activity.detach()
     """
@@ -39,38 +61,46 @@ class Activity:
         self.listening = False
         self.samples = 0
         """Number of samples since the last :meth:`take`, in this process."""
-        self._measures = tuple(measures)
-        self._sums: dict[Measure, dict[str, Tensor]] = {measure: {} for measure in self._measures}
-        self._calls: dict[str, int] = {}
+        self._measures, self._units = tuple(measures), tuple(units)
+        self._sums: dict[tuple[Measure, str], Tensor] = {}  # by layer, and means by reader
+        self._calls: dict[str, int] = {}  # of layers' readers together, and of each
         self._handles = [
-            module.get_submodule(reader.removesuffix(".weight")).register_forward_pre_hook(self._heard(layer))
-            for layer in units
-            for reader in layer.outgoing
+            module.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+                self._hearing(own, name)
+            )
+            for own in self._units
+            for name in own.outgoing
         ]
         self._first: nn.Module | None = None  # the reader by whose calls samples are counted
 
-    def take(self) -> Mapping[Measure, Mapping[str, Tensor]]:
-        """The averages since the last time, by measure and layer; those of layers that have run."""
-        sums, calls = self._sums, self._calls
-        self._sums, self._calls = {measure: {} for measure in self._measures}, {}
-        self.samples, self._first = 0, None
-        return {m: {name: total / calls[name] for name, total in found.items()} for m, found in sums.items()}
+    def take(self) -> Mapping[str, Heard]:
+        """The averages since the last time, by layer; those of layers that have run."""
+        means = {key: total / self._calls[key[1]] for key, total in self._sums.items()}
+        heard = [units for units in self._units if units.layer in self._calls]
+        self._sums, self._calls, self.samples, self._first = {}, {}, 0, None
+        return {
+            units.layer: Heard(
+                {m: means[m, units.layer] for m in self._measures if m != "mean"},
+                {name: means["mean", name] for name in units.outgoing if ("mean", name) in means},
+            )
+            for units in heard
+        }
 
     def detach(self) -> None:
         """Stops for good."""
         for handle in self._handles:
             handle.remove()
 
-    def _heard(self, units: Units) -> Any:
+    def _hearing(self, units: Units, name: str) -> Any:
         def hear(reader: nn.Module, args: tuple[Any, ...]) -> None:
             if self.listening and not leaves_no_trace():
-                self._add(units, args[0].detach(), reader)
+                self._add(units, name, args[0].detach(), reader)
 
         return hear
 
     @torch.no_grad()
-    def _add(self, units: Units, x: Tensor, reader: nn.Module) -> None:
-        name, channel = units.layer, x.ndim - 1 if isinstance(reader, nn.Linear) else 1
+    def _add(self, units: Units, name: str, x: Tensor, reader: nn.Module) -> None:
+        channel = x.ndim - 1 if isinstance(reader, nn.Linear) else 1
         if self._first in (None, reader):
             self._first = reader
             self.samples += len(x)
@@ -84,9 +114,11 @@ class Activity:
             else:
                 found = _active(x, channel, units)
             found = found.nan_to_num(0.0, 0.0, 0.0)  # a lost batch is not to be remembered for ever
-            total = self._sums[measure].get(name)
-            self._sums[measure][name] = found if total is None else total.add_(found.to(total.device))
-        self._calls[name] = self._calls.get(name, 0) + 1
+            key = measure, name if measure == "mean" else units.layer
+            total = self._sums.get(key)
+            self._sums[key] = found if total is None else total.add_(found.to(total.device))
+        for heard in (name, units.layer):
+            self._calls[heard] = self._calls.get(heard, 0) + 1
 
 
 def _by_unit(by_column: Tensor, units: Units) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +15,7 @@ from cl_callbacks.functional.units import debiased, relative_activity
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, SHARE, Bounds
 from cl_callbacks.rules.named_rule import KNOWS_PLASTICITY, knows_plasticity, named_rule
-from cl_callbacks.rules.renewal.activity import Measure
+from cl_callbacks.rules.renewal.activity import Heard, Measure
 from cl_callbacks.rules.renewal.unit_rule import UnitRule
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units
@@ -33,8 +34,9 @@ class ContinualBackprop(UnitRule):
 
     where :math:`a_i` is the unit's age in steps. Of the units older than ``maturity`` the share
     ``replacement_rate`` with the least :math:`\hat u` is replaced in each step; fractions add up. The biases
-    of the readers make up for what it gave them on average, :math:`b_k \leftarrow b_k + w_{ki}\bar h_i`, so
-    that the outputs stay as they are where the unit has its mean value. Readers without a bias cannot.
+    of the readers make up for what it gave them on average, :math:`b_k \leftarrow b_k + w_{ki}\bar h_i` with
+    the mean :math:`\bar h_i` of what this reader was given, so that the outputs stay as they are where the
+    unit has its mean. Readers without a bias cannot.
 
     With ``spared_by`` another rule has a say: the units are compared by
 
@@ -73,7 +75,7 @@ class ContinualBackprop(UnitRule):
 
     needed: ClassVar[tuple[Measure, ...]] = ("mean", "magnitude")
     of_units: ClassVar[tuple[str, ...]] = ("utility", "age")
-    of_inputs: ClassVar[tuple[str, ...]] = ("mean",)
+    of_inputs: ClassVar[tuple[str, ...]] = ("mean", "heard")
     saved: ClassVar[tuple[str, ...]] = (*UnitRule.saved, "due")
     state_bounds: Mapping[str, Bounds] = {
         **UnitRule.state_bounds,
@@ -100,7 +102,7 @@ class ContinualBackprop(UnitRule):
         self.due: dict[str, float] = {}
         """Number of units of each layer that are due to be replaced: a fraction below 1."""
         self._young: dict[str, list[int]] = {}  # steps at which units of a layer become mature
-        self._means: Tensor | None = None
+        self._means: dict[str, Tensor] = {}
         self._sparing: SynapticCallback | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,16 +117,18 @@ class ContinualBackprop(UnitRule):
         left = [self.maturity + 1 - int(age) for age in ages]
         self._young[units.layer] = sorted(self.steps + n for n in left if n > 0)
 
-    def choose(self, units: Units, activity: Mapping[Measure, Tensor], weights: UnitWeights) -> Tensor | None:
+    def choose(self, units: Units, heard: Heard, weights: UnitWeights) -> Tensor | None:
         """Updates utilities, and returns the least useful units that are due."""
-        name = units.layer
-        utility, age, mean = (self.unit_state[field][name] for field in ("utility", "age", "mean"))
-        useful = activity["magnitude"] * weights.outgoing_magnitude()
+        utility, age = (self.unit_state[field][units.layer] for field in ("utility", "age"))
+        useful = heard.units["magnitude"] * weights.outgoing_magnitude()
         if self.utility == "adaptable":
             useful = useful / weights.incoming_magnitude().clamp(min=1e-8)
         utility.lerp_(useful.to(utility), 1 - self.decay)
-        mean.lerp_(activity["mean"].to(mean), 1 - self.decay)
         age.add_(1)
+        for reader, value in heard.means.items():
+            mean = self.unit_state["mean"][reader]
+            mean.lerp_(value.to(mean), 1 - self.decay)
+            self.unit_state["heard"][reader].add_(1)
         number = self._number_due(units)
         if not number:
             return None
@@ -134,15 +138,19 @@ class ContinualBackprop(UnitRule):
             score = relative_activity(score) + relative_activity(held).to(score)
         score = score.masked_fill(age <= self.maturity, torch.inf)
         index = score.topk(number, largest=False).indices
-        self._means = debiased(mean, self.decay, age)
+        self._means = {reader: self._mean_of(reader) for reader in units.outgoing}
         for state in (utility, age):
             state.index_fill_(0, index, 0)
-        mean.view(units.number, -1).index_fill_(0, index, 0)
+        for field, reader in product(self.of_inputs, units.outgoing):
+            self.unit_state[field][reader].view(units.number, -1).index_fill_(0, index, 0)
         return index
 
-    def means(self, units: Units) -> Tensor | None:
+    def means(self, units: Units) -> Mapping[str, Tensor]:
         """The running means before the units that are replaced lost theirs."""
         return self._means
+
+    def _mean_of(self, reader: str) -> Tensor:
+        return debiased(self.unit_state["mean"][reader], self.decay, self.unit_state["heard"][reader])
 
     def _number_due(self, units: Units) -> int:
         young = [step for step in self._young[units.layer] if step > self.steps]

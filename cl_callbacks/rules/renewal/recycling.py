@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,15 +40,15 @@ class Recycling:
         self._module, self._optimizers, self._rules, self._seed = module, list(optimizers), list(rules), seed
 
     @torch.no_grad()
-    def renew(self, units: Units, index: Tensor, number: int, means: Tensor | None = None) -> None:
+    def renew(self, units: Units, index: Tensor, number: int, means: Mapping[str, Tensor]) -> None:
         """Replaces some units of a layer.
 
         Args:
             units: of the layer.
             index: which of them, ``(n,)``, on the device of the weights.
             number: of the random numbers: another one for each time.
-            means: of each input of the readers, with which their biases make up for the units, if they have
-                one; ``None`` to leave biases as they are.
+            means: of the inputs of each reader with which its bias, if it has one, makes up for the units;
+                by its name.
         """
         rows, columns = Lines(0, spread(index, units.rows)), Lines(1, spread(index, units.columns))
         for name in units.incoming:
@@ -59,12 +59,11 @@ class Recycling:
             self._renew_norm(self._module.get_submodule(norm), rows)
         for name in units.outgoing:
             reader = self._module.get_parameter(name)
-            if means is not None:
-                bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
-                if bias is not None:
-                    weights = held(reader)
-                    shift = bias_shift(weights, means.to(weights), columns.index.to(weights.device))
-                    held(bias).add_(shift.to(bias.dtype))
+            bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
+            if bias is not None and name in means:
+                weights = held(reader)
+                shift = bias_shift(weights, means[name].to(weights), columns.index.to(weights.device))
+                held(bias).add_(shift.to(bias.dtype))
             self._replace(reader, columns, None)
 
     def _renew_norm(self, norm: Any, rows: Lines) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from typing_extensions import Unpack
 from cl_callbacks.functional.units import relative_activity
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, NON_NEGATIVE
-from cl_callbacks.rules.renewal.activity import Measure
+from cl_callbacks.rules.renewal.activity import Heard, Measure
 from cl_callbacks.rules.renewal.unit_rule import UnitRule
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units
@@ -65,9 +64,9 @@ class ReDo(UnitRule):
         super().__init__(seed=seed, **options)
         self.threshold, self.every_n_steps = threshold, every_n_steps
 
-    def choose(self, units: Units, activity: Mapping[Measure, Tensor], weights: UnitWeights) -> Tensor | None:
+    def choose(self, units: Units, heard: Heard, weights: UnitWeights) -> Tensor | None:
         """Adds up the activity, and returns the dormant units if it is time."""
-        total = self.unit_state["activity"][units.layer].add_(activity["magnitude"])
+        total = self.unit_state["activity"][units.layer].add_(heard.units["magnitude"])
         if self.steps % self.every_n_steps:
             return None
         dormant = relative_activity(total) <= self.threshold

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from cl_callbacks.functional.units import debiased, silence_log_probability
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import AT_LEAST_ONE, Bounds
 from cl_callbacks.guards.once import first_time
-from cl_callbacks.rules.renewal.activity import Measure
+from cl_callbacks.rules.renewal.activity import Heard, Measure
 from cl_callbacks.rules.renewal.unit_rule import UnitRule
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units
@@ -74,12 +73,12 @@ class SelfNormalizedResets(UnitRule):
         super().__init__(seed=seed, **options)
         self.threshold, self.every_n_steps, self.decay = threshold, every_n_steps, decay
 
-    def choose(self, units: Units, activity: Mapping[Measure, Tensor], weights: UnitWeights) -> Tensor | None:
+    def choose(self, units: Units, heard: Heard, weights: UnitWeights) -> Tensor | None:
         """Counts silences and activity, and returns the units whose silence is a surprise."""
         rate, age, silent = (self.unit_state[name][units.layer] for name in self.of_units)
-        active = activity["active"] > 0
+        active = heard.units["active"] > 0
         # The history is that of before the silence: a unit that has died does not get used to it.
-        rate.copy_(torch.where(active, rate.lerp(activity["active"].to(rate), 1 - self.decay), rate))
+        rate.copy_(torch.where(active, rate.lerp(heard.units["active"].to(rate), 1 - self.decay), rate))
         age.add_(active)
         silent.add_(self.samples).masked_fill_(active, 0)
         if self.steps % self.every_n_steps:

@@ -20,7 +20,7 @@ from cl_callbacks.guards.few import few, some
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
 from cl_callbacks.guards.waiting_signals import Section
-from cl_callbacks.rules.renewal.activity import Activity, Measure
+from cl_callbacks.rules.renewal.activity import Activity, Heard, Measure
 from cl_callbacks.rules.renewal.recycling import Recycling
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units, find_units
@@ -42,7 +42,8 @@ class UnitRule(SynapticCallback):
     r"""Base of the rules that override :meth:`choose`: after a step, some units are replaced by new ones.
 
     Units are the outputs of linear layers, the channels of convolutions and the heads of attention that
-    only other such layers read. They are found on the first batch of each task by running
+    only other such layers read. Layers whose outputs are added up or multiplied one by one, as in a residual
+    stream or a gated layer, have theirs in common. They are found on the first batch of each task by running
     ``training_step`` once more, without a trace; the log says which were found, and which were left out and
     why. New units have random incoming weights and outgoing ones of 0; behind a LayerNorm they still are part
     of the mean and variance of the others. The optimizer's moments of these weights become 0, and **every
@@ -71,7 +72,7 @@ class UnitRule(SynapticCallback):
     of_units: ClassVar[tuple[str, ...]] = ()
     """Names of the state of each unit."""
     of_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of the state of each input of the readers, of which a unit may have several."""
+    """Names of the state of each input of the weights that read units."""
     local: ClassVar[bool] = True
     holds_weights: ClassVar[bool] = False
     renews: ClassVar[bool] = True
@@ -98,7 +99,7 @@ class UnitRule(SynapticCallback):
         self.units: list[Units] = []
         """Those that the rule may replace; empty before the first batch."""
         self.unit_state: dict[str, dict[str, Tensor]] = {n: {} for n in (*self.of_units, *self.of_inputs)}
-        """State of units, by name and layer."""
+        """State of units, by name and layer; of inputs, by name and the weight that reads them."""
         self.samples: float | Tensor = 0.0
         """Number of samples of the latest step, over all processes."""
         self._activity: Activity | None = None
@@ -109,12 +110,12 @@ class UnitRule(SynapticCallback):
 
     # -- what a rule overrides ---------------------------------------------------------------------
 
-    def choose(self, units: Units, activity: Mapping[Measure, Tensor], weights: UnitWeights) -> Tensor | None:
+    def choose(self, units: Units, heard: Heard, weights: UnitWeights) -> Tensor | None:
         """Updates the state of a layer's units after a step, and returns the index of those to be replaced.
 
         Args:
             units: of the layer.
-            activity: means over the batches of the step: see ``rules/renewal/activity.py``.
+            heard: means over the batches of the step.
             weights: those that lead into the units and read them.
 
         Returns:
@@ -122,9 +123,9 @@ class UnitRule(SynapticCallback):
         """
         raise NotImplementedError
 
-    def means(self, units: Units) -> Tensor | None:
-        """Mean of each input of the readers, with which their biases make up for units; ``None`` for not."""
-        return None
+    def means(self, units: Units) -> Mapping[str, Tensor]:
+        """Mean of the inputs of each reader with which its bias makes up for units; by its name."""
+        return {}
 
     def begin_units(self, units: Units) -> None:
         """Prepares for the units of a layer, when a training or a task begins."""
@@ -211,14 +212,11 @@ class UnitRule(SynapticCallback):
         self.samples = sum_of_processes(trainer, float(activity.samples))
         found = activity.take()
         if trainer.world_size > 1:
-            average_over_processes_([t for by_layer in found.values() for t in by_layer.values()])
+            average_over_processes_([t for heard in found.values() for t in heard.tensors()])
         for units in self.units:
-            if all(units.layer in by_layer for by_layer in found.values()):
+            if units.layer in found:
                 weights = UnitWeights(pl_module, units)
-                own = {
-                    measure: by_layer[units.layer].to(weights.device) for measure, by_layer in found.items()
-                }
-                index = self.choose(units, own, weights)
+                index = self.choose(units, found[units.layer].to(weights.device), weights)
                 if index is not None and len(index) and self._recycling is not None:
                     self._recycling.renew(units, index, self.steps, self.means(units))
                     self.renewed += len(index)
@@ -276,12 +274,13 @@ class UnitRule(SynapticCallback):
             kind: dict[str, Any] = {"device": weight.device}
             kind["dtype"] = torch.promote_types(weight.dtype, torch.float32)
             for name, state in self.unit_state.items():
-                size = units.number * (units.columns if name in self.of_inputs else 1)
-                kept = state.get(units.layer)
-                if kept is None or len(kept) != size:
-                    state[units.layer] = torch.zeros(size, **kind)
-                else:
-                    state[units.layer] = kept.to(**kind)
+                of_input = name in self.of_inputs
+                size = units.number * (units.columns if of_input else 1)
+                for key in units.outgoing if of_input else (units.layer,):
+                    kept = state.get(key)
+                    if kept is None or len(kept) != size:
+                        kept = torch.zeros(size)
+                    state[key] = kept.to(**kind)
             self.begin_units(units)
 
     # -- checkpoints -------------------------------------------------------------------------------

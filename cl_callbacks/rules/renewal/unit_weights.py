@@ -30,10 +30,11 @@ class UnitWeights:
 
     def __init__(self, module: LightningModule, units: Units) -> None:
         self._number = units.number
-        self._incoming: Tensor = module.get_parameter(f"{units.layer}.weight").detach()
+        weights = [name for name in units.incoming if name.endswith(".weight")]
+        self._incoming: Sequence[Tensor] = [module.get_parameter(name).detach() for name in weights]
         self._readers: Sequence[Tensor] = [module.get_parameter(name) for name in units.outgoing]
         self._around: Sequence[Tensor] = [module.get_parameter(name) for name in units.incoming]
-        self.device = self._incoming.device
+        self.device = self._incoming[0].device
 
     @property
     def have_whole_rows(self) -> bool:
@@ -47,10 +48,11 @@ class UnitWeights:
 
     def incoming_magnitude(self) -> Tensor:
         """See :func:`~cl_callbacks.functional.incoming_magnitude`; ``(units,)``."""
-        own = held(self._incoming)
-        by_row = torch.zeros(len(self._incoming), dtype=own.dtype, device=own.device)
-        by_row.narrow(0, first_row(self._incoming), len(own)).copy_(own.abs().flatten(1).sum(1))
-        return incoming_magnitude(total(by_row, group_of([self._incoming])), self._number)
+        by_row = torch.zeros(len(self._incoming[0]), dtype=self._incoming[0].dtype, device=self.device)
+        for weight in self._incoming:
+            own = held(weight).to(self.device)
+            by_row.narrow(0, first_row(weight), len(own)).add_(own.abs().flatten(1).sum(1))
+        return incoming_magnitude(total(by_row, group_of(self._incoming)), self._number)
 
     def held_magnitude(self, rule: SynapticCallback) -> Tensor:
         """How firmly a rule holds the readers: see :func:`~cl_callbacks.functional.held_magnitude`."""

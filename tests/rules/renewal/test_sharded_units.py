@@ -24,7 +24,7 @@ from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 from tests import every_rule
 from tests.processes import train_together
-from tests.rules.renewal.test_units import Attending, Images, Written
+from tests.rules.renewal.test_units import Attending, Images, Residual, Squeezed, Written
 from tests.small import Net, make_trainer
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,8 @@ PROCESSES = 3  # of 4 rows the last one holds none, and of 5 it holds one
 NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = [
     (Images, (3, 1, 8, 8), True),
     (Attending, (3, 5, 8), True),
+    (Residual, (2, 1, 8, 8), True),
+    (Squeezed, (2, 1, 5, 5), True),
     (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu"), (3, 5, 8), True),
     (lambda: Written(lambda self, x: self.second(self.first(x)) + self.third(self.first(x))), (3, 4), True),
     (lambda: Written(lambda self, x: self.second(self.first(self.first(x)))), (3, 4), True),
@@ -41,13 +43,21 @@ NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = [
 ]
 
 
+class Adding(nn.Sequential):
+    """Adds to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 class Pictures(Net):
-    """A convolution whose channels are flattened, and layers of odd sizes."""
+    """A convolution whose channels are flattened, a residual stream, and layers of odd sizes."""
 
     def __init__(self, sharded: Callable[[Pictures], None] | None = None) -> None:
         torch.manual_seed(0)
-        net = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 3)]
-        super().__init__(nn.Sequential(*net), partial(torch.optim.Adam, lr=0.01))
+        net = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 7), nn.Tanh()]
+        block = Adding(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 7))
+        super().__init__(nn.Sequential(*net, block, nn.Linear(7, 3)), partial(torch.optim.Adam, lr=0.01))
         self.sharded = sharded
 
     def configure_model(self) -> None:
@@ -165,8 +175,11 @@ def test_sharded_units_are_found_and_replaced_as_in_one_process(tmp_path: Path) 
     assert min(expected["renewed"]) > 3
     for rank in range(PROCESSES):
         found = torch.load(tmp_path / f"rows-{rank}.pt")
-        assert (found["units"], found["renewed"]) == (["net.0", "net.3"], expected["renewed"])
+        assert (found["units"], found["renewed"]) == (["net.0", "net.3", "net.5.0"], expected["renewed"])
         for what in ("weights", "moments", "states"):
             torch.testing.assert_close(found[what], expected[what], rtol=1e-9, atol=1e-12)
-        assert torch.load(tmp_path / f"kernel-{rank}.pt") == ["net.3"]  # no process has whole channels
-        assert torch.load(tmp_path / f"peeking-{rank}.pt") == ["net.3"]
+        assert torch.load(tmp_path / f"kernel-{rank}.pt") == [
+            "net.3",
+            "net.5.0",
+        ]  # no process has whole channels
+        assert torch.load(tmp_path / f"peeking-{rank}.pt") == ["net.3", "net.5.0"]

@@ -30,6 +30,7 @@ from cl_callbacks.rules.renewal.unit_rule import UnitRule
 from cl_callbacks.rules.renewal.units import Units, find_units
 from tests.every_rule import make, same
 from tests.references.continual_backprop import PlainContinualBackprop
+from tests.rules.renewal.test_units import Gated, Residual, Squeezed, Stream, named
 from tests.small import CLASSES, FEATURES, Net, fit_tasks, loader, make_trainer, task, weights
 
 
@@ -89,11 +90,32 @@ def test_it_replaces_the_units_that_a_plain_loop_replaces() -> None:
     torch.testing.assert_close(weights(model), weights(twin), rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_stay_where_units_have_their_mean() -> None:
-    """All batches are the same sample, and nothing learns, so that each unit always has one value."""
-    model = Net(rectified(), lambda p: torch.optim.SGD(p, lr=0.0))
-    x = torch.randn(1, FEATURES, generator=torch.Generator().manual_seed(1))
-    batches = [(x.expand(4, -1), torch.zeros(4, dtype=torch.long))] * 12
+def squeezed() -> Squeezed:
+    net = Squeezed()
+    net.norm = nn.Identity()  # or a new channel would change what the others are normalised by
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (rectified, (FEATURES,)),
+        (lambda: Stream(nn.Identity), (FEATURES,)),
+        (Gated, (FEATURES,)),
+        (squeezed, (1, 5, 5)),
+    ],
+)
+def test_outputs_stay_where_units_have_their_mean(
+    net: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    """All batches are the same sample, and nothing learns, so that each unit always has one value.
+
+    In a residual stream that is another one for each block; of an image it is one where all pixels are alike.
+    """
+    torch.manual_seed(0)
+    model = Net(net(), lambda p: torch.optim.SGD(p, lr=0.0))
+    x = torch.randn(1, shape[0], *[1] * len(shape[1:])).expand(1, *shape)
+    batches = [(x.expand(4, *shape), torch.zeros(4, dtype=torch.long))] * 12
     rule = ContinualBackprop(0.5, maturity=3)
     seen = around(rule, model, lambda m: m(x).detach().clone(), batches)
     for before, after in seen:
@@ -219,7 +241,7 @@ def test_of_a_channel_all_columns_and_the_norm_are_new() -> None:
     nn.init.uniform_(module.norm.weight, 2, 3)
     [units], _ = find_units(module, lambda: module(x))
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    Recycling(module, [], [], seed=0).renew(units, torch.tensor([1]), number=1)
+    Recycling(module, [], [], seed=0).renew(units, torch.tensor([1]), number=1, means={})
     after = module.state_dict()
     for name in ("conv.weight", "conv.bias", "norm.weight", "norm.running_mean", "norm.running_var"):
         same = (before[name] == after[name]).reshape(3, -1).all(1)
@@ -240,7 +262,7 @@ def test_a_new_unit_has_new_parameters_in_a_norm_over_all_units(kind: type[nn.Mo
     module(x).sum().backward()
     optimizer.step()
     [units], _ = find_units(module, lambda: module(x))
-    Recycling(module, [optimizer], [], seed=0).renew(units, torch.tensor([1]), number=1)
+    Recycling(module, [optimizer], [], seed=0).renew(units, torch.tensor([1]), number=1, means={})
     fresh = {"weight": 1.0, "bias": 0.0}
     for name, parameter in module[1].named_parameters():
         assert (parameter == fresh[name]).tolist() == [False, True, False]
@@ -256,7 +278,7 @@ def test_every_rule_forgets_the_weights_that_were_replaced_and_no_others() -> No
     factors = [f.clone() for f in rules["kfac"].memory.factors["net.0.weight"][0]]
     outer = [f.clone() for f in rules["kfac"].memory.factors["net.2.weight"][0]]
     units = Units("net.0", 8, ("net.0.weight", "net.0.bias"), (), ("net.2.weight",))
-    Recycling(model, [], rules.values(), seed=0).renew(units, torch.tensor([3]), number=1)
+    Recycling(model, [], rules.values(), seed=0).renew(units, torch.tensor([3]), number=1, means={})
     stayed = torch.tensor([0, 1, 2, 4, 5, 6, 7])
     for name, keeper in rules.items():
         for field, state in keeper.synapses.state_dict().items():
@@ -396,6 +418,40 @@ class Heads(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.heads[min(self.current_epoch, 1)](self.net(x))
+
+
+class Residuals(Net):
+    """Its BatchNorm trains as in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__(Residual(), lambda p: torch.optim.SGD(p, lr=0.0))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.eval()
+
+
+def test_a_unit_of_a_residual_stream_is_new_in_all_that_write_to_it() -> None:
+    """One that is silent there, so that no output changes."""
+    torch.manual_seed(0)
+    model, x = Residuals().eval(), torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        model.net.stem.bias[2] = model.net.blocks[0].norms[1].bias[2] = -100.0
+    before, outputs = {n: t.clone() for n, t in model.state_dict().items()}, model(x).detach().clone()
+    rule = ReDo(threshold=0.0, every_n_steps=1)
+    make_trainer(rule, EpochBoundaries(1)).fit(model, loader(x, torch.zeros(4, dtype=torch.long)))
+    assert rule.renewed == 1
+    assert torch.equal(model.eval()(x), outputs)
+    layers, norm = ("stem", "blocks.0.second"), "blocks.0.norms.1.bias"
+    rows = {f"net.{name}" for name in (*named(*layers), norm)}
+    columns = {f"net.blocks.{name}.weight" for name in ("0.first", "1.first", "1.shortcut")}
+    for name, now in model.state_dict().items():
+        others = torch.tensor([i for i in range(4) if i != 2])
+        dim = 1 if name in columns else 0
+        if name in rows | columns:
+            new, old = now.select(dim, 2), before[name].select(dim, 2)
+            assert not torch.equal(new, old) and (not new.any() if name in columns else True)
+            now, before[name] = (t.index_select(dim, others) for t in (now, before[name]))
+        assert torch.equal(now, before[name]), name
 
 
 def test_heads_of_earlier_tasks_forget_a_unit_too() -> None:

@@ -43,6 +43,82 @@ class Attending(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
 
 
+class Block(nn.Module):
+    """A block of a residual network, with a shortcut that has weights if it halves the image."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = 1 if inputs == outputs else 2
+        self.first, self.second = nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(outputs, outputs, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, 2) if stride == 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[1](self.second(F.relu(self.norms[0](self.first(x)))))
+        y += self.shortcut(x)
+        return F.relu(y)
+
+
+class Residual(nn.Module):
+    """Two residual streams: the second begins where the image is halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(6, 2)
+        self.blocks = nn.Sequential(Block(4, 4), Block(4, 6), Block(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class Stream(nn.Module):
+    """A residual stream that each block normalises for itself, and adds to in part."""
+
+    def __init__(self, norm: Callable[[], nn.Module] = lambda: nn.LayerNorm(8)) -> None:
+        super().__init__()
+        self.enter, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.norms = nn.ModuleList([norm(), norm()])
+        self.up = nn.ModuleList([nn.Linear(8, 5), nn.Linear(8, 5)])
+        self.down = nn.ModuleList([nn.Linear(5, 8), nn.Linear(5, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + 0.5 * down(up(norm(x)).relu()) / 2
+        return self.out(x)
+
+
+class Gated(nn.Module):
+    """A layer whose outputs are gated by those of another, as in transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(6, 8, bias=False), nn.Linear(6, 8)
+        self.down, self.out = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.down(F.silu(self.gate(x)) * self.up(x)).tanh())
+
+
+class Squeezed(nn.Module):
+    """A convolution of each channel by itself, scaled by what the mean of all channels says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.each, self.last = (
+            nn.Conv2d(1, 6, 1),
+            nn.Conv2d(6, 6, 3, groups=6),
+            nn.Conv2d(6, 3, 1),
+        )
+        self.norm, self.squeeze, self.excite = nn.GroupNorm(2, 6), nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.each(F.relu(self.first(x)))))
+        x = x * self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))).sigmoid()
+        return self.out(self.last(x).mean([-1, -2]))
+
+
 class Written(nn.Module):
     """A network of three layers, put together by a function."""
 
@@ -59,6 +135,11 @@ class Written(nn.Module):
 
 def overwritten(h: Tensor, x: Tensor) -> Tensor:
     h[:, 0] = x[:, 0]
+    return h
+
+
+def divided(h: Tensor) -> Tensor:
+    h.view(3, 2, 2)
     return h
 
 
@@ -91,6 +172,94 @@ def test_a_transformer_of_torch() -> None:
     assert left_out["linear2"] == "read by add"
 
 
+def named(*layers: str) -> tuple[str, ...]:
+    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
+
+
+def test_layers_that_write_to_one_residual_stream_have_the_same_units() -> None:
+    found, left_out = found_in(Residual(), 2, 1, 8, 8)
+    first, second = "blocks.0", "blocks.1"
+    assert found == [
+        Units(
+            *("stem", 4, named("stem", f"{first}.second"), (f"{first}.norms.1",)),
+            (f"{first}.first.weight", f"{second}.first.weight", f"{second}.shortcut.weight"),
+        ),
+        Units(
+            *(f"{first}.first", 4, named(f"{first}.first")),
+            (f"{first}.norms.0",),
+            (f"{first}.second.weight",),
+        ),
+        Units(
+            *(f"{second}.first", 6, named(f"{second}.first")),
+            (f"{second}.norms.0",),
+            (f"{second}.second.weight",),
+        ),
+        Units(
+            *(f"{second}.second", 6, named(f"{second}.second", f"{second}.shortcut", "blocks.2.second")),
+            (f"{second}.norms.1", "blocks.2.norms.1"),
+            ("blocks.2.first.weight", "out.weight"),
+        ),
+        Units(
+            "blocks.2.first", 6, named("blocks.2.first"), ("blocks.2.norms.0",), ("blocks.2.second.weight",)
+        ),
+    ]
+    assert left_out == {"out": "read by sum"}
+
+
+def test_a_stream_that_blocks_normalise_and_add_to_in_part() -> None:
+    [stream, *inner], left_out = found_in(Stream(), 3, 6)
+    incoming, readers = named("enter", "down.0", "down.1"), ("up.0.weight", "up.1.weight", "out.weight")
+    assert stream == Units("enter", 8, incoming, ("norms.0", "norms.1"), readers)
+    assert [units.layer for units in inner] == ["up.0", "up.1"]
+    assert left_out == {"out": "read by sum"}
+
+
+def test_a_gate_and_what_it_gates_have_the_same_units() -> None:
+    found, left_out = found_in(Gated(), 3, 6)
+    assert found == [
+        Units("gate", 8, ("gate.weight", *named("up")), (), ("down.weight",)),
+        Units("down", 4, named("down"), (), ("out.weight",)),
+    ]
+    assert left_out == {"out": "read by sum"}
+
+
+def test_a_convolution_of_each_channel_belongs_to_what_it_reads() -> None:
+    found, left_out = found_in(Squeezed(), 2, 1, 5, 5)
+    readers = ("squeeze.weight", "last.weight")
+    assert found[0] == Units("first", 6, named("first", "each", "excite"), ("norm",), readers)
+    assert [units.layer for units in found[1:]] == ["squeeze", "last"]
+    assert left_out == {"out": "read by sum"}
+
+
+MASK = torch.tensor([[1.0], [0.0], [1.0]])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.second(self.first(x) * MASK),
+        lambda self, x: self.second((1 - self.first(x)) / 3.0 + 2),
+        lambda self, x: self.second(self.first(x) / (1 + MASK)),
+        lambda self, x: self.second(self.first(x).unsqueeze(0).sum(0)),
+        lambda self, x: self.second(self.first(x) + self.first(x).relu()),
+        lambda self, x: self.second(self.first(x).mul_(MASK)),
+    ],
+)
+def test_what_does_the_same_to_each_unit_leaves_them(forward: Any) -> None:
+    found, _ = found_in(Written(forward), 3, 4)
+    assert [(units.layer, units.outgoing) for units in found] == [("first", ("second.weight",))]
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.GroupNorm(2, 4), (3, 4)), (nn.InstanceNorm1d(4, affine=True), (3, 4, 5))]
+)
+def test_norms_of_groups_of_channels(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    layers = {"first": nn.Conv1d(4, 4, 1), "second": nn.Conv1d(4, 2, 1)} if len(shape) == 3 else {}
+    module = Written(lambda self, x: self.second(self.norm(self.first(x))), norm=norm, **layers)
+    [units], _ = found_in(module, *shape)
+    assert units == Units("first", 4, named("first"), ("norm",), ("second.weight",))
+
+
 def test_several_heads_read_the_same_units() -> None:
     module = Written(lambda self, x: self.second(self.first(x).relu()) + self.third(self.first(x).relu()))
     found, _ = found_in(module, 3, 4)
@@ -101,8 +270,18 @@ def test_several_heads_read_the_same_units() -> None:
     ("forward", "reason"),
     [
         (lambda self, x: self.second(x + self.first(x)), "read by add"),
-        (lambda self, x: self.second(self.first(x) * self.third(x)), "read by mul"),
-        (lambda self, x: self.second(F.group_norm(self.first(x), 2)), "read by group_norm"),
+        (lambda self, x: self.second(self.first(x) * x), "read by mul"),
+        (lambda self, x: self.second(self.first(x) / self.third(x)), "read by div"),
+        (lambda self, x: self.second(1 / self.first(x)), "read by rdiv"),
+        (lambda self, x: self.second(self.first(x) - self.first(x).mean(-1, keepdim=True)), "read by mean"),
+        (lambda self, x: self.second(self.first(x)[:, None] + self.third(x)[..., None]), "read by getitem"),
+        (
+            lambda self, x: self.second(self.first(x).unsqueeze(1) * self.third(x).unsqueeze(2)),
+            "read by mul",
+        ),
+        (lambda self, x: self.second(self.first(x) + self.third(x)) + self.third(x).norm(), "read by norm"),
+        (lambda self, x: self.second(divided(self.first(x))), "read as channels and as numbers"),
+        (lambda self, x: self.second(self.third(self.first(x)) + self.third(x)), "third.weight reads others"),
         (lambda self, x: self.second(F.layer_norm(self.first(x), (3, 4))), "read by layer_norm"),
         (lambda self, x: self.second(self.first(x)) + self.first(x).norm(), "read by norm"),
         (lambda self, x: self.second(self.first(x)[:, [1, 0, 2, 3]]), "read by getitem"),
