@@ -81,6 +81,7 @@ METHODS = {
         f"ContinualBackprop(0.0001) @ {ADAMW}",
         "UPGD(decay=0.9999, noise=0.1, weight_decay=0.01) @ sgd=1 lr=0.01",
         f"none @ {ADAMW} input_norm=1",
+        "none @ adamw=1 lr=0.0001 input_norm=1",
         f"ContinualBackprop(0.0001) @ {ADAMW} input_norm=1",
         f"none @ {NORMALISED}",
         f"UPGD(decay=0.9999, noise=0.0, weight_decay=0.01) @ {NORMALISED}",

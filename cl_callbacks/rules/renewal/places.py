@@ -36,6 +36,8 @@ _POOLING = {
     for d in (1, 2, 3)
     for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
 }
+_RESIZING = _POOLING | {"interpolate", "pad"}
+_EXPANDING = {"expand", "expand_as"}
 _REDUCING = {"mean", "sum", "amax", "amin"}
 _MOVING = {"transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze"}
 
@@ -65,8 +67,11 @@ def after(call: Call, place: Place) -> Place | None:
     x, out = call.x, call.out
     if call.name in _ELEMENTWISE:
         return place if out.shape == x.shape else None
-    if call.name in _POOLING:
-        return place if place.dim == 1 and x.ndim > 2 else None
+    if call.name in _RESIZING:
+        same = out.ndim == x.ndim > 2 and out.shape[:2] == x.shape[:2]
+        return place if place.dim == 1 and same else None
+    if call.name in _EXPANDING:
+        return combined(x, out, place, [])
     if call.name in NORMALISING:
         return place if place.columns == 1 and _fits_norm(call, place.dim) else None
     if call.name in RESHAPING:
@@ -109,10 +114,12 @@ def _fits_norm(call: Call, dim: int) -> bool:
 
 
 def _reshaped(x: Tensor, out: Tensor, place: Place) -> Place | None:
-    """The units after dimensions behind them were merged with theirs, or those before it changed."""
+    """The units after dimensions behind them were merged with theirs, or only others have changed."""
     behind = x.ndim - place.dim
     if out.shape[-behind:] == x.shape[place.dim :]:
         return Place(out.ndim - behind, place.columns)
+    if out.shape[: place.dim + 1] == x.shape[: place.dim + 1]:
+        return place
     if out.shape[:-1] == x.shape[: place.dim]:
         return Place(place.dim, place.columns * x.shape[place.dim + 1 :].numel())
     return None

@@ -30,7 +30,8 @@ NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
 )
-_READERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_READERS = {"linear": 1, "conv1d": 2, "conv2d": 3, "conv3d": 4}
+"""Functions that read units, and the number of dimensions of their input from that of the units on."""
 
 
 @dataclass(eq=False)
@@ -206,7 +207,7 @@ class UnitTrace(TorchFunctionMode):
         result = combined(call.x, call.out, place, places)
         joining = [f[0] for f in found if f is not None and f[0] is not source]
         alike = all((s.number, s.rows) == (source.number, source.rows) for s in joining)
-        if result is None or not alike or (joining and call.name in DIVIDING):
+        if result is None or not alike:
             return None
         for other in joining:
             self._join(source, other)
@@ -228,8 +229,9 @@ class UnitTrace(TorchFunctionMode):
         known = parameter in self._layers and self._inputs.get(parameter) == id(x)
         own, layer = self._layers.get(parameter, ("", None))
         by_channel = known and _is_depthwise(layer)
+        behind = _READERS[name]
         if source is not None:
-            if not known or place.dim != (x.ndim - 1 if name == "linear" else x.ndim - int(name[-2]) - 1):
+            if not known or place.dim != x.ndim - behind:
                 computed = f"read by a {name} of computed weights"
                 source.left_out(f"{parameter} is used elsewhere" if parameter else computed)
             elif not by_channel:
@@ -246,7 +248,7 @@ class UnitTrace(TorchFunctionMode):
             if by_channel and source is not None and new is not source and not source.obstacle:
                 self._join(source, new)
                 new = source
-            self._carry(out, new, Place(out.ndim - 1 if name == "linear" else out.ndim - int(name[-2]) - 1))
+            self._carry(out, new, Place(out.ndim - behind))
 
     def _carry(self, tensor: Tensor, source: Source, place: Place) -> None:
         self._alive.append(tensor)

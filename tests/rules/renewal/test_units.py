@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units, find_units
 from cl_callbacks.rules.renewal.units_tried import read_elsewhere
 
@@ -138,6 +139,11 @@ def overwritten(h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
+def seen(h: Tensor) -> Tensor:
+    h.norm()
+    return h
+
+
 def divided(h: Tensor) -> Tensor:
     h.view(3, 2, 2)
     return h
@@ -251,6 +257,23 @@ def test_what_does_the_same_to_each_unit_leaves_them(forward: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.second(F.pad(self.first(x), (1, 2))),
+        lambda self, x: self.second(F.interpolate(self.first(x), scale_factor=2)),
+        lambda self, x: self.third(self.first(x).mean(-1)),
+        lambda self, x: self.second(self.first(x).amax(2, keepdim=True).expand(-1, -1, 3)),
+        lambda self, x: self.second(self.first(x).reshape(3, 4, 3, 2).flatten(2)),
+        lambda self, x: self.third(self.first(x).transpose(1, 2).reshape(-1, 4)),
+    ],
+)
+def test_what_changes_positions_leaves_channels(forward: Any) -> None:
+    module = Written(forward, first=nn.Conv1d(2, 4, 1), second=nn.Conv1d(4, 2, 1))
+    [units], _ = found_in(module, 3, 2, 6)
+    assert (units.layer, units.number, units.columns) == ("first", 4, 1)
+
+
+@pytest.mark.parametrize(
     ("norm", "shape"), [(nn.GroupNorm(2, 4), (3, 4)), (nn.InstanceNorm1d(4, affine=True), (3, 4, 5))]
 )
 def test_norms_of_groups_of_channels(norm: nn.Module, shape: tuple[int, ...]) -> None:
@@ -295,12 +318,47 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(self.first(x)) + self.second(x), "second.weight reads others too"),
         (lambda self, x: self.second(self.first(x)) + self.second.weight.sum(), "second.weight reads others"),
         (lambda self, x: self.first(x) @ self.second.weight, "read by matmul"),
+        (lambda self, x: self.second(seen(self.first(x)) + self.third(x)), "read by norm"),
+        (lambda self, x: self.second(self.third(x) + seen(self.first(x))), "read by norm"),
     ],
 )
 def test_what_reads_them_in_another_way(forward: Any, reason: str) -> None:
     found, left_out = found_in(Written(forward), 3, 4)
     assert "first" not in [units.layer for units in found]
     assert left_out["first"].startswith(reason)
+
+
+def test_a_gate_of_whole_heads_is_no_unit_of_theirs() -> None:
+    module = Written(
+        lambda self, x: self.second((self.first(x).view(3, 2, 2) * self.gate(x).unsqueeze(2)).flatten(1)),
+        gate=nn.Linear(4, 2),
+    )
+    found, left_out = found_in(module, 3, 4)
+    assert (found, left_out["first"], left_out["gate"]) == ([], "read by mul", "read by mul")
+
+
+def test_a_convolution_of_each_position_of_a_channel_is_no_part_of_it() -> None:
+    layers = {"first": nn.Conv1d(1, 4, 1), "each": nn.Conv1d(8, 8, 1, groups=8), "second": nn.Conv1d(8, 2, 1)}
+    module = Written(lambda self, x: self.second(self.each(self.first(x).flatten(1).unsqueeze(2))), **layers)
+    found, left_out = found_in(module, 3, 1, 2)
+    assert left_out["first"] == "read as channels and as numbers"
+    assert [units.layer for units in found] == ["each"]
+
+
+def test_one_layer_may_read_a_stream_at_several_places() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        begun, h = self.first(x), self.norm(self.third(x))
+        return self.second(h) + self.second(self.norm(begun + h))
+
+    found, _ = found_in(Written(forward, norm=nn.LayerNorm(4)), 3, 4)
+    assert found == [Units("first", 4, named("first", "third"), ("norm",), ("second.weight",))]
+
+
+def test_incoming_weights_of_all_layers_count() -> None:
+    module = Gated()
+    [units, _], _ = found_in(module, 3, 6)
+    expected = module.gate.weight.abs().sum(1) + module.up.weight.abs().sum(1)
+    torch.testing.assert_close(UnitWeights(module, units).incoming_magnitude(), expected.detach())
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm])
