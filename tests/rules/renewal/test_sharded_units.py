@@ -19,12 +19,13 @@ from torch.distributed.tensor import Shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from cl_callbacks import ContinualBackprop, EpochBoundaries, ReDo, SynapticIntelligence
-from cl_callbacks.rules.renewal.units import find_units
+from cl_callbacks.rules.renewal.unit_weights import UnitWeights
+from cl_callbacks.rules.renewal.units import Units, find_units
 from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 from tests import every_rule
 from tests.processes import train_together
-from tests.rules.renewal.test_units import Attending, Images, Residual, Squeezed, Written
+from tests.rules.renewal.test_units import Attending, Gated, Images, Residual, Squeezed, Written
 from tests.small import Net, make_trainer
 
 pytestmark = pytest.mark.slow
@@ -142,8 +143,22 @@ def work(rank: int, folder: Path) -> None:
             fully_shard(module, mesh=mesh)
             assert find_units(module, lambda: module(x).sum()) == expected  # noqa: B023
             reshard(module)
+    magnitudes_of_weights_of_which_one_is_sharded(mesh)
     for dim, shape in ((0, (5, 2)), (0, (4, 2, 3)), (0, (1,)), (1, (4, 5))):
         lines_are_set(dim, shape, nn.Linear(1, 1, device="meta"), mesh)
+
+
+def magnitudes_of_weights_of_which_one_is_sharded(mesh: Any) -> None:
+    torch.manual_seed(0)
+    module = Gated()
+    module.written = nn.Linear(8, 4)
+    units = Units("gate", 8, ("gate.weight", "up.weight"), (), ("down.weight", "written.weight"))
+    whole = UnitWeights(module, units)
+    expected = (whole.incoming_magnitude(), whole.outgoing_magnitude())
+    for part in (module.gate, module.down):
+        fully_shard(part, mesh=mesh)
+    apart = UnitWeights(module, units)
+    torch.testing.assert_close((apart.incoming_magnitude(), apart.outgoing_magnitude()), expected)
 
 
 def lines_are_set(dim: int, shape: tuple[int, ...], module: nn.Module, mesh: Any) -> None:
