@@ -95,7 +95,7 @@ class UnitRule(SynapticCallback):
         self.renewed = 0
         """Number of units that were replaced."""
         self.readers: dict[str, int] = {}
-        """Columns of each unit, by the names of its layer and of a weight that reads it, with a space."""
+        """Columns of each unit, by the names of a layer and of a weight that reads it, with a space."""
         self.units: list[Units] = []
         """Those that the rule may replace; empty before the first batch."""
         self.unit_state: dict[str, dict[str, Tensor]] = {n: {} for n in (*self.of_units, *self.of_inputs)}
@@ -236,14 +236,19 @@ class UnitRule(SynapticCallback):
         if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
             self._place(pl_module, growing=True)
         found, left_out = find_units(pl_module, run)
-        own = {f"{units.layer} {name}": units.columns for units in found for name in units.outgoing}
-        readers = self.readers | own
-        found = [_with_all(readers, units) for units in found]
+        own = {
+            f"{layer} {name}": units.columns
+            for units in found
+            for layer in units.layers
+            for name in units.outgoing
+        }
         chosen = []
         for units in found:
+            readers = _readers_of(units, self.readers | own)
+            units = replace(units, outgoing=tuple(readers))
             if not {*units.incoming, *units.outgoing} <= set(self.synapses.view.names):
                 left_out[units.layer] = "some of its weights are not trained, or not selected"
-            elif len({readers[f"{units.layer} {name}"] for name in units.outgoing}) > 1:
+            elif len({*readers.values()}) > 1:
                 left_out[units.layer] = "read as channels and as numbers"
             elif not UnitWeights(pl_module, units).have_whole_rows:
                 left_out[units.layer] = "some of its weights are sharded, and not by rows"
@@ -300,8 +305,11 @@ class UnitRule(SynapticCallback):
         }
 
 
-def _with_all(readers: Mapping[str, int], units: Units) -> Units:
-    """The units with the readers of earlier tasks too, such as other heads."""
-    known = [key.split(" ") for key in readers]
-    names = tuple(reader for layer, reader in known if layer == units.layer)
-    return replace(units, outgoing=names)
+def _readers_of(units: Units, readers: Mapping[str, int]) -> dict[str, int]:
+    """Columns that each reader has for a unit, those of earlier tasks among them, such as other heads."""
+    found = {}
+    for key, columns in readers.items():
+        layer, reader = key.split(" ")
+        if layer in units.layers:
+            found[reader] = columns
+    return found

@@ -40,6 +40,12 @@ class Units:
     rows: int = 1
     columns: int = 1
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose outputs they are."""
+        suffix = ".weight"
+        return tuple(name.removesuffix(suffix) for name in self.incoming if name.endswith(suffix))
+
 
 def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], dict[str, str]]:
     """Finds the units of linear and convolutional layers that only other such layers read.
