@@ -100,7 +100,9 @@ class Activity:
 
     @torch.no_grad()
     def _add(self, units: Units, name: str, x: Tensor, reader: nn.Module) -> None:
-        channel = x.ndim - 1 if isinstance(reader, nn.Linear) else 1
+        behind = 1 + len(getattr(reader, "kernel_size", ()))  # dimensions from that of the inputs on
+        x = x if x.ndim > behind else x[None]  # one sample without a dimension for samples
+        channel = x.ndim - behind
         if self._first in (None, reader):
             self._first = reader
             self.samples += len(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -407,6 +408,29 @@ def test_a_sample_counts_once_for_however_many_readers() -> None:
     run()
     run()
     assert activity.samples == 10
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (rectified, (FEATURES,)),
+        (lambda: nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Conv1d(4, CLASSES, 3)), (2, 3)),
+    ],
+)
+def test_a_sample_without_a_dimension_for_samples(
+    net: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    found = []
+    for of_samples in ((), (1,)):
+        torch.manual_seed(0)
+        module = net()
+        units, _ = find_units(module, lambda: module(torch.ones(*of_samples, *shape)).sum())  # noqa: B023
+        activity = Activity(module, units, ["mean", "magnitude", "active"])
+        activity.listening = True
+        module(torch.linspace(-1, 1, math.prod(shape)).view(*of_samples, *shape))
+        found.append((activity.samples, activity.take()))
+    assert found[0][0] == 1
+    torch.testing.assert_close(found[0][1], found[1][1])
 
 
 class Heads(Net):
