@@ -47,10 +47,12 @@ def condition(
     ]
     found = {"weight_norm": _norm(list(named.values())), "distance": _norm(moved)}
 
-    def run() -> None:
+    def run() -> list[Tensor | None]:
+        losses = []
         for batch in batches:
             with quiet_step(trainer, pl_module, seed), eagerly():
-                training_loss(trainer, pl_module, batch)
+                losses.append(training_loss(trainer, pl_module, batch))
+        return losses
 
     units, _ = find_units(pl_module, run)
     for layer, values in _activations(pl_module, units, run).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,27 +11,26 @@ from torch.distributed.fsdp import FSDPModule
 from torch.overrides import TorchFunctionMode
 
 from cl_callbacks.rules.renewal.places import (
+    ADDING,
     ATTENTION,
     COMBINING,
-    DIVIDING,
     NORMALISING,
     RESHAPING,
     Call,
     Place,
     after,
     combined,
+    depends_on_no_values,
     divided_into_heads,
+    handled,
 )
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.containers import flat_tensors
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
-)
 _READERS = {"linear": 1, "conv1d": 2, "conv2d": 3, "conv3d": 4}
 """Functions that read units, and the number of dimensions of their input from that of the units on."""
+_OF_NORMS = ("weight", "bias", "running_mean")
 
 
 @dataclass(eq=False)
@@ -55,7 +54,7 @@ class Source:
     def read_by(self, reader: str, columns: int) -> None:
         """Notes that a weight reads the units."""
         if self.readers.setdefault(reader, columns) != columns:
-            self.left_out(f"{reader} is used elsewhere")
+            self.left_out("read as channels and as numbers")
 
     def left_out(self, reason: str) -> None:
         """Notes why the units cannot be replaced; the first reason stays."""
@@ -65,34 +64,44 @@ class Source:
 class UnitTrace(TorchFunctionMode):
     """Follows the outputs of layers through the functions of torch that are called while it is entered.
 
+    What mixes units, or picks some, is in the way of their replacement if the loss depends on it:
+    :meth:`end` looks at that. Something that is only logged is not.
+
     Args:
         module: with the layers.
 
     Attributes:
         sources: what was found, by layer.
+        not_followed: why layers that were run are no source, by layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.sources: dict[str, Source] = {}
+        self.not_followed: dict[str, str] = {}
         self._module = module
-        self._layers = {
-            f"{plain_name(name)}.weight": (plain_name(name), layer)
-            for name, layer in module.named_modules()
-            if isinstance(layer, LAYERS) and (getattr(layer, "groups", 1) == 1 or _is_depthwise(layer))
-        }
+        layers = [(plain_name(n), layer) for n, layer in module.named_modules() if isinstance(layer, LAYERS)]
+        reasons = {name: _not_followed(layer) for name, layer in layers}
+        self._others = [(layer, name, reasons[name]) for name, layer in layers if reasons[name]]
+        self._layers = {f"{name}.weight": (name, layer) for name, layer in layers if not reasons[name]}
         self._names: dict[int, str] = {}  # of a parameter; by several id() of one that is sharded
-        self._norms: dict[int, str] = {}
+        self._norms: dict[int, str] = {}  # by id() of what they normalise with
         self._learn_names()
         self._carried: dict[int, tuple[Source, Place]] = {}
+        self._mixed: dict[int, dict[Source | str, str]] = {}  # what tensors depend on, and by what function
+        self._of_weights: set[int] = set()  # tensors that depend on nothing but parameters
+        self._storages: dict[int, Source] = {}  # of tensors that carry units, by address
         self._alive: list[Tensor] = []  # so that no other tensor gets the id() of one
-        self._inputs: dict[str, int] = {}  # id() of the input of a layer's present call
+        self._inputs: dict[str, int] = {}  # id() of the input of layers that are running
         self._uses: dict[str, set[str]] = {}  # of each parameter: the layer that it reads, or what reads it
         self._handles: list[Any] = []
 
     def __enter__(self) -> UnitTrace:
         for name, (_, layer) in self._layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._noting(name)))
+            self._handles.append(layer.register_forward_pre_hook(self._beginning(name), with_kwargs=True))
+            self._handles.append(layer.register_forward_hook(self._ending(name)))
+        for layer, name, reason in self._others:
+            self._handles.append(layer.register_forward_pre_hook(self._running(name, reason)))
         for part in self._module.modules():
             if isinstance(part, FSDPModule):
                 self._handles.append(part.register_forward_pre_hook(self._learn_names))
@@ -108,8 +117,23 @@ class UnitTrace(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._follow(getattr(func, "__name__", str(func)), func, args, kwargs or {}, result)
+        name = getattr(func, "__name__", str(func))
+        name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
+        self._follow(name, func, args, kwargs or {}, result)
         return result
+
+    def end(self, result: Any) -> None:
+        """Notes what the result of the run depends on; without a tensor there, all that was computed."""
+        outputs = flat_tensors(result)
+        for tensor in outputs:
+            if id(tensor) in self._carried:
+                self._carried[id(tensor)][0].left_out("it is an output")
+        for ident in map(id, outputs) if outputs else self._mixed:
+            for key, reason in self._mixed.get(ident, {}).items():
+                if isinstance(key, str):
+                    self._uses.setdefault(key, set()).add(f" {reason}")
+                else:
+                    self.sources[key.layers[0]].left_out(reason)
 
     def parameters_of(self, layer: str) -> list[str]:
         """Names of the parameters of a layer."""
@@ -121,17 +145,26 @@ class UnitTrace(TorchFunctionMode):
         layers = [self._layers[f"{name}.weight"][1] for name in source.layers]
         own = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
         if any(self._users(self._names[id(p)]) > 1 for p in own):
-            return "its weights are shared"
+            return "its weights are used elsewhere too"
         if not source.readers:
             return "read by nothing"
         for reader in source.readers:
             if self._users(reader) > 1:
                 return f"{reader} reads others too"
         if any(self._users(f"{norm}.weight") > 1 for norm in source.norms):
-            return "its norm is shared"
+            return "its norm is used elsewhere too"
         if len({*source.readers.values()}) > 1 or source.rows not in (1, *source.readers.values()):
             return "read as channels and as numbers"
+        if not self._sizes_fit(source, layers):
+            return "the weights around it have other sizes"
         return ""
+
+    def _sizes_fit(self, source: Source, layers: Sequence[Any]) -> bool:
+        norms = [getattr(self._module.get_submodule(name), "weight", None) for name in source.norms]
+        rows = [len(t) for t in (*(layer.weight for layer in layers), *norms) if t is not None]
+        readers = [(self._layers[name][1].weight.shape[1], n) for name, n in source.readers.items()]
+        columns_fit = all(size == source.number * n for size, n in readers)
+        return columns_fit and {*rows} == {source.number * source.rows}
 
     def _users(self, parameter: str) -> int:
         return len({self.sources.get(use, use) for use in self._uses.get(parameter, ())})
@@ -141,39 +174,93 @@ class UnitTrace(TorchFunctionMode):
         parameters = self._module.named_parameters(remove_duplicate=False)
         self._names.update({id(p): plain_name(name) for name, p in parameters})
         self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
-        norms = ((plain_name(n), m) for n, m in self._module.named_modules() if isinstance(m, NORMS))
-        for name, norm in norms:
-            known = (getattr(norm, "weight", None), getattr(norm, "running_mean", None))
-            self._norms.update({id(t): name for t in known if t is not None})
+        for name, part in self._module.named_modules():
+            if not isinstance(part, LAYERS):
+                own = {**part._parameters, **part._buffers}
+                known = [t for key, t in own.items() if key in _OF_NORMS and t is not None]
+                self._norms.update({id(t): plain_name(name) for t in known})
 
-    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            self._inputs[name] = id(args[0]) if args else 0
+    def _beginning(self, name: str) -> Callable[..., None]:
+        def begin(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._inputs[name] = id(args[0] if args else kwargs.get("input"))
 
-        return note
+        return begin
+
+    def _ending(self, name: str) -> Callable[..., None]:
+        def end(*_: Any) -> None:
+            self._inputs.pop(name, None)
+
+        return end
+
+    def _running(self, name: str, reason: str) -> Callable[..., None]:
+        def run(*_: Any) -> None:
+            self.not_followed[name] = reason
+
+        return run
 
     def _follow(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        given, outputs = flat_tensors((args, kwargs)), flat_tensors(result)
-        carried = [t for t in given if id(t) in self._carried]
-        if not outputs and name != "__setitem__":  # a shape, a type, a number
+        outputs = flat_tensors(args[0] if name == "__setitem__" else result)
+        if not outputs or depends_on_no_values(name):
             return
+        in_place = name == "__setitem__" or (name.endswith("_") and any(t is outputs[0] for t in args))
         name = name if name.startswith("__") else name.rstrip("_")
         if name in _READERS:
             return self._read(name, args, kwargs, outputs[0])
-        # Of several tensors with units the last: of attention the values, behind queries and keys.
-        call = Call(name, func, args, kwargs, carried[-1], outputs[0]) if carried and outputs else None
+        given = flat_tensors(handled(name, args, kwargs))
+        call = self._call(name, func, args, kwargs, given, outputs[0])
         place = self._after(call, given) if call is not None else None
-        source = self._carried[id(carried[-1])][0] if carried else None
+        source = self._carried[id(call.x)][0] if call is not None else None
+        if in_place and place is None:
+            at = self._storages.get(outputs[0].untyped_storage().data_ptr())
+            if at is not None:
+                self.sources[at.layers[0]].left_out(f"read by {name.strip('_')}")
         if place is not None and source is not None:
             self._carry(outputs[0], source, place)
-        for found, _ in (self._carried[id(t)] for t in carried):
-            if place is None or found is not source:
-                found.left_out(f"read by {name.strip('_')}")
-        for tensor in given if place is None else ():
-            if id(tensor) in self._names and name != "__get__":
-                self._uses.setdefault(self._names[id(tensor)], set()).add(f" {name}")
+        self._mix(name, given, outputs, source if place is not None else None)
+
+    def _mix(
+        self, name: str, given: Sequence[Tensor], outputs: Iterable[Tensor], kept: Source | None
+    ) -> None:
+        """Notes what the outputs of a function depend on, besides the units that it has ``kept``."""
+        of_weights = [t for t in given if id(t) in self._of_weights or id(t) in self._names]
+        alone = kept is None and 0 < len(of_weights) == len(given)
+        mixed: dict[Source | str, str] = {}
+        for tensor in given:
+            penalty = id(tensor) in self._of_weights and tensor.ndim == 0 and name in ADDING
+            if penalty and not alone:  # added to the loss, it says nothing of the data
+                continue
+            mixed |= self._mixed.get(id(tensor), {})
+            carried = self._carried.get(id(tensor))
+            if carried is not None and carried[0] is not kept:
+                mixed.setdefault(carried[0], f"read by {name.strip('_')}")
+            if kept is None and id(tensor) in self._names:
+                mixed.setdefault(self._names[id(tensor)], name)
+        self._note(outputs, mixed, alone)
+
+    def _note(self, outputs: Iterable[Tensor], mixed: Mapping[Source | str, str], of_weights: bool) -> None:
+        for tensor in outputs if mixed or of_weights else ():
+            self._alive.append(tensor)
+            self._mixed[id(tensor)] = dict(mixed)
+            if of_weights:
+                self._of_weights.add(id(tensor))
+
+    def _call(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: Sequence[Tensor],
+        out: Tensor,
+    ) -> Call | None:
+        """The call of a function on a tensor that carries units; ``None`` if its input carries none."""
+        at = ATTENTION.get(name, 0)
+        x = args[at] if len(args) > at else kwargs.get("value" if at == 2 else "input")
+        if name in COMBINING and id(x) not in self._carried:
+            x = next((t for t in given if id(t) in self._carried), None)
+        return Call(name, func, args, kwargs, x, out) if id(x) in self._carried else None  # type: ignore[arg-type]
 
     def _after(self, call: Call, given: Sequence[Tensor]) -> Place | None:
         """Where the result of a function that handles each unit by itself has them; else ``None``."""
@@ -181,18 +268,15 @@ class UnitTrace(TorchFunctionMode):
         source, place = self._carried[id(x)]
         if name in ATTENTION:
             heads = place.dim < x.ndim - 2 and source.rows > 1 and call.out.ndim == x.ndim
-            return place if heads else None
+            return place if heads and call.out.shape[place.dim] == source.number else None
         others = [t for t in given if t is not x]
-        if name in COMBINING or (name in DIVIDING and call.args[0] is x):
+        if name in COMBINING:
             return self._combined(call, source, place, others)
         if any(id(t) in self._carried for t in others):
             return None
         if name in NORMALISING:
-            norms = {self._norms[id(t)] for t in others if id(t) in self._norms}
-            source.norms.update(dict.fromkeys(norms))
-            for norm in norms:
-                self._uses.setdefault(f"{norm}.weight", set()).add(source.layers[0])
-        elif name in RESHAPING and divided_into_heads(x, call.out, place) and not source.readers:
+            return self._normalised(call, source, place, others)
+        if name in RESHAPING and divided_into_heads(x, call.out, place) and not source.readers:
             number, rows = call.out.shape[-2:]
             if source.rows not in (1, rows):
                 return None
@@ -200,11 +284,20 @@ class UnitTrace(TorchFunctionMode):
             return place
         return after(call, place)
 
+    def _normalised(self, call: Call, source: Source, place: Place, others: Sequence[Tensor]) -> Place | None:
+        norms = {self._norms[id(t)] for t in others if id(t) in self._norms}
+        if source.rows > 1 or any(id(t) in self._names and id(t) not in self._norms for t in others):
+            return None
+        source.norms.update(dict.fromkeys(norms))
+        for norm in norms:
+            self._uses.setdefault(f"{norm}.weight", set()).add(source.layers[0])
+        return after(call, place)
+
     def _combined(self, call: Call, source: Source, place: Place, others: Sequence[Tensor]) -> Place | None:
         """The units of all that are added or multiplied one by one, which from here on are the same."""
         found = [self._carried.get(id(t)) for t in others]
         places = [(t, f and f[1]) for t, f in zip(others, found, strict=True)]
-        result = combined(call.x, call.out, place, places)
+        result = combined(call, place, places)
         joining = [f[0] for f in found if f is not None and f[0] is not source]
         alike = all((s.number, s.rows) == (source.number, source.rows) for s in joining)
         if result is None or not alike:
@@ -223,36 +316,49 @@ class UnitTrace(TorchFunctionMode):
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        x = given["input"]
+        x, weight, bias = given["input"], given["weight"], given.get("bias")
         source, place = self._carried.get(id(x), (None, Place(0)))
-        parameter = self._names.get(id(given["weight"]), "")
-        known = parameter in self._layers and self._inputs.get(parameter) == id(x)
+        parameter, behind = self._names.get(id(weight), ""), _READERS[name]
         own, layer = self._layers.get(parameter, ("", None))
+        padded = getattr(layer, "padding_mode", "zeros") != "zeros"  # then it reads a copy
+        known = parameter in self._inputs and (padded or self._inputs[parameter] == id(x))
+        fits = known and place.dim == x.ndim - behind
         by_channel = known and _is_depthwise(layer)
-        behind = _READERS[name]
-        if source is not None:
-            if not known or place.dim != x.ndim - behind:
-                computed = f"read by a {name} of computed weights"
-                source.left_out(f"{parameter} is used elsewhere" if parameter else computed)
-            elif not by_channel:
-                source.read_by(parameter, place.columns)
-            elif place.columns > 1:
-                source.left_out("read as channels and as numbers")
-        if parameter:
-            reads = (source.layers[0] if source else "") if known else " another layer"
-            self._uses.setdefault(parameter, set()).add(reads)
-        if id(given.get("bias")) in self._names:
-            self._uses.setdefault(self._names[id(given["bias"])], set()).add(parameter)
+        mixed = {key: r for t in (x, weight, bias) for key, r in self._mixed.get(id(t), {}).items()}
+        if source is not None and not fits:
+            reader = own or parameter.removesuffix(".weight")
+            elsewhere = f"read by {reader} " + ("along another dimension" if known else "in another way")
+            mixed[source] = elsewhere if parameter else f"read by a {name} of computed weights"
+        elif source is not None and not by_channel:
+            source.read_by(parameter, place.columns)
         if known:
-            new = self.sources.setdefault(own, Source([own], len(given["weight"])))
-            if by_channel and source is not None and new is not source and not source.obstacle:
-                self._join(source, new)
-                new = source
+            self._uses.setdefault(parameter, set()).add(source.layers[0] if source and fits else "")
+            if id(bias) in self._names:
+                self._uses.setdefault(self._names[id(bias)], set()).add(parameter)
+            new = self.sources.setdefault(own, Source([own], len(weight)))
+            if by_channel and source is not None and fits and new is not source:
+                if (source.number, source.rows, place.columns) == (new.number, 1, 1):
+                    self._join(source, new)
+                    new = source
+                else:
+                    mixed[source] = "read as channels and as numbers"
             self._carry(out, new, Place(out.ndim - behind))
+        else:
+            used = [self._names[id(t)] for t in (weight, bias) if id(t) in self._names]
+            mixed |= dict.fromkeys(used, "another layer")
+        self._note([out], mixed, of_weights=False)
 
     def _carry(self, tensor: Tensor, source: Source, place: Place) -> None:
         self._alive.append(tensor)
         self._carried[id(tensor)] = source, place
+        self._storages[tensor.untyped_storage().data_ptr()] = source
+
+
+def _not_followed(layer: Any) -> str:
+    """Why a layer is none whose units are followed; empty if they are."""
+    if "weight" not in layer._parameters:
+        return "its weights are computed"
+    return "it has groups" if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer) else ""
 
 
 def _is_depthwise(layer: Any) -> bool:

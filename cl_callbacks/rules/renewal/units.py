@@ -58,7 +58,8 @@ def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], 
 
     Args:
         module: whose layers are looked at.
-        run: runs the module on a batch. Layers that it does not run are not found.
+        run: runs the module on a batch, and returns the loss: what that does not depend on, such as what is
+            only logged, is no reader. Layers that it does not run are not found.
 
     Returns:
         The units of each layer, in order; and why others were left out, by layer.
@@ -72,8 +73,9 @@ def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], 
         {'2': 'read by sum'}
     """
     with UnitTrace(module) as trace, torch.no_grad():
-        run()
-    found, left_out = [], {}
+        result = run()
+    trace.end(result)
+    found, left_out = [], dict(trace.not_followed)
     for source in dict.fromkeys(trace.sources.values()):
         reason = source.obstacle or trace.obstacle(source)
         if reason:

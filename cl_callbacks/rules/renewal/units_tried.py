@@ -51,15 +51,18 @@ def read_elsewhere(
 
 
 def _differs(module: nn.Module, cut: Sequence[Units], moved: Sequence[Units], run: Callable[[], Any]) -> bool:
-    """Whether something changes if incoming weights do, with all outgoing ones at 0."""
+    """Whether something changes if units do, with all outgoing weights at 0."""
     outgoing = [held(module.get_parameter(name)) for units in cut for name in units.outgoing]
-    incoming = [held(module.get_parameter(name)) for units in moved for name in units.incoming]
-    with torch.no_grad(), _restored([*outgoing, *incoming]):
+    layers = [module.get_submodule(name) for units in moved for name in units.layers]
+    with torch.no_grad(), _restored(outgoing):
         torch._foreach_zero_(outgoing)
-        kept = [p.clone() for p in incoming]
         before = [t.clone() for t in flat_tensors(run())]
-        torch._foreach_copy_(incoming, [p + 0.1 for p in kept])
-        after = flat_tensors(run())
+        handles = [layer.register_forward_hook(lambda _, args, out: out + 0.1) for layer in layers]
+        try:
+            after = flat_tensors(run())
+        finally:
+            for handle in handles:
+                handle.remove()
         return any(not torch.equal(a, b) and not _both_nan(a, b) for a, b in zip(before, after, strict=True))
 
 

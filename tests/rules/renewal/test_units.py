@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
 from cl_callbacks.rules.renewal.units import Units, find_units
@@ -139,9 +139,14 @@ def overwritten(h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
-def seen(h: Tensor) -> Tensor:
-    h.norm()
+def first_half_overwritten(h: Tensor, x: Tensor) -> Tensor:
+    h[:, :2][:] = x[:, :2]
     return h
+
+
+def filled(buffer: Tensor, h: Tensor) -> Tensor:
+    buffer[:] = h
+    return buffer
 
 
 def divided(h: Tensor) -> Tensor:
@@ -202,7 +207,7 @@ def test_layers_that_write_to_one_residual_stream_have_the_same_units() -> None:
         ),
         Units(
             *(f"{second}.second", 6, named(f"{second}.second", f"{second}.shortcut", "blocks.2.second")),
-            (f"{second}.norms.1", "blocks.2.norms.1"),
+            ("blocks.2.norms.1", f"{second}.norms.1"),
             ("blocks.2.first.weight", "out.weight"),
         ),
         Units(
@@ -237,6 +242,16 @@ def test_a_convolution_of_each_channel_belongs_to_what_it_reads() -> None:
     assert left_out == {"out": "read by sum"}
 
 
+def logged(h: Tensor) -> Tensor:
+    h.detach().norm(dim=1).log()
+    return h
+
+
+def without_some(h: Tensor) -> Tensor:
+    """Stochastic depth as timm writes it."""
+    return h * h.new_empty(len(h), 1).bernoulli_(0.5)
+
+
 MASK = torch.tensor([[1.0], [0.0], [1.0]])
 
 
@@ -249,6 +264,15 @@ MASK = torch.tensor([[1.0], [0.0], [1.0]])
         lambda self, x: self.second(self.first(x).unsqueeze(0).sum(0)),
         lambda self, x: self.second(self.first(x) + self.first(x).relu()),
         lambda self, x: self.second(self.first(x).mul_(MASK)),
+        lambda self, x: self.second(torch.div(input=self.first(x), other=2.0)),
+        lambda self, x: self.second(logged(self.first(x))),
+        lambda self, x: self.second(without_some(self.first(x))),
+        lambda self, x: self.second(input=self.first(x).relu() ** 2),
+        lambda self, x: self.second((h := self.first(x)) * (h > 0)),
+        lambda self, x: self.second(self.first(x).detach()),
+        lambda self, x: self.second(self.first(x).mT.mT),
+        lambda self, x: self.second(self.first(x).masked_fill(MASK > 0, 0.0)),
+        lambda self, x: self.second(self.first(x)) + 0.1 * sum(p.abs().sum() for p in self.parameters()),
     ],
 )
 def test_what_does_the_same_to_each_unit_leaves_them(forward: Any) -> None:
@@ -265,6 +289,9 @@ def test_what_does_the_same_to_each_unit_leaves_them(forward: Any) -> None:
         lambda self, x: self.second(self.first(x).amax(2, keepdim=True).expand(-1, -1, 3)),
         lambda self, x: self.second(self.first(x).reshape(3, 4, 3, 2).flatten(2)),
         lambda self, x: self.third(self.first(x).transpose(1, 2).reshape(-1, 4)),
+        lambda self, x: self.third(self.first(x).transpose(1, 2)[:, -1]),
+        lambda self, x: self.third(self.first(x)[..., :2].transpose(1, 2)[:, None].sum(1)),
+        lambda self, x: self.second((h := self.first(x)) * self.third(h.mean(2))[..., None].expand_as(h)),
     ],
 )
 def test_what_changes_positions_leaves_channels(forward: Any) -> None:
@@ -297,7 +324,7 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(self.first(x) / self.third(x)), "read by div"),
         (lambda self, x: self.second(1 / self.first(x)), "read by rdiv"),
         (lambda self, x: self.second(self.first(x) - self.first(x).mean(-1, keepdim=True)), "read by mean"),
-        (lambda self, x: self.second(self.first(x)[:, None] + self.third(x)[..., None]), "read by getitem"),
+        (lambda self, x: self.second(self.first(x)[:, None] + self.third(x)[..., None]), "read by add"),
         (
             lambda self, x: self.second(self.first(x).unsqueeze(1) * self.third(x).unsqueeze(2)),
             "read by mul",
@@ -313,19 +340,122 @@ def test_several_heads_read_the_same_units() -> None:
             lambda self, x: F.linear(self.first(x), 2 * self.second.weight),
             "read by a linear of computed weights",
         ),
-        (lambda self, x: F.linear(self.first(x), self.second.weight), "second.weight is used elsewhere"),
-        (lambda self, x: self.second(self.first(self.first(x))), "its weights are shared"),
+        (lambda self, x: F.linear(self.first(x), self.second.weight), "read by second in another way"),
+        (lambda self, x: self.second(self.first(self.first(x))), "its weights are used elsewhere"),
         (lambda self, x: self.second(self.first(x)) + self.second(x), "second.weight reads others too"),
-        (lambda self, x: self.second(self.first(x)) + self.second.weight.sum(), "second.weight reads others"),
+        (lambda self, x: self.second(self.first(x)) * self.second.weight.sum(), "second.weight reads others"),
+        (lambda self, x: self.second(self.first(x)) + x @ self.second.weight.T, "second.weight reads others"),
         (lambda self, x: self.first(x) @ self.second.weight, "read by matmul"),
-        (lambda self, x: self.second(seen(self.first(x)) + self.third(x)), "read by norm"),
-        (lambda self, x: self.second(self.third(x) + seen(self.first(x))), "read by norm"),
+        (lambda self, x: self.second((h := self.first(x)) + self.third(x)) + h.norm().log(), "read by norm"),
+        (lambda self, x: self.second(self.third(x) + (h := self.first(x))) + h.norm().log(), "read by norm"),
+        (lambda self, x: self.second(h := self.first(x)) * h.detach().max(), "read by max"),
+        (lambda self, x: self.second(x.type_as(h := self.first(x)) + h), "read by add"),
+        (lambda self, x: self.second(F.pad(self.first(x)[..., None], (0, 0, 1, -1))[..., 0]), "read by pad"),
+        (lambda self, x: self.second(self.first(x).pow(-1)), "read by pow"),
+        (lambda self, x: self.second(torch.div(input=x, other=self.first(x))), "read by div"),
+        (lambda self, x: self.second(filled(torch.zeros(3, 4), self.first(x))), "read by setitem"),
+        (lambda self, x: self.second(first_half_overwritten(self.first(x), x)), "read by setitem"),
     ],
 )
 def test_what_reads_them_in_another_way(forward: Any, reason: str) -> None:
     found, left_out = found_in(Written(forward), 3, 4)
     assert "first" not in [units.layer for units in found]
     assert left_out["first"].startswith(reason)
+
+
+class Rows(nn.Module):
+    """The output of a linear layer as channels of several positions each."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.first, self.between, self.out = nn.Linear(4, 12), between, nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.between(self.first(x).view(-1, 4, 3)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.LayerNorm(3)],
+)
+def test_what_has_one_row_for_a_unit_of_several_rows(between: nn.Module) -> None:
+    found, left_out = found_in(Rows(between), 3, 4)
+    assert "first" in left_out
+    assert [units.layer for units in found] in ([], ["between"])
+
+
+def test_values_that_several_heads_share_have_no_units() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        q = self.first(x).view(3, 5, 4, 1).transpose(1, 2)
+        k, v = (layer(x).view(3, 5, 2, 1).transpose(1, 2) for layer in (self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.second(y.transpose(1, 2).reshape(3, 5, 4))
+
+    module = Written(forward, key=nn.Linear(4, 2), value=nn.Linear(4, 2))
+    found, left_out = found_in(module, 3, 5, 4)
+    assert not found
+    assert left_out["value"] == left_out["first"] == "read by scaled_dot_product_attention"
+
+
+def test_queries_are_no_units_of_attention_to_something_else() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        q, k = (layer(x).view(3, 5, 2, 2).transpose(1, 2) for layer in (self.first, self.third))
+        v = x.view(3, 5, 2, 2).transpose(1, 2)
+        return self.second(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    assert not found_in(Written(forward), 3, 5, 4)[0]
+
+
+def test_pooling_over_channels_mixes_units() -> None:
+    layers = {"first": nn.Conv1d(2, 4, 1), "second": nn.Conv1d(4, 2, 1)}
+    module = Written(lambda self, x: self.second(F.avg_pool2d(self.first(x), 3, 1, 1)), **layers)
+    found, left_out = found_in(module, 3, 2, 6)
+    assert (found, left_out["first"]) == ([], "read by avg_pool2d")
+
+
+def test_one_unit_and_what_all_units_would_have() -> None:
+    module = Written(lambda self, x: self.second(self.first(x) + x[:, :1]), second=nn.Linear(1, 2))
+    module.first = nn.Linear(4, 1)
+    assert found_in(module, 3, 4)[1]["first"] == "read by add"
+
+
+def test_layers_that_are_not_followed_are_said() -> None:
+    layers = {
+        "first": nn.Conv1d(4, 4, 1, groups=2),
+        "second": nn.Conv1d(4, 2, 1, padding_mode="circular", padding=1),
+    }
+    module = Written(lambda self, x: self.second(self.first(self.third(x.mT).mT)), **layers)
+    _, left_out = found_in(module, 3, 4, 5)
+    assert left_out == {
+        "first": "it has groups",
+        "third": "read by first in another way",
+        "second": "read by sum",
+    }
+    module.first, module.third = nn.Conv1d(4, 4, 1, padding_mode="reflect", padding=0), nn.Linear(4, 4)
+    assert [units.layer for units in found_in(module, 3, 4, 5)[0]] == ["third", "first"]
+
+
+@pytest.mark.parametrize("times", range(5))
+def test_pruned_weights_have_no_units(times: int) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    for layer in module[::2]:
+        prune.l1_unstructured(layer, "weight", 0.3)
+    found, left_out = found_in(module, 3, 4)
+    assert (found, left_out) == ([], dict.fromkeys("024", "its weights are computed"))
+
+
+def test_a_norm_that_is_written_by_hand() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+    module = Written(lambda self, x: self.second(self.norm(self.first(x))), norm=Norm())
+    [units], _ = found_in(module, 3, 4)
+    assert units.norms == ("norm",)
 
 
 def test_a_gate_of_whole_heads_is_no_unit_of_theirs() -> None:
@@ -368,9 +498,9 @@ def test_norms_between_units_and_what_reads_them(kind: type[nn.Module]) -> None:
     assert found == [Units("first", 4, ("first.weight", "first.bias"), ("norm",), ("second.weight",))]
     module.written = lambda self, x: self.third(self.norm(self.second(self.norm(self.first(x)))))
     found, left_out = found_in(module, 3, 4)
-    assert (found, left_out["first"], left_out["second"]) == ([], *["its norm is shared"] * 2)
+    assert (found, left_out["first"], left_out["second"]) == ([], *["its norm is used elsewhere too"] * 2)
     module.written = lambda self, x: self.second(self.norm(self.first(x))) + self.norm(x)
-    assert found_in(module, 3, 4)[1]["first"] == "its norm is shared"
+    assert found_in(module, 3, 4)[1]["first"] == "its norm is used elsewhere too"
 
 
 @pytest.mark.parametrize("shared", ["weight", "bias"])
@@ -379,7 +509,7 @@ def test_layers_that_share_weights_have_no_units(shared: str) -> None:
     setattr(module.second, shared, getattr(module.first, shared))
     found, left_out = found_in(module, 3, 4)
     assert not found
-    assert left_out["second"] == "its weights are shared"
+    assert left_out["second"] == "its weights are used elsewhere too"
 
 
 def test_weights_that_are_computed_have_no_units() -> None:
