@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,10 +26,6 @@ class Heard(NamedTuple):
 
     units: Mapping[Measure, Tensor]
     means: Mapping[str, Tensor]
-
-    def tensors(self) -> list[Tensor]:
-        """All of them, in an order that is the same in all processes."""
-        return [*self.units.values(), *self.means.values()]
 
     def to(self, device: torch.device) -> Heard:
         """The same on another device."""
@@ -61,7 +57,7 @@ class Activity:
         self.listening = False
         self.samples = 0
         """Number of samples since the last :meth:`take`, in this process."""
-        self._measures, self._units = tuple(measures), tuple(units)
+        self._measures, self._units, self._module = tuple(measures), tuple(units), module
         self._sums: dict[tuple[Measure, str], Tensor] = {}  # by layer, and means by reader
         self._calls: dict[str, int] = {}  # of layers' readers together, and of each
         self._handles = [
@@ -73,10 +69,18 @@ class Activity:
         ]
         self._first: nn.Module | None = None  # the reader by whose calls samples are counted
 
-    def take(self) -> Mapping[str, Heard]:
-        """The averages since the last time, by layer; those of layers that have run."""
-        means = {key: total / self._calls[key[1]] for key, total in self._sums.items()}
-        heard = [units for units in self._units if units.layer in self._calls]
+    def take(self, average: Callable[[list[Tensor]], None] | None = None) -> Mapping[str, Heard]:
+        """The averages since the last time, by layer; those of layers that have run.
+
+        Args:
+            average: over several processes, in place; in each of them other layers may have run, and what
+                has run in none of them is 0.
+        """
+        if average is None:
+            means = {key: total / self._calls[key[1]] for key, total in self._sums.items()}
+        else:
+            means = self._over_processes(average)
+        heard = [units for units in self._units if average is not None or units.layer in self._calls]
         self._sums, self._calls, self.samples, self._first = {}, {}, 0, None
         return {
             units.layer: Heard(
@@ -85,6 +89,24 @@ class Activity:
             )
             for units in heard
         }
+
+    def _over_processes(self, average: Callable[[list[Tensor]], None]) -> dict[tuple[Measure, str], Tensor]:
+        """Averages over the calls in all processes, without waiting for the device."""
+        sums: dict[tuple[Measure, str], Tensor] = {}
+        calls: dict[tuple[Measure, str], Tensor] = {}
+        for units in self._units:
+            weight = self._module.get_parameter(units.incoming[0])
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            for measure in self._measures:
+                of_inputs = measure == "mean"
+                size = units.number * (units.columns if of_inputs else 1)
+                for name in units.outgoing if of_inputs else (units.layer,):
+                    key = measure, name
+                    nothing = torch.zeros(size, dtype=wide, device=weight.device)
+                    sums[key] = self._sums.get(key, nothing).to(nothing)
+                    calls[key] = nothing.new_tensor([self._calls.get(name, 0)])
+        average([*sums.values(), *calls.values()])
+        return {key: total / calls[key].clamp(min=1e-6) for key, total in sums.items()}
 
     def detach(self) -> None:
         """Stops for good."""
@@ -103,6 +125,8 @@ class Activity:
         behind = 1 + len(getattr(reader, "kernel_size", ()))  # dimensions from that of the inputs on
         x = x if x.ndim > behind else x[None]  # one sample without a dimension for samples
         channel = x.ndim - behind
+        if not x.numel():  # an expert to which no sample has come
+            return
         if self._first in (None, reader):
             self._first = reader
             self.samples += len(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,14 @@ class Recycling:
         self._module, self._optimizers, self._rules, self._seed = module, list(optimizers), list(rules), seed
 
     @torch.no_grad()
-    def renew(self, units: Units, index: Tensor, number: int, means: Mapping[str, Tensor]) -> None:
+    def renew(
+        self,
+        units: Units,
+        index: Tensor,
+        number: int,
+        means: Mapping[str, Tensor],
+        trained: Container[str],
+    ) -> None:
         """Replaces some units of a layer.
 
         Args:
@@ -49,6 +56,8 @@ class Recycling:
             number: of the random numbers: another one for each time.
             means: of the inputs of each reader with which its bias, if it has one, makes up for the units;
                 by its name.
+            trained: names of parameters, of which biases of readers and norms stay as they are if they are
+                none of these.
         """
         rows, columns = Lines(0, spread(index, units.rows)), Lines(1, spread(index, units.columns))
         for name in units.incoming:
@@ -56,23 +65,25 @@ class Recycling:
             generator = numbered_generator(self._seed, number, torch.device("cpu"), hash_of(name))
             self._replace(weight, rows, _initial(weight, len(rows.index), generator))
         for norm in units.norms:
-            self._renew_norm(self._module.get_submodule(norm), rows)
+            self._renew_norm(norm, rows, trained)
         for name in units.outgoing:
             reader = self._module.get_parameter(name)
-            bias = getattr(self._module.get_submodule(name.removesuffix(".weight")), "bias", None)
-            if bias is not None and name in means:
+            layer = name.removesuffix(".weight")
+            bias = getattr(self._module.get_submodule(layer), "bias", None)
+            if bias is not None and name in means and f"{layer}.bias" in trained:
                 weights = held(reader)
                 shift = bias_shift(weights, means[name].to(weights), columns.index.to(weights.device))
                 held(bias).add_(shift.to(bias.dtype))
             self._replace(reader, columns, None)
 
-    def _renew_norm(self, norm: Any, rows: Lines) -> None:
+    def _renew_norm(self, name: str, rows: Lines, trained: Container[str]) -> None:
+        norm: Any = self._module.get_submodule(name)
         for key, value in (("running_mean", 0.0), ("running_var", 1.0)):
             if getattr(norm, key, None) is not None:
                 rows.fill_(getattr(norm, key), value)
         for key, value in (("weight", 1.0), ("bias", 0.0)):
             parameter = getattr(norm, key, None)
-            if parameter is not None:
+            if parameter is not None and f"{name}.{key}" in trained:
                 self._replace(parameter, rows, torch.full((len(rows.index),), value))
 
     def _replace(self, parameter: Tensor, lines: Lines, new: Tensor | None) -> None:

@@ -13,29 +13,25 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.guards.arguments import checked
 from cl_callbacks.guards.bounds import NON_NEGATIVE, Bounds
 from cl_callbacks.guards.few import few, some
 from cl_callbacks.guards.once import first_time
 from cl_callbacks.guards.sound_state import COUNT, OF_SQUARES
-from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.rules.renewal.activity import Activity, Heard, Measure
 from cl_callbacks.rules.renewal.recycling import Recycling
+from cl_callbacks.rules.renewal.unit_search import UnitSearch
 from cl_callbacks.rules.renewal.unit_weights import UnitWeights
-from cl_callbacks.rules.renewal.units import Units, find_units
-from cl_callbacks.rules.renewal.units_tried import read_elsewhere
+from cl_callbacks.rules.renewal.units import Units
 from cl_callbacks.rules.rule_options import RuleOptions
 from cl_callbacks.rules.synaptic_callback import SynapticCallback
 from cl_callbacks.synapses.optimizers import with_inner
 from cl_callbacks.synapses.view import SynapseView
-from cl_callbacks.tensors.shards import reshard
 from cl_callbacks.training import log_keys
 from cl_callbacks.training.lightning_private import is_stepping_batch
 from cl_callbacks.training.log import is_due, log
 from cl_callbacks.training.process_sums import average_over_processes_, sum_of_processes
 from cl_callbacks.training.progress import say
-from cl_callbacks.training.quiet_step import quiet_step, training_loss
 
 
 class UnitRule(SynapticCallback):
@@ -105,6 +101,8 @@ class UnitRule(SynapticCallback):
         self._activity: Activity | None = None
         self._recycling: Recycling | None = None
         self._new_readers: dict[str, int] = {}  # found, and no part of the state before a step
+        self._search: UnitSearch | None = None
+        self._trained: frozenset[str] = frozenset()
         self._task_is_new = True
         self._stepped = False  # in the present batch
 
@@ -162,11 +160,12 @@ class UnitRule(SynapticCallback):
         """Finds the units on the first batch, and begins to listen to them."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._task_is_new or self._activity is None:
-            self._find(trainer, pl_module, batch)
-            self._stop_listening()
-            self._activity = Activity(pl_module, self.units, self.needed)
             self._task_is_new = False
-        self._activity.listening = True
+            self._search = self._search or UnitSearch(trainer, pl_module, self.seed)
+            self._search.begin_task(batch, batch_idx)
+            self._settle(trainer, pl_module, self._search)
+        if self._activity is not None:
+            self._activity.listening = True
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Stops listening: what runs after the forward is not the training's."""
@@ -189,6 +188,8 @@ class UnitRule(SynapticCallback):
                 self._after_step(trainer, pl_module, self._activity)
             elif is_stepping_batch(trainer):  # it was skipped, as on an overflow
                 self._activity.take()
+            if self._stepped and self._search and self._search.look_again(batch, batch_idx, self.steps):
+                self._settle(trainer, pl_module, self._search)
             self._stepped = False
         if is_due(trainer):
             log(trainer, {log_keys.renewed(self.name): float(self.renewed)})
@@ -197,7 +198,9 @@ class UnitRule(SynapticCallback):
         """Stops listening."""
         super().teardown(trainer, pl_module, stage)
         self._stop_listening()
-        self._recycling = None
+        if self._search is not None:
+            self._search.end()
+        self._recycling = self._search = None
 
     def _stop_listening(self) -> None:
         if self._activity is not None:
@@ -210,32 +213,23 @@ class UnitRule(SynapticCallback):
             self._place_units(pl_module)
         self.steps += 1
         self.samples = sum_of_processes(trainer, float(activity.samples))
-        found = activity.take()
-        if trainer.world_size > 1:
-            average_over_processes_([t for heard in found.values() for t in heard.tensors()])
+        found = activity.take(average_over_processes_ if trainer.world_size > 1 else None)
         for units in self.units:
             if units.layer in found:
                 weights = UnitWeights(pl_module, units)
                 index = self.choose(units, found[units.layer].to(weights.device), weights)
                 if index is not None and len(index) and self._recycling is not None:
-                    self._recycling.renew(units, index, self.steps, self.means(units))
+                    self._recycling.renew(units, index, self.steps, self.means(units), self._trained)
                     self.renewed += len(index)
 
     # -- the units ---------------------------------------------------------------------------------
 
-    def _find(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        def run() -> Any:
-            with quiet_step(trainer, pl_module, self.seed), torch.no_grad(), eagerly():
-                loss = training_loss(trainer, pl_module, batch)
-            reshard(pl_module)  # or the next run would use weights that were gathered for this one
-            return loss
-
-        def in_any_process(found: bool) -> bool:
-            return trainer.strategy.reduce_boolean_decision(found, all=False)
-
+    def _settle(self, trainer: Trainer, pl_module: LightningModule, search: UnitSearch) -> None:
+        """Chooses among the units that were found, says which, and listens to them."""
         if self._step is not None and self._step.is_new:  # parameters may have been unfrozen
             self._place(pl_module, growing=True)
-        found, left_out = find_units(pl_module, run)
+        self._trained = frozenset(self.synapses.view.names)
+        found, left_out = search.found.units, dict(search.found.left_out)
         own = {
             f"{layer} {name}": units.columns
             for units in found
@@ -246,7 +240,7 @@ class UnitRule(SynapticCallback):
         for units in found:
             readers = _readers_of(units, self.readers | own)
             units = replace(units, outgoing=tuple(readers))
-            if not {*units.incoming, *units.outgoing} <= set(self.synapses.view.names):
+            if not {*units.incoming, *units.outgoing} <= self._trained:
                 left_out[units.layer] = "some of its weights are not trained, or not selected"
             elif len({*readers.values()}) > 1:
                 left_out[units.layer] = "read as channels and as numbers"
@@ -254,9 +248,8 @@ class UnitRule(SynapticCallback):
                 left_out[units.layer] = "some of its weights are sharded, and not by rows"
             else:
                 chosen.append(units)
-        with Section():  # weights are changed meanwhile
-            for layer in read_elsewhere(pl_module, chosen, run, in_any_process):
-                left_out[layer] = "read by something that torch cannot follow"
+        for layer in search.read_elsewhere(chosen):
+            left_out[layer] = "read by something that torch cannot follow"
         self.units = [units for units in chosen if units.layer not in left_out]
         reasons = some([f"{layer} ({reason})" for layer, reason in left_out.items()])
         if not found and not self.steps:
@@ -266,12 +259,14 @@ class UnitRule(SynapticCallback):
                 f"or convolutional layer that only other such layers read."
             )
         self._new_readers = own
+        self._stop_listening()
+        self._activity = Activity(pl_module, self.units, self.needed)
         number, layers = sum(units.number for units in self.units), few([units.layer for units in self.units])
         if not number:
             rank_zero_warn(f"{type(self).__name__} can replace no units in this task: {reasons}.")
-        elif first_time(self, "units"):
-            no_others = f"; no others: {reasons}" if reasons else ""
-            say(trainer, f"{self.name} may replace {number} units, of {layers}{no_others}")
+        text = f"may replace {number} units, of {layers}{f'; no others: {reasons}' if reasons else ''}"
+        if number and first_time(self, text):
+            say(trainer, f"{self.name} {text}")
 
     def _place_units(self, pl_module: LightningModule) -> None:
         for units in self.units:

@@ -27,6 +27,7 @@ from cl_callbacks.rules.renewal.places import (
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.tensors.containers import flat_tensors
 
+UNREAD = "read by nothing"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READERS = {"linear": 1, "conv1d": 2, "conv2d": 3, "conv3d": 4}
 """Functions that read units, and the number of dimensions of their input from that of the units on."""
@@ -147,7 +148,7 @@ class UnitTrace(TorchFunctionMode):
         if any(self._users(self._names[id(p)]) > 1 for p in own):
             return "its weights are used elsewhere too"
         if not source.readers:
-            return "read by nothing"
+            return UNREAD
         for reader in source.readers:
             if self._users(reader) > 1:
                 return f"{reader} reads others too"

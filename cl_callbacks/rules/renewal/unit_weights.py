@@ -44,18 +44,15 @@ class UnitWeights:
 
     def outgoing_magnitude(self) -> Tensor:
         """See :func:`~cl_callbacks.functional.outgoing_magnitude`; ``(units,)``."""
-        each = [outgoing_magnitude([own], self._number) for own in self._outgoing]
-        return self._summed(each, self._readers)
+        return self._over_shards(outgoing_magnitude(self._outgoing, self._number))
 
     def incoming_magnitude(self) -> Tensor:
         """See :func:`~cl_callbacks.functional.incoming_magnitude`; ``(units,)``."""
-        each = []
+        by_row = torch.zeros(len(self._incoming[0]), dtype=self._incoming[0].dtype, device=self.device)
         for weight in self._incoming:
             own = held(weight).to(self.device)
-            by_row = torch.zeros(len(weight), dtype=own.dtype, device=own.device)
-            by_row.narrow(0, first_row(weight), len(own)).copy_(own.abs().flatten(1).sum(1))
-            each.append(incoming_magnitude(by_row, self._number))
-        return self._summed(each, self._incoming)
+            by_row.narrow(0, first_row(weight), len(own)).add_(own.abs().flatten(1).sum(1))
+        return self._over_shards(incoming_magnitude(by_row, self._number))
 
     def held_magnitude(self, rule: SynapticCallback) -> Tensor:
         """How firmly a rule holds the readers: see :func:`~cl_callbacks.functional.held_magnitude`."""
@@ -63,21 +60,16 @@ class UnitWeights:
             view = rule.synapses.view.restrict_to(self._readers)
             plasticity = rule.plasticity(view, [1.0] * len(view)) if len(view) else None
         known = dict(zip(view.sources, plasticity or [], strict=True))
-        pairs = [
-            (own, known.get(p, torch.ones_like(own)).to(own))
+        each = [
+            known.get(p, torch.ones_like(own)).to(own)
             for p, own in zip(self._readers, self._outgoing, strict=True)
         ]
-        each = [held_magnitude([own], [free], self._number) for own, free in pairs]
-        return self._summed(each, self._readers)
+        return self._over_shards(held_magnitude(self._outgoing, each, self._number))
 
     @property
     def _outgoing(self) -> list[Tensor]:
         return [held(p.detach()).to(self.device) for p in self._readers]
 
-    def _summed(self, values: Sequence[Tensor], of: Sequence[Tensor]) -> Tensor:
-        """Sum over all weights; of those that are sharded over all processes too."""
-        whole = [value for value, weight in zip(values, of, strict=True) if not is_sharded(weight)]
-        parts = [value for value, weight in zip(values, of, strict=True) if is_sharded(weight)]
-        if parts:
-            whole.append(total(torch.stack(parts).sum(0), group_of(of)))
-        return torch.stack(whole).sum(0)
+    def _over_shards(self, value: Tensor) -> Tensor:
+        """Sum over the processes; where one of the network's weights is sharded, all are."""
+        return total(value, group_of(self._readers))

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from cl_callbacks import ContinualBackprop, EpochBoundaries, ReDo, SynapticIntelligence
-from cl_callbacks.rules.renewal.unit_weights import UnitWeights
-from cl_callbacks.rules.renewal.units import Units, find_units
+from cl_callbacks.rules.renewal.units import find_units
 from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 from tests import every_rule
 from tests.processes import train_together
-from tests.rules.renewal.test_units import Attending, Gated, Images, Residual, Squeezed, Written
+from tests.rules.renewal.test_units import Attending, Images, Residual, Squeezed, Written
 from tests.small import Net, make_trainer
 
 pytestmark = pytest.mark.slow
@@ -75,6 +75,35 @@ class Peeking(Pictures):
         loss = super().training_step(batch, batch_idx)
         handle.remove()
         return loss + float(np.sum(seen[0])) * (self.global_rank == 1)
+
+
+class Experts(Net):
+    """Of these each process runs another one, after the first batch."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Identity(), partial(torch.optim.SGD, lr=0.0))
+        parts = [[nn.Linear(16, n), nn.ReLU(), nn.Linear(n, 3)] for n in (8, 8, 5)]
+        self.experts = nn.ModuleList([nn.Sequential(*part) for part in parts])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        chosen = [self.experts[self.global_rank]] if batch_idx else self.experts
+        return F.cross_entropy(torch.stack([each(batch[0].flatten(1)) for each in chosen]).sum(0), batch[1])
+
+
+def train_experts(rank: int) -> dict[str, Any]:
+    """Processes start with the same weights, and only the rules change them."""
+    rules = [ContinualBackprop(0.3, maturity=1), ReDo(0.9, every_n_steps=2)]
+    trainer = make_trainer(
+        *(*rules, EpochBoundaries(1)),
+        devices=PROCESSES,
+        strategy="ddp_find_unused_parameters_true",
+        use_distributed_sampler=False,
+    )
+    torch.manual_seed(rank)
+    data, model = TensorDataset(torch.randn(24, 1, 4, 4), torch.randint(3, (24,))), Experts()
+    trainer.fit(model, DataLoader(data, 4))
+    return {"weights": dict(model.state_dict()), "renewed": [rule.renewed for rule in rules]}
 
 
 def by_layer(model: Pictures) -> None:
@@ -132,6 +161,7 @@ def work(rank: int, folder: Path) -> None:
     torch.save(train(by_layer, rank), folder / f"rows-{rank}.pt")
     torch.save(train(by_kernel, rank)["units"], folder / f"kernel-{rank}.pt")
     torch.save(train(by_layer, rank, Peeking)["units"], folder / f"peeking-{rank}.pt")
+    torch.save(train_experts(rank), folder / f"experts-{rank}.pt")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for make, shape, by_themselves in NETWORKS:
         for each in {by_themselves, False}:
@@ -143,22 +173,8 @@ def work(rank: int, folder: Path) -> None:
             fully_shard(module, mesh=mesh)
             assert find_units(module, lambda: module(x).sum()) == expected  # noqa: B023
             reshard(module)
-    magnitudes_of_weights_of_which_one_is_sharded(mesh)
     for dim, shape in ((0, (5, 2)), (0, (4, 2, 3)), (0, (1,)), (1, (4, 5))):
         lines_are_set(dim, shape, nn.Linear(1, 1, device="meta"), mesh)
-
-
-def magnitudes_of_weights_of_which_one_is_sharded(mesh: Any) -> None:
-    torch.manual_seed(0)
-    module = Gated()
-    module.written = nn.Linear(8, 4)
-    units = Units("gate", 8, ("gate.weight", "up.weight"), (), ("down.weight", "written.weight"))
-    whole = UnitWeights(module, units)
-    expected = (whole.incoming_magnitude(), whole.outgoing_magnitude())
-    for part in (module.gate, module.down):
-        fully_shard(part, mesh=mesh)
-    apart = UnitWeights(module, units)
-    torch.testing.assert_close((apart.incoming_magnitude(), apart.outgoing_magnitude()), expected)
 
 
 def lines_are_set(dim: int, shape: tuple[int, ...], module: nn.Module, mesh: Any) -> None:
@@ -193,8 +209,9 @@ def test_sharded_units_are_found_and_replaced_as_in_one_process(tmp_path: Path) 
         assert (found["units"], found["renewed"]) == (["net.0", "net.3", "net.5.0"], expected["renewed"])
         for what in ("weights", "moments", "states"):
             torch.testing.assert_close(found[what], expected[what], rtol=1e-9, atol=1e-12)
-        assert torch.load(tmp_path / f"kernel-{rank}.pt") == [
-            "net.3",
-            "net.5.0",
-        ]  # no process has whole channels
-        assert torch.load(tmp_path / f"peeking-{rank}.pt") == ["net.3", "net.5.0"]
+        without_channels = ["net.3", "net.5.0"]
+        assert torch.load(tmp_path / f"kernel-{rank}.pt") == without_channels  # no process has whole ones
+        assert torch.load(tmp_path / f"peeking-{rank}.pt") == without_channels
+        experts = [torch.load(tmp_path / f"experts-{r}.pt") for r in (0, rank)]
+        assert every_rule.same(*experts)
+        assert min(experts[0]["renewed"]) > 0

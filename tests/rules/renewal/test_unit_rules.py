@@ -39,6 +39,11 @@ def rectified() -> nn.Sequential:
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
+def renew(units: Units, index: int, module: nn.Module, optimizers: Any = (), rules: Any = ()) -> None:
+    trained = dict(module.named_parameters())
+    Recycling(module, optimizers, rules, seed=0).renew(units, torch.tensor([index]), 1, {}, trained)
+
+
 class Looking(Callback):
     """Calls a function before and after the rule replaces units, which is at the end of a batch."""
 
@@ -242,7 +247,7 @@ def test_of_a_channel_all_columns_and_the_norm_are_new() -> None:
     nn.init.uniform_(module.norm.weight, 2, 3)
     [units], _ = find_units(module, lambda: module(x))
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    Recycling(module, [], [], seed=0).renew(units, torch.tensor([1]), number=1, means={})
+    renew(units, 1, module)
     after = module.state_dict()
     for name in ("conv.weight", "conv.bias", "norm.weight", "norm.running_mean", "norm.running_var"):
         same = (before[name] == after[name]).reshape(3, -1).all(1)
@@ -263,7 +268,7 @@ def test_a_new_unit_has_new_parameters_in_a_norm_over_all_units(kind: type[nn.Mo
     module(x).sum().backward()
     optimizer.step()
     [units], _ = find_units(module, lambda: module(x))
-    Recycling(module, [optimizer], [], seed=0).renew(units, torch.tensor([1]), number=1, means={})
+    renew(units, 1, module, [optimizer])
     fresh = {"weight": 1.0, "bias": 0.0}
     for name, parameter in module[1].named_parameters():
         assert (parameter == fresh[name]).tolist() == [False, True, False]
@@ -279,7 +284,7 @@ def test_every_rule_forgets_the_weights_that_were_replaced_and_no_others() -> No
     factors = [f.clone() for f in rules["kfac"].memory.factors["net.0.weight"][0]]
     outer = [f.clone() for f in rules["kfac"].memory.factors["net.2.weight"][0]]
     units = Units("net.0", 8, ("net.0.weight", "net.0.bias"), (), ("net.2.weight",))
-    Recycling(model, [], rules.values(), seed=0).renew(units, torch.tensor([3]), number=1, means={})
+    renew(units, 3, model, rules=rules.values())
     stayed = torch.tensor([0, 1, 2, 4, 5, 6, 7])
     for name, keeper in rules.items():
         for field, state in keeper.synapses.state_dict().items():
@@ -408,6 +413,15 @@ def test_a_sample_counts_once_for_however_many_readers() -> None:
     run()
     run()
     assert activity.samples == 10
+
+
+def test_a_reader_to_which_no_sample_comes_is_not_counted() -> None:
+    module = rectified()
+    units, _ = find_units(module, lambda: module(torch.ones(5, FEATURES)).sum())
+    activity = Activity(module, units, ["mean", "magnitude", "active"])
+    activity.listening = True
+    module(torch.ones(0, FEATURES))
+    assert (activity.samples, activity.take()) == (0, {})
 
 
 @pytest.mark.parametrize(
