@@ -162,7 +162,8 @@ class UnitRule(SynapticCallback):
         if self._task_is_new or self._activity is None:
             self._task_is_new = False
             self._search = self._search or UnitSearch(trainer, pl_module, self.seed)
-            self._search.begin_task(batch, batch_idx)
+            known = (name.removesuffix(".weight") for key in self.readers for name in key.split(" "))
+            self._search.begin_task(batch, batch_idx, known)
             self._settle(trainer, pl_module, self._search)
         if self._activity is not None:
             self._activity.listening = True

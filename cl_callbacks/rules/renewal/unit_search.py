@@ -58,10 +58,11 @@ class UnitSearch:
         self._trainer, self._module, self._seed = trainer, pl_module, seed
         self._late = LateLayers(pl_module)
         self._late_batch: tuple[Any, int] | None = None
+        self._known: set[str] = set()
 
-    def begin_task(self, batch: Any, batch_idx: int) -> None:
-        """Looks for the units of a new task."""
-        self.found = Found([], {})
+    def begin_task(self, batch: Any, batch_idx: int, known: Iterable[str]) -> None:
+        """Looks for the units of a new task; ``known`` are layers that were met in earlier ones."""
+        self.found, self._known = Found([], {}), {*known}
         self._look(batch, batch_idx, self._seed)
 
     def look_again(self, batch: Any, batch_idx: int, steps: int) -> bool:
@@ -98,7 +99,7 @@ class UnitSearch:
         own = find_units(self._module, self._run)
         each = [Found(*found) for found in _of_all_processes(self._trainer, own)]
         self.found = together([self.found, *each])
-        for name in self._late.wait_for_others(self.found.layers):
+        for name in self._late.wait_for_others(self.found.layers | self._known):
             rank_zero_warn(
                 f"Renewal: {name} runs now and then, and not when units are looked for. If it reads units "
                 f"that are replaced, its weights do not follow."

@@ -287,7 +287,7 @@ class UnitTrace(TorchFunctionMode):
 
     def _normalised(self, call: Call, source: Source, place: Place, others: Sequence[Tensor]) -> Place | None:
         norms = {self._norms[id(t)] for t in others if id(t) in self._norms}
-        if source.rows > 1 or any(id(t) in self._names and id(t) not in self._norms for t in others):
+        if any(id(t) in self._names and id(t) not in self._norms for t in others):
             return None
         source.norms.update(dict.fromkeys(norms))
         for norm in norms:

@@ -52,9 +52,9 @@ def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], 
 
     From a unit to its readers there may be activations, dropout, norms, pooling, and flattening, and
     convolutions of each channel by itself. Units that are added or multiplied one by one are one. Where a
-    layer gives the values of attention, each head is a unit. A unit that something else reads too is left
-    out, since nobody could tell by which weights: that of an output, of a query or key, or of a residual
-    stream to which an embedding is added.
+    layer gives the values of attention, each head is a unit. A unit on which the loss depends in another way
+    too is left out, since nobody could tell by which weights: that of an output, of a query or key, of a
+    residual stream to which an embedding is added, or one that is concatenated with others.
 
     Args:
         module: whose layers are looked at.

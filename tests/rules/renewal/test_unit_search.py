@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,11 @@ def with_blocks_by_chance(net: Still, x: Tensor, batch_idx: int) -> Tensor:
     return net.heads[0](h)
 
 
+def with_one_block(net: Still, x: Tensor, batch_idx: int) -> Tensor:
+    h, block = net.enter(x), batch_idx % 3
+    return net.heads[0](h + net.down[block](net.up[block](h).relu()))
+
+
 def with_what_no_search_meets(net: Still, x: Tensor, batch_idx: int) -> Tensor:
     h = net.enter(x).relu()
     return net.heads[0](h) + (net.heads[1](h) if torch.is_grad_enabled() else 0.0)
@@ -64,18 +70,42 @@ def test_heads_of_some_batches_read_the_units_too() -> None:
     assert silent[0].any() and torch.equal(*silent)
 
 
-def test_blocks_that_run_by_chance_are_all_met() -> None:
+@pytest.mark.parametrize("run", [with_blocks_by_chance, with_one_block])
+def test_blocks_that_run_in_some_batches_are_all_met(run: Callable[[Still, Tensor, int], Tensor]) -> None:
     rule = ContinualBackprop(0.0)
-    train(with_blocks_by_chance, rule, batches=40)
+    train(run, rule, batches=40)
     stream = rule.units[0]
     assert set(stream.layers) == {"enter", "down.0", "down.1", "down.2"}
     assert set(stream.outgoing) == {"up.0.weight", "up.1.weight", "up.2.weight", "heads.0.weight"}
     assert len(rule.units) == 4
 
 
-def test_a_layer_that_no_search_meets_is_said() -> None:
+def test_a_layer_that_no_search_meets_is_said_and_given_up() -> None:
+    searches = []
+
+    def run(net: Still, x: Tensor, batch_idx: int) -> Tensor:
+        if not torch.is_grad_enabled():
+            searches.append(batch_idx)
+        return with_what_no_search_meets(net, x, batch_idx)
+
     with pytest.warns(UserWarning, match=r"heads\.1 runs now and then"):
-        train(with_what_no_search_meets, ReDo())
+        train(run, ReDo())
+    assert set(searches) == set(range(5))
+
+
+def test_heads_of_earlier_tasks_are_known() -> None:
+    """The second task runs its own head in the forward, and the first one's besides, unseen by searches."""
+
+    def run(net: Still, x: Tensor, batch_idx: int) -> Tensor:
+        h, task = net.enter(x).relu(), net.current_epoch
+        return net.heads[task](h) + (net.heads[0](h) if task and torch.is_grad_enabled() else 0.0)
+
+    torch.manual_seed(0)
+    rule = ReDo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*runs now and then")
+        make_trainer(rule, EpochBoundaries(1), max_epochs=2).fit(Still(run), loader(*task(0, samples=80)))
+    assert set(rule.units[0].outgoing) == {"heads.0.weight", "heads.1.weight"}
 
 
 def test_searches_of_which_one_leaves_units_out() -> None:

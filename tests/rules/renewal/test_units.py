@@ -386,12 +386,13 @@ def test_what_has_one_row_for_a_unit_of_several_rows(between: nn.Module) -> None
 
 def test_values_that_several_heads_share_have_no_units() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        q = self.first(x).view(3, 5, 4, 1).transpose(1, 2)
-        k, v = (layer(x).view(3, 5, 2, 1).transpose(1, 2) for layer in (self.key, self.value))
+        q = self.first(x).view(3, 5, 4, 2).transpose(1, 2)
+        k, v = (layer(x).view(3, 5, 2, 2).transpose(1, 2) for layer in (self.key, self.value))
         y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-        return self.second(y.transpose(1, 2).reshape(3, 5, 4))
+        return self.second(y.transpose(1, 2).reshape(3, 5, 8))
 
-    module = Written(forward, key=nn.Linear(4, 2), value=nn.Linear(4, 2))
+    layers = {"first": nn.Linear(4, 8), "key": nn.Linear(4, 4), "second": nn.Linear(8, 4)}
+    module = Written(forward, value=nn.Linear(4, 4), **layers)
     found, left_out = found_in(module, 3, 5, 4)
     assert not found
     assert left_out["value"] == left_out["first"] == "read by scaled_dot_product_attention"
