@@ -84,6 +84,7 @@ METHODS = {
         "none @ adamw=1 lr=0.0001 input_norm=1",
         f"ContinualBackprop(0.0001) @ {ADAMW} input_norm=1",
         f"none @ {NORMALISED}",
+        "none @ sgd=1 lr=0.003 input_norm=1",
         f"UPGD(decay=0.9999, noise=0.0, weight_decay=0.01) @ {NORMALISED}",
         f"L2Init(0.001) @ {NORMALISED}",
     ],

@@ -128,6 +128,8 @@ def test_no_rule_imports_another() -> None:
     shared |= {"batch_gradients", "teachers", "boundary_renewal", "drawn_noise", "layer_matrices"}
     shared |= {
         "activity",
+        "module_parts",
+        "source",
         "late_layers",
         "unit_search",
         "places",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cl_callbacks.rules.renewal.unit_trace import LAYERS
+from cl_callbacks.rules.renewal.module_parts import LAYERS
 from cl_callbacks.synapses.state import plain_name
 from cl_callbacks.training.quiet import leaves_no_trace
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from cl_callbacks.compiled.one_thread import eagerly
 from cl_callbacks.guards.waiting_signals import Section
 from cl_callbacks.rules.renewal.late_layers import LateLayers
-from cl_callbacks.rules.renewal.unit_trace import UNREAD
+from cl_callbacks.rules.renewal.source import UNREAD
 from cl_callbacks.rules.renewal.units import Units, find_units
 from cl_callbacks.rules.renewal.units_tried import read_elsewhere
 from cl_callbacks.tensors.shards import reshard

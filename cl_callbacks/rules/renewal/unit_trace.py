@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.overrides import TorchFunctionMode
 
+from cl_callbacks.rules.renewal.module_parts import ModuleParts, is_depthwise
 from cl_callbacks.rules.renewal.places import (
     ADDING,
     ATTENTION,
@@ -24,42 +24,11 @@ from cl_callbacks.rules.renewal.places import (
     divided_into_heads,
     handled,
 )
-from cl_callbacks.synapses.state import plain_name
+from cl_callbacks.rules.renewal.source import UNREAD, Source
 from cl_callbacks.tensors.containers import flat_tensors
 
-UNREAD = "read by nothing"
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READERS = {"linear": 1, "conv1d": 2, "conv2d": 3, "conv3d": 4}
 """Functions that read units, and the number of dimensions of their input from that of the units on."""
-_OF_NORMS = ("weight", "bias", "running_mean")
-
-
-@dataclass(eq=False)
-class Source:
-    """Layers whose outputs are the same units, and what was found of these so far."""
-
-    layers: list[str]
-    number: int
-    rows: int = 1
-    norms: dict[str, None] = field(default_factory=dict)
-    readers: dict[str, int] = field(default_factory=dict)  # columns of each unit, by name of the weight
-    obstacle: str = ""
-
-    def take(self, other: Source) -> None:
-        """Adds what was found of another, whose units are these too."""
-        self.norms |= other.norms
-        for reader, columns in other.readers.items():
-            self.read_by(reader, columns)
-        self.obstacle = self.obstacle or other.obstacle
-
-    def read_by(self, reader: str, columns: int) -> None:
-        """Notes that a weight reads the units."""
-        if self.readers.setdefault(reader, columns) != columns:
-            self.left_out("read as channels and as numbers")
-
-    def left_out(self, reason: str) -> None:
-        """Notes why the units cannot be replaced; the first reason stays."""
-        self.obstacle = self.obstacle or reason
 
 
 class UnitTrace(TorchFunctionMode):
@@ -81,13 +50,7 @@ class UnitTrace(TorchFunctionMode):
         self.sources: dict[str, Source] = {}
         self.not_followed: dict[str, str] = {}
         self._module = module
-        layers = [(plain_name(n), layer) for n, layer in module.named_modules() if isinstance(layer, LAYERS)]
-        reasons = {name: _not_followed(layer) for name, layer in layers}
-        self._others = [(layer, name, reasons[name]) for name, layer in layers if reasons[name]]
-        self._layers = {f"{name}.weight": (name, layer) for name, layer in layers if not reasons[name]}
-        self._names: dict[int, str] = {}  # of a parameter; by several id() of one that is sharded
-        self._norms: dict[int, str] = {}  # by id() of what they normalise with
-        self._learn_names()
+        self._parts = ModuleParts(module)
         self._carried: dict[int, tuple[Source, Place]] = {}
         self._mixed: dict[int, dict[Source | str, str]] = {}  # what tensors depend on, and by what function
         self._of_weights: set[int] = set()  # tensors that depend on nothing but parameters
@@ -98,14 +61,14 @@ class UnitTrace(TorchFunctionMode):
         self._handles: list[Any] = []
 
     def __enter__(self) -> UnitTrace:
-        for name, (_, layer) in self._layers.items():
+        for name, (_, layer) in self._parts.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._beginning(name), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._ending(name)))
-        for layer, name, reason in self._others:
+        for name, (layer, reason) in self._parts.others.items():
             self._handles.append(layer.register_forward_pre_hook(self._running(name, reason)))
         for part in self._module.modules():
             if isinstance(part, FSDPModule):
-                self._handles.append(part.register_forward_pre_hook(self._learn_names))
+                self._handles.append(part.register_forward_pre_hook(self._parts.learn_names))
         super().__enter__()
         return self
 
@@ -136,16 +99,14 @@ class UnitTrace(TorchFunctionMode):
                 else:
                     self.sources[key.layers[0]].left_out(reason)
 
-    def parameters_of(self, layer: str) -> list[str]:
-        """Names of the parameters of a layer."""
-        _, found = self._layers[f"{layer}.weight"]
-        return [f"{layer}.{name}" for name in ("weight", "bias") if getattr(found, name) is not None]
+    def parameters_of(self, source: Source) -> dict[str, Tensor]:
+        """The parameters of the layers of a source, by name."""
+        return {name: p for layer in source.layers for name, p in self._parts.of_layer(layer).items()}
 
     def obstacle(self, source: Source) -> str:
         """Why the units of a source cannot be told from what reads them; empty if they can."""
-        layers = [self._layers[f"{name}.weight"][1] for name in source.layers]
-        own = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-        if any(self._users(self._names[id(p)]) > 1 for p in own):
+        own = self.parameters_of(source).values()
+        if any(self._users(self._parts.name(p)) > 1 for p in own):
             return "its weights are used elsewhere too"
         if not source.readers:
             return UNREAD
@@ -156,30 +117,19 @@ class UnitTrace(TorchFunctionMode):
             return "its norm is used elsewhere too"
         if len({*source.readers.values()}) > 1 or source.rows not in (1, *source.readers.values()):
             return "read as channels and as numbers"
-        if not self._sizes_fit(source, layers):
+        if not self._sizes_fit(source, own):
             return "the weights around it have other sizes"
         return ""
 
-    def _sizes_fit(self, source: Source, layers: Sequence[Any]) -> bool:
+    def _sizes_fit(self, source: Source, own: Iterable[Tensor]) -> bool:
         norms = [getattr(self._module.get_submodule(name), "weight", None) for name in source.norms]
-        rows = [len(t) for t in (*(layer.weight for layer in layers), *norms) if t is not None]
-        readers = [(self._layers[name][1].weight.shape[1], n) for name, n in source.readers.items()]
+        rows = [len(t) for t in (*own, *norms) if t is not None]
+        readers = [(self._parts.layers[name][1].weight.shape[1], n) for name, n in source.readers.items()]
         columns_fit = all(size == source.number * n for size, n in readers)
         return columns_fit and {*rows} == {source.number * source.rows}
 
     def _users(self, parameter: str) -> int:
         return len({self.sources.get(use, use) for use in self._uses.get(parameter, ())})
-
-    def _learn_names(self, *_: Any) -> None:
-        """Notes which tensors the parameters are: in a forward of FSDP2 others than before, gathered."""
-        parameters = self._module.named_parameters(remove_duplicate=False)
-        self._names.update({id(p): plain_name(name) for name, p in parameters})
-        self._names.update({id(layer.weight): name for name, (_, layer) in self._layers.items()})
-        for name, part in self._module.named_modules():
-            if not isinstance(part, LAYERS):
-                own = {**part._parameters, **part._buffers}
-                known = [t for key, t in own.items() if key in _OF_NORMS and t is not None]
-                self._norms.update({id(t): plain_name(name) for t in known})
 
     def _beginning(self, name: str) -> Callable[..., None]:
         def begin(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -225,19 +175,19 @@ class UnitTrace(TorchFunctionMode):
         self, name: str, given: Sequence[Tensor], outputs: Iterable[Tensor], kept: Source | None
     ) -> None:
         """Notes what the outputs of a function depend on, besides the units that it has ``kept``."""
-        of_weights = [t for t in given if id(t) in self._of_weights or id(t) in self._names]
+        of_weights = [t for t in given if id(t) in self._of_weights or self._parts.name(t)]
         alone = kept is None and 0 < len(of_weights) == len(given)
+        loss = not alone and name in ADDING and all(t.ndim == 0 for t in given)
         mixed: dict[Source | str, str] = {}
         for tensor in given:
-            penalty = id(tensor) in self._of_weights and tensor.ndim == 0 and name in ADDING
-            if penalty and not alone:  # added to the loss, it says nothing of the data
+            if loss and id(tensor) in self._of_weights:  # a penalty, which says nothing of the data
                 continue
             mixed |= self._mixed.get(id(tensor), {})
             carried = self._carried.get(id(tensor))
             if carried is not None and carried[0] is not kept:
                 mixed.setdefault(carried[0], f"read by {name.strip('_')}")
-            if kept is None and id(tensor) in self._names:
-                mixed.setdefault(self._names[id(tensor)], name)
+            if self._parts.name(tensor) and (kept is None or name not in NORMALISING):
+                mixed.setdefault(self._parts.name(tensor), name)
         self._note(outputs, mixed, alone)
 
     def _note(self, outputs: Iterable[Tensor], mixed: Mapping[Source | str, str], of_weights: bool) -> None:
@@ -286,9 +236,9 @@ class UnitTrace(TorchFunctionMode):
         return after(call, place)
 
     def _normalised(self, call: Call, source: Source, place: Place, others: Sequence[Tensor]) -> Place | None:
-        norms = {self._norms[id(t)] for t in others if id(t) in self._norms}
-        if any(id(t) in self._names and id(t) not in self._norms for t in others):
+        if any(self._parts.name(t) and not self._parts.norm(t) for t in others):
             return None
+        norms = {norm for t in others if (norm := self._parts.norm(t))}
         source.norms.update(dict.fromkeys(norms))
         for norm in norms:
             self._uses.setdefault(f"{norm}.weight", set()).add(source.layers[0])
@@ -319,12 +269,12 @@ class UnitTrace(TorchFunctionMode):
         given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
         x, weight, bias = given["input"], given["weight"], given.get("bias")
         source, place = self._carried.get(id(x), (None, Place(0)))
-        parameter, behind = self._names.get(id(weight), ""), _READERS[name]
-        own, layer = self._layers.get(parameter, ("", None))
+        parameter, behind = self._parts.name(weight), _READERS[name]
+        own, layer = self._parts.layers.get(parameter, ("", None))
         padded = getattr(layer, "padding_mode", "zeros") != "zeros"  # then it reads a copy
         known = parameter in self._inputs and (padded or self._inputs[parameter] == id(x))
         fits = known and place.dim == x.ndim - behind
-        by_channel = known and _is_depthwise(layer)
+        by_channel = known and is_depthwise(layer)
         mixed = {key: r for t in (x, weight, bias) for key, r in self._mixed.get(id(t), {}).items()}
         if source is not None and not fits:
             reader = own or parameter.removesuffix(".weight")
@@ -334,8 +284,8 @@ class UnitTrace(TorchFunctionMode):
             source.read_by(parameter, place.columns)
         if known:
             self._uses.setdefault(parameter, set()).add(source.layers[0] if source and fits else "")
-            if id(bias) in self._names:
-                self._uses.setdefault(self._names[id(bias)], set()).add(parameter)
+            if self._parts.name(bias):
+                self._uses.setdefault(self._parts.name(bias), set()).add(parameter)
             new = self.sources.setdefault(own, Source([own], len(weight)))
             if by_channel and source is not None and fits and new is not source:
                 if (source.number, source.rows, place.columns) == (new.number, 1, 1):
@@ -345,7 +295,7 @@ class UnitTrace(TorchFunctionMode):
                     mixed[source] = "read as channels and as numbers"
             self._carry(out, new, Place(out.ndim - behind))
         else:
-            used = [self._names[id(t)] for t in (weight, bias) if id(t) in self._names]
+            used = [name for t in (weight, bias) if (name := self._parts.name(t))]
             mixed |= dict.fromkeys(used, "another layer")
         self._note([out], mixed, of_weights=False)
 
@@ -353,15 +303,3 @@ class UnitTrace(TorchFunctionMode):
         self._alive.append(tensor)
         self._carried[id(tensor)] = source, place
         self._storages[tensor.untyped_storage().data_ptr()] = source
-
-
-def _not_followed(layer: Any) -> str:
-    """Why a layer is none whose units are followed; empty if they are."""
-    if "weight" not in layer._parameters:
-        return "its weights are computed"
-    return "it has groups" if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer) else ""
-
-
-def _is_depthwise(layer: Any) -> bool:
-    """Whether a convolution has one input and one output in each group."""
-    return getattr(layer, "groups", 1) > 1 and layer.groups == layer.in_channels == layer.out_channels

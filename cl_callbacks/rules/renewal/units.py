@@ -81,7 +81,7 @@ def find_units(module: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], 
         if reason:
             left_out.update(dict.fromkeys(source.layers, reason))
             continue
-        incoming = tuple(name for layer in source.layers for name in trace.parameters_of(layer))
+        incoming = tuple(trace.parameters_of(source))
         columns = next(iter(source.readers.values()))
         names = (source.layers[0], source.number, incoming, tuple(source.norms), tuple(source.readers))
         found.append(Units(*names, source.rows, columns))

@@ -272,7 +272,7 @@ MASK = torch.tensor([[1.0], [0.0], [1.0]])
         lambda self, x: self.second(self.first(x).detach()),
         lambda self, x: self.second(self.first(x).mT.mT),
         lambda self, x: self.second(self.first(x).masked_fill(MASK > 0, 0.0)),
-        lambda self, x: self.second(self.first(x)) + 0.1 * sum(p.abs().sum() for p in self.parameters()),
+        lambda self, x: self.second(self.first(x)).sum() + 0.1 * sum(p.norm() for p in self.parameters()),
     ],
 )
 def test_what_does_the_same_to_each_unit_leaves_them(forward: Any) -> None:
@@ -345,6 +345,7 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(self.first(x)) + self.second(x), "second.weight reads others too"),
         (lambda self, x: self.second(self.first(x)) * self.second.weight.sum(), "second.weight reads others"),
         (lambda self, x: self.second(self.first(x)) + x @ self.second.weight.T, "second.weight reads others"),
+        (lambda self, x: self.second(self.first(x)) + self.second.weight.sum(), "second.weight reads others"),
         (lambda self, x: self.first(x) @ self.second.weight, "read by matmul"),
         (lambda self, x: self.second((h := self.first(x)) + self.third(x)) + h.norm().log(), "read by norm"),
         (lambda self, x: self.second(self.third(x) + (h := self.first(x))) + h.norm().log(), "read by norm"),
