@@ -164,7 +164,8 @@ class UnitTrace(TorchFunctionMode):
         place = self._after(call, given) if call is not None else None
         source = self._carried[id(call.x)][0] if call is not None else None
         if in_place and place is None:
-            at = self._storages.get(outputs[0].untyped_storage().data_ptr())
+            address = _address(outputs[0])
+            at = self._storages.get(address) if address is not None else None
             if at is not None:
                 self.sources[at.layers[0]].left_out(f"read by {name.strip('_')}")
         if place is not None and source is not None:
@@ -302,4 +303,16 @@ class UnitTrace(TorchFunctionMode):
     def _carry(self, tensor: Tensor, source: Source, place: Place) -> None:
         self._alive.append(tensor)
         self._carried[id(tensor)] = source, place
-        self._storages[tensor.untyped_storage().data_ptr()] = source
+        address = _address(tensor)
+        if address is None:
+            source.left_out("it runs within torch.vmap")
+        else:
+            self._storages[address] = source
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where its memory is; ``None`` within ``torch.vmap``, of which nothing else tells."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return None

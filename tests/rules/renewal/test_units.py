@@ -353,6 +353,10 @@ def test_several_heads_read_the_same_units() -> None:
         (lambda self, x: self.second(x.type_as(h := self.first(x)) + h), "read by add"),
         (lambda self, x: self.second(F.pad(self.first(x)[..., None], (0, 0, 1, -1))[..., 0]), "read by pad"),
         (lambda self, x: self.second(self.first(x).pow(-1)), "read by pow"),
+        (
+            lambda self, x: torch.vmap(lambda row: self.second(self.first(row)))(x),
+            "it runs within torch.vmap",
+        ),
         (lambda self, x: self.second(torch.div(input=x, other=self.first(x))), "read by div"),
         (lambda self, x: self.second(filled(torch.zeros(3, 4), self.first(x))), "read by setitem"),
         (lambda self, x: self.second(first_half_overwritten(self.first(x), x)), "read by setitem"),
