@@ -14,7 +14,7 @@ EQUALS_ROWS = {"ewc", "mas", "kfac"}
 """Rules whose importance is compared with a loop over rows, in tests/rules/test_odd_batches.py."""
 NO_UNITS = "finds no units that it could replace"
 WITHOUT_UNITS = {
-    "packed", "time major", "square", "time major linear", "graphs", "one graph", "centred", "pruned",
+    "packed", "time major", "square", "graphs", "one graph", "pruned",
     "weight norm", "spectral norm", "hooked", "whole numbers",
 }  # fmt: skip
 """Networks in which something else than a linear layer reads each layer."""
