@@ -104,9 +104,7 @@ class Activity:
                     key = measure, name
                     nothing = torch.zeros(size, dtype=wide, device=weight.device)
                     sums[key] = self._sums.get(key, nothing).to(nothing)
-                    calls[key] = nothing.new_full(
-                        (1,), self._calls.get(name, 0)
-                    )  # without a copy from the host
+                    calls[key] = nothing.new_full((1,), self._calls.get(name, 0))  # no copy from the host
         average([*sums.values(), *calls.values()])
         return {key: total / calls[key].clamp(min=1e-6) for key, total in sums.items()}
 

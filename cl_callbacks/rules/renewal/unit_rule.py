@@ -261,7 +261,9 @@ class UnitRule(SynapticCallback):
             )
         self._new_readers = own
         self._stop_listening()
-        self._activity = Activity(pl_module, self.units, self.needed)
+        # Readers of earlier tasks, such as other heads, are not listened to: their means stay.
+        kept = {units.layer for units in self.units}
+        self._activity = Activity(pl_module, [u for u in found if u.layer in kept], self.needed)
         number, layers = sum(units.number for units in self.units), few([units.layer for units in self.units])
         if not number:
             rank_zero_warn(f"{type(self).__name__} can replace no units in this task: {reasons}.")

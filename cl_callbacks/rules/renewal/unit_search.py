@@ -59,9 +59,13 @@ class UnitSearch:
         self._late = LateLayers(pl_module)
         self._late_batch: tuple[Any, int] | None = None
         self._known: set[str] = set()
+        self._batch: tuple[Any, ...] = ()
+        self._number = seed
 
     def begin_task(self, batch: Any, batch_idx: int, known: Iterable[str]) -> None:
         """Looks for the units of a new task; ``known`` are layers that were met in earlier ones."""
+        self._late.detach()
+        self._late = LateLayers(self._module)  # a task may have brought layers
         self.found, self._known = Found([], {}), {*known}
         self._look(batch, batch_idx, self._seed)
 
@@ -88,7 +92,9 @@ class UnitSearch:
     def read_elsewhere(self, units: Sequence[Units]) -> list[str]:
         """Layers whose units something reads that torch cannot follow, in the batch of the latest search."""
         with Section():  # weights are changed meanwhile
-            return read_elsewhere(self._module, units, self._run, self._in_any_process)
+            layers = read_elsewhere(self._module, units, self._run, self._in_any_process)
+        self._batch = ()  # whose memory is not to be kept for a whole task
+        return layers
 
     def end(self) -> None:
         """Waits for no more layers."""

@@ -25,10 +25,12 @@ from cl_callbacks.tensors.lines import Lines
 from cl_callbacks.tensors.shards import distribute_like, full_tensor, reshard
 from tests import every_rule
 from tests.processes import train_together
+from tests.rules.renewal.test_unit_rules import Heads
 from tests.rules.renewal.test_units import Attending, Images, Residual, Squeezed, Written
-from tests.small import Net, make_trainer
+from tests.small import Net, loader, make_trainer, task
 
 pytestmark = pytest.mark.slow
+UNUSED = "ddp_find_unused_parameters_true"
 PROCESSES = 3  # of 4 rows the last one holds none, and of 5 it holds one
 
 # How to make a network, the shape of its inputs, and whether each layer may be sharded by itself.
@@ -97,13 +99,21 @@ def train_experts(rank: int) -> dict[str, Any]:
     trainer = make_trainer(
         *(*rules, EpochBoundaries(1)),
         devices=PROCESSES,
-        strategy="ddp_find_unused_parameters_true",
+        strategy=UNUSED,
         use_distributed_sampler=False,
     )
     torch.manual_seed(rank)
     data, model = TensorDataset(torch.randn(24, 1, 4, 4), torch.randint(3, (24,))), Experts()
     trainer.fit(model, DataLoader(data, 4))
     return {"weights": dict(model.state_dict()), "renewed": [rule.renewed for rule in rules]}
+
+
+def heard_by_the_first_head() -> Tensor:
+    """After a task with it, and one with another."""
+    rule = ContinualBackprop(0.0)
+    trainer = make_trainer(rule, EpochBoundaries(1), max_epochs=2, devices=PROCESSES, strategy=UNUSED)
+    trainer.fit(Heads(), loader(*task(0)))
+    return rule.unit_state["heard"]["heads.0.weight"]
 
 
 def by_layer(model: Pictures) -> None:
@@ -162,6 +172,7 @@ def work(rank: int, folder: Path) -> None:
     torch.save(train(by_kernel, rank)["units"], folder / f"kernel-{rank}.pt")
     torch.save(train(by_layer, rank, Peeking)["units"], folder / f"peeking-{rank}.pt")
     torch.save(train_experts(rank), folder / f"experts-{rank}.pt")
+    assert heard_by_the_first_head().tolist() == [1.0] * 8  # one step, and none of the second task
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for make, shape, by_themselves in NETWORKS:
         for each in {by_themselves, False}:
